@@ -1,0 +1,222 @@
+"""The vocabulary of the reward service: what is sent and what comes back, as plain frozen data.
+
+Nothing here knows protobuf or a transport; `convert.py` translates. A failure is never a number:
+the score of an item is either a finite float, or None with an `ItemError` at the same index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+SpecKind: TypeAlias = Literal["geneval", "ocr", "metadata"]
+ScorerState: TypeAlias = Literal["STARTING", "READY", "FAILED", "DRAINING"]
+UInt8Image: TypeAlias = NDArray[np.uint8]  # (H, W, 3) RGB
+
+
+class Code(str, Enum):
+    """Outcome of a request or of one item; `errors.STATUS` maps it to HTTP and gRPC statuses."""
+
+    OK = "OK"
+    INVALID_ARGUMENT = "INVALID_ARGUMENT"
+    NOT_FOUND = "NOT_FOUND"
+    RESOURCE_EXHAUSTED = "RESOURCE_EXHAUSTED"
+    UNAVAILABLE = "UNAVAILABLE"
+    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
+    CANCELLED = "CANCELLED"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
+    INTERNAL = "INTERNAL"
+
+
+class Encoding(str, Enum):
+    """How the pixels of an `Image` are stored."""
+
+    RAW_U8_RGB_HWC = "RAW_U8_RGB_HWC"
+    PNG = "PNG"
+    JPEG = "JPEG"
+    WEBP = "WEBP"
+    QOI = "QOI"
+    RAW_U8_RGB_HWC_ZSTD = "RAW_U8_RGB_HWC_ZSTD"
+
+
+class Priority(str, Enum):
+    """Which queue a request joins; TRAIN is served before EVAL, EVAL before BULK."""
+
+    TRAIN = "TRAIN"
+    EVAL = "EVAL"
+    BULK = "BULK"
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One picture, encoded.
+
+    Attributes:
+        data: the encoded bytes; for the raw encodings rows of uint8 RGB, top row first.
+        encoding: how `data` is stored.
+        width: in pixels; required for the raw encodings, otherwise 0 or the true width.
+        height: in pixels; as `width`.
+    """
+
+    data: bytes = field(repr=False)
+    encoding: Encoding
+    width: int = 0
+    height: int = 0
+
+    @staticmethod
+    def from_array(array: UInt8Image) -> Image:
+        """Wrap a uint8 RGB array (H, W, 3) without compression.
+
+        Raises:
+            InvalidArgument: another dtype or shape.
+        """
+        from reward_client import codec
+
+        return codec.encode(array, Encoding.RAW_U8_RGB_HWC)
+
+    @staticmethod
+    def from_pil(image: PIL.Image.Image) -> Image:
+        """Convert a Pillow image of any mode to raw RGB; transparency is dropped."""
+        return Image.from_array(np.asarray(image.convert("RGB"), dtype=np.uint8))
+
+    @staticmethod
+    def from_file(path: str | Path) -> Image:
+        """Read a PNG, JPEG, WebP or QOI file; its bytes are sent as they are.
+
+        Raises:
+            InvalidArgument: the file is none of these (told by its first bytes, not its name).
+            OSError: the file cannot be read.
+        """
+        from reward_client import codec
+
+        data = Path(path).read_bytes()
+        return Image(data, codec.sniff(data, what=f"file {str(path)!r}"))
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One thing to score.
+
+    Attributes:
+        id: the caller's name for it, unique within a request; errors mention it.
+        prompt: the text the images were made from; may be empty.
+        images: what is scored: one picture, or the frames of a video.
+        references: what is compared with (editing source, similarity target).
+        spec: what a scorer needs beyond the prompt. For "geneval" a GenEval metadata row, such as
+            `{"tag": "position", "include": [{"class": "star", "count": 1, "color": "red",
+            "position": ["left of", 0]}], "exclude": []}`; for "ocr" `{"target": "STOP"}`; for
+            "metadata" any JSON-like mapping.
+        spec_kind: how `spec` is to be read; required when `spec` is given.
+    """
+
+    id: str
+    prompt: str
+    images: tuple[Image, ...]
+    references: tuple[Image, ...] = ()
+    spec: Mapping[str, Any] | None = None
+    spec_kind: SpecKind | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerSelector:
+    """Which scorer to ask: its name, and where it matters a version and a named transform."""
+
+    name: str
+    version: str = ""
+    transform: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """A batch of items for one or several scorers; a retry repeats the same `request_id`."""
+
+    request_id: str
+    scorers: tuple[ScorerSelector, ...]
+    items: tuple[Item, ...]
+    priority: Priority = Priority.TRAIN
+    include_details: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ItemError:
+    """Why one item has no score."""
+
+    code: Code
+    message: str
+    retryable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerResult:
+    """What one scorer says about N items, column by column.
+
+    Attributes:
+        name: the scorer.
+        version: its version; changes with the definition of the score.
+        fingerprint: digest over weights, preprocessing, code and dtype.
+        scores: N transformed values; None exactly where `errors` has an entry.
+        raw: N untransformed values; None at the same places.
+        components: further named values, N each, None at the same places.
+        errors: item index -> why it has no score.
+        details: N explanations for people, or None if they were not asked for.
+        lossy_input: N flags: whether the item's images arrived in a lossy encoding.
+        queue_ms: milliseconds waited for a worker (the longest, if the request was split).
+        compute_ms: milliseconds of computing (the sum, if the request was split).
+    """
+
+    name: str
+    version: str
+    fingerprint: str
+    scores: tuple[float | None, ...]
+    raw: tuple[float | None, ...]
+    components: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
+    errors: Mapping[int, ItemError] = field(default_factory=dict)
+    details: tuple[Mapping[str, Any] | None, ...] | None = None
+    lossy_input: tuple[bool, ...] = ()
+    queue_ms: float = 0.0
+    compute_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreResponse:
+    """The results of a request by scorer name, in the order the scorers were asked for."""
+
+    request_id: str
+    results: Mapping[str, ScorerResult]
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerInfo:
+    """What a server tells about one of its scorers.
+
+    Attributes:
+        name: the name to ask for.
+        version: changes with the definition of the score.
+        fingerprint: digest over weights, preprocessing, code and dtype; empty until loaded.
+        inputs: what an item must carry, e.g. "image", "prompt", "spec.geneval".
+        transforms: the transforms that can be asked for by name.
+        default_transform: the one used when none is named.
+        output_range: (low, high) of the default transform; infinities where unbounded.
+        state: only READY scorers answer.
+        last_error: why it FAILED, for people; otherwise empty.
+    """
+
+    name: str
+    version: str
+    fingerprint: str
+    inputs: tuple[str, ...]
+    transforms: tuple[str, ...]
+    default_transform: str
+    output_range: tuple[float, float]
+    state: ScorerState
+    last_error: str = ""
