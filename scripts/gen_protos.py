@@ -52,10 +52,9 @@ def generate() -> dict[str, str]:
             f"scripts/gen_protos.py needs grpcio-tools=={GENERATOR}, found {installed or 'none'}: "
             f"install it in an environment of its own (see the top of this file)"
         )
-    import grpc_tools
     from grpc_tools import protoc
 
-    well_known = Path(grpc_tools.__file__).parent / "_proto"
+    well_known = Path(protoc.__file__).parent / "_proto"
     files = {"__init__.py": HEADER + f'\nPROTOS_SHA256 = "{protos_sha256()}"\n'}
     with tempfile.TemporaryDirectory() as folder:
         for proto in sorted(PROTOS.rglob("*.proto")):

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16reward/v1/reward.proto\x12\treward.v1\x1a\x1cgoogle/protobuf/struct.proto\"\x80\x02\n\x0cScoreRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12*\n\x07scorers\x18\x02 \x03(\x0b\x32\x19.reward.v1.ScorerSelector\x12\x1e\n\x05items\x18\x03 \x03(\x0b\x32\x0f.reward.v1.Item\x12\x32\n\x08priority\x18\x04 \x01(\x0e\x32 .reward.v1.ScoreRequest.Priority\x12\x17\n\x0finclude_details\x18\x05 \x01(\x08\"C\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\t\n\x05TRAIN\x10\x01\x12\x08\n\x04\x45VAL\x10\x02\x12\x08\n\x04\x42ULK\x10\x03\"B\n\x0eScorerSelector\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x11\n\ttransform\x18\x03 \x01(\t\"\xed\x01\n\x04Item\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12 \n\x06images\x18\x03 \x03(\x0b\x32\x10.reward.v1.Media\x12$\n\nreferences\x18\x04 \x03(\x0b\x32\x10.reward.v1.Media\x12)\n\x07geneval\x18\n \x01(\x0b\x32\x16.reward.v1.GenEvalSpecH\x00\x12!\n\x03ocr\x18\x0b \x01(\x0b\x32\x12.reward.v1.OcrSpecH\x00\x12+\n\x08metadata\x18\x0c \x01(\x0b\x32\x17.google.protobuf.StructH\x00\x42\x06\n\x04spec\"\x91\x02\n\x05Media\x12\x0e\n\x04\x64\x61ta\x18\x01 \x01(\x0cH\x00\x12)\n\x03shm\x18\x02 \x01(\x0b\x32\x1a.reward.v1.SharedMemoryRefH\x00\x12+\n\x08\x65ncoding\x18\x03 \x01(\x0e\x32\x19.reward.v1.Media.Encoding\x12\r\n\x05width\x18\x04 \x01(\r\x12\x0e\n\x06height\x18\x05 \x01(\r\"w\n\x08\x45ncoding\x12\x18\n\x14\x45NCODING_UNSPECIFIED\x10\x00\x12\x12\n\x0eRAW_U8_RGB_HWC\x10\x01\x12\x07\n\x03PNG\x10\x02\x12\x08\n\x04JPEG\x10\x03\x12\x08\n\x04WEBP\x10\x04\x12\x07\n\x03QOI\x10\x05\x12\x17\n\x13RAW_U8_RGB_HWC_ZSTD\x10\x06\x42\x08\n\x06source\"K\n\x0fSharedMemoryRef\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x04\x12\x14\n\x0clength_bytes\x18\x03 \x01(\x04\"\xb9\x02\n\x0bGenEvalSpec\x12\x0b\n\x03tag\x18\x01 \x01(\t\x12.\n\x07include\x18\x02 \x03(\x0b\x32\x1d.reward.v1.GenEvalSpec.Clause\x12.\n\x07\x65xclude\x18\x03 \x03(\x0b\x32\x1d.reward.v1.GenEvalSpec.Clause\x1a,\n\x08Position\x12\x10\n\x08relation\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\r\x1a\x8e\x01\n\x06\x43lause\x12\x12\n\nclass_name\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\r\x12\x12\n\x05\x63olor\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x36\n\x08position\x18\x04 \x01(\x0b\x32\x1f.reward.v1.GenEvalSpec.PositionH\x01\x88\x01\x01\x42\x08\n\x06_colorB\x0b\n\t_position\"\x19\n\x07OcrSpec\x12\x0e\n\x06target\x18\x01 \x01(\t\"\xbe\x02\n\nItemStatus\x12\r\n\x05index\x18\x01 \x01(\r\x12(\n\x04\x63ode\x18\x02 \x01(\x0e\x32\x1a.reward.v1.ItemStatus.Code\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x11\n\tretryable\x18\x04 \x01(\x08\"\xd2\x01\n\x04\x43ode\x12\x14\n\x10\x43ODE_UNSPECIFIED\x10\x00\x12\x06\n\x02OK\x10\x01\x12\x14\n\x10INVALID_ARGUMENT\x10\x02\x12\r\n\tNOT_FOUND\x10\x03\x12\x16\n\x12RESOURCE_EXHAUSTED\x10\x04\x12\x0f\n\x0bUNAVAILABLE\x10\x05\x12\x15\n\x11\x44\x45\x41\x44LINE_EXCEEDED\x10\x06\x12\r\n\tCANCELLED\x10\x07\x12\x13\n\x0fUNAUTHENTICATED\x10\x08\x12\x15\n\x11PERMISSION_DENIED\x10\t\x12\x0c\n\x08INTERNAL\x10\n\"\x1c\n\nDoubleList\x12\x0e\n\x06values\x18\x01 \x03(\x01\"F\n\x0bItemDetails\x12\r\n\x05index\x18\x01 \x01(\r\x12(\n\x07\x64\x65tails\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\"\xf1\x02\n\x0cScorerResult\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x0e\n\x06scores\x18\x04 \x03(\x01\x12\x0b\n\x03raw\x18\x05 \x03(\x01\x12;\n\ncomponents\x18\x06 \x03(\x0b\x32\'.reward.v1.ScorerResult.ComponentsEntry\x12%\n\x06status\x18\x07 \x03(\x0b\x32\x15.reward.v1.ItemStatus\x12\'\n\x07\x64\x65tails\x18\x08 \x03(\x0b\x32\x16.reward.v1.ItemDetails\x12\x13\n\x0blossy_input\x18\t \x03(\x08\x12\x10\n\x08queue_ms\x18\n \x01(\x01\x12\x12\n\ncompute_ms\x18\x0b \x01(\x01\x1aH\n\x0f\x43omponentsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12$\n\x05value\x18\x02 \x01(\x0b\x32\x15.reward.v1.DoubleList:\x02\x38\x01\"M\n\rScoreResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12(\n\x07results\x18\x02 \x03(\x0b\x32\x17.reward.v1.ScorerResult\"\xaf\x01\n\tErrorInfo\x12(\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x1a.reward.v1.ItemStatus.Code\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tretryable\x18\x03 \x01(\x08\x12\x1b\n\x0eretry_after_ms\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12$\n\x05items\x18\x05 \x03(\x0b\x32\x15.reward.v1.ItemStatusB\x11\n\x0f_retry_after_ms\"\x89\x01\n\x13ScoreStreamResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12,\n\x08response\x18\x02 \x01(\x0b\x32\x18.reward.v1.ScoreResponseH\x00\x12%\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x14.reward.v1.ErrorInfoH\x00\x42\t\n\x07outcome\"\x14\n\x12ListScorersRequest\"=\n\x13ListScorersResponse\x12&\n\x07scorers\x18\x01 \x03(\x0b\x32\x15.reward.v1.ScorerInfo\"\xbb\x02\n\nScorerInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x0e\n\x06inputs\x18\x04 \x03(\t\x12\x12\n\ntransforms\x18\x05 \x03(\t\x12\x19\n\x11\x64\x65\x66\x61ult_transform\x18\x06 \x01(\t\x12\x12\n\noutput_low\x18\x07 \x01(\x01\x12\x13\n\x0boutput_high\x18\x08 \x01(\x01\x12*\n\x05state\x18\t \x01(\x0e\x32\x1b.reward.v1.ScorerInfo.State\x12\x12\n\nlast_error\x18\n \x01(\t\"Q\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0c\n\x08STARTING\x10\x01\x12\t\n\x05READY\x10\x02\x12\n\n\x06\x46\x41ILED\x10\x03\x12\x0c\n\x08\x44RAINING\x10\x04\x32\xe5\x01\n\rRewardService\x12:\n\x05Score\x12\x17.reward.v1.ScoreRequest\x1a\x18.reward.v1.ScoreResponse\x12J\n\x0bScoreStream\x12\x17.reward.v1.ScoreRequest\x1a\x1e.reward.v1.ScoreStreamResponse(\x01\x30\x01\x12L\n\x0bListScorers\x12\x1d.reward.v1.ListScorersRequest\x1a\x1e.reward.v1.ListScorersResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16reward/v1/reward.proto\x12\treward.v1\x1a\x1cgoogle/protobuf/struct.proto\"\x80\x02\n\x0cScoreRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12*\n\x07scorers\x18\x02 \x03(\x0b\x32\x19.reward.v1.ScorerSelector\x12\x1e\n\x05items\x18\x03 \x03(\x0b\x32\x0f.reward.v1.Item\x12\x32\n\x08priority\x18\x04 \x01(\x0e\x32 .reward.v1.ScoreRequest.Priority\x12\x17\n\x0finclude_details\x18\x05 \x01(\x08\"C\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\t\n\x05TRAIN\x10\x01\x12\x08\n\x04\x45VAL\x10\x02\x12\x08\n\x04\x42ULK\x10\x03\"B\n\x0eScorerSelector\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x11\n\ttransform\x18\x03 \x01(\t\"\xed\x01\n\x04Item\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12 \n\x06images\x18\x03 \x03(\x0b\x32\x10.reward.v1.Media\x12$\n\nreferences\x18\x04 \x03(\x0b\x32\x10.reward.v1.Media\x12)\n\x07geneval\x18\n \x01(\x0b\x32\x16.reward.v1.GenEvalSpecH\x00\x12!\n\x03ocr\x18\x0b \x01(\x0b\x32\x12.reward.v1.OcrSpecH\x00\x12+\n\x08metadata\x18\x0c \x01(\x0b\x32\x17.google.protobuf.StructH\x00\x42\x06\n\x04spec\"\x91\x02\n\x05Media\x12\x0e\n\x04\x64\x61ta\x18\x01 \x01(\x0cH\x00\x12)\n\x03shm\x18\x02 \x01(\x0b\x32\x1a.reward.v1.SharedMemoryRefH\x00\x12+\n\x08\x65ncoding\x18\x03 \x01(\x0e\x32\x19.reward.v1.Media.Encoding\x12\r\n\x05width\x18\x04 \x01(\r\x12\x0e\n\x06height\x18\x05 \x01(\r\"w\n\x08\x45ncoding\x12\x18\n\x14\x45NCODING_UNSPECIFIED\x10\x00\x12\x12\n\x0eRAW_U8_RGB_HWC\x10\x01\x12\x07\n\x03PNG\x10\x02\x12\x08\n\x04JPEG\x10\x03\x12\x08\n\x04WEBP\x10\x04\x12\x07\n\x03QOI\x10\x05\x12\x17\n\x13RAW_U8_RGB_HWC_ZSTD\x10\x06\x42\x08\n\x06source\"K\n\x0fSharedMemoryRef\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x04\x12\x14\n\x0clength_bytes\x18\x03 \x01(\x04\"\xc0\x02\n\x0bGenEvalSpec\x12\x0b\n\x03tag\x18\x01 \x01(\t\x12.\n\x07include\x18\x02 \x03(\x0b\x32\x1d.reward.v1.GenEvalSpec.Clause\x12.\n\x07\x65xclude\x18\x03 \x03(\x0b\x32\x1d.reward.v1.GenEvalSpec.Clause\x1a,\n\x08Position\x12\x10\n\x08relation\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\r\x1a\x95\x01\n\x06\x43lause\x12\x19\n\nclass_name\x18\x01 \x01(\tR\x05\x63lass\x12\r\n\x05\x63ount\x18\x02 \x01(\r\x12\x12\n\x05\x63olor\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x36\n\x08position\x18\x04 \x01(\x0b\x32\x1f.reward.v1.GenEvalSpec.PositionH\x01\x88\x01\x01\x42\x08\n\x06_colorB\x0b\n\t_position\"\x19\n\x07OcrSpec\x12\x0e\n\x06target\x18\x01 \x01(\t\"\xbe\x02\n\nItemStatus\x12\r\n\x05index\x18\x01 \x01(\r\x12(\n\x04\x63ode\x18\x02 \x01(\x0e\x32\x1a.reward.v1.ItemStatus.Code\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x11\n\tretryable\x18\x04 \x01(\x08\"\xd2\x01\n\x04\x43ode\x12\x14\n\x10\x43ODE_UNSPECIFIED\x10\x00\x12\x06\n\x02OK\x10\x01\x12\x14\n\x10INVALID_ARGUMENT\x10\x02\x12\r\n\tNOT_FOUND\x10\x03\x12\x16\n\x12RESOURCE_EXHAUSTED\x10\x04\x12\x0f\n\x0bUNAVAILABLE\x10\x05\x12\x15\n\x11\x44\x45\x41\x44LINE_EXCEEDED\x10\x06\x12\r\n\tCANCELLED\x10\x07\x12\x13\n\x0fUNAUTHENTICATED\x10\x08\x12\x15\n\x11PERMISSION_DENIED\x10\t\x12\x0c\n\x08INTERNAL\x10\n\"\x1c\n\nDoubleList\x12\x0e\n\x06values\x18\x01 \x03(\x01\"F\n\x0bItemDetails\x12\r\n\x05index\x18\x01 \x01(\r\x12(\n\x07\x64\x65tails\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\"\xf1\x02\n\x0cScorerResult\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x0e\n\x06scores\x18\x04 \x03(\x01\x12\x0b\n\x03raw\x18\x05 \x03(\x01\x12;\n\ncomponents\x18\x06 \x03(\x0b\x32\'.reward.v1.ScorerResult.ComponentsEntry\x12%\n\x06status\x18\x07 \x03(\x0b\x32\x15.reward.v1.ItemStatus\x12\'\n\x07\x64\x65tails\x18\x08 \x03(\x0b\x32\x16.reward.v1.ItemDetails\x12\x13\n\x0blossy_input\x18\t \x03(\x08\x12\x10\n\x08queue_ms\x18\n \x01(\x01\x12\x12\n\ncompute_ms\x18\x0b \x01(\x01\x1aH\n\x0f\x43omponentsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12$\n\x05value\x18\x02 \x01(\x0b\x32\x15.reward.v1.DoubleList:\x02\x38\x01\"M\n\rScoreResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12(\n\x07results\x18\x02 \x03(\x0b\x32\x17.reward.v1.ScorerResult\"\xaf\x01\n\tErrorInfo\x12(\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x1a.reward.v1.ItemStatus.Code\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tretryable\x18\x03 \x01(\x08\x12\x1b\n\x0eretry_after_ms\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12$\n\x05items\x18\x05 \x03(\x0b\x32\x15.reward.v1.ItemStatusB\x11\n\x0f_retry_after_ms\"\x89\x01\n\x13ScoreStreamResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12,\n\x08response\x18\x02 \x01(\x0b\x32\x18.reward.v1.ScoreResponseH\x00\x12%\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x14.reward.v1.ErrorInfoH\x00\x42\t\n\x07outcome\"\x14\n\x12ListScorersRequest\"=\n\x13ListScorersResponse\x12&\n\x07scorers\x18\x01 \x03(\x0b\x32\x15.reward.v1.ScorerInfo\"\xbb\x02\n\nScorerInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x0e\n\x06inputs\x18\x04 \x03(\t\x12\x12\n\ntransforms\x18\x05 \x03(\t\x12\x19\n\x11\x64\x65\x66\x61ult_transform\x18\x06 \x01(\t\x12\x12\n\noutput_low\x18\x07 \x01(\x01\x12\x13\n\x0boutput_high\x18\x08 \x01(\x01\x12*\n\x05state\x18\t \x01(\x0e\x32\x1b.reward.v1.ScorerInfo.State\x12\x12\n\nlast_error\x18\n \x01(\t\"Q\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0c\n\x08STARTING\x10\x01\x12\t\n\x05READY\x10\x02\x12\n\n\x06\x46\x41ILED\x10\x03\x12\x0c\n\x08\x44RAINING\x10\x04\x32\xe5\x01\n\rRewardService\x12:\n\x05Score\x12\x17.reward.v1.ScoreRequest\x1a\x18.reward.v1.ScoreResponse\x12J\n\x0bScoreStream\x12\x17.reward.v1.ScoreRequest\x1a\x1e.reward.v1.ScoreStreamResponse(\x01\x30\x01\x12L\n\x0bListScorers\x12\x1d.reward.v1.ListScorersRequest\x1a\x1e.reward.v1.ListScorersResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,39 +49,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SHAREDMEMORYREF']._serialized_start=910
   _globals['_SHAREDMEMORYREF']._serialized_end=985
   _globals['_GENEVALSPEC']._serialized_start=988
-  _globals['_GENEVALSPEC']._serialized_end=1301
+  _globals['_GENEVALSPEC']._serialized_end=1308
   _globals['_GENEVALSPEC_POSITION']._serialized_start=1112
   _globals['_GENEVALSPEC_POSITION']._serialized_end=1156
   _globals['_GENEVALSPEC_CLAUSE']._serialized_start=1159
-  _globals['_GENEVALSPEC_CLAUSE']._serialized_end=1301
-  _globals['_OCRSPEC']._serialized_start=1303
-  _globals['_OCRSPEC']._serialized_end=1328
-  _globals['_ITEMSTATUS']._serialized_start=1331
-  _globals['_ITEMSTATUS']._serialized_end=1649
-  _globals['_ITEMSTATUS_CODE']._serialized_start=1439
-  _globals['_ITEMSTATUS_CODE']._serialized_end=1649
-  _globals['_DOUBLELIST']._serialized_start=1651
-  _globals['_DOUBLELIST']._serialized_end=1679
-  _globals['_ITEMDETAILS']._serialized_start=1681
-  _globals['_ITEMDETAILS']._serialized_end=1751
-  _globals['_SCORERRESULT']._serialized_start=1754
-  _globals['_SCORERRESULT']._serialized_end=2123
-  _globals['_SCORERRESULT_COMPONENTSENTRY']._serialized_start=2051
-  _globals['_SCORERRESULT_COMPONENTSENTRY']._serialized_end=2123
-  _globals['_SCORERESPONSE']._serialized_start=2125
-  _globals['_SCORERESPONSE']._serialized_end=2202
-  _globals['_ERRORINFO']._serialized_start=2205
-  _globals['_ERRORINFO']._serialized_end=2380
-  _globals['_SCORESTREAMRESPONSE']._serialized_start=2383
-  _globals['_SCORESTREAMRESPONSE']._serialized_end=2520
-  _globals['_LISTSCORERSREQUEST']._serialized_start=2522
-  _globals['_LISTSCORERSREQUEST']._serialized_end=2542
-  _globals['_LISTSCORERSRESPONSE']._serialized_start=2544
-  _globals['_LISTSCORERSRESPONSE']._serialized_end=2605
-  _globals['_SCORERINFO']._serialized_start=2608
-  _globals['_SCORERINFO']._serialized_end=2923
-  _globals['_SCORERINFO_STATE']._serialized_start=2842
-  _globals['_SCORERINFO_STATE']._serialized_end=2923
-  _globals['_REWARDSERVICE']._serialized_start=2926
-  _globals['_REWARDSERVICE']._serialized_end=3155
+  _globals['_GENEVALSPEC_CLAUSE']._serialized_end=1308
+  _globals['_OCRSPEC']._serialized_start=1310
+  _globals['_OCRSPEC']._serialized_end=1335
+  _globals['_ITEMSTATUS']._serialized_start=1338
+  _globals['_ITEMSTATUS']._serialized_end=1656
+  _globals['_ITEMSTATUS_CODE']._serialized_start=1446
+  _globals['_ITEMSTATUS_CODE']._serialized_end=1656
+  _globals['_DOUBLELIST']._serialized_start=1658
+  _globals['_DOUBLELIST']._serialized_end=1686
+  _globals['_ITEMDETAILS']._serialized_start=1688
+  _globals['_ITEMDETAILS']._serialized_end=1758
+  _globals['_SCORERRESULT']._serialized_start=1761
+  _globals['_SCORERRESULT']._serialized_end=2130
+  _globals['_SCORERRESULT_COMPONENTSENTRY']._serialized_start=2058
+  _globals['_SCORERRESULT_COMPONENTSENTRY']._serialized_end=2130
+  _globals['_SCORERESPONSE']._serialized_start=2132
+  _globals['_SCORERESPONSE']._serialized_end=2209
+  _globals['_ERRORINFO']._serialized_start=2212
+  _globals['_ERRORINFO']._serialized_end=2387
+  _globals['_SCORESTREAMRESPONSE']._serialized_start=2390
+  _globals['_SCORESTREAMRESPONSE']._serialized_end=2527
+  _globals['_LISTSCORERSREQUEST']._serialized_start=2529
+  _globals['_LISTSCORERSREQUEST']._serialized_end=2549
+  _globals['_LISTSCORERSRESPONSE']._serialized_start=2551
+  _globals['_LISTSCORERSRESPONSE']._serialized_end=2612
+  _globals['_SCORERINFO']._serialized_start=2615
+  _globals['_SCORERINFO']._serialized_end=2930
+  _globals['_SCORERINFO_STATE']._serialized_start=2849
+  _globals['_SCORERINFO_STATE']._serialized_end=2930
+  _globals['_REWARDSERVICE']._serialized_start=2933
+  _globals['_REWARDSERVICE']._serialized_end=3162
 # @@protoc_insertion_point(module_scope)

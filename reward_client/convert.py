@@ -1,0 +1,323 @@
+"""Protobuf messages <-> dataclasses, in both directions, for the client and for the server.
+
+What comes from the other side is not trusted: a request that cannot be represented raises
+`InvalidArgument`, a response that breaks the contract (columns of different lengths, numbers that
+are not finite, a status that points nowhere) raises `Internal`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import cast
+
+from reward_client._pb.reward.v1 import reward_pb2 as pb
+from reward_client.errors import Internal, InvalidArgument, RewardError, error_for
+from reward_client.specs import spec_from_proto, spec_to_proto, struct_to_dict, to_struct
+from reward_client.types import (
+    Code,
+    Encoding,
+    Image,
+    Item,
+    ItemError,
+    Priority,
+    ScoreRequest,
+    ScoreResponse,
+    ScorerInfo,
+    ScorerResult,
+    ScorerSelector,
+    ScorerState,
+)
+
+# What stands in a numeric column where the item has a status; never read back.
+PLACEHOLDER = 0.0
+
+
+# --- requests -------------------------------------------------------------------------------------
+
+
+def request_to_proto(request: ScoreRequest) -> pb.ScoreRequest:
+    """Build the message for a request that passed `validation.check_request`.
+
+    Raises:
+        InvalidArgument: a spec does not fit its kind; names the item and the key.
+    """
+    return pb.ScoreRequest(
+        request_id=request.request_id,
+        scorers=[
+            pb.ScorerSelector(name=s.name, version=s.version, transform=s.transform)
+            for s in request.scorers
+        ],
+        items=[item_to_proto(item) for item in request.items],
+        priority=request.priority.value,
+        include_details=request.include_details,
+    )
+
+
+def request_from_proto(message: pb.ScoreRequest) -> ScoreRequest:
+    """Read a request as it arrived; `validation.check_request` has not been applied.
+
+    Raises:
+        InvalidArgument: an image without encoding or data, or in shared memory; an unknown
+            priority. Names the item and the field.
+    """
+    priority = message.priority or pb.ScoreRequest.TRAIN
+    if priority not in pb.ScoreRequest.Priority.values():
+        raise InvalidArgument(f"priority {priority} is not one of TRAIN, EVAL, BULK")
+    return ScoreRequest(
+        request_id=message.request_id,
+        scorers=tuple(ScorerSelector(s.name, s.version, s.transform) for s in message.scorers),
+        items=tuple(item_from_proto(item) for item in message.items),
+        priority=Priority(pb.ScoreRequest.Priority.Name(priority)),
+        include_details=message.include_details,
+    )
+
+
+def item_to_proto(item: Item) -> pb.Item:
+    """Build the message of one item; raises InvalidArgument if its spec does not fit its kind."""
+    message = pb.Item(
+        id=item.id,
+        prompt=item.prompt,
+        images=[image_to_proto(image) for image in item.images],
+        references=[image_to_proto(image) for image in item.references],
+    )
+    if item.spec is not None:
+        spec_to_proto(item.spec, item.spec_kind, message)
+    return message
+
+
+def item_from_proto(message: pb.Item) -> Item:
+    """Read one item; raises InvalidArgument for an image that cannot be represented."""
+    spec_kind, spec = spec_from_proto(message)
+    return Item(
+        id=message.id,
+        prompt=message.prompt,
+        images=_images_from_proto(message.images, f"item {message.id!r}, images"),
+        references=_images_from_proto(message.references, f"item {message.id!r}, references"),
+        spec=spec,
+        spec_kind=spec_kind,
+    )
+
+
+def image_to_proto(image: Image) -> pb.Media:
+    """Build the message of one image."""
+    return pb.Media(
+        data=image.data,
+        encoding=image.encoding.value,
+        width=image.width,
+        height=image.height,
+    )
+
+
+def _images_from_proto(messages: Iterable[pb.Media], where: str) -> tuple[Image, ...]:
+    images = []
+    for position, media in enumerate(messages):
+        if media.WhichOneof("source") == "shm":
+            raise InvalidArgument(
+                f"{where}[{position}]: shared memory is not accepted here: send the bytes in `data`"
+            )
+        known = media.encoding in pb.Media.Encoding.values()
+        if not known or media.encoding == pb.Media.ENCODING_UNSPECIFIED:
+            raise InvalidArgument(
+                f"{where}[{position}]: encoding {media.encoding} is not one of"
+                f" {[e.value for e in Encoding]}"
+            )
+        encoding = Encoding(pb.Media.Encoding.Name(media.encoding))
+        images.append(Image(media.data, encoding, media.width, media.height))
+    return tuple(images)
+
+
+# --- responses ------------------------------------------------------------------------------------
+
+
+def response_to_proto(response: ScoreResponse) -> pb.ScoreResponse:
+    """Build the message; raises Internal if a result breaks the contract."""
+    return pb.ScoreResponse(
+        request_id=response.request_id,
+        results=[result_to_proto(result) for result in response.results.values()],
+    )
+
+
+def response_from_proto(message: pb.ScoreResponse) -> ScoreResponse:
+    """Read a response; raises Internal if it breaks the contract."""
+    results = {result.name: result_from_proto(result) for result in message.results}
+    if len(results) != len(message.results):
+        raise Internal("the response names a scorer twice: the server breaks the contract")
+    return ScoreResponse(message.request_id, results)
+
+
+def result_to_proto(result: ScorerResult) -> pb.ScorerResult:
+    """Build the message of one scorer's result; raises Internal if it breaks the contract."""
+    columns = {"scores": result.scores, "raw": result.raw}
+    columns |= {f"components[{name!r}]": column for name, column in result.components.items()}
+    n = len(result.scores)
+    for name, column in columns.items():
+        _check_column(result.name, name, column, n, result.errors)
+    if any(not 0 <= index < n for index in result.errors):
+        raise Internal(f"scorer {result.name!r}: an error points outside its {n} items")
+    return pb.ScorerResult(
+        name=result.name,
+        version=result.version,
+        fingerprint=result.fingerprint,
+        scores=_filled(result.scores),
+        raw=_filled(result.raw),
+        components={
+            name: pb.DoubleList(values=_filled(column))
+            for name, column in result.components.items()
+        },
+        status=_statuses_to_proto(result.errors),
+        details=[
+            pb.ItemDetails(index=index, details=to_struct(details, f"{result.name} details"))
+            for index, details in enumerate(result.details or ())
+            if details is not None
+        ],
+        lossy_input=result.lossy_input,
+        queue_ms=result.queue_ms,
+        compute_ms=result.compute_ms,
+    )
+
+
+def result_from_proto(message: pb.ScorerResult) -> ScorerResult:
+    """Read one scorer's result; raises Internal if it breaks the contract."""
+    n = len(message.scores)
+    errors = _statuses_from_proto(message.status)
+    if any(index >= n for index in errors):
+        raise Internal(f"scorer {message.name!r}: a status points outside its {n} items")
+    details = {entry.index: struct_to_dict(entry.details) for entry in message.details}
+    if any(index >= n for index in details):
+        raise Internal(f"scorer {message.name!r}: details point outside its {n} items")
+    if message.lossy_input and len(message.lossy_input) != n:
+        raise Internal(
+            f"scorer {message.name!r}: lossy_input has {len(message.lossy_input)} of {n} values"
+        )
+
+    def column(name: str, values: Sequence[float]) -> tuple[float | None, ...]:
+        read = tuple(None if i in errors else value for i, value in enumerate(values))
+        _check_column(message.name, name, read, n, errors)
+        return read
+
+    return ScorerResult(
+        name=message.name,
+        version=message.version,
+        fingerprint=message.fingerprint,
+        scores=column("scores", message.scores),
+        raw=column("raw", message.raw),
+        components={
+            name: column(f"components[{name!r}]", values.values)
+            for name, values in sorted(message.components.items())
+        },
+        errors=errors,
+        details=tuple(details.get(i) for i in range(n)) if details else None,
+        lossy_input=tuple(message.lossy_input) or (False,) * n,
+        queue_ms=message.queue_ms,
+        compute_ms=message.compute_ms,
+    )
+
+
+def _check_column(
+    scorer: str,
+    name: str,
+    column: Sequence[float | None],
+    n: int,
+    errors: Mapping[int, ItemError],
+) -> None:
+    if len(column) != n:
+        raise Internal(f"scorer {scorer!r}: {name} has {len(column)} values for {n} items")
+    for index, value in enumerate(column):
+        if (value is None) != (index in errors):
+            raise Internal(
+                f"scorer {scorer!r}: {name}[{index}] is {value} but the item"
+                f" {'has' if index in errors else 'has no'} error status"
+            )
+        if value is not None and not math.isfinite(value):
+            raise Internal(
+                f"scorer {scorer!r}: {name}[{index}] is {value}, not a finite number: a failure"
+                " must be a status, never a value"
+            )
+
+
+def _filled(column: Sequence[float | None]) -> list[float]:
+    return [PLACEHOLDER if value is None else value for value in column]
+
+
+# --- statuses and errors --------------------------------------------------------------------------
+
+
+def _statuses_to_proto(errors: Mapping[int, ItemError]) -> list[pb.ItemStatus]:
+    return [
+        pb.ItemStatus(
+            index=index,
+            code=error.code.value,
+            message=error.message,
+            retryable=error.retryable,
+        )
+        for index, error in sorted(errors.items())
+    ]
+
+
+def _statuses_from_proto(statuses: Iterable[pb.ItemStatus]) -> dict[int, ItemError]:
+    return {s.index: ItemError(_code(s.code), s.message, s.retryable) for s in statuses}
+
+
+def _code(value: int) -> Code:
+    # An unset code, or one from a newer server: still a failure, and never to be taken for OK.
+    if value in pb.ItemStatus.Code.values() and value > pb.ItemStatus.OK:
+        return Code(pb.ItemStatus.Code.Name(cast("pb.ItemStatus.Code", value)))
+    return Code.INTERNAL
+
+
+def error_to_proto(error: RewardError) -> pb.ErrorInfo:
+    """Build what travels in the gRPC trailer `reward-error-bin` and, as JSON, in HTTP bodies."""
+    return pb.ErrorInfo(
+        code=error.code.value,
+        message=error.message,
+        retryable=error.retryable,
+        retry_after_ms=None if error.retry_after_s is None else error.retry_after_s * 1e3,
+        items=_statuses_to_proto(error.items),
+    )
+
+
+def error_from_proto(message: pb.ErrorInfo) -> RewardError:
+    """Read an error; a code this client does not know becomes Internal."""
+    return error_for(
+        _code(message.code),
+        message.message,
+        retryable=message.retryable,
+        retry_after_s=message.retry_after_ms / 1e3 if message.HasField("retry_after_ms") else None,
+        items=_statuses_from_proto(message.items),
+    )
+
+
+# --- scorers --------------------------------------------------------------------------------------
+
+
+def info_to_proto(info: ScorerInfo) -> pb.ScorerInfo:
+    """Build the message that describes one scorer."""
+    return pb.ScorerInfo(
+        name=info.name,
+        version=info.version,
+        fingerprint=info.fingerprint,
+        inputs=info.inputs,
+        transforms=info.transforms,
+        default_transform=info.default_transform,
+        output_low=info.output_range[0],
+        output_high=info.output_range[1],
+        state=info.state,
+        last_error=info.last_error,
+    )
+
+
+def info_from_proto(message: pb.ScorerInfo) -> ScorerInfo:
+    """Read the description of one scorer; an unknown state reads as FAILED."""
+    known = message.state in pb.ScorerInfo.State.values() and message.state
+    return ScorerInfo(
+        name=message.name,
+        version=message.version,
+        fingerprint=message.fingerprint,
+        inputs=tuple(message.inputs),
+        transforms=tuple(message.transforms),
+        default_transform=message.default_transform,
+        output_range=(message.output_low, message.output_high),
+        state=cast("ScorerState", pb.ScorerInfo.State.Name(message.state) if known else "FAILED"),
+        last_error=message.last_error,
+    )

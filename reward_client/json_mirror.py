@@ -1,0 +1,139 @@
+"""The same messages as JSON, as `POST /v1/score` and `GET /v1/scorers` speak them.
+
+It is protobuf's own JSON mapping with the field names of the proto: bytes are base64, enums are
+names, 64-bit integers are strings, an infinite range reads "-Infinity". Two liberties make a
+GenEval row acceptable as it stands in GenEval's files: `position` may be `["left of", 0]`, and the
+row may repeat its `prompt`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from google.protobuf import json_format
+from google.protobuf.message import Message
+
+from reward_client import convert
+from reward_client._pb.reward.v1 import reward_pb2 as pb
+from reward_client.errors import Internal, InvalidArgument, RewardError
+from reward_client.types import ScoreRequest, ScoreResponse, ScorerInfo
+
+
+def request_from_json(body: object) -> ScoreRequest:
+    """Read the JSON body of a request.
+
+    Raises:
+        InvalidArgument: not an object, an unknown field, a value of the wrong type, or whatever
+            `convert.request_from_proto` rejects. The message names the field.
+    """
+    if not isinstance(body, Mapping):
+        raise InvalidArgument(f"expected a JSON object, got {type(body).__name__}")
+    message = pb.ScoreRequest()
+    try:
+        json_format.ParseDict(_with_geneval_rows_adapted(body), message)
+    except (json_format.ParseError, TypeError, ValueError) as error:
+        raise InvalidArgument(f"the body is not a ScoreRequest: {_one_line(error)}") from error
+    return convert.request_from_proto(message)
+
+
+def request_to_json(request: ScoreRequest) -> dict[str, Any]:
+    """Build the JSON body of a request; raises as `convert.request_to_proto`."""
+    return _to_dict(convert.request_to_proto(request))
+
+
+def response_from_json(body: Mapping[str, Any]) -> ScoreResponse:
+    """Read the JSON body of a response; raises Internal if it breaks the contract."""
+    message = pb.ScoreResponse()
+    try:
+        json_format.ParseDict(_with_nulls_as_nan(body), message)
+    except (json_format.ParseError, TypeError, ValueError) as error:
+        raise Internal(f"the body is not a ScoreResponse: {_one_line(error)}") from error
+    return convert.response_from_proto(message)
+
+
+def response_to_json(response: ScoreResponse) -> dict[str, Any]:
+    """Build the JSON body of a response; placeholders of failed items are null, not numbers.
+
+    Raises:
+        Internal: a result breaks the contract.
+    """
+    body = _to_dict(convert.response_to_proto(response))
+    for result in body["results"]:
+        failed = [status["index"] for status in result["status"]]
+        columns = [result["scores"], result["raw"]]
+        columns += [component["values"] for component in result["components"].values()]
+        for column in columns:
+            for index in failed:
+                column[index] = None
+    return body
+
+
+def infos_to_json(infos: Iterable[ScorerInfo]) -> dict[str, Any]:
+    """Build the JSON body of `GET /v1/scorers`."""
+    return _to_dict(pb.ListScorersResponse(scorers=[convert.info_to_proto(info) for info in infos]))
+
+
+def error_to_json(error: RewardError) -> dict[str, Any]:
+    """Build the JSON body of an error: `{"error": {"code", "message", "retryable", ...}}`."""
+    return {"error": _to_dict(convert.error_to_proto(error))}
+
+
+def error_from_json(body: object) -> RewardError | None:
+    """Read the JSON body of an error, or return None if it is not one of this service."""
+    if not isinstance(body, Mapping) or not isinstance(body.get("error"), Mapping):
+        return None
+    message = pb.ErrorInfo()
+    try:
+        json_format.ParseDict(dict(body["error"]), message, ignore_unknown_fields=True)
+    except (json_format.ParseError, TypeError, ValueError):
+        return None
+    return convert.error_from_proto(message)
+
+
+def _to_dict(message: Message) -> dict[str, Any]:
+    return json_format.MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+
+
+def _with_nulls_as_nan(value: Any) -> Any:
+    # Protobuf knows no null in a column. NaN is ignored where the item has a status and rejected
+    # by `convert` anywhere else, which is what null means.
+    if isinstance(value, Mapping):
+        return {
+            key: entry if key in ("details", "status") else _with_nulls_as_nan(entry)
+            for key, entry in value.items()
+        }
+    if isinstance(value, list):
+        return ["NaN" if entry is None else _with_nulls_as_nan(entry) for entry in value]
+    return value
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _with_geneval_rows_adapted(body: Mapping[str, Any]) -> dict[str, Any]:
+    items = body.get("items")
+    if not isinstance(items, list):
+        return dict(body)
+    return {**body, "items": [_with_row_adapted(item) for item in items]}
+
+
+def _with_row_adapted(item: object) -> object:
+    row = item.get("geneval") if isinstance(item, Mapping) else None
+    if not isinstance(item, Mapping) or not isinstance(row, Mapping):
+        return item
+    adapted = {key: value for key, value in row.items() if key != "prompt"}
+    for name in ("include", "exclude"):
+        if isinstance(row.get(name), list):
+            adapted[name] = [_with_position_adapted(clause) for clause in row[name]]
+    return {**item, "geneval": adapted}
+
+
+def _with_position_adapted(clause: object) -> object:
+    position = clause.get("position") if isinstance(clause, Mapping) else None
+    if not isinstance(clause, Mapping) or not isinstance(position, list) or len(position) != 2:
+        return clause
+    return {**clause, "position": {"relation": position[0], "target": position[1]}}

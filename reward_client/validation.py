@@ -1,0 +1,109 @@
+"""Checks a request before it is sent, and again where it arrives.
+
+Every message says what is wrong, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import get_args
+
+from reward_client.errors import InvalidArgument
+from reward_client.types import (
+    Code,
+    Encoding,
+    Image,
+    Item,
+    ItemError,
+    ScoreRequest,
+    ScorerSelector,
+    SpecKind,
+)
+
+RAW_ENCODINGS = frozenset({Encoding.RAW_U8_RGB_HWC, Encoding.RAW_U8_RGB_HWC_ZSTD})
+
+
+def check_request(request: ScoreRequest) -> None:
+    """Raise InvalidArgument if the request cannot be scored whatever the server.
+
+    Per-item problems are collected in the error's `items`; its message quotes the first.
+    """
+    check_selectors(request.scorers)
+    if not request.items:
+        raise InvalidArgument("the batch is empty: pass at least one item")
+    problems: dict[int, ItemError] = {}
+    first_at: dict[str, int] = {}
+    for index, item in enumerate(request.items):
+        problem = item_problem(item)
+        if problem is None:
+            earlier = first_at.setdefault(item.id, index)
+            if earlier != index:
+                problem = (
+                    f"items {earlier} and {index} have the same id {item.id!r}: ids must be unique"
+                    " within a request"
+                )
+        if problem is not None:
+            problems[index] = ItemError(Code.INVALID_ARGUMENT, problem)
+    if problems:
+        first = next(iter(problems.values())).message
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise InvalidArgument(first + more, items=problems)
+
+
+def check_selectors(scorers: Sequence[ScorerSelector]) -> None:
+    """Raise InvalidArgument if no scorer is named, one has no name, or one is named twice."""
+    if not scorers:
+        raise InvalidArgument('no scorer named: pass at least one, e.g. scorers=["geneval"]')
+    names = [selector.name for selector in scorers]
+    for name in names:
+        if not name:
+            raise InvalidArgument("a scorer selector has an empty name")
+        if names.count(name) > 1:
+            raise InvalidArgument(
+                f"scorer {name!r} is named twice: results are kept by name; send a second request"
+                " for another version or transform"
+            )
+
+
+def item_problem(item: Item) -> str | None:
+    """Say what is wrong with an item, in one line, or None."""
+    if not isinstance(item, Item):
+        return f"items must be reward_client.Item, got {type(item).__name__}"
+    where = f"item {item.id!r}"
+    if not isinstance(item.id, str) or not item.id:
+        return f"an item has the id {item.id!r}: use a non-empty string, unique within the request"
+    if not isinstance(item.prompt, str):
+        return f"{where}: prompt must be a str, got {type(item.prompt).__name__}"
+    for name, images in (("images", item.images), ("references", item.references)):
+        for position, image in enumerate(images):
+            problem = image_problem(image)
+            if problem is not None:
+                return f"{where}, {name}[{position}]: {problem}"
+    kinds = (None,) if item.spec is None else get_args(SpecKind)
+    if item.spec_kind not in kinds:
+        given = "without spec" if item.spec is None else "with a spec"
+        return f"{where}: spec_kind is {item.spec_kind!r}; {given} it must be one of {list(kinds)}"
+    return None
+
+
+def image_problem(image: Image) -> str | None:
+    """Say what is wrong with an image as far as its fields tell, without decoding it, or None."""
+    if not isinstance(image, Image):
+        return (
+            f"expected reward_client.Image, got {type(image).__name__}: use Image.from_array,"
+            " Image.from_pil or Image.from_file"
+        )
+    if not isinstance(image.data, bytes) or not image.data:
+        kind = "nothing" if image.data == b"" else type(image.data).__name__
+        return f"data must be the encoded image as bytes, got {kind}"
+    if image.width < 0 or image.height < 0:
+        return f"width and height must not be negative, got {image.width}x{image.height}"
+    if image.encoding in RAW_ENCODINGS and not (image.width and image.height):
+        return f"{image.encoding.value} needs width and height, got {image.width}x{image.height}"
+    expected_bytes = image.width * image.height * 3
+    if image.encoding is Encoding.RAW_U8_RGB_HWC and len(image.data) != expected_bytes:
+        return (
+            f"raw RGB of {image.width}x{image.height} px has {expected_bytes} bytes,"
+            f" got {len(image.data)}: data must be uint8, height x width x 3"
+        )
+    return None
