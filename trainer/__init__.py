@@ -1,0 +1,1 @@
+"""Flow-GRPO training of flow-matching image models."""

@@ -1,0 +1,130 @@
+"""Group-relative advantages (arXiv:2505.05470 eq. 4; DeepSeekMath's GRPO), in float64.
+
+A_i = (r_i - mean of its group) / (std + eps), where std is the group's or that of all rewards.
+Items that failed are neither numbers nor zeros: they take no part in any mean or std, get the
+advantage 0 and are marked invalid, so that the loss leaves them out.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+StdKind = Literal["group", "global"]
+CombineKind = Literal["sum", "per_reward"]
+
+
+@dataclass(frozen=True, slots=True)
+class Advantages:
+    """Advantages of N samples.
+
+    Attributes:
+        values: (N,) float64; 0 for failed items and for members of constant groups.
+        valid: (N,) bool, False for failed items.
+        stats: Plain numbers for the log, see ``advantages``.
+    """
+
+    values: Floats
+    valid: Bools
+    stats: Mapping[str, float]
+
+
+def _codes(groups: Sequence[Hashable]) -> NDArray[np.int64]:
+    index: dict[Hashable, int] = {}
+    return np.array([index.setdefault(key, len(index)) for key in groups], dtype=np.int64)
+
+
+def _normalise(rewards: Floats, codes: NDArray[np.int64], valid: Bools, std: StdKind, eps: float):
+    """Return the advantages (N,) and the standard deviation of every group with valid members."""
+    out = np.zeros_like(rewards)
+    spreads: list[float] = []
+    total = float(np.std(rewards[valid])) if valid.any() else 0.0
+    for code in range(int(codes.max()) + 1 if codes.size else 0):
+        members = (codes == code) & valid
+        if not members.any():
+            continue
+        values = rewards[members]
+        # Rounding in the mean would give equal rewards a tiny, meaningless advantage.
+        constant = values.max() == values.min()
+        spread = 0.0 if constant else float(np.std(values))
+        spreads.append(spread)
+        if not constant:
+            out[members] = (values - values.mean()) / ((spread if std == "group" else total) + eps)
+    return out, np.array(spreads)
+
+
+def advantages(
+    rewards: Mapping[str, Sequence[float] | Floats],
+    groups: Sequence[Hashable],
+    *,
+    weights: Mapping[str, float] | None = None,
+    valid: Sequence[bool] | Bools | None = None,
+    std: StdKind = "global",
+    combine: CombineKind = "sum",
+    eps: float = 1e-4,
+    clip: float | None = 5.0,
+) -> Advantages:
+    """Turn the rewards of one epoch into advantages.
+
+    Args:
+        rewards: Per reward name, N raw values; an invalid item's value is not read (use NaN).
+        groups: N group keys; samples of one prompt share a key.
+        weights: Weight per reward name; None weighs every reward 1.
+        valid: N flags, False where any reward of the item failed; None when nothing failed.
+        std: Divide by the deviation (ddof 0) of the group, or of all valid rewards of the call.
+        combine: ``sum`` adds the weighted raw rewards, then normalises (official); ``per_reward``
+            normalises each reward by itself, then adds them weighted (for unlike scales).
+        eps: Added to the deviation.
+        clip: Bound of the absolute advantage, or None.
+
+    Returns:
+        Values, valid mask and stats: ``reward_mean``, ``reward_std`` (of valid items, weighted
+        sum), ``group_std_mean``, ``zero_std_groups`` (fraction of groups), ``failed_items``
+        (fraction), ``clipped`` (fraction of valid), ``informative`` (fraction of all items with a
+        non-zero advantage).
+
+    Raises:
+        ValueError: No rewards, lengths that differ, a weight missing or unknown, or a valid item
+            whose reward is not finite.
+    """
+    if not rewards:
+        raise ValueError("no rewards were given")
+    names = list(rewards)
+    weight = dict.fromkeys(names, 1.0) if weights is None else dict(weights)
+    if set(weight) != set(names):
+        raise ValueError(f"weights are for {sorted(weight)}, rewards for {sorted(names)}")
+    if std not in ("group", "global") or combine not in ("sum", "per_reward"):
+        raise ValueError(f"unknown std {std!r} or combine {combine!r}")
+    codes, count = _codes(groups), len(groups)
+    ok = np.ones(count, dtype=bool) if valid is None else np.asarray(valid, dtype=bool)
+    raw = {name: np.asarray(values, dtype=np.float64) for name, values in rewards.items()}
+    for name, values in raw.items():
+        if values.shape != (count,) or ok.shape != (count,):
+            raise ValueError(f"{name}: expected {count} rewards and flags, got {values.shape}")
+        if not np.isfinite(values[ok]).all():
+            raise ValueError(f"{name}: a reward is not finite; mark the item as failed instead")
+    clean = {name: np.where(ok, values, 0.0) for name, values in raw.items()}
+    total: Floats = sum((weight[n] * clean[n] for n in names), start=np.zeros(count))
+    out, spreads = _normalise(total, codes, ok, std, eps)
+    if combine == "per_reward":
+        parts = (weight[n] * _normalise(clean[n], codes, ok, std, eps)[0] for n in names)
+        out = sum(parts, start=np.zeros(count))
+    clipped = 0.0
+    if clip is not None:
+        clipped = float((np.abs(out) > clip).sum() / max(ok.sum(), 1))
+        out = np.clip(out, -clip, clip)
+    good = total[ok]
+    stats = {
+        "reward_mean": float(good.mean()) if good.size else float("nan"),
+        "reward_std": float(good.std()) if good.size else float("nan"),
+        "group_std_mean": float(spreads.mean()) if spreads.size else float("nan"),
+        "zero_std_groups": float((spreads == 0).mean()) if spreads.size else float("nan"),
+        "failed_items": float(1 - ok.mean()) if count else 0.0,
+        "clipped": clipped,
+        "informative": float((out != 0).mean()) if count else 0.0,
+    }
+    return Advantages(out, ok, stats)

@@ -1,0 +1,1 @@
+"""Losses of the trainer; see ``trainer.losses.base`` for what a loss is."""

@@ -1,0 +1,65 @@
+"""The clipped policy-gradient loss of GRPO (arXiv:2505.05470 eq. 5)."""
+
+import torch
+from torch import Tensor
+
+
+def masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:
+    """Mean of (B,) values over the valid ones; 0 (with a graph) when none is valid."""
+    if valid is None:
+        return values.mean()
+    kept = torch.where(valid, values, torch.zeros_like(values))
+    return kept.sum() / valid.sum().clamp_min(1)
+
+
+def ratio_metrics(
+    log_ratio: Tensor, ratio: Tensor, clip_low: float, clip_high: float, valid: Tensor | None
+) -> dict[str, Tensor]:
+    """Detached 0-d tensors that describe how far the policy has moved since the rollout."""
+    log_ratio, ratio = log_ratio.detach(), ratio.detach()
+    return {
+        "approx_kl": masked_mean(0.5 * log_ratio**2, valid),
+        "clip_frac_low": masked_mean((ratio < 1 - clip_low).float(), valid),
+        "clip_frac_high": masked_mean((ratio > 1 + clip_high).float(), valid),
+        "ratio_mean": masked_mean(ratio, valid),
+        "ratio_max": ratio.max(),
+        "ratio_deviation": (ratio - 1).abs().max(),
+    }
+
+
+def clipped_surrogate(
+    ratio: Tensor, advantage: Tensor, clip_low: float, clip_high: float
+) -> Tensor:
+    """Per sample max(-A r, -A clip(r, 1 - low, 1 + high)), (B,)."""
+    bounded = ratio.clamp(1 - clip_low, 1 + clip_high)
+    return torch.maximum(-advantage * ratio, -advantage * bounded)
+
+
+def grpo_loss(
+    log_prob: Tensor,
+    old_log_prob: Tensor,
+    advantage: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+    valid: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Clipped-ratio loss of one step.
+
+    Args:
+        log_prob: (B,) of the current policy, with gradient.
+        old_log_prob: (B,) of the policy that sampled.
+        advantage: (B,).
+        clip_low: The ratio is clipped below 1 - clip_low (> 0, < 1).
+        clip_high: The ratio is clipped above 1 + clip_high.
+        valid: (B,) bool; items that failed contribute nothing. None: all are valid.
+
+    Returns:
+        The mean loss over valid items and detached metrics.
+    """
+    log_ratio = log_prob - old_log_prob.detach()
+    ratio = torch.exp(log_ratio)
+    loss = masked_mean(clipped_surrogate(ratio, advantage, clip_low, clip_high), valid)
+    metrics = ratio_metrics(log_ratio, ratio, clip_low, clip_high, valid)
+    metrics["policy_loss"] = loss.detach()
+    return loss, metrics

@@ -1,0 +1,1 @@
+"""Adapters of flow models, one file per family."""

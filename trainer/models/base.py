@@ -1,0 +1,149 @@
+"""What the trainer needs of a flow model, whatever its family."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+Finetune = Literal["lora", "full"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSpec:
+    """Low-rank adapters; the defaults are the official ones for SD3.5-M.
+
+    Attributes:
+        rank: Rank of the update.
+        alpha: Scale numerator; the update is multiplied by alpha / rank.
+        targets: Name endings of the linear layers; None takes the family's attention layers.
+    """
+
+    rank: int = 32
+    alpha: int = 64
+    targets: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Conditioning:
+    """Encoded prompts of a batch.
+
+    Attributes:
+        prompt_embeds: (B, L, D).
+        pooled: (B, P).
+    """
+
+    prompt_embeds: Tensor
+    pooled: Tensor
+
+    def __len__(self) -> int:
+        return self.prompt_embeds.shape[0]
+
+    def index_select(self, index: Tensor | Sequence[int]) -> "Conditioning":
+        """Rows by position; a row may be taken several times."""
+        rows = torch.as_tensor(index, dtype=torch.long, device=self.prompt_embeds.device)
+        return Conditioning(
+            self.prompt_embeds.index_select(0, rows), self.pooled.index_select(0, rows)
+        )
+
+    def expand(self, count: int) -> "Conditioning":
+        """View a single row as ``count`` rows.
+
+        Raises:
+            ValueError: More than one row.
+        """
+        if len(self) not in (1, count):
+            raise ValueError(f"cannot expand {len(self)} rows to {count}")
+        return Conditioning(self.prompt_embeds.expand(count, -1, -1), self.pooled.expand(count, -1))
+
+    @staticmethod
+    def cat(parts: Sequence["Conditioning"]) -> "Conditioning":
+        """Concatenate batches."""
+        return Conditioning(
+            torch.cat([part.prompt_embeds for part in parts]),
+            torch.cat([part.pooled for part in parts]),
+        )
+
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> "Conditioning":
+        """Move and cast both tensors."""
+        return Conditioning(
+            self.prompt_embeds.to(device=device, dtype=dtype),
+            self.pooled.to(device=device, dtype=dtype),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """Images of a batch.
+
+    Attributes:
+        unit: (B, 3, H, W) float32 in [0, 1].
+        uint8: (B, H, W, 3) RGB, rounded as diffusers does; what scorers and files get.
+    """
+
+    unit: Tensor
+    uint8: NDArray[np.uint8]
+
+
+class FlowModel(Protocol):
+    """A family's adapter. Modules stay in eval mode: dropout would break the first ratio of 1."""
+
+    @property
+    def transformer(self) -> nn.Module:
+        """The network that is trained."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where latents and conditioning have to be."""
+        ...
+
+    def trainable_parameters(self) -> Mapping[str, nn.Parameter]:
+        """Parameters that an optimiser may change, by stable name, in a stable order."""
+        ...
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """Encode prompts, each only once (cached); rows do not depend on the other prompts."""
+        ...
+
+    def drop_encoders(self) -> None:
+        """Free the text encoders; afterwards only cached prompts can be encoded."""
+        ...
+
+    def latent_shape(self, height_px: int, width_px: int) -> tuple[int, ...]:
+        """Shape of one image's latents, without the batch dimension."""
+        ...
+
+    def sigmas(self, num_steps: int, latent_shape: tuple[int, ...] | None = None) -> Tensor:
+        """The schedule as the family's scheduler gives it: (num_steps + 1,), 1 down to 0, CPU."""
+        ...
+
+    def velocity(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        cond: Conditioning,
+        guidance_scale: float = 1.0,
+        negative: Conditioning | None = None,
+    ) -> Tensor:
+        """Predict v = eps - x_0, float32, shape of x; sigma is 0-d or (B,)."""
+        ...
+
+    def decode(self, latents: Tensor) -> Decoded:
+        """Turn final latents (B, ...) into images."""
+        ...
+
+    def reference(self) -> AbstractContextManager[None]:
+        """Inside, ``velocity`` is that of the untrained model."""
+        ...
+
+    def save(self, path: Path) -> None:
+        """Write the trained weights into a folder that plain diffusers loads."""
+        ...

@@ -1,0 +1,24 @@
+"""The few values that cross the trainer's module boundaries."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+SpecKind = Literal["geneval", "ocr", "metadata"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A text to draw, and what its scorer has to know about it.
+
+    Attributes:
+        text: The prompt as the model reads it.
+        spec: The scorer's own row (a GenEval metadata row, ``{"target": ...}`` for OCR), or None.
+        spec_kind: Which scorer family ``spec`` belongs to; None when there is no spec.
+        group: The category under which metrics are reported (a GenEval tag, for instance).
+    """
+
+    text: str
+    spec: Mapping[str, Any] | None = None
+    spec_kind: SpecKind | None = None
+    group: str = ""
