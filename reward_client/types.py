@@ -86,8 +86,14 @@ class Image:
 
     @staticmethod
     def from_pil(image: PIL.Image.Image) -> Image:
-        """Convert a Pillow image of any mode to raw RGB; transparency is dropped."""
-        return Image.from_array(np.asarray(image.convert("RGB"), dtype=np.uint8))
+        """Convert a Pillow image to raw RGB; transparency is dropped.
+
+        Raises:
+            InvalidArgument: its mode holds more than 8 bits per channel.
+        """
+        from reward_client import codec
+
+        return Image.from_array(codec.to_rgb_array(image))
 
     @staticmethod
     def from_file(path: str | Path) -> Image:

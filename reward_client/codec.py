@@ -1,0 +1,254 @@
+"""uint8 RGB arrays <-> encoded images. Decoding trusts nothing: limits come before allocation.
+
+Raw is the default between machines of one's own: encoding 512x512 px takes 0.06 ms against 134 ms
+for PNG. QOI and zstd-raw halve the bytes at 1-2 ms and need `pip install flow-reward[codecs]`.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import PIL.Image
+
+from reward_client.errors import InvalidArgument
+from reward_client.types import Encoding, Image, UInt8Image
+from reward_client.validation import RAW_ENCODINGS, image_problem
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+_PILLOW_FORMATS = {Encoding.PNG: "PNG", Encoding.JPEG: "JPEG", Encoding.WEBP: "WEBP"}
+# Pillow's conversion to RGB is faithful for these only; 16-bit and float modes would be clipped.
+_EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa"}) | {
+    "CMYK",
+    "YCbCr",
+    "LAB",
+    "HSV",
+}
+_QOI_HEADER = struct.Struct(">4sIIBB")  # magic, width, height, channels, colour space
+_QOI_END = b"\0" * 7 + b"\1"
+_ZSTD_WINDOW_LIMIT_BYTES = 1 << 27
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeLimits:
+    """What a decoder accepts, checked before memory is allocated for pixels.
+
+    Attributes:
+        max_bytes: of the encoded image.
+        max_pixels: width times height.
+        max_side_px: of width and of height.
+    """
+
+    max_bytes: int = 64 << 20
+    max_pixels: int = 4096 * 4096
+    max_side_px: int = 16384
+
+
+def encode(array: UInt8Image, encoding: Encoding, *, quality: int = 95) -> Image:
+    """Encode a uint8 RGB array (H, W, 3).
+
+    Args:
+        array: the pixels; any memory layout.
+        encoding: lossless except JPEG (WebP is written lossless too).
+        quality: of JPEG, 1 to 100; 4:4:4 chroma. Ignored otherwise.
+
+    Raises:
+        InvalidArgument: another dtype or shape, or the package for `encoding` is not installed.
+    """
+    _check_array(array)
+    height, width = array.shape[:2]
+    pixels = np.ascontiguousarray(array)
+    if encoding is Encoding.RAW_U8_RGB_HWC:
+        data = pixels.tobytes()
+    elif encoding is Encoding.RAW_U8_RGB_HWC_ZSTD:
+        data = _package("zstandard", encoding).ZstdCompressor(level=1).compress(pixels.tobytes())
+    elif encoding is Encoding.QOI:
+        data = bytes(_package("qoi", encoding).encode(pixels))
+    else:
+        options: dict[Encoding, dict[str, Any]] = {
+            Encoding.PNG: {"compress_level": 1},
+            Encoding.JPEG: {"quality": quality, "subsampling": 0},
+            Encoding.WEBP: {"lossless": True, "method": 0},
+        }
+        buffer = io.BytesIO()
+        picture = PIL.Image.fromarray(pixels)
+        picture.save(buffer, _PILLOW_FORMATS[encoding], **options[encoding])
+        data = buffer.getvalue()
+    return Image(data, encoding, width, height)
+
+
+def decode(image: Image, limits: DecodeLimits | None = None) -> UInt8Image:
+    """Decode to a writable uint8 RGB array (H, W, 3).
+
+    Transparency is dropped, grey and palette images are expanded, EXIF orientation is not applied.
+
+    Args:
+        image: in any encoding.
+        limits: defaults to `DecodeLimits()`.
+
+    Raises:
+        InvalidArgument: over a limit, truncated, corrupt, of another format or size than declared,
+            animated, more than 8 bits per channel, or the package for its encoding is missing.
+    """
+    limits = limits or DecodeLimits()
+    if (problem := image_problem(image)) is not None:
+        raise InvalidArgument(problem)
+    if len(image.data) > limits.max_bytes:
+        raise InvalidArgument(
+            f"the image has {len(image.data)} bytes, the limit is {limits.max_bytes}"
+        )
+    if image.encoding in RAW_ENCODINGS:
+        _check_size(image.width, image.height, limits)
+        data = image.data
+        if image.encoding is Encoding.RAW_U8_RGB_HWC_ZSTD:
+            data = _decompress(data, image.width * image.height * 3)
+        return np.frombuffer(data, np.uint8).reshape(image.height, image.width, 3).copy()
+    if image.encoding is Encoding.QOI:
+        return _decode_qoi(image, limits)
+    return _decode_with_pillow(image, limits)
+
+
+def is_lossy(image: Image | Encoding) -> bool:
+    """Whether pixels may have changed; for WebP the bytes tell, the encoding alone says True."""
+    if isinstance(image, Encoding):
+        return image in (Encoding.JPEG, Encoding.WEBP)
+    if image.encoding is Encoding.WEBP:
+        # A lossless bitstream is in a VP8L chunk, a lossy one in a chunk called "VP8 ".
+        return image.data[12:16] != b"VP8L" and b"VP8 " in image.data
+    return image.encoding is Encoding.JPEG
+
+
+def sniff(data: bytes, *, what: str = "the data") -> Encoding:
+    """Tell PNG, JPEG, WebP and QOI by their first bytes.
+
+    Raises:
+        InvalidArgument: it is none of them; `what` names it in the message.
+    """
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return Encoding.PNG
+    if data.startswith(b"\xff\xd8\xff"):
+        return Encoding.JPEG
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return Encoding.WEBP
+    if data.startswith(b"qoif"):
+        return Encoding.QOI
+    raise InvalidArgument(f"{what} is not a PNG, JPEG, WebP or QOI image: convert it first")
+
+
+def to_rgb_array(picture: PIL.Image.Image) -> UInt8Image:
+    """Convert a Pillow image to uint8 RGB (H, W, 3).
+
+    Raises:
+        InvalidArgument: its mode holds more than 8 bits per channel.
+    """
+    if picture.mode not in _EIGHT_BIT_MODES:
+        raise InvalidArgument(
+            f"Pillow mode {picture.mode!r} is not 8 bits per channel: scale it to 0..255 first"
+        )
+    return np.array(picture.convert("RGB"), dtype=np.uint8)
+
+
+def _check_array(array: object) -> None:
+    expected = "expected a uint8 RGB array of shape (height, width, 3)"
+    if not isinstance(array, np.ndarray):
+        raise InvalidArgument(f"{expected}, got {type(array).__name__}")
+    hint = ""
+    if array.dtype != np.uint8:
+        hint = ": for values in 0..1 use (x * 255).round().clip(0, 255).astype('uint8')"
+    elif array.ndim == 3 and array.shape[0] == 3:
+        hint = ": move the channels to the end with x.transpose(1, 2, 0)"
+    elif array.ndim == 4:
+        hint = ": pass one image at a time"
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
+        raise InvalidArgument(f"{expected}, got {array.dtype} {array.shape}{hint}")
+
+
+def _check_size(width: int, height: int, limits: DecodeLimits) -> None:
+    if width * height > limits.max_pixels or max(width, height) > limits.max_side_px:
+        raise InvalidArgument(
+            f"the image is {width}x{height} px, the limit is {limits.max_pixels} pixels and"
+            f" {limits.max_side_px} px per side: scale it down"
+        )
+
+
+def _check_declared(image: Image, width: int, height: int) -> None:
+    if (image.width or width, image.height or height) != (width, height):
+        raise InvalidArgument(
+            f"declared as {image.width}x{image.height} px but the {image.encoding.value} data are"
+            f" {width}x{height} px"
+        )
+
+
+def _decompress(data: bytes, expected_bytes: int) -> bytes:
+    zstandard = _package("zstandard", Encoding.RAW_U8_RGB_HWC_ZSTD)
+    try:
+        announced = zstandard.frame_content_size(data)  # -1 if the frame does not say
+        if announced not in (-1, expected_bytes):
+            raise InvalidArgument(
+                f"the zstd frame holds {announced} bytes, width x height x 3 is {expected_bytes}"
+            )
+        decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_LIMIT_BYTES)
+        raw = decompressor.decompress(data, max_output_size=expected_bytes, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise InvalidArgument(f"corrupt or truncated zstd data: {error}") from error
+    if len(raw) != expected_bytes:
+        raise InvalidArgument(
+            f"the zstd frame holds {len(raw)} bytes, width x height x 3 is {expected_bytes}"
+        )
+    return raw
+
+
+def _decode_qoi(image: Image, limits: DecodeLimits) -> UInt8Image:
+    data = image.data
+    if len(data) < _QOI_HEADER.size + len(_QOI_END):
+        raise InvalidArgument(f"QOI data of {len(data)} bytes are too short to be an image")
+    magic, width, height, channels, _ = _QOI_HEADER.unpack_from(data)
+    if magic != b"qoif" or channels not in (3, 4) or not (width and height):
+        raise InvalidArgument("the data have no valid QOI header")
+    _check_size(width, height, limits)
+    _check_declared(image, width, height)
+    # The decoder fills missing pixels silently, so truncation has to be told by the end marker.
+    if not data.endswith(_QOI_END):
+        raise InvalidArgument("truncated QOI data: the end marker is missing")
+    try:
+        pixels = _package("qoi", Encoding.QOI).decode(data)
+    except (ValueError, RuntimeError) as error:
+        raise InvalidArgument(f"corrupt QOI data: {error}") from error
+    return np.array(pixels[:, :, :3], dtype=np.uint8)
+
+
+def _decode_with_pillow(image: Image, limits: DecodeLimits) -> UInt8Image:
+    name = _PILLOW_FORMATS[image.encoding]
+    try:
+        with PIL.Image.open(io.BytesIO(image.data), formats=[name]) as picture:
+            _check_size(*picture.size, limits)
+            _check_declared(image, *picture.size)
+            # A JPEG with several pictures is a phone's: its first one is the photograph.
+            if name != "JPEG" and getattr(picture, "is_animated", False):
+                raise InvalidArgument(
+                    f"animated {name} is not accepted: send the frames as separate images"
+                )
+            return to_rgb_array(picture)
+    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
+        raise InvalidArgument(f"too many pixels: {error}") from error
+    except PIL.UnidentifiedImageError as error:
+        raise InvalidArgument(f"the data are not a readable {name} image") from error
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+        raise InvalidArgument(f"corrupt or truncated {name} data: {error}") from error
+
+
+def _package(name: str, encoding: Encoding) -> ModuleType:
+    import importlib
+
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise InvalidArgument(
+            f"{encoding.value} needs the package {name!r}: pip install flow-reward[codecs] on both"
+            " sides, or use another encoding"
+        ) from error
