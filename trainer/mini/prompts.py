@@ -37,10 +37,10 @@ TEST_COUNTS: dict[str, int] = {
 }
 
 WORDS: tuple[str, ...] = tuple(
-    "ace act ant arc art ask bat bed bee bet box bus cab can cap car cat cow cup cut day den dog "
-    "dot ear eat egg elf end fan fig fin fit fly fox fun gas gem gum hat hen hot ice ink jam jar "
-    "joy key kit lab leg lip log map mix mud net nut oak oil one owl pan pen pet pie pig pot red "
-    "rib rug run sea sky sun tax tea ten tie top toy van vet wax web win yes zip zoo".split()
+    "ace act arc art ask bat box bus cab can cap car cat cow cup cut day den dog "
+    "dot ear eat egg elf end fan fig fin fit fly fun gas gem gum hat hot ice ink jam jar "
+    "joy key kit lab lip log map mix mud net nut oak oil one owl pan pen pet pie pig pot "
+    "rug run sea sky sun tax tea ten tie top toy van vet wax web win zip zoo".split()
 )
 
 

@@ -20,10 +20,11 @@ _EXTRA_WORDS = ("the", "word")
 
 
 def grammar_words() -> list[str]:
-    """Every word of the grammar, in order of first use; OCR targets are not among them."""
+    """Every word of the grammar, longest first; OCR targets are not among them."""
     prompts = (row["prompt"] for tag in TAGS for row in all_rows(tag))
     words = dict.fromkeys(word for prompt in prompts for word in re.findall(r"[a-z]+", prompt))
-    return [*words, *_EXTRA_WORDS]
+    # Longest first: a merge of a short word must not break a longer one that contains its letters.
+    return sorted([*words, *_EXTRA_WORDS], key=lambda word: (-len(word), word))
 
 
 def build_tokenizer() -> CLIPTokenizer:

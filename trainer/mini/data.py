@@ -1,0 +1,67 @@
+"""Endless rendered (image, caption) pairs for pretraining, and the committed prompt files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from trainer.mini.prompts import TAGS, Row, split, split_words
+from trainer.mini.render import render
+from trainer.mini.scenes import Scene, scene_for, word_scene
+
+DATA_DIR = Path(__file__).parent / "data"
+
+# Share of each kind in pretraining. Hard categories get more, words a little.
+MIXTURE: dict[str, float] = {
+    "two_object": 0.14,
+    "counting": 0.20,
+    "colors": 0.12,
+    "position": 0.22,
+    "color_attr": 0.22,
+    "word": 0.10,
+}
+
+
+class SceneStream:
+    """Draws training scenes at random: a kind by `MIXTURE`, a train row, a layout.
+
+    Held-out rows are never drawn, so a test prompt is new to pretraining as well as to RL.
+    """
+
+    def __init__(self, seed: int) -> None:
+        train, _ = split()
+        words, _ = split_words()
+        self._rows = {tag: [row for row in train if row["tag"] == tag] for tag in TAGS}
+        self._rows["word"] = words
+        self._rng = np.random.default_rng(seed)
+
+    def draw(self) -> tuple[Scene, str]:
+        """One scene and its caption."""
+        kind = str(self._rng.choice(list(MIXTURE), p=list(MIXTURE.values())))
+        rows = self._rows[kind]
+        row = rows[int(self._rng.integers(len(rows)))]
+        if kind == "word":
+            return word_scene(row["target"], self._rng), row["prompt"]
+        return scene_for(row, self._rng), row["prompt"]
+
+    def batch(self, n: int) -> tuple[np.ndarray, list[str]]:
+        """Images uint8 (n, 64, 64, 3) and their captions."""
+        pairs = [self.draw() for _ in range(n)]
+        return np.stack([render(scene) for scene, _ in pairs]), [caption for _, caption in pairs]
+
+    def images(self, n: int) -> np.ndarray:
+        """Images alone, uint8 (n, 64, 64, 3)."""
+        return self.batch(n)[0]
+
+
+def write_prompt_files(folder: Path = DATA_DIR) -> None:
+    """Write geneval_{train,test}.jsonl and ocr_{train,test}.jsonl: one row per line."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files: dict[str, list[Row]] = {}
+    files["geneval_train"], files["geneval_test"] = split()
+    files["ocr_train"], files["ocr_test"] = split_words()
+    for name, rows in files.items():
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
