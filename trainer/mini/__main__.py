@@ -1,0 +1,72 @@
+"""`python -m trainer.mini build`: render, train the VAE, pretrain, save the pipeline."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import torch.multiprocessing as mp
+import typer
+
+from trainer.mini.data import SceneStream, write_prompt_files
+from trainer.mini.pipeline import WEIGHTS_DIR, assemble, save
+from trainer.mini.pretrain import PretrainConfig, pretrain
+from trainer.mini.vae import build_vae, train_vae
+
+log = logging.getLogger("trainer.mini")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
+
+
+@app.callback()
+def _commands() -> None:
+    """Build the miniature."""
+
+
+@app.command()
+def build(
+    out: Annotated[Path, typer.Option(help="where the pipeline goes")] = WEIGHTS_DIR,
+    work: Annotated[Path, typer.Option(help="where parts in progress are kept")] = Path(
+        "runs/mini_build"
+    ),
+    processes: Annotated[int, typer.Option(help="processes of one thread each")] = 2,
+    vae_steps: Annotated[int, typer.Option(help="optimiser steps of the VAE")] = 3600,
+    steps: Annotated[int, typer.Option(help="optimiser steps of the transformer")] = (
+        PretrainConfig.steps
+    ),
+    seed: Annotated[int, typer.Option(help="of weights, scenes and noise")] = 0,
+) -> None:
+    """Render, train the VAE, pretrain the transformer, and save a StableDiffusion3Pipeline.
+
+    A VAE that `work` already holds is kept, so an interrupted build goes on from there.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(1)
+    started = time.monotonic()
+    work.mkdir(parents=True, exist_ok=True)
+    write_prompt_files()
+    vae_dir = work / "vae"
+    if not vae_dir.exists():
+        torch.manual_seed(seed)
+        vae = build_vae().to(memory_format=torch.channels_last)  # pyright: ignore
+        train_vae(vae, SceneStream(seed=seed).images, steps=vae_steps, batch_size=16)
+        vae.save_pretrained(vae_dir)
+    config = replace(PretrainConfig(), steps=steps, seed=seed)
+    arguments = (processes, _free_port(), config, vae_dir, work)
+    mp.spawn(pretrain, args=arguments, nprocs=processes)  # pyright: ignore
+    save(assemble(vae_dir, work / "denoiser.pt"), out)
+    log.info("saved %s after %.0f minutes", out, (time.monotonic() - started) / 60)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,43 @@
+"""Assembles the pretrained parts into a `StableDiffusion3Pipeline` that plain diffusers loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    StableDiffusion3Pipeline,
+)
+
+from trainer.mini.pretrain import SHIFT, Denoiser
+
+WEIGHTS_DIR = Path(__file__).parent / "weights"
+
+
+def assemble(vae_dir: Path, denoiser_file: Path) -> StableDiffusion3Pipeline:
+    """The pipeline in float32; it has no third text encoder, which SD3 allows.
+
+    Without one diffusers appends zero vectors as its tokens: call the pipeline with
+    `max_sequence_length=0`, as it was trained.
+    """
+    denoiser = Denoiser()
+    denoiser.load_state_dict(torch.load(denoiser_file, weights_only=True))
+    return StableDiffusion3Pipeline(
+        transformer=denoiser.transformer.eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
+        vae=AutoencoderKL.from_pretrained(vae_dir).eval(),  # pyright: ignore
+        text_encoder=denoiser.text_encoder.eval(),
+        tokenizer=denoiser.tokenizer,
+        text_encoder_2=denoiser.text_encoder_2.eval(),
+        tokenizer_2=denoiser.tokenizer,
+        text_encoder_3=None,  # pyright: ignore[reportArgumentType]
+        tokenizer_3=None,  # pyright: ignore[reportArgumentType]
+    )
+
+
+def save(pipeline: StableDiffusion3Pipeline, folder: Path = WEIGHTS_DIR) -> None:
+    """Write the pipeline in float16 safetensors."""
+    pipeline.to(dtype=torch.float16)
+    pipeline.save_pretrained(folder, safe_serialization=True)
