@@ -1,5 +1,10 @@
-"""Client of the reward service: types, errors and image codec. Needs no torch and no grpc."""
+"""Client of the reward service. Importing it needs no torch and no grpc.
 
+`codec` has `encode`, `decode` and `DecodeLimits`; everything else a caller needs is here.
+"""
+
+from reward_client.aio import AsyncRewardClient
+from reward_client.client import RewardClient
 from reward_client.errors import (
     STATUS,
     Cancelled,
@@ -14,6 +19,7 @@ from reward_client.errors import (
     Unavailable,
     error_for,
 )
+from reward_client.transports import AsyncFakeTransport, FakeTransport
 from reward_client.types import (
     Code,
     Encoding,
@@ -30,10 +36,13 @@ from reward_client.types import (
 
 __all__ = [
     "STATUS",
+    "AsyncFakeTransport",
+    "AsyncRewardClient",
     "Cancelled",
     "Code",
     "DeadlineExceeded",
     "Encoding",
+    "FakeTransport",
     "Image",
     "Internal",
     "InvalidArgument",
@@ -43,6 +52,7 @@ __all__ = [
     "PermissionDenied",
     "Priority",
     "ResourceExhausted",
+    "RewardClient",
     "RewardError",
     "ScoreRequest",
     "ScoreResponse",

@@ -224,10 +224,14 @@ def _decode_qoi(image: Image, limits: DecodeLimits) -> UInt8Image:
 
 def _decode_with_pillow(image: Image, limits: DecodeLimits) -> UInt8Image:
     name = _PILLOW_FORMATS[image.encoding]
+    if image.encoding is Encoding.WEBP:
+        # Pillow allocates a WebP's canvas on open, so its size has to be known before.
+        _check_size(*_webp_size(image.data), limits)
     try:
         with PIL.Image.open(io.BytesIO(image.data), formats=[name]) as picture:
-            _check_size(*picture.size, limits)
-            _check_declared(image, *picture.size)
+            width, height = picture.size
+            _check_size(width, height, limits)
+            _check_declared(image, width, height)
             # A JPEG with several pictures is a phone's: its first one is the photograph.
             if name != "JPEG" and getattr(picture, "is_animated", False):
                 raise InvalidArgument(
@@ -240,6 +244,24 @@ def _decode_with_pillow(image: Image, limits: DecodeLimits) -> UInt8Image:
         raise InvalidArgument(f"the data are not a readable {name} image") from error
     except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
         raise InvalidArgument(f"corrupt or truncated {name} data: {error}") from error
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    # https://developers.google.com/speed/webp/docs/riff_container
+    header = data[12:30].ljust(18, b"\0")
+    if header.startswith(b"VP8X"):
+        canvas = header[12:18]
+        return (
+            int.from_bytes(canvas[:3], "little") + 1,
+            int.from_bytes(canvas[3:], "little") + 1,
+        )
+    if header.startswith(b"VP8L"):
+        bits = int.from_bytes(header[9:13], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if header.startswith(b"VP8 "):
+        width, height = struct.unpack_from("<HH", header, 14)
+        return width & 0x3FFF, height & 0x3FFF
+    raise InvalidArgument("the data are not a readable WEBP image")
 
 
 def _package(name: str, encoding: Encoding) -> ModuleType:

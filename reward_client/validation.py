@@ -6,9 +6,10 @@ Every message says what is wrong, what was expected and what to do.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import get_args
 
-from reward_client.errors import InvalidArgument
+from reward_client.errors import InvalidArgument, NotFound
 from reward_client.types import (
     Code,
     Encoding,
@@ -107,3 +108,10 @@ def image_problem(image: Image) -> str | None:
             f" got {len(image.data)}: data must be uint8, height x width x 3"
         )
     return None
+
+
+def unknown_scorer(name: str, known: Sequence[str]) -> NotFound:
+    """The error for a scorer that does not exist, with the nearest name."""
+    near = get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return NotFound(f"unknown scorer {name!r}: {hint}available: {', '.join(known) or 'none'}")

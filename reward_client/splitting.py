@@ -1,0 +1,162 @@
+"""Large batches become several messages, and their answers one response again, in order."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from reward_client import convert
+from reward_client._pb.reward.v1 import reward_pb2 as pb
+from reward_client.errors import Internal, InvalidArgument, RewardError, Unavailable
+from reward_client.types import ItemError, ScoreRequest, ScoreResponse, ScorerResult
+
+# Field tag and length of one item inside the message, and room for the part's request id.
+_ITEM_OVERHEAD_BYTES = 6
+_HEADER_OVERHEAD_BYTES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Items [start, stop) of a request, ready to be sent."""
+
+    message: pb.ScoreRequest
+    start: int
+    stop: int
+
+
+def split(request: ScoreRequest, max_message_bytes: int) -> list[Part]:
+    """Cut a request into messages of at most `max_message_bytes`, keeping the order of items.
+
+    A request that fits keeps its id; the parts of a larger one are `<id>/0`, `<id>/1`, ...
+
+    Raises:
+        InvalidArgument: one item alone does not fit, or a spec does not fit its kind.
+    """
+    whole = convert.request_to_proto(request)
+    if whole.ByteSize() <= max_message_bytes:
+        return [Part(whole, 0, len(request.items))]
+    header = convert.request_to_proto(dataclasses.replace(request, items=()))
+    room = max_message_bytes - header.ByteSize() - _HEADER_OVERHEAD_BYTES
+    bounds = [0]
+    used = 0
+    for index, item in enumerate(whole.items):
+        size = item.ByteSize() + _ITEM_OVERHEAD_BYTES
+        if size > room:
+            raise InvalidArgument(
+                f"item {item.id!r} takes {size} bytes, a message may have {max_message_bytes}: send"
+                " fewer or smaller images per item, encode them, or raise max_message_bytes here"
+                " and on the server"
+            )
+        if used + size > room:
+            bounds.append(index)
+            used = 0
+        used += size
+    bounds.append(len(whole.items))
+    parts = []
+    for number, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        message = pb.ScoreRequest()
+        message.CopyFrom(header)
+        message.request_id = f"{request.request_id}/{number}"
+        message.items.extend(whole.items[start:stop])
+        parts.append(Part(message, start, stop))
+    return parts
+
+
+def read_response(request: ScoreRequest, part: Part, message: pb.ScoreResponse) -> ScoreResponse:
+    """Read the answer to one part and check that it answers what was asked.
+
+    Raises:
+        Internal: another request id, other scorers, or another number of items.
+    """
+    response = convert.response_from_proto(message)
+    if response.request_id != part.message.request_id:
+        raise Internal(
+            f"the answer is to request {response.request_id!r}, asked was"
+            f" {part.message.request_id!r}: the server breaks the contract"
+        )
+    asked = [selector.name for selector in request.scorers]
+    if sorted(response.results) != sorted(asked):
+        raise Internal(
+            f"the answer has results of {sorted(response.results)}, asked were {sorted(asked)}: the"
+            " server breaks the contract"
+        )
+    for result in response.results.values():
+        if len(result.scores) != part.stop - part.start:
+            raise Internal(
+                f"scorer {result.name!r} answered {len(result.scores)} values for"
+                f" {part.stop - part.start} items: the server breaks the contract"
+            )
+    return response
+
+
+def merge(
+    request: ScoreRequest, parts: Sequence[Part], responses: Sequence[ScoreResponse]
+) -> ScoreResponse:
+    """Join the answers to all parts, in order.
+
+    Raises:
+        Unavailable: the parts were scored by different versions of a scorer.
+        Internal: a component is missing from some answers although its items have scores.
+    """
+    starts = [part.start for part in parts]
+    results = {
+        selector.name: _merge_results(
+            starts, [r.results[selector.name] for r in responses], request.include_details
+        )
+        for selector in request.scorers
+    }
+    return ScoreResponse(request.request_id, results)
+
+
+def shift_items(error: RewardError, part: Part) -> None:
+    """Make the item indices of an error count from the start of the whole request."""
+    error.items = {part.start + index: item for index, item in error.items.items()}
+
+
+def _merge_results(
+    starts: Sequence[int], results: Sequence[ScorerResult], include_details: bool
+) -> ScorerResult:
+    first = results[0]
+    identities = {(result.version, result.fingerprint) for result in results}
+    if len(identities) > 1:
+        raise Unavailable(
+            f"scorer {first.name!r} changed while the batch was scored ({sorted(identities)}):"
+            " scores would not be comparable, send the batch again"
+        )
+    names = sorted({name for result in results for name in result.components})
+    details: list[Mapping[str, Any] | None] = []
+    for result in results:
+        details.extend(result.details or (None,) * len(result.scores))
+    errors: dict[int, ItemError] = {
+        start + index: error
+        for start, result in zip(starts, results, strict=True)
+        for index, error in result.errors.items()
+    }
+    return ScorerResult(
+        name=first.name,
+        version=first.version,
+        fingerprint=first.fingerprint,
+        scores=tuple(value for result in results for value in result.scores),
+        raw=tuple(value for result in results for value in result.raw),
+        components={
+            name: tuple(value for result in results for value in _component(result, name))
+            for name in names
+        },
+        errors=errors,
+        details=tuple(details) if include_details else None,
+        lossy_input=tuple(flag for result in results for flag in result.lossy_input),
+        queue_ms=max(result.queue_ms for result in results),
+        compute_ms=sum(result.compute_ms for result in results),
+    )
+
+
+def _component(result: ScorerResult, name: str) -> tuple[float | None, ...]:
+    if name in result.components:
+        return result.components[name]
+    # Where every item failed, the scorer never got to name its components.
+    if len(result.errors) == len(result.scores):
+        return (None,) * len(result.scores)
+    raise Internal(f"scorer {result.name!r}: component {name!r} is missing from a part")

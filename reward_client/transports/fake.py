@@ -1,0 +1,111 @@
+"""A reward service that is a function, for other people's tests: no server, no sockets.
+
+    client = RewardClient("fake://", transport=FakeTransport(lambda scorer, item: 0.5))
+
+Requests and responses go through the real messages, so whatever would not survive the wire does
+not survive here either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from reward_client import convert, validation
+from reward_client._pb.reward.v1 import reward_pb2 as pb
+from reward_client.codec import is_lossy
+from reward_client.types import (
+    Item,
+    ItemError,
+    ScoreRequest,
+    ScoreResponse,
+    ScorerInfo,
+    ScorerResult,
+    ScorerSelector,
+)
+
+ScoreFn: TypeAlias = Callable[[str, Item], float | ItemError]
+
+
+class FakeTransport:
+    """Answers every item with `score_fn(scorer_name, item)`.
+
+    Attributes:
+        requests: every request received, in order.
+    """
+
+    def __init__(self, score_fn: ScoreFn, scorers: Sequence[str] = ("fake",)) -> None:
+        """Make a service.
+
+        Args:
+            score_fn: returns a finite score, or an `ItemError`; a `RewardError` that it raises
+                fails the request as a whole.
+            scorers: the names that exist; any other is NOT_FOUND.
+        """
+        self._score_fn = score_fn
+        self._scorers = tuple(scorers)
+        self.requests: list[ScoreRequest] = []
+
+    def score(self, message: pb.ScoreRequest, deadline_s: float) -> pb.ScoreResponse:
+        """Score one request at once; `deadline_s` never passes."""
+        request = convert.request_from_proto(
+            pb.ScoreRequest.FromString(message.SerializeToString())
+        )
+        self.requests.append(request)
+        validation.check_request(request)
+        results = {s.name: self._result(s, request.items) for s in request.scorers}
+        return convert.response_to_proto(ScoreResponse(request.request_id, results))
+
+    def list_scorers(self, deadline_s: float) -> pb.ListScorersResponse:
+        """Describe the scorers; all are ready."""
+        infos = [
+            ScorerInfo(
+                name=name,
+                version="fake",
+                fingerprint="fake",
+                inputs=("image",),
+                transforms=("raw",),
+                default_transform="raw",
+                output_range=(float("-inf"), float("inf")),
+                state="READY",
+            )
+            for name in self._scorers
+        ]
+        return pb.ListScorersResponse(scorers=[convert.info_to_proto(info) for info in infos])
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+    def _result(self, selector: ScorerSelector, items: Sequence[Item]) -> ScorerResult:
+        if selector.name not in self._scorers:
+            raise validation.unknown_scorer(selector.name, self._scorers)
+        outcomes = [self._score_fn(selector.name, item) for item in items]
+        scores = tuple(None if isinstance(o, ItemError) else float(o) for o in outcomes)
+        return ScorerResult(
+            name=selector.name,
+            version="fake",
+            fingerprint="fake",
+            scores=scores,
+            raw=scores,
+            errors={i: o for i, o in enumerate(outcomes) if isinstance(o, ItemError)},
+            lossy_input=tuple(any(is_lossy(image) for image in item.images) for item in items),
+        )
+
+
+class AsyncFakeTransport:
+    """A `FakeTransport` behind the asyncio interface."""
+
+    def __init__(self, score_fn: ScoreFn, scorers: Sequence[str] = ("fake",)) -> None:
+        self._fake = FakeTransport(score_fn, scorers)
+        self.requests = self._fake.requests
+
+    async def score(self, message: pb.ScoreRequest, deadline_s: float) -> pb.ScoreResponse:
+        """Score one request at once; `deadline_s` never passes."""
+        return self._fake.score(message, deadline_s)
+
+    async def list_scorers(self, deadline_s: float) -> pb.ListScorersResponse:
+        """Describe the scorers; all are ready."""
+        return self._fake.list_scorers(deadline_s)
+
+    async def close(self) -> None:
+        """Nothing to release."""

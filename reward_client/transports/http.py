@@ -1,0 +1,193 @@
+"""HTTP with the protobuf messages as bodies: the binary mirror of the gRPC API."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+from typing import TypeVar
+
+import httpx
+from google.protobuf import json_format
+from google.protobuf.message import DecodeError, Message
+
+from reward_client import json_mirror
+from reward_client._pb.reward.v1 import reward_pb2 as pb
+from reward_client.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    Internal,
+    RewardError,
+    Unavailable,
+    code_from_http,
+    error_for,
+)
+from reward_client.transports.base import (
+    DEADLINE_HEADER,
+    PROTOBUF_TYPE,
+    RETRY_AFTER_MS_KEY,
+    Endpoint,
+    milliseconds,
+)
+
+Reply = TypeVar("Reply", bound=Message)
+_MAX_QUOTED_CHARS = 300
+
+
+class HttpTransport:
+    """A pool of connections, shared by all threads."""
+
+    def __init__(self, endpoint: Endpoint, api_key: str | None) -> None:
+        self._url = endpoint.url
+        self._client = httpx.Client(
+            base_url=_base_url(endpoint),
+            headers=_headers(api_key),
+            trust_env=not endpoint.is_loopback,
+        )
+
+    def score(self, message: pb.ScoreRequest, deadline_s: float) -> pb.ScoreResponse:
+        """Send one request; give up after `deadline_s` seconds without progress."""
+        return self._send(_score_request(self._client, message, deadline_s), pb.ScoreResponse())
+
+    def list_scorers(self, deadline_s: float) -> pb.ListScorersResponse:
+        """Ask for the scorers; give up after `deadline_s` seconds without progress."""
+        return self._send(_list_request(self._client, deadline_s), pb.ListScorersResponse())
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def _send(self, request: httpx.Request, reply: Reply) -> Reply:
+        try:
+            response = self._client.send(request)
+        except httpx.HTTPError as error:
+            raise _transport_error(self._url, error) from error
+        except RuntimeError as error:
+            raise Cancelled(f"the client for {self._url} is closed") from error
+        return _parse(self._url, response, reply)
+
+
+class AsyncHttpTransport:
+    """As `HttpTransport`, for asyncio; here the deadline bounds the whole call."""
+
+    def __init__(self, endpoint: Endpoint, api_key: str | None) -> None:
+        self._url = endpoint.url
+        self._client = httpx.AsyncClient(
+            base_url=_base_url(endpoint),
+            headers=_headers(api_key),
+            trust_env=not endpoint.is_loopback,
+        )
+
+    async def score(self, message: pb.ScoreRequest, deadline_s: float) -> pb.ScoreResponse:
+        """Send one request; give up after `deadline_s` seconds."""
+        request = _score_request(self._client, message, deadline_s)
+        return await self._send(request, pb.ScoreResponse(), deadline_s)
+
+    async def list_scorers(self, deadline_s: float) -> pb.ListScorersResponse:
+        """Ask for the scorers; give up after `deadline_s` seconds."""
+        request = _list_request(self._client, deadline_s)
+        return await self._send(request, pb.ListScorersResponse(), deadline_s)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def _send(self, request: httpx.Request, reply: Reply, deadline_s: float) -> Reply:
+        try:
+            response = await asyncio.wait_for(self._client.send(request), deadline_s)
+        except (TimeoutError, asyncio.TimeoutError) as error:
+            raise _too_late(self._url) from error
+        except httpx.HTTPError as error:
+            raise _transport_error(self._url, error) from error
+        except RuntimeError as error:
+            raise Cancelled(f"the client for {self._url} is closed") from error
+        return _parse(self._url, response, reply)
+
+
+def _base_url(endpoint: Endpoint) -> str:
+    return f"{endpoint.scheme}://{endpoint.target}{endpoint.base_path}"
+
+
+def _headers(api_key: str | None) -> dict[str, str]:
+    headers = {"accept": f"{PROTOBUF_TYPE}, application/json;q=0.5"}
+    return headers | ({"authorization": f"Bearer {api_key}"} if api_key else {})
+
+
+def _score_request(
+    client: httpx.Client | httpx.AsyncClient, message: pb.ScoreRequest, deadline_s: float
+) -> httpx.Request:
+    headers = {"content-type": PROTOBUF_TYPE, DEADLINE_HEADER: f"{deadline_s * 1e3:.0f}"}
+    body = message.SerializeToString()
+    return client.build_request(
+        "POST", "/v1/score", content=body, headers=headers, timeout=deadline_s
+    )
+
+
+def _list_request(client: httpx.Client | httpx.AsyncClient, deadline_s: float) -> httpx.Request:
+    return client.build_request("GET", "/v1/scorers", timeout=deadline_s)
+
+
+def _parse(url: str, response: httpx.Response, reply: Reply) -> Reply:
+    if not response.is_success:
+        raise _error_from(url, response)
+    kind = response.headers.get("content-type", "").split(";")[0].strip()
+    try:
+        if kind == PROTOBUF_TYPE:
+            reply.ParseFromString(response.content)
+            return reply
+        if kind == "application/json":
+            return json_format.ParseDict(response.json(), reply)
+    except (DecodeError, json_format.ParseError, ValueError) as error:
+        raise Internal(f"{url} answered with something unreadable: {error}") from error
+    raise Internal(
+        f"{url} answered with content type {kind or 'none'!r}, expected {PROTOBUF_TYPE}: is this a"
+        " reward server?"
+    )
+
+
+def _error_from(url: str, response: httpx.Response) -> RewardError:
+    retry_after_s = _retry_after_s(response.headers)
+    try:
+        told = json_mirror.error_from_json(response.json())
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        told = None
+    if told is not None:
+        if told.retry_after_s is None:
+            told.retry_after_s = retry_after_s
+        return told
+    quoted = " ".join(response.text.split())[:_MAX_QUOTED_CHARS]
+    message = f"{url} answered with status {response.status_code}: {quoted or 'no body'}"
+    return error_for(code_from_http(response.status_code), message, retry_after_s=retry_after_s)
+
+
+def _retry_after_s(headers: Mapping[str, str]) -> float | None:
+    if (wait_s := milliseconds(headers.get(RETRY_AFTER_MS_KEY))) is not None:
+        return wait_s
+    text = headers.get("retry-after")
+    if text is None:
+        return None
+    if text.strip().isdigit():
+        return float(text)
+    try:
+        date = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    if date.tzinfo is None:
+        return None
+    return max(0.0, (date - datetime.now(timezone.utc)).total_seconds())
+
+
+def _transport_error(url: str, error: httpx.HTTPError) -> RewardError:
+    # Not even connected: that is "unreachable", whatever made the attempt take so long.
+    if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
+        return _too_late(url)
+    reason = str(error) or type(error).__name__
+    return Unavailable(
+        f"cannot reach {url} ({reason}): is the server running and the address right?"
+    )
+
+
+def _too_late(url: str) -> RewardError:
+    return DeadlineExceeded(f"{url} did not answer in time: allow more with deadline_s")
