@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -27,6 +27,44 @@ class LoraSpec:
     rank: int = 32
     alpha: int = 64
     targets: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """How a model is loaded.
+
+    Attributes:
+        finetune: ``lora`` trains an adapter, ``full`` the whole transformer.
+        lora: Rank, alpha and targets of the adapter.
+        device: Where to run.
+        compute_dtype: float32, or bfloat16 (autocast; trained weights stay float32, the frozen
+            base under LoRA is held in bfloat16).
+        max_sequence_length: Tokens of a T5 encoder; has to be the pipeline's at inference (256 in
+            diffusers; the official training uses 128). Where the encoder is missing, diffusers
+            appends as many zero tokens.
+        cache_size: Encoded prompts kept, least recently used first out.
+        decode_batch: Images decoded at once.
+        keep_reference: Keep a frozen copy under ``full``; without it, no ``reference()``.
+        seed: Seeds the adapter's initial weights.
+    """
+
+    finetune: Finetune = "lora"
+    lora: LoraSpec = field(default_factory=LoraSpec)
+    device: str = "cpu"
+    compute_dtype: torch.dtype = torch.float32
+    max_sequence_length: int = 256
+    cache_size: int = 2048
+    decode_batch: int = 16
+    keep_reference: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.finetune not in ("lora", "full"):
+            raise ValueError(f"finetune must be lora or full, not {self.finetune!r}")
+        if self.compute_dtype not in (torch.float32, torch.bfloat16):
+            raise ValueError(f"compute_dtype must be float32 or bfloat16: {self.compute_dtype}")
+        if self.cache_size < 1 or self.decode_batch < 1:
+            raise ValueError("cache_size and decode_batch must be at least 1")
 
 
 @dataclass(frozen=True, slots=True)
