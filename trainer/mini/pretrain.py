@@ -46,8 +46,8 @@ class PretrainConfig:
         seed: of weights, scenes and noise.
     """
 
-    steps: int = 4400
-    batch_size: int = 128
+    steps: int = 3600
+    batch_size: int = 96
     learning_rate: float = 2e-3
     warmup_steps: int = 150
     decay_fraction: float = 0.4

@@ -1,0 +1,63 @@
+# `make` targets are the interface of the project; `make help` lists them.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+TASK   ?= geneval
+MODEL  ?= mini
+ARGS   ?=
+# One thread per process: threads that spin-wait on shared cores cost more than they give.
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install train serve test check lint fmt type protos bench docs mini clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@echo
+	@echo "  variables: TASK=geneval|ocr|jpeg  MODEL=mini|<preset suffix>  REWARD_URL=grpc://host:port  ARGS='--set ...'"
+
+install: $(VENV)/.installed ## create .venv with everything, versions as tested
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "Python 3.10 or newer is needed; '$(PYTHON)' is older. Try: make install PYTHON=python3.11"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (a few minutes the first time) ..."
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+train: install ## train: make train TASK=geneval (starts a local reward service unless REWARD_URL is set)
+	@$(BIN)/python scripts/train.py --task $(TASK) --model $(MODEL) $(ARGS)
+
+serve: install ## serve the rewards that need no downloads, on 127.0.0.1:8000 (HTTP) and :50051 (gRPC)
+	@$(BIN)/reward-server serve $(ARGS)
+
+test: install ## run the tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: lint type test ## format, lint, types and tests: what CI runs
+
+lint: install ## check format and lint
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check .
+
+fmt: install ## format, and fix what lint can fix
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+type: install ## check types
+	@$(BIN)/pyright
+
+protos: install ## generate reward_client/_pb from protos/
+	@$(BIN)/python scripts/gen_protos.py
+
+bench: install ## run the benchmarks
+	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+docs: install ## check that the documentation's links and commands resolve
+	@$(BIN)/python -m pytest tests/test_docs.py
+
+mini: install ## rebuild the miniature's weights (about an hour on two cores)
+	@$(BIN)/python -m trainer.mini build $(ARGS)
+
+clean: ## remove the environment and caches; runs/ is kept
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

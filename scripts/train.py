@@ -1,0 +1,83 @@
+"""`make train`: trains a preset, against the reward service that REWARD_URL names or a local one.
+
+The local service is this repository's own server program, in a process of its own: the same path
+as a service on another host. It is drained when training ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+START_TIMEOUT_S = 180.0
+
+
+def main() -> int:
+    """Run; the exit code is the trainer's."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--task", default="geneval", help="geneval, ocr or jpeg")
+    parser.add_argument("--model", default="mini", help="mini, or the end of a preset's name")
+    parser.add_argument("--reward-url", default=os.environ.get("REWARD_URL", ""))
+    args, extra = parser.parse_known_args()
+    # Preset files are named model_task for the miniature and task_model for real models.
+    preset = f"mini_{args.task}" if args.model == "mini" else f"{args.task}_{args.model}"
+    command = [sys.executable, "-m", "trainer", "train", "--preset", preset, *extra]
+    if args.reward_url:
+        return _run(command, {**os.environ, "REWARD_URL": args.reward_url})
+    with tempfile.TemporaryDirectory(prefix="flow-reward-") as folder:
+        return _with_local_service(command, Path(folder))
+
+
+def _with_local_service(command: list[str], folder: Path) -> int:
+    """Start the service on free loopback ports, train, drain the service."""
+    ports_file, log_file = folder / "ports.json", Path("runs") / "reward_service.log"
+    log_file.parent.mkdir(exist_ok=True)
+    serve = [sys.executable, "-m", "reward_server", "serve", "--port-file", str(ports_file)]
+    serve += ["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]
+    with log_file.open("ab") as log:
+        # A session of its own, so that Ctrl-C reaches the trainer first and scores in flight are
+        # still answered while it saves.
+        service = subprocess.Popen(serve, stdout=log, stderr=log, start_new_session=True)
+    try:
+        url = _wait_for_ports(service, ports_file, log_file)
+        print(f"reward service: {url} (log: {log_file})", flush=True)
+        return _run(command, {**os.environ, "REWARD_URL": url})
+    finally:
+        service.terminate()
+        try:
+            service.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            service.kill()
+
+
+def _wait_for_ports(service: subprocess.Popen[bytes], ports_file: Path, log_file: Path) -> str:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if service.poll() is not None:
+            raise SystemExit(f"the reward service ended at start; the reason is in {log_file}")
+        if ports_file.exists():
+            return f"grpc://127.0.0.1:{json.loads(ports_file.read_text())['grpc']}"
+        time.sleep(0.1)
+    raise SystemExit(f"the reward service did not start in {START_TIMEOUT_S:.0f} s; see {log_file}")
+
+
+def _run(command: list[str], env: dict[str, str]) -> int:
+    """Run the trainer; pass SIGTERM on to it and wait while it saves."""
+    trainer = subprocess.Popen(command, env=env)
+    signal.signal(signal.SIGTERM, lambda *_: trainer.terminate())
+    while True:
+        try:
+            return trainer.wait()
+        except KeyboardInterrupt:
+            continue  # the terminal sent it to the trainer as well, which saves and ends
+
+
+if __name__ == "__main__":
+    sys.exit(main())
