@@ -74,15 +74,19 @@ def request_from_proto(message: pb.ScoreRequest) -> ScoreRequest:
 
 
 def item_to_proto(item: Item) -> pb.Item:
-    """Build the message of one item; raises InvalidArgument if its spec does not fit its kind."""
-    message = pb.Item(
-        id=item.id,
-        prompt=item.prompt,
-        images=[image_to_proto(image) for image in item.images],
-        references=[image_to_proto(image) for image in item.references],
-    )
-    if item.spec is not None:
-        spec_to_proto(item.spec, item.spec_kind, message)
+    """Build the message of one item; raises InvalidArgument if a value cannot be sent."""
+    try:
+        message = pb.Item(
+            id=item.id,
+            prompt=item.prompt,
+            images=[image_to_proto(image) for image in item.images],
+            references=[image_to_proto(image) for image in item.references],
+        )
+        if item.spec is not None:
+            spec_to_proto(item.spec, item.spec_kind, message)
+    except (ValueError, TypeError) as error:
+        # Text that is not valid Unicode, or a size beyond 32 bits.
+        raise InvalidArgument(f"item {item.id!r} cannot be sent: {error}") from error
     return message
 
 

@@ -75,15 +75,23 @@ def item_problem(item: Item) -> str | None:
         return f"an item has the id {item.id!r}: use a non-empty string, unique within the request"
     if not isinstance(item.prompt, str):
         return f"{where}: prompt must be a str, got {type(item.prompt).__name__}"
-    for name, images in (("images", item.images), ("references", item.references)):
-        for position, image in enumerate(images):
-            problem = image_problem(image)
-            if problem is not None:
-                return f"{where}, {name}[{position}]: {problem}"
+    if (problem := _images_problem(item)) is not None:
+        return f"{where}, {problem}"
     kinds = (None,) if item.spec is None else get_args(SpecKind)
     if item.spec_kind not in kinds:
         given = "without spec" if item.spec is None else "with a spec"
         return f"{where}: spec_kind is {item.spec_kind!r}; {given} it must be one of {list(kinds)}"
+    return None
+
+
+def _images_problem(item: Item) -> str | None:
+    for name, images in (("images", item.images), ("references", item.references)):
+        if not isinstance(images, tuple | list):
+            return f"{name}: expected a tuple of Image, got {type(images).__name__}"
+        for position, image in enumerate(images):
+            problem = image_problem(image)
+            if problem is not None:
+                return f"{name}[{position}]: {problem}"
     return None
 
 
