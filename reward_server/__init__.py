@@ -1,0 +1,1 @@
+"""The reward server: scorers in worker processes behind gRPC and HTTP."""

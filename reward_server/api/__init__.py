@@ -1,0 +1,1 @@
+"""The transports: thin layers over `service.RewardService`."""

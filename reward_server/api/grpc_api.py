@@ -1,0 +1,224 @@
+"""gRPC: Score, ScoreStream, ListScorers, grpc.health.v1 and server reflection.
+
+The event loop never parses a request: handlers receive bytes, and a thread turns them into data, so
+that health answers at once however large the messages are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError, Message
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from reward_client import convert
+from reward_client._pb.reward.v1 import reward_pb2 as pb
+from reward_client.errors import STATUS, Internal, InvalidArgument, RewardError
+from reward_client.transports.base import ERROR_INFO_KEY, PUSHBACK_MS_KEY
+from reward_client.types import Code, ScoreRequest
+from reward_server.api.failures import as_reward_error
+from reward_server.config import ServerConfig
+from reward_server.service import RewardService
+
+SERVICE_NAME = "reward.v1.RewardService"
+_STREAM_WINDOW = 64  # requests of one stream in flight; reading pauses beyond
+_HEALTH = health_pb2.HealthCheckResponse
+
+
+class GrpcApi:
+    """A grpc.aio server on one address."""
+
+    def __init__(self, service: RewardService, config: ServerConfig) -> None:
+        self._service = service
+        self._health = health.aio.HealthServicer()
+        self._changed = asyncio.Event()
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", config.max_message_bytes),
+                ("grpc.max_send_message_length", -1),
+                # A second server on the same port must fail, not share it silently.
+                ("grpc.so_reuseport", 0),
+            ]
+        )
+        self._server.add_generic_rpc_handlers((self._handlers(),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        self._health_task: asyncio.Task[None] | None = None
+
+    async def start(self, address: str) -> int:
+        """Listen; returns the port.
+
+        Raises:
+            OSError: the address cannot be had.
+        """
+        try:
+            port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {address}") from error
+        if port == 0:
+            raise OSError(f"cannot listen on {address}")
+        await self._server.start()
+        self._service.on_change(self._changed.set)
+        self._changed.set()
+        self._health_task = asyncio.create_task(self._keep_health())
+        return port
+
+    async def stop(self, grace_s: float) -> None:
+        """Stop listening; calls in flight get `grace_s` seconds."""
+        if self._health_task is not None:
+            self._health_task.cancel()
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace_s)
+
+    async def _keep_health(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            for info in self._service.infos():
+                await self._health.set(info.name, _serving(info.state == "READY"))
+            for name in ("", SERVICE_NAME):
+                await self._health.set(name, _serving(self._service.is_ready()))
+
+    def _handlers(self) -> grpc.GenericRpcHandler:
+        return grpc.method_handlers_generic_handler(
+            SERVICE_NAME,
+            {
+                "Score": grpc.unary_unary_rpc_method_handler(
+                    self._score, response_serializer=pb.ScoreResponse.SerializeToString
+                ),
+                "ScoreStream": grpc.stream_stream_rpc_method_handler(
+                    self._score_stream,
+                    response_serializer=pb.ScoreStreamResponse.SerializeToString,
+                ),
+                "ListScorers": grpc.unary_unary_rpc_method_handler(
+                    self._list_scorers,
+                    response_serializer=pb.ListScorersResponse.SerializeToString,
+                ),
+            },
+        )
+
+    async def _score(self, body: bytes, context: Any) -> pb.ScoreResponse:
+        outcome = await self._answer(body, context)
+        if isinstance(outcome, RewardError):
+            return await _abort(context, outcome)
+        return outcome
+
+    async def _list_scorers(self, body: bytes, context: Any) -> pb.ListScorersResponse:
+        infos = self._service.infos()
+        return pb.ListScorersResponse(scorers=[convert.info_to_proto(info) for info in infos])
+
+    async def _score_stream(
+        self, bodies: AsyncIterator[bytes], context: Any
+    ) -> AsyncIterator[pb.ScoreStreamResponse]:
+        answers: asyncio.Queue[pb.ScoreStreamResponse | None] = asyncio.Queue()
+        window = asyncio.Semaphore(_STREAM_WINDOW)
+
+        async def one(body: bytes) -> None:
+            outcome = await self._answer(body, context)
+            window.release()
+            if isinstance(outcome, RewardError):
+                name = await self._service.in_thread(lambda: _request_id(body))
+                error = convert.error_to_proto(outcome)
+                await answers.put(pb.ScoreStreamResponse(request_id=name, error=error))
+            else:
+                response = pb.ScoreStreamResponse(request_id=outcome.request_id, response=outcome)
+                await answers.put(response)
+
+        async def read() -> None:
+            async with _TaskSet() as tasks:
+                async for body in bodies:
+                    await window.acquire()
+                    tasks.start(one(body))
+            await answers.put(None)
+
+        reader = asyncio.create_task(read())
+        try:
+            while (answer := await answers.get()) is not None:
+                yield answer
+        finally:
+            reader.cancel()
+
+    async def _answer(self, body: bytes, context: Any) -> pb.ScoreResponse | RewardError:
+        begin_s = time.perf_counter()
+        code = Code.CANCELLED
+        try:
+            request = await self._service.in_thread(lambda: _parse(body))
+            left_s = context.time_remaining()
+            response = await self._service.score(
+                request,
+                client=context.peer(),
+                # Without a deadline grpc.aio says None or a value beyond all use.
+                deadline_s=left_s if left_s is not None and math.isfinite(left_s) else None,
+            )
+            message = await self._service.in_thread(lambda: convert.response_to_proto(response))
+        except Exception as error:  # the boundary: whatever it is, the caller gets a status
+            failure = as_reward_error(error)
+            code = failure.code
+            return failure
+        else:
+            code = Code.OK
+            return message
+        finally:
+            metrics = self._service.metrics
+            metrics.requests.labels("grpc", code.value).inc()
+            metrics.request_seconds.labels("grpc").observe(time.perf_counter() - begin_s)
+
+
+class _TaskSet:
+    """Tasks that are awaited at the end, or cancelled when the block is left by an exception."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, coroutine: Any) -> None:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def __aenter__(self) -> _TaskSet:
+        return self
+
+    async def __aexit__(self, kind: object, *rest: object) -> None:
+        try:
+            if kind is None and self._tasks:
+                await asyncio.wait(set(self._tasks))
+        finally:
+            for task in self._tasks:
+                task.cancel()
+
+
+def _parse(body: bytes) -> ScoreRequest:
+    try:
+        message = pb.ScoreRequest.FromString(body)
+    except DecodeError as error:
+        raise InvalidArgument("the message is not a reward.v1.ScoreRequest") from error
+    return convert.request_from_proto(message)
+
+
+def _request_id(body: bytes) -> str:
+    try:
+        return pb.ScoreRequest.FromString(body).request_id
+    except DecodeError:
+        return ""
+
+
+async def _abort(context: Any, error: RewardError) -> Any:
+    info: Message = convert.error_to_proto(error)
+    trailers: list[tuple[str, str | bytes]] = [(ERROR_INFO_KEY, info.SerializeToString())]
+    if error.retry_after_s is not None:
+        trailers.append((PUSHBACK_MS_KEY, str(math.ceil(1e3 * error.retry_after_s))))
+    status = grpc.StatusCode[STATUS[error.code].grpc]
+    await context.abort(status, error.message, tuple(trailers))
+    raise Internal("context.abort returned")
+
+
+def _serving(is_ready: bool) -> Any:
+    return _HEALTH.SERVING if is_ready else _HEALTH.NOT_SERVING

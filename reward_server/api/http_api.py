@@ -1,0 +1,164 @@
+"""HTTP: the same service as JSON, multipart or protobuf, with OpenAPI, probes and metrics."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from reward_client import convert, json_mirror
+from reward_client._pb.reward.v1 import reward_pb2 as pb
+from reward_client.errors import STATUS, InvalidArgument, RewardError
+from reward_client.transports.base import DEADLINE_HEADER, PROTOBUF_TYPE
+from reward_client.types import Code, ScoreRequest, ScoreResponse
+from reward_server.api import openapi
+from reward_server.api.bodies import parse_form, parse_json, parse_protobuf, read_body
+from reward_server.api.failures import as_reward_error
+from reward_server.service import RewardService
+
+_PAGE = Path(__file__).with_name("page.html")
+
+
+def create_app(service: RewardService, max_message_bytes: int) -> FastAPI:
+    """The ASGI application over a service; it starts and stops nothing."""
+    app = FastAPI(title="flow-reward", version="1", description=openapi.DESCRIPTION, redoc_url=None)
+    api = _HttpApi(service, max_message_bytes)
+    app.add_api_route(
+        "/v1/score",
+        api.score,
+        methods=["POST"],
+        response_class=JSONResponse,
+        summary="Score items with one or several scorers",
+        openapi_extra=openapi.SCORE,
+        responses=openapi.ERRORS,
+    )
+    app.add_api_route(
+        "/v1/scorers", api.scorers, methods=["GET"], summary="List the scorers, ready or not"
+    )
+    app.add_api_route("/livez", api.livez, methods=["GET"], summary="Is the process alive?")
+    app.add_api_route("/readyz", api.readyz, methods=["GET"], summary="Are all scorers ready?")
+    app.add_api_route("/metrics", api.metrics, methods=["GET"], summary="Prometheus metrics")
+    app.add_api_route("/", api.page, methods=["GET"], include_in_schema=False)
+    app.add_exception_handler(404, api.no_such_page)
+    return app
+
+
+class _HttpApi:
+    def __init__(self, service: RewardService, max_message_bytes: int) -> None:
+        self._service = service
+        self._max_message_bytes = max_message_bytes
+
+    async def score(self, request: Request) -> Response:
+        begin_s = time.perf_counter()
+        code = Code.CANCELLED
+        is_binary = PROTOBUF_TYPE in request.headers.get("content-type", "")
+        try:
+            parsed = await self._parse(request)
+            response = await self._service.score(
+                parsed, client=_client(request), deadline_s=_deadline_s(request)
+            )
+            content, media_type = await self._service.in_thread(
+                lambda: _serialised(response, is_binary)
+            )
+            code = Code.OK
+            return Response(content, media_type=media_type)
+        except Exception as error:  # the boundary: whatever it is, the caller gets a status
+            failure = as_reward_error(error)
+            code = failure.code
+            return error_response(failure)
+        finally:
+            metrics = self._service.metrics
+            metrics.requests.labels("http", code.value).inc()
+            metrics.request_seconds.labels("http").observe(time.perf_counter() - begin_s)
+
+    async def scorers(self, request: Request) -> Response:
+        infos = self._service.infos()
+        if PROTOBUF_TYPE in request.headers.get("accept", ""):
+            message = pb.ListScorersResponse(scorers=[convert.info_to_proto(i) for i in infos])
+            return Response(message.SerializeToString(), media_type=PROTOBUF_TYPE)
+        return JSONResponse(json_mirror.infos_to_json(infos))
+
+    async def livez(self) -> Response:
+        return JSONResponse({"status": "alive"})
+
+    async def readyz(self, scorer: str = "") -> Response:
+        states = {info.name: info.state for info in self._service.infos()}
+        if scorer:
+            states = {scorer: states.get(scorer, "UNKNOWN")}
+        is_ready = all(state == "READY" for state in states.values())
+        return JSONResponse({"ready": is_ready, "scorers": states}, 200 if is_ready else 503)
+
+    async def metrics(self) -> Response:
+        return Response(self._service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    async def page(self) -> Response:
+        return HTMLResponse(_PAGE.read_text(encoding="utf-8"))
+
+    async def no_such_page(self, request: Request, error: Exception) -> Response:
+        body = {
+            "error": {
+                "code": Code.NOT_FOUND.value,
+                "message": f"no such path {request.url.path!r}: see /docs",
+                "retryable": False,
+                "items": [],
+            }
+        }
+        return JSONResponse(body, 404)
+
+    async def _parse(self, request: Request) -> ScoreRequest:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind == "multipart/form-data":
+            return await parse_form(request, self._max_message_bytes)
+        parsers: dict[str, Callable[[bytes], ScoreRequest]] = {
+            PROTOBUF_TYPE: parse_protobuf,
+            "application/json": parse_json,
+            "": parse_json,
+        }
+        parse = parsers.get(kind)
+        if parse is None:
+            raise InvalidArgument(
+                f"content-type {kind!r} is not accepted: send application/json,"
+                f" multipart/form-data or {PROTOBUF_TYPE}"
+            )
+        body = await read_body(request, self._max_message_bytes)
+        return await self._service.in_thread(lambda: parse(body))
+
+
+def error_response(error: RewardError) -> Response:
+    """The JSON body, the status and Retry-After of an error."""
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+        headers["retry-after-ms"] = str(math.ceil(1e3 * error.retry_after_s))
+    return JSONResponse(json_mirror.error_to_json(error), STATUS[error.code].http, headers)
+
+
+def _serialised(response: ScoreResponse, is_binary: bool) -> tuple[bytes, str]:
+    if is_binary:
+        return convert.response_to_proto(response).SerializeToString(), PROTOBUF_TYPE
+    body: dict[str, Any] = json_mirror.response_to_json(response)
+    return json.dumps(body, allow_nan=False).encode(), "application/json"
+
+
+def _client(request: Request) -> str:
+    return f"{request.client.host}:{request.client.port}" if request.client else "unknown"
+
+
+def _deadline_s(request: Request) -> float | None:
+    text = request.headers.get(DEADLINE_HEADER)
+    if text is None:
+        return None
+    try:
+        deadline_ms = float(text)
+    except ValueError:
+        deadline_ms = math.nan
+    if not 0 < deadline_ms < math.inf:
+        raise InvalidArgument(f"header {DEADLINE_HEADER}: {text!r} is not a number of ms above 0")
+    return deadline_ms / 1e3

@@ -1,0 +1,226 @@
+"""The server's configuration: one typed TOML file, environment variables over it, no surprises.
+
+An environment variable overrides one key: `REWARD_SERVER__SERVER__HTTP=127.0.0.1:9000`,
+`REWARD_SERVER__SCORERS__JPEG__REPLICAS=2`. Values are read as TOML, or as text where they are none.
+Every mistake is one line that names the key and, where there is one, the nearest valid name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from reward_server.scorers import SCORERS
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ENV_PREFIX = "REWARD_SERVER__"
+DEFAULT_FILE = Path(__file__).with_name("config_default.toml")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_DEVICE = re.compile(r"cpu|cuda(:\d+)?")
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the message is one line that says what to change."""
+
+
+def _address(value: str) -> str:
+    if value == "off":
+        return value
+    host, colon, port = value.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"{value!r} is not HOST:PORT (port 0 picks a free one) or 'off'")
+    return value
+
+
+def _device(value: str) -> str:
+    if not _DEVICE.fullmatch(value):
+        raise ValueError(f"device {value!r} is not 'cpu', 'cuda' or 'cuda:N'")
+    return value
+
+
+Address = Annotated[str, AfterValidator(_address)]
+Device = Annotated[str, AfterValidator(_device)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ServerConfig(_Section):
+    """The `[server]` table."""
+
+    http: Address = Field("127.0.0.1:8080", description="HOST:PORT of the HTTP API, or 'off'")
+    grpc: Address = Field("127.0.0.1:50051", description="HOST:PORT of the gRPC API, or 'off'")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "console", "json"] = Field(
+        "auto", description="auto: console on a terminal, JSON lines otherwise"
+    )
+    max_items: int = Field(512, ge=1, description="items per request")
+    max_message_bytes: int = Field(
+        32 << 20, ge=1 << 16, description="bytes per request as it arrives (base64 is a third more)"
+    )
+    max_queue_items: int = Field(4096, ge=1, description="items waiting, times scorers asked")
+    max_queue_bytes: int = Field(2 << 30, ge=1 << 16, description="decoded pixels held, in bytes")
+    max_image_bytes: int = Field(64 << 20, ge=1, description="bytes of one encoded image")
+    max_image_pixels: int = Field(4096 * 4096, ge=1, description="pixels of one image")
+    default_deadline_s: float = Field(
+        300.0, gt=0, description="for requests that come without a deadline"
+    )
+    drain_timeout_s: float = Field(30.0, ge=0, description="to finish what is in flight on SIGTERM")
+    decode_threads: int = Field(2, ge=1, description="threads that decode images")
+
+
+class ScorerConfig(_Section):
+    """One `[scorers.NAME]` table."""
+
+    scorer: str = Field("", description="a built-in scorer or 'module:Class'; default: NAME")
+    device: Device | list[Device] = Field("cpu", description="'cpu', 'cuda:N', or a list of them")
+    replicas: int = Field(1, ge=1, le=64, description="worker processes per device")
+    python: str = Field("", description="interpreter of the workers; default: the server's own")
+    options: dict[str, Any] = Field(default_factory=dict, description="passed to the scorer")
+    threads: int = Field(0, ge=0, description="CPU threads per worker; 0: 1 on cpu, 4 on cuda")
+    max_batch_items: int = Field(16, ge=1, description="items per batch")
+    max_batch_pixels: int = Field(16 << 20, ge=1, description="pixels per batch")
+    max_wait_ms: float = Field(5.0, ge=0, description="longest wait of an item for company")
+    timeout_s: float = Field(60.0, gt=0, description="a batch that takes longer is a hang")
+    start_timeout_s: float = Field(600.0, gt=0, description="to load, warm up and self-test")
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """One entry per worker process."""
+        devices = [self.device] if isinstance(self.device, str) else self.device
+        return tuple(device for device in devices for _ in range(self.replicas))
+
+
+class Config(_Section):
+    """Everything."""
+
+    server: ServerConfig = Field(default_factory=ServerConfig)
+    scorers: dict[str, ScorerConfig] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_scorers(self) -> Config:
+        if not self.scorers:
+            raise ValueError("no scorer configured: add a table such as [scorers.jpeg]")
+        for name, section in self.scorers.items():
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"scorer name {name!r}: use letters, digits, '_', '-' and '.'")
+            path = section.scorer or name
+            if ":" not in path and path not in SCORERS:
+                raise ValueError(
+                    f"scorers.{name}: no scorer called {path!r}{_nearest(path, SCORERS)}"
+                    f" (built in: {', '.join(SCORERS)}; your own: scorer = 'module:Class')"
+                )
+            if not section.devices:
+                raise ValueError(f"scorers.{name}.device: the list is empty")
+        return self
+
+
+def load(path: Path | None = None, env: Mapping[str, str] | None = None) -> Config:
+    """Read a config file, or the built-in one, and put the environment over it.
+
+    Args:
+        path: a TOML file; None for the built-in configuration.
+        env: environment variables; only those that start with `REWARD_SERVER__` matter.
+
+    Raises:
+        ConfigError: one line that names the file, the key and what to do.
+    """
+    source = path or DEFAULT_FILE
+    try:
+        tables = tomllib.loads(source.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise ConfigError(f"cannot read the config file {source}: {reason}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source} is not valid TOML: {error}") from error
+    for variable, text in sorted((env or {}).items()):
+        if variable.startswith(ENV_PREFIX):
+            _override(tables, variable, text)
+    where = str(path) if path else "the built-in config"
+    try:
+        return Config.model_validate(tables)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_one_line(error)}") from error
+
+
+def select(config: Config, names: list[str]) -> Config:
+    """Keep only the named scorers; a built-in scorer without a table gets the defaults.
+
+    Raises:
+        ConfigError: a name that is neither configured nor built in.
+    """
+    chosen = {}
+    for name in names:
+        if name in config.scorers:
+            chosen[name] = config.scorers[name]
+        elif name in SCORERS:
+            chosen[name] = ScorerConfig()  # pyright: ignore[reportCallIssue]
+        else:
+            known = sorted({*config.scorers, *SCORERS})
+            raise ConfigError(
+                f"--scorers: no scorer called {name!r}{_nearest(name, known)}"
+                f" (known: {', '.join(known)})"
+            )
+    if not chosen:
+        raise ConfigError("--scorers: name at least one scorer, separated by commas")
+    return config.model_copy(update={"scorers": chosen})
+
+
+def _override(tables: dict[str, Any], variable: str, text: str) -> None:
+    keys = variable.removeprefix(ENV_PREFIX).lower().split("__")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    table = tables
+    for key in keys[:-1]:
+        table = table.setdefault(key, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"environment variable {variable}: {key!r} is not a table")
+    table[keys[-1]] = value
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"] if part not in ("str", "list[str]"))
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(first["loc"][:-1])
+        near = _nearest(str(first["loc"][-1]), known)
+        return f"unknown key {key!r}{near or f' (known here: {_listed(known)})'}{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{key}: {message}{more}" if key else f"{message}{more}"
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    if not location:
+        return list(Config.model_fields)
+    model = ServerConfig if location[0] == "server" else ScorerConfig
+    return list(model.model_fields)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names)
+
+
+def _nearest(name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f": did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,93 @@
+"""Turns the items of a request into pixels, in threads, one error per item that cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from reward_client import codec
+from reward_client.codec import DecodeLimits
+from reward_client.errors import RewardError
+from reward_client.types import Code, Image, Item, ItemError, UInt8Image
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedItem:
+    """An item with its pixels.
+
+    Attributes:
+        item: as it arrived.
+        images: uint8 RGB (H, W, 3) each.
+        references: likewise.
+        is_lossy: whether an image or reference came in a lossy encoding.
+    """
+
+    item: Item
+    images: tuple[UInt8Image, ...]
+    references: tuple[UInt8Image, ...]
+    is_lossy: bool
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of all images and references."""
+        return sum(a.shape[0] * a.shape[1] for a in (*self.images, *self.references))
+
+
+def wire_bytes(items: Sequence[Item]) -> int:
+    """Bytes of all encoded images."""
+    return sum(len(image.data) for item in items for image in (*item.images, *item.references))
+
+
+def decode_item(item: Item, limits: DecodeLimits) -> DecodedItem | ItemError:
+    """Decode one item; an image that cannot be decoded is named by item, field and position."""
+    found: dict[str, tuple[UInt8Image, ...]] = {}
+    for field, images in (("images", item.images), ("references", item.references)):
+        arrays = []
+        for position, image in enumerate(images):
+            try:
+                arrays.append(codec.decode(image, limits))
+            except RewardError as error:
+                where = f"item {item.id!r}, {field}[{position}]"
+                return ItemError(Code.INVALID_ARGUMENT, f"{where}: {error.message}")
+        found[field] = tuple(arrays)
+    encoded: tuple[Image, ...] = (*item.images, *item.references)
+    is_lossy = any(codec.is_lossy(image) for image in encoded)
+    return DecodedItem(item, found["images"], found["references"], is_lossy)
+
+
+def missing_input(item: Item, scorer: str, inputs: Sequence[str]) -> ItemError | None:
+    """Why an item does not carry what a scorer needs, or None."""
+    for needed in inputs:
+        problem = _missing(item, needed)
+        if problem:
+            message = f"item {item.id!r}: scorer {scorer!r} needs {problem}"
+            return ItemError(Code.INVALID_ARGUMENT, message)
+    return None
+
+
+def _missing(item: Item, needed: str) -> str:
+    if needed == "image" and not item.images:
+        return "`images`: the item has none"
+    if needed == "prompt" and not item.prompt.strip():
+        return "a `prompt`: it is empty"
+    if needed == "references" and not item.references:
+        return "`references`: the item has none"
+    if needed == "spec.geneval" and item.spec_kind != "geneval":
+        return (
+            "a GenEval metadata row as `spec` with spec_kind 'geneval'"
+            f" (over JSON: `geneval`): the item has {item.spec_kind or 'none'}"
+        )
+    if needed == "spec.ocr" and item.spec_kind != "ocr" and '"' not in item.prompt:
+        return (
+            "the target text: `spec` {'target': ...} with spec_kind 'ocr', or double quotes"
+            " around it in the prompt"
+        )
+    return ""
+
+
+def spec_for(item: Item, inputs: Sequence[str]) -> dict[str, object] | None:
+    """The item's spec if it is of the kind a scorer reads; one that declares none gets any."""
+    kinds = {name.removeprefix("spec.") for name in inputs if name.startswith("spec.")}
+    if item.spec is None or (kinds and item.spec_kind not in kinds):
+        return None
+    return dict(item.spec)

@@ -1,0 +1,104 @@
+"""What the server tells Prometheus; one registry per server, nothing global."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+# One set for scorers of all ranges: fine inside [0, 1], coarse outside.
+_SCORES = (
+    -10,
+    -1,
+    -0.1,
+    0,
+    0.1,
+    0.2,
+    0.3,
+    0.4,
+    0.5,
+    0.6,
+    0.7,
+    0.8,
+    0.9,
+    0.999,
+    1,
+    2,
+    5,
+    10,
+    30,
+    100,
+)
+
+
+class Metrics:
+    """All metrics of one server. Label `scorer` is a configured name, never a caller's text."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "reward_requests",
+            "Requests by API and outcome code.",
+            ["api", "code"],
+            registry=self.registry,
+        )
+        self.request_seconds = Histogram(
+            "reward_request_seconds",
+            "From arrival to answer.",
+            ["api"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.items = Counter(
+            "reward_items",
+            "Items by scorer and outcome code.",
+            ["scorer", "code"],
+            registry=self.registry,
+        )
+        self.queue_items = Gauge(
+            "reward_queue_items", "Items waiting or running.", ["scorer"], registry=self.registry
+        )
+        self.admitted_bytes = Gauge(
+            "reward_admitted_bytes", "Bytes of requests and pixels held.", registry=self.registry
+        )
+        self.batch_items = Histogram(
+            "reward_batch_items",
+            "Items per batch.",
+            ["scorer"],
+            buckets=_ITEMS,
+            registry=self.registry,
+        )
+        self.queue_seconds = Histogram(
+            "reward_queue_seconds",
+            "Wait of an item for its batch.",
+            ["scorer"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.compute_seconds = Histogram(
+            "reward_compute_seconds",
+            "Computing of a batch.",
+            ["scorer"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.scores = Histogram(
+            "reward_score",
+            "Transformed scores.",
+            ["scorer"],
+            buckets=_SCORES,
+            registry=self.registry,
+        )
+        self.worker_restarts = Counter(
+            "reward_worker_restarts",
+            "Worker processes started again, by cause: died, hung or load.",
+            ["scorer", "cause"],
+            registry=self.registry,
+        )
+        self.ready_workers = Gauge(
+            "reward_ready_workers", "Workers that can score.", ["scorer"], registry=self.registry
+        )
+
+    def text(self) -> bytes:
+        """Everything in Prometheus' text format."""
+        return generate_latest(self.registry)

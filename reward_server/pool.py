@@ -1,0 +1,110 @@
+"""One scorer of this server: its queue, its replicas, its state."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from reward_client.errors import RewardError, Unavailable
+from reward_client.types import ScorerInfo, ScorerState
+from reward_server.config import ScorerConfig
+from reward_server.metrics import Metrics
+from reward_server.queueing import WorkQueue
+from reward_server.supervisor import Described, Replica, ReplicaState
+
+_STARTING_RETRY_AFTER_S = 1.0
+
+
+class ScorerPool:
+    """The replicas of one scorer around one queue."""
+
+    def __init__(
+        self, name: str, config: ScorerConfig, metrics: Metrics, on_change: Callable[[], None]
+    ) -> None:
+        self.name = name
+        self.queue = WorkQueue(name, metrics)
+        self._on_change = on_change
+        self._draining = False
+        self._replicas = [
+            Replica(name, index, config, self.queue, metrics, self._changed)
+            for index in range(len(config.devices))
+        ]
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Start the workers; returns at once."""
+        self._tasks = [asyncio.create_task(replica.run()) for replica in self._replicas]
+
+    def drain(self) -> None:
+        """Show DRAINING; what waits is still served."""
+        self._draining = True
+        self._changed()
+
+    async def stop(self) -> None:
+        """Stop the workers and fail what is left."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.queue.fail_all("the server stopped")
+
+    @property
+    def state(self) -> ScorerState:
+        """READY as soon as one replica is; FAILED once all are."""
+        states = {replica.state for replica in self._replicas}
+        if states == {ReplicaState.FAILED}:
+            return "FAILED"
+        if self._draining:
+            return "DRAINING"
+        return "READY" if ReplicaState.READY in states else "STARTING"
+
+    @property
+    def described(self) -> Described | None:
+        """What a worker said once it was ready; None if none ever was."""
+        return next((r.described for r in self._replicas if r.described), None)
+
+    @property
+    def last_error(self) -> str:
+        """Why it is not ready, for people."""
+        return next((r.last_error for r in self._replicas if r.last_error), "")
+
+    def refusal(self) -> RewardError | None:
+        """Why it takes no items now, or None.
+
+        Between a crash and the restart items are taken: they wait for the new worker.
+        """
+        if self.state == "FAILED":
+            return Unavailable(
+                f"scorer {self.name!r} has failed: {self.last_error}", retryable=False
+            )
+        if self.described is None:
+            trouble = f" (so far: {self.last_error})" if self.last_error else ""
+            return Unavailable(
+                f"scorer {self.name!r} is starting{trouble}: try again",
+                retry_after_s=_STARTING_RETRY_AFTER_S,
+            )
+        return None
+
+    def info(self) -> ScorerInfo:
+        """The description clients get."""
+        state = self.state
+        error = self.last_error if state == "FAILED" else ""
+        described = self.described
+        if described is None:
+            return ScorerInfo(self.name, "", "", (), (), "", (0.0, 0.0), state, error)
+        hello = described.hello
+        return ScorerInfo(
+            name=self.name,
+            version=hello.version,
+            fingerprint=described.fingerprint,
+            inputs=tuple(hello.inputs),
+            transforms=tuple(hello.transforms),
+            default_transform=hello.default_transform,
+            output_range=(hello.output_low, hello.output_high),
+            state=state,
+            last_error=error,
+        )
+
+    def _changed(self) -> None:
+        if self.state == "FAILED":
+            self.queue.fail_all(f"scorer {self.name!r} has failed: {self.last_error}")
+        self._on_change()

@@ -1,0 +1,204 @@
+"""Keeps one worker alive: starts it, feeds it, watches it, kills it, starts it again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+import structlog
+
+from reward_server.batching import Limits
+from reward_server.config import ScorerConfig
+from reward_server.ipc import Hello
+from reward_server.metrics import Metrics
+from reward_server.process import WorkerDied, WorkerProcess, WorkerRefused
+from reward_server.queueing import Work, WorkQueue
+
+MAX_FAILED_STARTS = 5
+_BACKOFF_FIRST_S = 0.1
+_BACKOFF_LAST_S = 30.0
+_STOP_TIMEOUT_S = 2.0
+
+
+class ReplicaState(Enum):
+    """Where a replica is in its life."""
+
+    STARTING = "STARTING"
+    READY = "READY"
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What a ready worker says about its scorer."""
+
+    hello: Hello
+    fingerprint: str
+
+
+class Replica:
+    """One worker slot of a scorer; `run` is its only task.
+
+    Attributes:
+        state: STARTING until a worker is ready, and again after each crash; FAILED is final.
+        last_error: why the latest start or batch went wrong; for people.
+        described: what the latest ready worker said.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        index: int,
+        config: ScorerConfig,
+        queue: WorkQueue,
+        metrics: Metrics,
+        on_change: Callable[[], None],
+    ) -> None:
+        self.state = ReplicaState.STARTING
+        self.last_error = ""
+        self.described: Described | None = None
+        self._name = name
+        self._config = config
+        self._device = config.devices[index]
+        self._queue = queue
+        self._metrics = metrics
+        self._on_change = on_change
+        self._log = structlog.get_logger().bind(scorer=name, replica=index, device=self._device)
+        self._failed_starts = 0
+        self._backoff_s = _BACKOFF_FIRST_S
+        self._max_pixels = config.max_batch_pixels
+
+    async def run(self) -> None:
+        """Serve until cancelled or FAILED; never raises anything else than CancelledError."""
+        while self.state is not ReplicaState.FAILED:
+            try:
+                worker = await self._start()
+            except WorkerRefused as error:
+                self._start_failed(str(error), final=error.permanent)
+            except WorkerDied as error:
+                self._start_failed(str(error), final=False)
+            else:
+                cause = await self._serve(worker)
+                self._set_state(ReplicaState.STARTING)
+                self._restarting(cause)
+            if self.state is not ReplicaState.FAILED:
+                await asyncio.sleep(self._backoff_s)
+                self._backoff_s = min(2 * self._backoff_s, _BACKOFF_LAST_S)
+
+    async def _start(self) -> WorkerProcess:
+        begin_s = time.monotonic()
+        worker = await WorkerProcess.start(self._name, self._config, self._device, self._line)
+        self._log = self._log.bind(pid=worker.pid)
+        self._log.info("worker started")
+        try:
+            hello, ready = await asyncio.wait_for(
+                _introduction(worker), self._config.start_timeout_s
+            )
+        except asyncio.TimeoutError as error:
+            await worker.kill()
+            limit = f"{self._config.start_timeout_s:g} s"
+            raise WorkerDied(f"not ready within start_timeout_s = {limit}") from error
+        except BaseException:
+            await worker.kill()
+            raise
+        self.described = Described(hello, ready)
+        self._failed_starts = 0
+        self.last_error = ""
+        self._set_state(ReplicaState.READY)
+        self._log.info("worker ready", seconds=round(time.monotonic() - begin_s, 2))
+        return worker
+
+    async def _serve(self, worker: WorkerProcess) -> str:
+        """Feed a worker until it is lost; returns why: "died" or "hung"."""
+        try:
+            while True:
+                works = await self._next_batch(worker)
+                if works is None:
+                    self.last_error = worker.epitaph()
+                    return "died"
+                cause = await self._run_batch(worker, works)
+                if cause:
+                    return cause
+                self._backoff_s = _BACKOFF_FIRST_S
+        except asyncio.CancelledError:
+            await worker.stop(_STOP_TIMEOUT_S)
+            raise
+        finally:
+            await worker.kill()
+
+    async def _next_batch(self, worker: WorkerProcess) -> list[Work] | None:
+        limits = Limits(
+            self._config.max_batch_items, self._max_pixels, self._config.max_wait_ms / 1e3
+        )
+        taking = asyncio.create_task(self._queue.take(limits))
+        try:
+            await asyncio.wait({taking, worker.exited}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            if taking.done() and not taking.cancelled():
+                self._queue.requeue(taking.result(), "the server stops")
+            raise
+        finally:
+            taking.cancel()
+        return taking.result() if taking.done() else None
+
+    async def _run_batch(self, worker: WorkerProcess, works: list[Work]) -> str:
+        payload = [(work.message, work.images) for work in works]
+        details = any(work.details for work in works)
+        try:
+            done = await asyncio.wait_for(
+                worker.score(payload, details=details), self._config.timeout_s
+            )
+        except asyncio.TimeoutError:
+            limit = f"{self._config.timeout_s:g} s"
+            self.last_error = f"worker {worker.pid} hung: no answer within timeout_s = {limit}"
+            cause = "hung"
+        except WorkerDied as error:
+            self.last_error = str(error)
+            cause = "died"
+        except asyncio.CancelledError:
+            self._queue.requeue(works, "the server stops")
+            raise
+        else:
+            self._queue.finish(works, done)
+            if done.max_pixels and done.max_pixels < self._max_pixels:
+                self._max_pixels = done.max_pixels
+                self._log.warning("out of device memory", new_max_batch_pixels=done.max_pixels)
+            return ""
+        # Before the requeue, so that no second worker can run the items at the same time.
+        await worker.kill()
+        kept = self._queue.requeue(works, self.last_error)
+        self._log.warning("batch lost", items=len(works), requeued=kept, reason=self.last_error)
+        return cause
+
+    def _start_failed(self, reason: str, *, final: bool) -> None:
+        self._failed_starts += 1
+        self.last_error = reason
+        if final or self._failed_starts >= MAX_FAILED_STARTS:
+            self._log.error("scorer failed", reason=reason, starts=self._failed_starts)
+            self._set_state(ReplicaState.FAILED)
+            return
+        self._set_state(ReplicaState.STARTING)
+        self._restarting("load")
+
+    def _restarting(self, cause: str) -> None:
+        self._metrics.worker_restarts.labels(self._name, cause).inc()
+        self._log.warning(
+            "worker restarts", cause=cause, reason=self.last_error, backoff_s=self._backoff_s
+        )
+
+    def _set_state(self, state: ReplicaState) -> None:
+        if state is not self.state:
+            delta = (state is ReplicaState.READY) - (self.state is ReplicaState.READY)
+            self._metrics.ready_workers.labels(self._name).inc(delta)
+            self.state = state
+            self._on_change()
+
+    def _line(self, text: str) -> None:
+        self._log.info("worker output", text=text)
+
+
+async def _introduction(worker: WorkerProcess) -> tuple[Hello, str]:
+    return await worker.hello(), (await worker.ready()).fingerprint

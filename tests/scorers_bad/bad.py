@@ -1,0 +1,150 @@
+"""Scorers that misbehave on request.
+
+The prompt says what to do: "raise", "nan", "crash", "hang", "unavailable"; anything else scores
+the mean of the image.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from reward_client.types import Code
+from reward_server.scorers.base import (
+    ItemFailure,
+    ItemScore,
+    Outcome,
+    ScoreInput,
+    ScorerSpec,
+    SelfTestError,
+    raw,
+)
+
+
+def halved(score: ItemScore) -> float:
+    return score.raw / 2
+
+
+def spec_named(name: str, inputs: tuple[str, ...] = ("image",)) -> ScorerSpec:
+    return ScorerSpec(
+        name=name,
+        version="7",
+        inputs=inputs,
+        transforms={"raw": raw, "halved": halved},
+        default_transform="raw",
+        output_range=(0.0, 255.0),
+    )
+
+
+class Mean:
+    """The mean of the first image; optionally slow, optionally noting the sizes of its batches."""
+
+    spec = spec_named("mean")
+
+    def __init__(self, sleep_s: float = 0.0, log_file: str = "", inputs: str = "image") -> None:
+        self._sleep_s = sleep_s
+        self._log_file = log_file
+        self.spec = spec_named("mean", tuple(inputs.split(",")))
+
+    def load(self, device: str) -> None:
+        self._device = device
+
+    def fingerprint(self) -> str:
+        return "f" * 8
+
+    def self_test(self) -> None:
+        pass
+
+    def score(self, batch: Sequence[ScoreInput], *, details: bool) -> list[Outcome]:
+        if self._log_file:
+            with Path(self._log_file).open("a") as file:
+                file.write(f"{os.getpid()} {len(batch)}\n")
+        time.sleep(self._sleep_s)
+        return [self.one(item, details) for item in batch]
+
+    def one(self, item: ScoreInput, details: bool) -> Outcome:
+        value = float(item.images[0].mean())
+        shown = {"prompt": item.prompt} if details else None
+        return ItemScore(value, {"width": float(item.images[0].shape[1])}, shown)
+
+
+class Obedient(Mean):
+    """Fails as the prompt says."""
+
+    def one(self, item: ScoreInput, details: bool) -> Outcome:
+        match item.prompt:
+            case "raise":
+                raise ValueError("poison")
+            case "nan":
+                return ItemScore(float("nan"))
+            case "nan component":
+                return ItemScore(1.0, {"x": float("inf")})
+            case "crash":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "hang":
+                time.sleep(3600)
+            case "unavailable":
+                return ItemFailure(Code.UNAVAILABLE, "the judge is away", retryable=True)
+        return super().one(item, details)
+
+
+class OutOfMemoryError(RuntimeError):
+    """Called as torch calls it."""
+
+
+class Small(Mean):
+    """Runs out of memory over `room_px` pixels."""
+
+    def __init__(self, room_px: int = 200, log_file: str = "") -> None:
+        super().__init__(log_file=log_file)
+        self._room_px = room_px
+
+    def score(self, batch: Sequence[ScoreInput], *, details: bool) -> list[Outcome]:
+        if sum(i.images[0].shape[0] * i.images[0].shape[1] for i in batch) > self._room_px:
+            raise OutOfMemoryError("CUDA out of memory")
+        return super().score(batch, details=details)
+
+
+class WrongLength(Mean):
+    """Forgets an outcome unless asked for one item that is not the prompt "short"."""
+
+    def score(self, batch: Sequence[ScoreInput], *, details: bool) -> list[Outcome]:
+        found = super().score(batch, details=details)
+        return found[:-1] if any(item.prompt == "short" for item in batch) else found
+
+
+class FailsSelfTest(Mean):
+    """Knows that it is wrong."""
+
+    def self_test(self) -> None:
+        raise SelfTestError("self-test red: expected 1, found 2; likely cause: bad weights")
+
+
+class FailsToLoad(Mean):
+    """Cannot load, ever."""
+
+    def load(self, device: str) -> None:
+        raise OSError("no such weights: /nowhere")
+
+
+class DiesWhileLoading(Mean):
+    """Dies at its first start, and loads at its second."""
+
+    def __init__(self, marker: str) -> None:
+        super().__init__()
+        self._marker = Path(marker)
+
+    def load(self, device: str) -> None:
+        if not self._marker.exists():
+            self._marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class SlowToLoad(Mean):
+    """Takes its time."""
+
+    def load(self, device: str) -> None:
+        time.sleep(4.0)
