@@ -36,7 +36,7 @@ def build(
     processes: Annotated[int, typer.Option(help="processes of one thread each")] = 2,
     vae_steps: Annotated[int, typer.Option(help="optimiser steps of the VAE")] = 3600,
     steps: Annotated[int, typer.Option(help="optimiser steps of the transformer")] = (
-        PretrainConfig.steps
+        PretrainConfig().steps
     ),
     seed: Annotated[int, typer.Option(help="of weights, scenes and noise")] = 0,
 ) -> None:
