@@ -1,4 +1,4 @@
-"""`python -m trainer.mini build`: render, train the VAE, pretrain, save the pipeline."""
+"""`python -m trainer.mini build|continue`: render, train the VAE, pretrain, save the pipeline."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import typer
 
 from trainer.mini.data import SceneStream, write_prompt_files
 from trainer.mini.pipeline import WEIGHTS_DIR, assemble, save
-from trainer.mini.pretrain import PretrainConfig, pretrain
+from trainer.mini.pretrain import Denoiser, PretrainConfig, pretrain
 from trainer.mini.vae import build_vae, train_vae
 
 log = logging.getLogger("trainer.mini")
@@ -27,27 +27,27 @@ def _commands() -> None:
     """Build the miniature."""
 
 
+Work = Annotated[Path, typer.Option(help="where parts in progress are kept")]
+Processes = Annotated[int, typer.Option(help="processes of one thread each")]
+Steps = Annotated[int, typer.Option(help="optimiser steps of the transformer")]
+Seed = Annotated[int, typer.Option(help="of weights, scenes and noise")]
+Rate = Annotated[float, typer.Option(help="peak learning rate")]
+
+
 @app.command()
 def build(
     out: Annotated[Path, typer.Option(help="where the pipeline goes")] = WEIGHTS_DIR,
-    work: Annotated[Path, typer.Option(help="where parts in progress are kept")] = Path(
-        "runs/mini_build"
-    ),
-    processes: Annotated[int, typer.Option(help="processes of one thread each")] = 2,
+    work: Work = Path("runs/mini_build"),
+    processes: Processes = 2,
     vae_steps: Annotated[int, typer.Option(help="optimiser steps of the VAE")] = 3600,
-    steps: Annotated[int, typer.Option(help="optimiser steps of the transformer")] = (
-        PretrainConfig().steps
-    ),
-    seed: Annotated[int, typer.Option(help="of weights, scenes and noise")] = 0,
+    steps: Steps = PretrainConfig().steps,
+    seed: Seed = 0,
 ) -> None:
     """Render, train the VAE, pretrain the transformer, and save a StableDiffusion3Pipeline.
 
     A VAE that `work` already holds is kept, so an interrupted build goes on from there.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(1)
-    started = time.monotonic()
-    work.mkdir(parents=True, exist_ok=True)
+    _prepare(work)
     write_prompt_files()
     vae_dir = work / "vae"
     if not vae_dir.exists():
@@ -56,7 +56,39 @@ def build(
         train_vae(vae, SceneStream(seed=seed).images, steps=vae_steps, batch_size=16)
         vae.save_pretrained(vae_dir)
     config = replace(PretrainConfig(), steps=steps, seed=seed)
-    arguments = (processes, _free_port(), config, vae_dir, work)
+    _pretrain(config, processes, vae_dir, work, out, None)
+
+
+@app.command("continue")
+def go_on(
+    pipeline: Annotated[Path, typer.Option(help="a pipeline of the miniature")] = WEIGHTS_DIR,
+    out: Annotated[Path, typer.Option(help="where the result goes")] = Path("runs/continued"),
+    work: Work = Path("runs/mini_continue"),
+    processes: Processes = 2,
+    steps: Steps = 1000,
+    learning_rate: Rate = PretrainConfig().learning_rate,
+    seed: Seed = 1,
+) -> None:
+    """Go on with pretraining: a longer build, or the control of an RL run."""
+    _prepare(work)
+    start = work / "start.pt"
+    torch.save(Denoiser.of_pipeline(pipeline).state_dict(), start)
+    config = replace(PretrainConfig(), steps=steps, learning_rate=learning_rate, seed=seed)
+    _pretrain(config, processes, pipeline / "vae", work, out, start)
+
+
+def _prepare(work: Path) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(1)
+    work.mkdir(parents=True, exist_ok=True)
+
+
+def _pretrain(
+    config: PretrainConfig, processes: int, vae_dir: Path, work: Path, out: Path, start: Path | None
+) -> None:
+    """Run the pretraining processes and save the pipeline."""
+    started = time.monotonic()
+    arguments = (processes, _free_port(), config, vae_dir, work, start)
     mp.spawn(pretrain, args=arguments, nprocs=processes)  # pyright: ignore
     save(assemble(vae_dir, work / "denoiser.pt"), out)
     log.info("saved %s after %.0f minutes", out, (time.monotonic() - started) / 60)

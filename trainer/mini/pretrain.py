@@ -73,6 +73,20 @@ class Denoiser(nn.Module):
         self.text_encoder_2 = build_text_encoder(self.tokenizer, "gelu")
         self.transformer = build_transformer()
 
+    @classmethod
+    def of_pipeline(cls, folder: Path) -> Denoiser:
+        """The denoiser inside a saved pipeline of the miniature, in float32."""
+        self = cls()
+        parts = {
+            "transformer": SD3Transformer2DModel,
+            "text_encoder": CLIPTextModelWithProjection,
+            "text_encoder_2": CLIPTextModelWithProjection,
+        }
+        for name, kind in parts.items():
+            part = kind.from_pretrained(folder / name, torch_dtype=torch.float32)
+            getattr(self, name).load_state_dict(part.state_dict())
+        return self
+
     def tokenize(self, captions: list[str]) -> Tensor:
         """Padded token ids (B, 14) as the pipeline makes them."""
         out = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
@@ -153,7 +167,13 @@ class _Ring:
 
 
 def pretrain(
-    rank: int, world: int, port: int, config: PretrainConfig, vae_dir: Path, out: Path
+    rank: int,
+    world: int,
+    port: int,
+    config: PretrainConfig,
+    vae_dir: Path,
+    out: Path,
+    start_from: Path | None = None,
 ) -> None:
     """One process of the pretraining; rank 0 writes `out`/denoiser.pt (EMA weights) regularly.
 
@@ -164,6 +184,7 @@ def pretrain(
         config: see `PretrainConfig`.
         vae_dir: a trained `AutoencoderKL` folder.
         out: folder for the checkpoint.
+        start_from: an earlier denoiser.pt to go on from, with new optimisers; None: from scratch.
     """
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -172,6 +193,8 @@ def pretrain(
     )
     torch.manual_seed(config.seed)
     model = Denoiser()
+    if start_from is not None:
+        model.load_state_dict(torch.load(start_from, weights_only=True))
     vae = AutoencoderKL.from_pretrained(vae_dir).to(memory_format=torch.channels_last)  # pyright: ignore
     empty = model.tokenize([""])
     ring = _Ring(config, vae, model, rank)
