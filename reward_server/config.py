@@ -28,7 +28,7 @@ from reward_server.scorers import SCORERS
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
 ENV_PREFIX = "REWARD_SERVER__"
 DEFAULT_FILE = Path(__file__).with_name("config_default.toml")
@@ -66,7 +66,7 @@ class _Section(BaseModel):
 class ServerConfig(_Section):
     """The `[server]` table."""
 
-    http: Address = Field("127.0.0.1:8080", description="HOST:PORT of the HTTP API, or 'off'")
+    http: Address = Field("127.0.0.1:8000", description="HOST:PORT of the HTTP API, or 'off'")
     grpc: Address = Field("127.0.0.1:50051", description="HOST:PORT of the gRPC API, or 'off'")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "console", "json"] = Field(
@@ -112,7 +112,7 @@ class ScorerConfig(_Section):
 class Config(_Section):
     """Everything."""
 
-    server: ServerConfig = Field(default_factory=ServerConfig)
+    server: ServerConfig = Field(default_factory=lambda: ServerConfig.model_validate({}))
     scorers: dict[str, ScorerConfig] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -172,7 +172,7 @@ def select(config: Config, names: list[str]) -> Config:
         if name in config.scorers:
             chosen[name] = config.scorers[name]
         elif name in SCORERS:
-            chosen[name] = ScorerConfig()  # pyright: ignore[reportCallIssue]
+            chosen[name] = ScorerConfig.model_validate({})
         else:
             known = sorted({*config.scorers, *SCORERS})
             raise ConfigError(

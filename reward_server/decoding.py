@@ -44,15 +44,22 @@ def decode_item(item: Item, limits: DecodeLimits) -> DecodedItem | ItemError:
     for field, images in (("images", item.images), ("references", item.references)):
         arrays = []
         for position, image in enumerate(images):
-            try:
-                arrays.append(codec.decode(image, limits))
-            except RewardError as error:
+            pixels = _decode(image, limits)
+            if isinstance(pixels, str):
                 where = f"item {item.id!r}, {field}[{position}]"
-                return ItemError(Code.INVALID_ARGUMENT, f"{where}: {error.message}")
+                return ItemError(Code.INVALID_ARGUMENT, f"{where}: {pixels}")
+            arrays.append(pixels)
         found[field] = tuple(arrays)
     encoded: tuple[Image, ...] = (*item.images, *item.references)
     is_lossy = any(codec.is_lossy(image) for image in encoded)
     return DecodedItem(item, found["images"], found["references"], is_lossy)
+
+
+def _decode(image: Image, limits: DecodeLimits) -> UInt8Image | str:
+    try:
+        return codec.decode(image, limits)
+    except RewardError as error:
+        return error.message
 
 
 def missing_input(item: Item, scorer: str, inputs: Sequence[str]) -> ItemError | None:

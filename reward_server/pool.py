@@ -26,7 +26,7 @@ class ScorerPool:
         self._on_change = on_change
         self._draining = False
         self._replicas = [
-            Replica(name, index, config, self.queue, metrics, self._changed)
+            Replica(name, index, config, queue=self.queue, metrics=metrics, on_change=self._changed)
             for index in range(len(config.devices))
         ]
         self._tasks: list[asyncio.Task[None]] = []

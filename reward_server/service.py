@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeVar
 
 from reward_client.codec import DecodeLimits
-from reward_client.errors import (
-    InvalidArgument,
-    NotFound,
-    RewardError,
-    Unavailable,
-    error_for,
-)
+from reward_client.errors import InvalidArgument, NotFound, Unavailable
 from reward_client.types import (
-    Code,
     ItemError,
     ScoreRequest,
     ScoreResponse,
@@ -28,38 +20,20 @@ from reward_client.types import (
     ScorerSelector,
 )
 from reward_client.validation import check_request, unknown_scorer
-from reward_server import gathering
-from reward_server.admission import Admission, Ticket
-from reward_server.batching import Job
+from reward_server.admission import Admission
 from reward_server.config import Config
-from reward_server.decoding import (
-    DecodedItem,
-    decode_item,
-    missing_input,
-    spec_for,
-    wire_bytes,
-)
-from reward_server.ipc import Failure, ItemMessage
+from reward_server.decoding import DecodedItem, decode_item, wire_bytes
+from reward_server.dispatch import Call, Dispatcher
+from reward_server.flights import Flights
 from reward_server.metrics import Metrics
 from reward_server.pool import ScorerPool
-from reward_server.process import placeholder_refs
-from reward_server.queueing import Answer, Work
 
 T = TypeVar("T")
 _DRAINING_RETRY_AFTER_S = 1.0
 
 
-@dataclass(slots=True)
-class _Flight:
-    """A request in flight and how many callers wait for it."""
-
-    request: ScoreRequest
-    task: asyncio.Task[ScoreResponse]
-    waiters: int = 0
-
-
 class RewardService:
-    """Every transport is a thin layer over `score`, `infos` and `state`."""
+    """Every transport is a thin layer over `score`, `infos` and `is_ready`."""
 
     def __init__(self, config: Config, metrics: Metrics) -> None:
         server = config.server
@@ -71,12 +45,13 @@ class RewardService:
             for name, section in config.scorers.items()
         }
         self._admission = Admission(server.max_queue_items, server.max_queue_bytes)
+        metrics.admitted_bytes.set_function(lambda: self._admission.bytes)
         self._limits = DecodeLimits(
             max_bytes=server.max_image_bytes, max_pixels=server.max_image_pixels
         )
         self._threads = ThreadPoolExecutor(server.decode_threads, thread_name_prefix="decode")
-        self._flights: dict[str, _Flight] = {}
-        self._keys = itertools.count()
+        self._flights = Flights()
+        self._dispatcher = Dispatcher(metrics)
         self._draining = False
 
     def start(self) -> None:
@@ -105,18 +80,13 @@ class RewardService:
         self._draining = True
         for pool in self._pools.values():
             pool.drain()
-        tasks = [flight.task for flight in self._flights.values()]
-        if not tasks:
-            return True
-        _, pending = await asyncio.wait(tasks, timeout=timeout_s)
-        return not pending
+        return await self._flights.wait(timeout_s)
 
     async def stop(self) -> None:
         """Stop the workers; requests still in flight fail."""
         self._draining = True
         await asyncio.gather(*(pool.stop() for pool in self._pools.values()))
-        for flight in list(self._flights.values()):
-            flight.task.cancel()
+        self._flights.cancel_all()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def score(
@@ -141,93 +111,19 @@ class RewardService:
             )
         if not request.request_id:
             request = replace(request, request_id=uuid.uuid4().hex)
-        flight = self._flights.get(request.request_id)
-        if flight is None:
-            flight = self._take_off(request, client, deadline_s)
-        elif flight.request != request:
-            raise InvalidArgument(
-                f"request_id {request.request_id!r} is in flight with other content:"
-                " choose a new id for every new request"
-            )
-        flight.waiters += 1
-        try:
-            return await asyncio.shield(flight.task)
-        finally:
-            flight.waiters -= 1
-            if flight.waiters == 0:
-                # A retry must not join what is about to be cancelled.
-                self._forget(flight)
-                flight.task.cancel()
-
-    def _take_off(self, request: ScoreRequest, client: str, deadline_s: float | None) -> _Flight:
         allowed_s = self.config.server.default_deadline_s if deadline_s is None else deadline_s
         deadline_at_s = time.monotonic() + allowed_s
-        task = asyncio.create_task(self._run(request, client, deadline_at_s))
-        flight = _Flight(request, task)
-        self._flights[request.request_id] = flight
-
-        task.add_done_callback(lambda _: self._forget(flight))
-        return flight
-
-    def _forget(self, flight: _Flight) -> None:
-        if self._flights.get(flight.request.request_id) is flight:
-            del self._flights[flight.request.request_id]
+        return await self._flights.join(request, lambda: self._run(request, client, deadline_at_s))
 
     async def _run(self, request: ScoreRequest, client: str, deadline_at_s: float) -> ScoreResponse:
         broken = self._check(request)
         pools = [self._select(selector) for selector in request.scorers]
         places = len(request.items) * len(pools)
         with self._admission.admit(places, wire_bytes(request.items)) as ticket:
-            self._gauge()
-            try:
-                return await self._run_admitted(
-                    request, pools, broken, ticket, client, deadline_at_s
-                )
-            finally:
-                asyncio.get_running_loop().call_soon(self._gauge)
-
-    async def _run_admitted(
-        self,
-        request: ScoreRequest,
-        pools: Sequence[ScorerPool],
-        broken: Mapping[int, ItemError],
-        ticket: Ticket,
-        client: str,
-        deadline_at_s: float,
-    ) -> ScoreResponse:
-        decoded, errors = await self._decode(request, broken)
-        ticket.grow(sum(3 * found.pixels for found in decoded.values()))
-        errors_by_pool: dict[str, dict[int, ItemError]] = {}
-        works_by_pool: dict[str, dict[int, Work]] = {}
-        for pool, selector in zip(pools, request.scorers, strict=True):
-            errors_by_pool[pool.name], works_by_pool[pool.name] = self._works(
-                request, pool, selector, decoded, errors, client, deadline_at_s
-            )
-        works = [work for group in works_by_pool.values() for work in group.values()]
-        if not works:
-            raise _nothing_to_do(errors_by_pool)
-        try:
-            for pool in pools:
-                pool.queue.put(works_by_pool[pool.name].values())
-            await asyncio.wait(
-                [work.answer for work in works], timeout=deadline_at_s - time.monotonic()
-            )
-            lossy = [i in decoded and decoded[i].is_lossy for i in range(len(request.items))]
-            results = {}
-            for pool in pools:
-                group = works_by_pool[pool.name].items()
-                answers = {i: w.answer.result() if w.answer.done() else _LATE for i, w in group}
-                failed = errors_by_pool[pool.name]
-                results[pool.name] = gathering.result(
-                    pool, answers, failed, lossy, details=request.include_details
-                )
-                gathering.record(self.metrics, results[pool.name])
-        finally:
-            for pool in pools:
-                pool.queue.withdraw(works_by_pool[pool.name].values())
-        if (error := gathering.whole_request_error(results)) is not None:
-            raise error
-        return ScoreResponse(request.request_id, results)
+            decoded, errors = await self._decode(request, broken)
+            ticket.grow(sum(3 * found.pixels for found in decoded.values()))
+            call = Call(request, pools, client, deadline_at_s)
+            return await self._dispatcher.run(call, decoded, errors)
 
     def _check(self, request: ScoreRequest) -> Mapping[int, ItemError]:
         """Raise if the whole request is wrong, else return the items that are."""
@@ -248,7 +144,7 @@ class RewardService:
         pool = self._pools.get(selector.name)
         if pool is None:
             raise unknown_scorer(selector.name, sorted(self._pools))
-        if pool.described is None:
+        if pool.described is None:  # what it offers is not known yet; the refusal comes later
             return pool
         info = pool.info()
         if selector.version not in ("", info.version):
@@ -266,7 +162,7 @@ class RewardService:
     async def _decode(
         self, request: ScoreRequest, broken: Mapping[int, ItemError]
     ) -> tuple[dict[int, DecodedItem], dict[int, ItemError]]:
-        good = [i for i in range(len(request.items)) if i not in broken]
+        good = [index for index in range(len(request.items)) if index not in broken]
         found = await asyncio.gather(
             *(
                 self.in_thread(lambda item=request.items[i]: decode_item(item, self._limits))
@@ -281,73 +177,6 @@ class RewardService:
                 decoded[index] = outcome
         return decoded, errors
 
-    def _works(
-        self,
-        request: ScoreRequest,
-        pool: ScorerPool,
-        selector: ScorerSelector,
-        decoded: Mapping[int, DecodedItem],
-        errors: Mapping[int, ItemError],
-        client: str,
-        deadline_at_s: float,
-    ) -> tuple[dict[int, ItemError], dict[int, Work]]:
-        refusal = pool.refusal()
-        if refusal is not None:
-            error = ItemError(refusal.code, refusal.message, refusal.retryable)
-            return dict.fromkeys(range(len(request.items)), error), {}
-        failed, works = dict(errors), {}
-        info, loop, now_s = pool.info(), asyncio.get_running_loop(), time.monotonic()
-        for index, found in decoded.items():
-            if problem := missing_input(found.item, pool.name, info.inputs):
-                failed[index] = problem
-                continue
-            works[index] = Work(
-                job=Job(
-                    key=next(self._keys),
-                    client=client,
-                    priority=request.priority,
-                    pixels=found.pixels,
-                    arrival_s=now_s,
-                    deadline_s=deadline_at_s,
-                ),
-                message=ItemMessage(
-                    prompt=found.item.prompt,
-                    images=placeholder_refs(found.images),
-                    references=placeholder_refs(found.references),
-                    spec=spec_for(found.item, info.inputs),
-                    transform=selector.transform or info.default_transform,
-                ),
-                images=(*found.images, *found.references),
-                details=request.include_details,
-                answer=loop.create_future(),
-            )
-        return failed, works
-
-    def _gauge(self) -> None:
-        self.metrics.admitted_bytes.set(self._admission.bytes)
-
     def _notify(self) -> None:
         for listener in self._listeners:
             listener()
-
-
-_LATE = Answer(
-    Failure(Code.DEADLINE_EXCEEDED.value, "the deadline passed before the item was scored")
-)
-
-
-def _nothing_to_do(errors_by_pool: Mapping[str, Mapping[int, ItemError]]) -> RewardError:
-    """The error of a request none of whose items got to a worker: retryable if any item is."""
-    every = [(i, error) for errors in errors_by_pool.values() for i, error in errors.items()]
-    first = next((error for _, error in every if error.retryable), every[0][1])
-    items = dict(reversed(every))
-    others = len({i for i, _ in every}) - 1
-    more = f" (and {others} more items)" if others and first.code is Code.INVALID_ARGUMENT else ""
-    retry_after_s = 1.0 if first.retryable else None
-    return error_for(
-        first.code,
-        first.message + more,
-        retryable=first.retryable,
-        retry_after_s=retry_after_s,
-        items=items,
-    )

@@ -53,6 +53,7 @@ class Replica:
         name: str,
         index: int,
         config: ScorerConfig,
+        *,
         queue: WorkQueue,
         metrics: Metrics,
         on_change: Callable[[], None],

@@ -53,7 +53,7 @@ async def parse_form(request: Request, limit_bytes: int) -> ScoreRequest:
     """Read a form for people with curl: files `images`, texts `prompt`, `scorers`, `spec`.
 
     One file is one item. `prompt` and `spec` are given once for all files, or once per file.
-    `spec` is the JSON of an item's spec: `{"geneval": {...}}`, `{"ocr": {...}}`, `{"metadata": ..}`.
+    `spec` is the JSON of an item's spec: `{"geneval": {...}}` or `{"ocr": {...}}`.
 
     Raises:
         InvalidArgument: anything else; names the field.
@@ -65,7 +65,7 @@ async def parse_form(request: Request, limit_bytes: int) -> ScoreRequest:
     except (MultiPartException, HTTPException) as error:
         reason = getattr(error, "message", None) or getattr(error, "detail", "")
         raise InvalidArgument(f"the body is not a valid form: {reason}") from error
-    async with form:
+    try:
         unknown = sorted(set(form) - _FORM_FIELDS)
         if unknown:
             known = ", ".join(sorted(_FORM_FIELDS))
@@ -76,6 +76,8 @@ async def parse_form(request: Request, limit_bytes: int) -> ScoreRequest:
         data = [await file.read() for file in files]
         names = [file.filename or "file" for file in files]
         texts = {key: [str(v) for v in form.getlist(key)] for key in _FORM_FIELDS - {"images"}}
+    finally:
+        await form.close()
     return _request_from_form(data, names, texts)
 
 

@@ -37,7 +37,7 @@ class GrpcApi:
 
     def __init__(self, service: RewardService, config: ServerConfig) -> None:
         self._service = service
-        self._health = health.aio.HealthServicer()
+        self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
         self._changed = asyncio.Event()
         self._server = grpc.aio.server(
             options=[

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from reward_client import convert, json_mirror
 from reward_client._pb.reward.v1 import reward_pb2 as pb
-from reward_client.errors import STATUS, InvalidArgument, RewardError
+from reward_client.errors import STATUS, Cancelled, InvalidArgument, RewardError
 from reward_client.transports.base import DEADLINE_HEADER, PROTOBUF_TYPE
 from reward_client.types import Code, ScoreRequest, ScoreResponse
 from reward_server.api import openapi
@@ -61,8 +62,11 @@ class _HttpApi:
         is_binary = PROTOBUF_TYPE in request.headers.get("content-type", "")
         try:
             parsed = await self._parse(request)
-            response = await self._service.score(
-                parsed, client=_client(request), deadline_s=_deadline_s(request)
+            response = await _unless_disconnected(
+                request,
+                self._service.score(
+                    parsed, client=_client(request), deadline_s=_deadline_s(request)
+                ),
             )
             content, media_type = await self._service.in_thread(
                 lambda: _serialised(response, is_binary)
@@ -138,6 +142,27 @@ def error_response(error: RewardError) -> Response:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
         headers["retry-after-ms"] = str(math.ceil(1e3 * error.retry_after_s))
     return JSONResponse(json_mirror.error_to_json(error), STATUS[error.code].http, headers)
+
+
+async def _unless_disconnected(
+    request: Request, scoring: Coroutine[Any, Any, ScoreResponse]
+) -> ScoreResponse:
+    """Await the answer, but give the work up when the caller hangs up."""
+    working = asyncio.create_task(scoring)
+    listening = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait({working, listening}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise Cancelled("the caller hung up")
+        return working.result()
+    finally:
+        working.cancel()
+        listening.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _serialised(response: ScoreResponse, is_binary: bool) -> tuple[bytes, str]:

@@ -1,0 +1,74 @@
+"""Requests in flight by id: a retry joins the first attempt instead of doing the work twice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from reward_client.errors import InvalidArgument
+from reward_client.types import ScoreRequest, ScoreResponse
+
+
+@dataclass(slots=True)
+class _Flight:
+    request: ScoreRequest
+    task: asyncio.Task[ScoreResponse]
+    waiters: int = 0
+
+
+class Flights:
+    """All requests in flight."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, _Flight] = {}
+
+    async def join(
+        self,
+        request: ScoreRequest,
+        start: Callable[[], Coroutine[Any, Any, ScoreResponse]],
+    ) -> ScoreResponse:
+        """Wait for the request's answer; start it unless it is in flight.
+
+        Cancelling the last caller cancels the work.
+
+        Raises:
+            InvalidArgument: another request with the same id is in flight.
+        """
+        flight = self._by_id.get(request.request_id)
+        if flight is None:
+            flight = _Flight(request, asyncio.create_task(start()))
+            self._by_id[request.request_id] = flight
+            flight.task.add_done_callback(lambda _: self._forget(flight))
+        elif flight.request != request:
+            raise InvalidArgument(
+                f"request_id {request.request_id!r} is in flight with other content:"
+                " choose a new id for every new request"
+            )
+        flight.waiters += 1
+        try:
+            return await asyncio.shield(flight.task)
+        finally:
+            flight.waiters -= 1
+            if flight.waiters == 0:
+                # A retry must not join what is about to be cancelled.
+                self._forget(flight)
+                flight.task.cancel()
+
+    async def wait(self, timeout_s: float) -> bool:
+        """Wait until all that are in flight now have landed; returns whether they have."""
+        tasks = [flight.task for flight in self._by_id.values()]
+        if not tasks:
+            return True
+        _, pending = await asyncio.wait(tasks, timeout=timeout_s)
+        return not pending
+
+    def cancel_all(self) -> None:
+        """Give all of them up."""
+        for flight in list(self._by_id.values()):
+            flight.task.cancel()
+
+    def _forget(self, flight: _Flight) -> None:
+        if self._by_id.get(flight.request.request_id) is flight:
+            del self._by_id[flight.request.request_id]
