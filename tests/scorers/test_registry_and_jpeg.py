@@ -10,7 +10,7 @@ from PIL import Image
 
 from reward_client.types import Code
 from reward_server.scorers import SCORERS, jpeg, load_scorer_class
-from reward_server.scorers.base import ItemFailure, ItemScore, Scorer, ScoreInput, SelfTestError
+from reward_server.scorers.base import ItemFailure, ItemScore, ScoreInput, Scorer, SelfTestError
 
 
 @pytest.mark.parametrize("name", sorted(SCORERS))

@@ -1,0 +1,1 @@
+"""GenEval: does the picture show the objects, counts, colours and positions that were asked for."""

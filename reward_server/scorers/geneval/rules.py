@@ -1,0 +1,246 @@
+"""GenEval's decisions as pure functions over detected objects. No pixels here.
+
+Four outputs, computed from the same objects:
+
+* `official`: the benchmark's own decision (djghosh13/geneval, `evaluate`): the best `count` objects
+  of each class are looked at, more of them do no harm unless an `exclude` clause says so.
+* `strict`: as reward-server trains on it: exactly `count` objects, all of the colour; `exclude` is
+  not looked at.
+* `flowgrpo`: reward-server's graded score, bit for bit with its quirks: the count term is unbounded
+  below (16 objects instead of 1 score -14), and 1.0 is appended even after a failing position pair,
+  so that a wrong position still earns 0.75.
+* `soft`: repaired for training. In [0, 1]; 1 exactly when `strict` holds and no `exclude` clause is
+  violated. The mean of these terms, which are the same for every picture of a prompt:
+    - per clause: clip(1 - |count - found| / count, 0, 1);
+    - per colour: min(matching, count) / max(found, count), so both too few and too many cost;
+    - per position: the share of (object, target) pairs that are in the relation, provided that
+      both groups have their exact count and colour; otherwise 0: no target, no credit;
+    - per violated `exclude` clause of a class that no clause includes: one more 0.
+  Mending a wrong count, colour or position never lowers it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from reward_server.scorers.geneval.detector import Detection
+
+THRESHOLD = 0.3
+COUNTING_THRESHOLD = 0.9
+MAX_OBJECTS_PER_CLASS = 16
+POSITION_THRESHOLD = 0.1
+RELATIONS: tuple[str, ...] = ("left of", "right of", "above", "below")
+TAGS: tuple[str, ...] = (
+    "single_object",
+    "two_object",
+    "counting",
+    "colors",
+    "position",
+    "color_attr",
+)
+
+Box = tuple[float, float, float, float]
+Objects = Mapping[str, Sequence[Detection]]  # by class, best first
+
+
+@dataclass(frozen=True, slots=True)
+class Clause:
+    """One requirement: `count` objects of a class, of a colour, in a relation to another clause.
+
+    Attributes:
+        label: class name.
+        count: how many, at least 1.
+        color: the colour they must have, or None.
+        relation: one of `RELATIONS`, or None.
+        target: index of the earlier clause that the relation refers to.
+    """
+
+    label: str
+    count: int
+    color: str | None = None
+    relation: str | None = None
+    target: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A GenEval row in typed form; made by `spec.parse`."""
+
+    tag: str
+    include: tuple[Clause, ...]
+    exclude: tuple[Clause, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """All outputs for one picture, and why clauses failed (official rules, then strict ones)."""
+
+    official: bool
+    strict: bool
+    flowgrpo: float
+    soft: float
+    reasons: tuple[str, ...]
+    strict_reasons: tuple[str, ...]
+
+
+def select(detections: Sequence[Detection], tag: str) -> dict[str, list[Detection]]:
+    """The objects that count, by class and best first.
+
+    Keeps scores above 0.3 (0.9 for "counting"), 16 per class, without suppressing overlaps, as the
+    benchmark does. Equal scores are ordered by box, so the order of detections does not matter.
+    """
+    threshold = COUNTING_THRESHOLD if tag == "counting" else THRESHOLD
+    objects: dict[str, list[Detection]] = {}
+    for detection in sorted(detections, key=lambda d: (-d.score, d.box, d.color or "")):
+        if detection.score > threshold:
+            of_class = objects.setdefault(detection.label, [])
+            if len(of_class) < MAX_OBJECTS_PER_CLASS:
+                of_class.append(detection)
+    return objects
+
+
+def relative_position(a: Box, b: Box) -> set[str]:
+    """Where box `a` lies relative to `b`: a subset of `RELATIONS`, at most one per axis.
+
+    The benchmark's rule: the offset of the centres, less a tenth of both extents, must point within
+    60 degrees of an axis; the length that it is compared with is that of the full offset.
+    """
+    boxes = np.array([a, b], dtype=np.float64).reshape(2, 2, 2)
+    center_a, center_b = boxes.mean(axis=1)
+    extent_a, extent_b = np.abs(boxes[:, 1] - boxes[:, 0])
+    offset = center_a - center_b
+    slack = POSITION_THRESHOLD * (extent_a + extent_b)
+    revised = np.maximum(np.abs(offset) - slack, 0) * np.sign(offset)
+    if np.all(np.abs(revised) < 1e-3):
+        return set()
+    dx, dy = revised / np.linalg.norm(offset)
+    found = (
+        (dx < -0.5, "left of"),
+        (dx > 0.5, "right of"),
+        (dy < -0.5, "above"),
+        (dy > 0.5, "below"),
+    )
+    return {name for holds, name in found if holds}
+
+
+def judge(task: Task, objects: Objects) -> Verdict:
+    """Apply all four rules to the objects of one picture (see `select`)."""
+    official, reasons = judge_official(task, objects)
+    strict, flowgrpo, strict_reasons = judge_strict(task, objects)
+    soft = judge_soft(task, objects)
+    return Verdict(official, strict, flowgrpo, soft, tuple(reasons), tuple(strict_reasons))
+
+
+def judge_official(task: Task, objects: Objects) -> tuple[bool, list[str]]:
+    """The benchmark's decision and the reasons of every failed clause."""
+    reasons: list[str] = []
+    groups: list[Sequence[Detection] | None] = []
+    for clause in task.include:
+        found = objects.get(clause.label, [])[: clause.count]
+        failure = None
+        if len(found) < clause.count:
+            failure = f"expected {clause.label}>={clause.count}, found {len(found)}"
+        elif clause.color is not None and _matching(clause, found) < clause.count:
+            failure = _wrong_color(clause, found)
+        elif clause.relation is not None:
+            failure = _wrong_position(clause, found, groups[clause.target])
+        groups.append(found if failure is None else None)
+        if failure is not None:
+            reasons.append(failure)
+    for clause in task.exclude:
+        count = len(objects.get(clause.label, []))
+        if count >= clause.count:
+            reasons.append(f"expected {clause.label}<{clause.count}, found {count}")
+    return not reasons, reasons
+
+
+def judge_strict(task: Task, objects: Objects) -> tuple[bool, float, list[str]]:
+    """reward-server's strict decision, its graded score (`flowgrpo`), and the reasons."""
+    reasons: list[str] = []
+    terms: list[float] = []
+    groups: list[Sequence[Detection] | None] = []
+    for clause in task.include:
+        found = objects.get(clause.label, [])
+        failure = None
+        terms.append(1 - abs(clause.count - len(found)) / clause.count)
+        if len(found) != clause.count:
+            failure = f"expected {clause.label}=={clause.count}, found {len(found)}"
+            if clause.color is not None or clause.relation is not None:
+                terms.append(0.0)
+        elif clause.color is not None:
+            matching = _matching(clause, found)
+            terms.append(1 - abs(clause.count - matching) / clause.count)
+            if matching != clause.count:
+                failure = _wrong_color(clause, found)
+        if failure is None and clause.relation is not None:
+            target = groups[clause.target]
+            failure = _wrong_position(clause, found, target)
+            if failure is not None:
+                terms.append(0.0)
+            if target is not None:
+                # The published reward appends this whether or not the pairs were right.
+                terms.append(1.0)
+        groups.append(found if failure is None else None)
+        if failure is not None:
+            reasons.append(failure)
+    return not reasons, sum(terms) / len(terms) if terms else 0.0, reasons
+
+
+def judge_soft(task: Task, objects: Objects) -> float:
+    """The repaired graded score, in [0, 1]; see the top of this file."""
+    terms: list[float] = []
+    groups: list[Sequence[Detection] | None] = []
+    for clause in task.include:
+        found = objects.get(clause.label, [])
+        n = clause.count
+        whole = len(found) == n
+        terms.append(max(0.0, 1 - abs(n - len(found)) / n))
+        if clause.color is not None:
+            matching = _matching(clause, found)
+            terms.append(min(matching, n) / max(len(found), n))
+            whole = whole and matching == n
+        if clause.relation is not None:
+            target = groups[clause.target]
+            share = 0.0
+            if whole and target is not None:
+                right = [
+                    clause.relation in relative_position(a.box, b.box)
+                    for a in found
+                    for b in target
+                ]
+                share = sum(right) / len(right)
+            terms.append(share)
+            whole = whole and share == 1.0
+        groups.append(found if whole else None)
+    included = {clause.label for clause in task.include}
+    for clause in task.exclude:
+        if clause.label not in included and len(objects.get(clause.label, [])) >= clause.count:
+            terms.append(0.0)
+    return sum(terms) / len(terms) if terms else 0.0
+
+
+def _matching(clause: Clause, found: Sequence[Detection]) -> int:
+    return sum(d.color == clause.color for d in found)
+
+
+def _wrong_color(clause: Clause, found: Sequence[Detection]) -> str:
+    colors = [d.color or "uncoloured" for d in found]
+    tally = ", ".join(f"{colors.count(c)} {c}" for c in sorted(set(colors)))
+    return f"expected {clause.color} {clause.label}=={clause.count}, found {tally}"
+
+
+def _wrong_position(
+    clause: Clause, found: Sequence[Detection], target: Sequence[Detection] | None
+) -> str | None:
+    if target is None:
+        return f"no target for {clause.label} to be {clause.relation}"
+    for a in found:
+        for b in target:
+            relations = relative_position(a.box, b.box)
+            if clause.relation not in relations:
+                seen = " and ".join(sorted(relations)) or "neither beside nor above nor below the"
+                return f"expected {clause.label} {clause.relation} target, found {seen} target"
+    return None
