@@ -1,0 +1,51 @@
+"""The rule of imports: who may import whom, read from the source."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = {"reward_client", "reward_server", "trainer"}
+ALLOWED = {
+    "reward_client": {"reward_client"},
+    "reward_server": {"reward_server", "reward_client"},
+    "trainer": {"trainer", "reward_client"},
+}
+
+
+def _imports(file: Path) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name.split(".")[0]) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            yield node.lineno, node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("package", sorted(PACKAGES))
+def test_packages_import_only_what_the_table_allows(package: str) -> None:
+    files = [f for f in (ROOT / package).rglob("*.py") if "_pb" not in f.parts]
+    assert files
+    forbidden = PACKAGES - ALLOWED[package]
+    found = [
+        f"{file.relative_to(ROOT)}:{line} imports {name}"
+        for file in files
+        for line, name in _imports(file)
+        if name in forbidden
+    ]
+    assert not found
+
+
+def test_client_names_neither_torch_nor_a_framework() -> None:
+    heavy = {"torch", "diffusers", "transformers", "fastapi", "pydantic"}
+    files = [f for f in (ROOT / "reward_client").rglob("*.py") if "integrations" not in f.parts]
+    assert not [(f.name, name) for f in files for _, name in _imports(f) if name in heavy]
+
+
+def test_worker_side_names_neither_protobuf_nor_a_transport() -> None:
+    # A worker may run in another environment, with other versions or without these at all.
+    heavy = {"google", "grpc", "fastapi", "uvicorn", "pydantic"}
+    files = [*(ROOT / "reward_server" / "scorers").rglob("*.py")]
+    files += [ROOT / "reward_server" / name for name in ("worker.py", "ipc.py")]
+    assert not [(f.name, name) for f in files for _, name in _imports(f) if name in heavy]
