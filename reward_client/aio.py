@@ -146,5 +146,5 @@ class AsyncRewardClient:
             on=backoff, attempts=self._policy.attempts, timeout=None
         ):
             with attempt:
-                return await once(deadline.require())
+                return await once(backoff.time_for_attempt_s())
         raise AssertionError("a retry context ends with a value or an error")

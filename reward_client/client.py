@@ -179,5 +179,5 @@ class RewardClient:
             on=backoff, attempts=self._policy.attempts, timeout=None
         ):
             with attempt:
-                return once(deadline.require())
+                return once(backoff.time_for_attempt_s())
         raise AssertionError("a retry context ends with a value or an error")

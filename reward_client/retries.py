@@ -38,15 +38,6 @@ class Deadline:
         """Seconds left; negative once it has passed."""
         return self._at - time.monotonic()
 
-    def require(self) -> float:
-        """Seconds left; raises DeadlineExceeded once it has passed."""
-        left_s = self.left_s
-        if left_s <= 0:
-            raise DeadlineExceeded(
-                f"not finished within {self.timeout_s:g} s: allow more with deadline_s"
-            )
-        return left_s
-
 
 class Backoff:
     """stamina's hook: whether to try again after an error, and after how many seconds.
@@ -58,11 +49,27 @@ class Backoff:
         self._policy = policy
         self._deadline = deadline
         self._wait_s = policy.wait_initial_s
+        self._last_failure = "no attempt was made"
+
+    def time_for_attempt_s(self) -> float:
+        """Seconds the next attempt may take.
+
+        Raises:
+            DeadlineExceeded: there are none; says why earlier attempts failed.
+        """
+        left_s = self._deadline.left_s
+        if left_s <= 0:
+            raise DeadlineExceeded(
+                f"not finished within {self._deadline.timeout_s:g} s ({self._last_failure}): allow"
+                " more with deadline_s"
+            )
+        return left_s
 
     def __call__(self, error: Exception) -> bool | float:
         """Return False to give up, or the seconds to wait."""
         if not isinstance(error, RewardError) or not error.retryable:
             return False
+        self._last_failure = f"the last attempt failed: {error.message}"
         wait_s = max(self._wait_s, error.retry_after_s or 0.0)
         self._wait_s = min(2 * self._wait_s, self._policy.wait_max_s)
         wait_s *= 1 + self._policy.jitter * random.random()

@@ -94,11 +94,15 @@ def test_limits_on_pixels_sides_and_bytes(encoding: Encoding) -> None:
 @pytest.mark.parametrize("encoding", [*COMPRESSED, Encoding.RAW_U8_RGB_HWC_ZSTD])
 def test_every_truncation_that_loses_pixels_is_refused(encoding: Encoding) -> None:
     image = encode(noise(16, 16), encoding)
-    # What follows the last pixel: JPEG's end marker; PNG's last checksum and end chunk.
-    harmless = {Encoding.JPEG: 2, Encoding.PNG: 16}.get(encoding, 0)
-    for length in range(len(image.data) - harmless):
-        with pytest.raises(InvalidArgument):
-            decode(Image(image.data[:length], encoding, 16, 16))
+    pixels = decode(image)
+    survived = 0
+    for length in range(len(image.data)):
+        with contextlib.suppress(InvalidArgument):
+            # Checksums and end markers may be missing, never a pixel.
+            cut = decode(Image(image.data[:length], encoding, 16, 16))
+            np.testing.assert_array_equal(cut, pixels)
+            survived += 1
+    assert survived < 32
 
 
 @pytest.mark.parametrize("encoding", list(Encoding))

@@ -1,0 +1,1 @@
+"""Adapters to the reward functions that other trainers expect, one file each."""
