@@ -1,0 +1,31 @@
+"""A reward service without a network: looks at the pixels, fails on demand."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from reward_client import Item, ItemError
+from reward_client.client import RewardClient
+from reward_client.codec import decode
+from reward_client.transports.fake import FakeTransport
+from trainer.rewards import RewardService
+from trainer.settings import RewardSettings
+
+ScoreFn = Callable[[str, Item], "float | ItemError"]
+
+
+def score_pixels(scorer: str, item: Item) -> float:
+    """`brightness` or `contrast` of the image, in [0, 1]."""
+    pixels = decode(item.images[0]).astype(np.float64) / 255
+    return float(pixels.mean() if scorer == "brightness" else pixels.std())
+
+
+def service_with(score: ScoreFn = score_pixels) -> Callable[[RewardSettings], RewardService]:
+    """What `train_run` takes as `open_service`."""
+
+    def open_service(settings: RewardSettings) -> RewardService:
+        transport = FakeTransport(score, ("brightness", "contrast"))
+        client = RewardClient(settings.url, attempts=1, transport=transport)
+        return RewardService(client, settings)
+
+    return open_service

@@ -1,0 +1,167 @@
+"""`flow-train`: train, sample, evaluate, report, presets. `python -m trainer` is the same."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from trainer import config
+from trainer.errors import TrainerError
+from trainer.settings import Settings
+
+STOPPED = 130
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train flow-matching image models with Flow-GRPO (arXiv:2505.05470).",
+)
+presets_app = typer.Typer(no_args_is_help=True, help="Shipped settings.")
+app.add_typer(presets_app, name="presets")
+
+Preset = Annotated[str, typer.Argument(help="Name of a preset, or a .toml file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="section.key=value; may be repeated. Values as in TOML."),
+]
+RunDir = Annotated[Path, typer.Argument(help="Folder of a run.")]
+
+
+def main() -> None:
+    """Entry point: errors that a user can mend are one line; the exit code tells which kind."""
+    try:
+        app()
+    except TrainerError as error:
+        Console(stderr=True, soft_wrap=True, highlight=False).print(
+            f"[bold red]error:[/] {_escape(str(error))}"
+        )
+        sys.exit(error.exit_code)
+
+
+@app.command()
+def train(
+    preset: Preset,
+    overrides: Overrides = None,
+    out: Annotated[str, typer.Option(help="Folder of the run; --set run.out_dir=")] = "",
+) -> None:
+    """Train; the same command continues a run that was interrupted."""
+    settings = _settings(preset, overrides, out)
+    from trainer.start import train_run
+
+    console = Console(soft_wrap=True, highlight=False)
+    with _stop_on_signal(console) as stop:
+        outcome = train_run(settings, say=lambda text: console.print(_escape(text)), stop=stop)
+    if not outcome.reason:
+        console.print(f"stopped and saved in {outcome.run_dir}; the same command continues")
+        raise typer.Exit(STOPPED)
+    from trainer.report import before_after, write_report
+
+    if os.environ.get("RANK", "0") != "0":
+        return
+    page = outcome.run_dir / "report.html"
+    if not outcome.already or not page.is_file():
+        page = write_report(outcome.run_dir)
+    if outcome.already:
+        console.print(f"{outcome.run_dir} is already finished ({outcome.reason})")
+    console.print(before_after(outcome.run_dir))
+    console.print(f"report: {page.resolve()}")
+
+
+@app.command()
+def sample(  # noqa: PLR0917 - typer reads the options from the parameters
+    run_dir: RunDir,
+    prompts: Annotated[list[str], typer.Argument(help="What to draw.")],
+    out: Annotated[Path, typer.Option(help="Folder for the images.")] = Path("samples"),
+    images: Annotated[int, typer.Option(min=1, help="Images per prompt.")] = 4,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    base: Annotated[bool, typer.Option("--base", help="The untrained model instead.")] = False,
+) -> None:
+    """Draw prompts with the trained model of a run."""
+    from trainer.offline import sample_run
+
+    for path in sample_run(run_dir, prompts, out, images=images, seed=seed, base=base):
+        typer.echo(str(path))
+
+
+@app.command()
+def evaluate(
+    run_dir: RunDir,
+    base: Annotated[bool, typer.Option("--base", help="The untrained model instead.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Evaluate a run's model on its held-out prompts, with any eval, rewards or task.test setting.
+
+    Prints a table; the run itself is not changed.
+    """
+    from trainer.offline import evaluate_checkpoint
+
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(evaluate_checkpoint(run_dir, overrides or (), os.environ, base=base))
+
+
+@app.command()
+def report(run_dir: RunDir) -> None:
+    """Write RUN_DIR/report.html again, finished or not."""
+    from trainer.report import before_after, write_report
+
+    page = write_report(run_dir)
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(before_after(run_dir))
+    console.print(f"report: {page.resolve()}")
+
+
+@presets_app.command("list")
+def list_presets() -> None:
+    """Name the presets."""
+    table = Table("preset", "what it is", box=None)
+    for name in config.preset_names():
+        first = config.preset_path(name).read_text(encoding="utf-8").splitlines()[0]
+        table.add_row(name, first.lstrip("# "))
+    Console().print(table)
+
+
+@presets_app.command("show")
+def show_preset(preset: Preset, overrides: Overrides = None) -> None:
+    """Print every setting as it would be used, with its meaning."""
+    settings = _settings(preset, overrides, "")
+    for section, values in settings:
+        typer.echo(f"\n[{section}]")
+        for name, field in type(values).model_fields.items():
+            text = " ".join((field.description or "").split())
+            typer.echo(f"{name} = {getattr(values, name)!r}  # {text}")
+
+
+def _settings(preset: str, overrides: list[str] | None, out: str) -> Settings:
+    extra = [f"run.out_dir={out}"] if out else []
+    return config.load(preset, [*(overrides or ()), *extra], os.environ)
+
+
+@contextmanager
+def _stop_on_signal(console: Console) -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C or SIGTERM asks to stop after the epoch; the second stops at once."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        console.print("stopping after this epoch (once more to stop at once)")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", "\\[")

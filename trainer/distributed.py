@@ -1,0 +1,113 @@
+"""The processes of a run. With one process everything here is the identity.
+
+Started by `torchrun`, which sets RANK, WORLD_SIZE and LOCAL_RANK. Adapters are small, so gradients
+are averaged by one all_reduce over one flat buffer per update; nothing wraps the model.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """This process among all processes.
+
+    Attributes:
+        rank: its number, 0 is the one that writes files.
+        size: how many there are.
+        local_rank: its number on this machine, which is also its GPU.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and prints."""
+        return self.rank == 0
+
+    @staticmethod
+    def join(environment: Mapping[str, str], device_type: str) -> "World":
+        """Join the processes that torchrun started; a single process otherwise."""
+        size = int(environment.get("WORLD_SIZE", "1"))
+        if size == 1:
+            return World()
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+        return World(dist.get_rank(), size, int(environment.get("LOCAL_RANK", "0")))
+
+    def leave(self) -> None:
+        """End the group, if there is one."""
+        if self.size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes by rank, on every process; for small Python values."""
+        if self.size == 1:
+            return [value]
+        out: list[Any] = [None] * self.size
+        dist.all_gather_object(out, value)
+        return out
+
+    def broadcast(self, value: Any) -> Any:
+        """The value of process 0, on every process."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def sum(self, value: float) -> float:
+        """Sum of a number over the processes."""
+        return value if self.size == 1 else float(sum(self.gather(value)))
+
+    def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Add up the gradients of all processes in place; missing ones count as zero."""
+        if self.size == 1:
+            return
+        trained = list(parameters)
+        for parameter in trained:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        flat = torch.cat([p.grad.flatten() for p in trained if p.grad is not None])
+        dist.all_reduce(flat)
+        offset = 0
+        for parameter in trained:
+            count = parameter.numel()
+            parameter.grad = flat[offset : offset + count].view_as(parameter)
+            offset += count
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def setup_torch(device: str, *, threads: int, deterministic: bool) -> torch.device:
+    """Choose the device and set the process-wide switches of PyTorch.
+
+    Args:
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        threads: CPU threads of this process.
+        deterministic: refuse kernels whose result changes from call to call.
+    """
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    chosen = torch.device(name)
+    torch.set_num_threads(threads)
+    if deterministic:
+        # cuBLAS needs this before its first call to be reproducible.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    return chosen

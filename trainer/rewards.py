@@ -1,0 +1,280 @@
+"""Scores of the reward service, asked for as soon as images exist and awaited when needed.
+
+A failed item is a hole (NaN and an entry in `errors`), never a number. What the service rejects as
+a whole, or a service that stays away longer than the patience, ends the run with one line.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reward_client import (
+    DeadlineExceeded,
+    Image,
+    Internal,
+    Item,
+    Priority,
+    ResourceExhausted,
+    RewardError,
+    ScoreResponse,
+    ScorerInfo,
+    ScorerResult,
+    ScorerSelector,
+    Unavailable,
+)
+from trainer.errors import ConfigError, ServiceError, ServiceLost
+from trainer.settings import RewardSettings, RewardTerm
+from trainer.types import Prompt
+
+Floats = NDArray[np.float64]
+
+
+class Client(Protocol):
+    """What is needed of `reward_client.RewardClient`."""
+
+    def score(
+        self,
+        items: Sequence[Item],
+        scorers: Sequence[str | ScorerSelector],
+        *,
+        priority: Priority = ...,
+        deadline_s: float | None = ...,
+    ) -> ScoreResponse:
+        """Score items with several scorers."""
+        ...
+
+    def wait_ready(
+        self, scorers: Sequence[str | ScorerSelector] = ..., timeout_s: float = ...
+    ) -> tuple[ScorerInfo, ...]:
+        """Wait until the scorers are ready and describe them."""
+        ...
+
+    def close(self) -> None:
+        """Close connections."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Scores of N images.
+
+    Attributes:
+        values: N float64 per term name; NaN where the item failed.
+        errors: how often which error occurred, for the log.
+        wait_ms: from the request to the answer, retries included.
+        fingerprints: what computed the scores, by scorer.
+    """
+
+    values: Mapping[str, Floats]
+    errors: Mapping[str, int]
+    wait_ms: float
+    fingerprints: Mapping[str, str]
+
+    def valid(self, names: Sequence[str]) -> NDArray[np.bool_]:
+        """(N,) whether every one of these terms has a value."""
+        return np.all([np.isfinite(self.values[name]) for name in names], axis=0)
+
+
+def merge(parts: Sequence[Scores]) -> Scores:
+    """Concatenate the scores of several batches, in order."""
+    errors: Counter[str] = Counter()
+    fingerprints: dict[str, str] = {}
+    for part in parts:
+        errors.update(part.errors)
+        fingerprints.update(part.fingerprints)
+    values = {name: np.concatenate([p.values[name] for p in parts]) for name in parts[0].values}
+    return Scores(values, dict(errors), max(part.wait_ms for part in parts), fingerprints)
+
+
+def selectors(terms: Sequence[RewardTerm]) -> tuple[ScorerSelector, ...]:
+    """One selector per scorer; the transform is that of the term that reads the score itself."""
+    chosen: dict[str, str] = {}
+    for term in terms:
+        if not term.component:
+            chosen[term.scorer] = term.transform
+    return tuple(
+        ScorerSelector(name, transform=chosen.get(name, ""))
+        for name in dict.fromkeys(term.scorer for term in terms)
+    )
+
+
+class RewardService:
+    """The connection of one process to the reward service.
+
+    Args:
+        client: a connected client; closed with the service.
+        settings: deadlines and patience.
+        clock: monotonic seconds, for tests.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        settings: RewardSettings,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._client = client
+        self._settings = settings
+        self._clock = clock
+        self._pause = pause
+        self._pool = ThreadPoolExecutor(settings.requests_in_flight, thread_name_prefix="rewards")
+
+    def check(self, terms: Sequence[RewardTerm]) -> dict[str, str]:
+        """Wait until all scorers are ready, at most the patience; return their fingerprints.
+
+        Raises:
+            ServiceError: the service does not answer, or a scorer is not there or has failed.
+            ConfigError: a scorer has no such transform.
+        """
+        names = list(dict.fromkeys(term.scorer for term in terms))
+        try:
+            infos = self._client.wait_ready(names, timeout_s=self._settings.patience_s)
+        except Unavailable as error:
+            raise ServiceError(
+                f"no usable reward service at {self._settings.url}: {error.message}; start one "
+                "with `make up` or `reward-server serve`, or name another one with REWARD_URL"
+            ) from error
+        except RewardError as error:
+            raise ServiceError(f"{self._settings.url}: {error.message}") from error
+        known = {info.name: info for info in infos}
+        for term in terms:
+            offered = known[term.scorer].transforms
+            if term.transform and not term.component and term.transform not in offered:
+                raise ConfigError(
+                    f"scorer {term.scorer!r} has no transform {term.transform!r}; "
+                    f"it has {', '.join(offered)}"
+                )
+        return {name: known[name].fingerprint for name in names}
+
+    def submit(
+        self,
+        images: NDArray[np.uint8],
+        prompts: Sequence[Prompt],
+        terms: Sequence[RewardTerm],
+        *,
+        tag: str,
+        priority: Priority = Priority.TRAIN,
+    ) -> "Future[Scores]":
+        """Ask for the scores of images in the background.
+
+        Args:
+            images: (B, H, W, 3) uint8 RGB.
+            prompts: the B prompts they were made from.
+            terms: what is read from the answer.
+            tag: names the batch in item ids and messages.
+            priority: which queue of the service.
+
+        Returns:
+            A future of `Scores`; raises `ServiceLost` or `ServiceError`.
+        """
+        items = [
+            Item(
+                id=f"{tag}-{index}",
+                prompt=prompt.text,
+                images=(Image.from_array(image),),
+                spec=prompt.spec,
+                spec_kind=prompt.spec_kind,
+            )
+            for index, (image, prompt) in enumerate(zip(images, prompts, strict=True))
+        ]
+        return self._pool.submit(self._request, items, tuple(terms), priority)
+
+    def _request(
+        self, items: Sequence[Item], terms: Sequence[RewardTerm], priority: Priority
+    ) -> Scores:
+        started = self._clock()
+        while True:
+            outcome = self._attempt(items, terms, priority, started)
+            if isinstance(outcome, Scores):
+                return outcome
+            if self._clock() - started >= self._settings.patience_s:
+                raise ServiceLost(
+                    f"the reward service at {self._settings.url} has not answered for "
+                    f"{self._settings.patience_s:g} s ({outcome.message})"
+                ) from outcome
+            self._pause(outcome.retry_after_s or self._settings.retry_pause_s)
+
+    def _attempt(
+        self,
+        items: Sequence[Item],
+        terms: Sequence[RewardTerm],
+        priority: Priority,
+        started: float,
+    ) -> "Scores | RewardError":
+        """One call of the client, which retries by itself; an error is returned if it may pass."""
+        try:
+            response = self._client.score(
+                items, selectors(terms), priority=priority, deadline_s=self._settings.deadline_s
+            )
+        except (Unavailable, ResourceExhausted) as error:
+            return error
+        except (DeadlineExceeded, Internal) as error:
+            # A slow or broken answer costs this batch; max_failed_fraction says when to stop.
+            return _all_failed(error, len(items), terms, (self._clock() - started) * 1e3)
+        except RewardError as error:
+            raise ServiceError(
+                f"the reward service at {self._settings.url} refused a request: {error.message}"
+            ) from error
+        return _read(response, len(items), terms, (self._clock() - started) * 1e3)
+
+    def close(self) -> None:
+        """Drop what is still queued and close the connections."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._client.close()
+
+
+def connect(settings: RewardSettings, api_key: str | None = None) -> RewardService:
+    """Open the connection that the settings name; nothing is sent yet.
+
+    Raises:
+        ConfigError: an address that is not understood.
+    """
+    from reward_client import RewardClient
+
+    try:
+        client = RewardClient(settings.url, api_key=api_key, timeout_s=settings.deadline_s)
+    except (ValueError, RewardError) as error:
+        raise ConfigError(f"rewards.url={settings.url}: {error}") from None
+    return RewardService(client, settings)
+
+
+def _all_failed(
+    error: RewardError, count: int, terms: Sequence[RewardTerm], wait_ms: float
+) -> Scores:
+    values = {term.name: np.full(count, np.nan) for term in terms}
+    return Scores(values, {f"{error.code.value}: {error.message}": count}, wait_ms, {})
+
+
+def _read(
+    response: ScoreResponse, count: int, terms: Sequence[RewardTerm], wait_ms: float
+) -> Scores:
+    errors: Counter[str] = Counter()
+    for result in response.results.values():
+        errors.update(
+            f"{result.name}: {item.code.value}: {item.message}" for item in result.errors.values()
+        )
+    values = {term.name: _column(response.results[term.scorer], term, count) for term in terms}
+    fingerprints = {name: result.fingerprint for name, result in response.results.items()}
+    return Scores(values, dict(errors), wait_ms, fingerprints)
+
+
+def _column(result: ScorerResult, term: RewardTerm, count: int) -> Floats:
+    column = result.scores
+    if term.component:
+        if term.component not in result.components:
+            if len(result.errors) == count:
+                return np.full(count, np.nan)
+            raise ConfigError(
+                f"scorer {term.scorer!r} has no component {term.component!r}; it has "
+                f"{', '.join(sorted(result.components)) or 'none'}"
+            )
+        column = result.components[term.component]
+    return np.array([np.nan if value is None else value for value in column], dtype=np.float64)

@@ -1,0 +1,283 @@
+"""Open a run: check data and service, load the model, resume where a checkpoint is."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer import checkpoint as checkpoints
+from trainer.config import geometry, resolve_path
+from trainer.distributed import World, setup_torch
+from trainer.ema import Ema
+from trainer.errors import CheckpointError, ConfigError, DataError
+from trainer.held_out import all_terms
+from trainer.loop import Run, averaged, train
+from trainer.metrics import MetricsLog, versions, write_json
+from trainer.models import MODELS
+from trainer.models.base import FlowModel, LoraSpec, ModelOptions
+from trainer.rewards import RewardService, connect
+from trainer.run_state import (
+    RESULT,
+    Progress,
+    check_same,
+    finished,
+    locked,
+    write_resolved,
+)
+from trainer.settings import RewardSettings, Settings
+from trainer.tasks import TASKS, category_probabilities, check_overlap
+from trainer.types import Prompt
+from trainer.update import Updater
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a call of `train_run` ended.
+
+    Attributes:
+        run_dir: folder of the run.
+        reason: the budget that is used up; empty if the run was asked to stop before.
+        already: the run had been finished before.
+    """
+
+    run_dir: Path
+    reason: str
+    already: bool = False
+
+
+Connect = Callable[[RewardSettings], RewardService]
+
+
+def train_run(
+    settings: Settings,
+    *,
+    environment: Mapping[str, str] | None = None,
+    open_service: Connect = connect,
+    say: Callable[[str], None] = print,
+    stop: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """Start or resume the run in `run.out_dir`, and train until its budget is used up.
+
+    Args:
+        settings: checked settings.
+        environment: process environment (torchrun's variables).
+        open_service: makes the connection; tests pass one without a network.
+        say: prints one line.
+        stop: asked between epochs.
+
+    Raises:
+        TrainerError: everything that a user can mend, in one line.
+    """
+    run_dir = Path(settings.run.out_dir)
+    environment = os.environ if environment is None else environment
+    device = setup_torch(
+        settings.run.device,
+        threads=settings.run.threads,
+        deterministic=settings.run.deterministic,
+    )
+    world = World.join(environment, device.type)
+    quiet = say if world.is_main else lambda text: None
+    try:
+        with _held(run_dir, world):
+            result = finished(run_dir, settings)
+            if result is not None:
+                return Outcome(run_dir, str(result["reason"]), already=True)
+            with opened(
+                settings,
+                run_dir=run_dir,
+                world=world,
+                device=device,
+                open_service=open_service,
+                say=quiet,
+                stop=stop,
+            ) as run:
+                reason = train(run)
+                if reason:
+                    _finish(run, reason)
+        return Outcome(run_dir, reason)
+    finally:
+        world.leave()
+
+
+@contextmanager
+def _held(run_dir: Path, world: World) -> Iterator[None]:
+    if not world.is_main:
+        yield
+        return
+    with locked(run_dir):
+        yield
+
+
+@contextmanager
+def opened(
+    settings: Settings,
+    *,
+    run_dir: Path,
+    world: World,
+    device: torch.device,
+    open_service: Connect,
+    say: Callable[[str], None],
+    stop: Callable[[], bool],
+) -> Iterator[Run]:
+    """Make a `Run`, resumed if there is a checkpoint; close what it holds at the end."""
+    geometry(settings, world.size)
+    train_prompts, test_prompts = load_prompts(settings, say)
+    probabilities = category_probabilities(train_prompts, settings.task.category_weights)
+    service = open_service(settings.rewards)
+    log: MetricsLog | None = None
+    try:
+        scorers = service.check(all_terms(settings))
+        stored, warnings = checkpoints.load_latest(run_dir) if world.is_main else (None, [])
+        stored = world.broadcast(stored)
+        for line in warnings:
+            say(f"warning: {line}; going back to the checkpoint before it")
+        if stored is not None:
+            check_same(settings, stored.progress["settings"], run_dir)
+        if world.is_main:
+            write_resolved(run_dir, settings, versions(), scorers)
+        count = len(train_prompts) + len(test_prompts) + 1
+        model = load_model(settings, device, cached_prompts=count)
+        updater = Updater(model, settings, world)
+        average = settings.ema
+        ema = (
+            Ema(updater.parameters, average.decay, average.every_updates)
+            if average.enabled
+            else None
+        )
+        progress = Progress() if stored is None else restore(stored, updater, ema, world)
+        if stored is not None:
+            say(f"resuming {run_dir} after epoch {progress.epoch}")
+        if world.is_main:
+            log = MetricsLog(
+                run_dir,
+                settings,
+                keep_lines=progress.metrics_lines,
+                first_epoch=progress.epoch,
+            )
+        if not settings.model.keep_encoders:
+            model.encode_prompts([p.text for p in (*train_prompts, *test_prompts)])
+            model.encode_prompts([settings.sampling.negative_prompt])
+            model.drop_encoders()
+        yield Run(
+            settings=settings,
+            run_dir=run_dir,
+            world=world,
+            model=model,
+            updater=updater,
+            ema=ema,
+            service=service,
+            train=train_prompts,
+            probabilities=probabilities,
+            test=test_prompts,
+            progress=progress,
+            log=log,
+            say=say,
+            stop=stop,
+        )
+    finally:
+        if log is not None:
+            log.close()
+        service.close()
+
+
+def load_prompts(
+    settings: Settings, say: Callable[[str], None]
+) -> tuple[list[Prompt], list[Prompt]]:
+    """Read the training and the held-out prompts.
+
+    Raises:
+        DataError: a malformed file, or test prompts that are trained on.
+    """
+    task = settings.task
+    load = TASKS[task.name]
+    train_prompts = load(resolve_path(task.train))
+    test_prompts = load(resolve_path(task.test))
+    shared = check_overlap(train_prompts, test_prompts) if task.overlap != "allow" else []
+    if shared:
+        text = (
+            f"{len(shared)} of {len(test_prompts)} test prompts are also trained on, "
+            f"e.g. {shared[0]!r}"
+        )
+        if task.overlap == "error":
+            raise DataError(f"{text}; remove them, or set task.overlap=warn")
+        say(f"warning: {text}")
+    return train_prompts, test_prompts
+
+
+def load_model(settings: Settings, device: torch.device, *, cached_prompts: int = 0) -> FlowModel:
+    """Load the base model, ready to be trained.
+
+    Raises:
+        ConfigError: there is no such model.
+    """
+    chosen = settings.model
+    place = resolve_path(chosen.path)
+    options = ModelOptions(
+        finetune=chosen.finetune,
+        lora=LoraSpec(chosen.lora_rank, chosen.lora_alpha, chosen.lora_targets or None),
+        device=str(device),
+        compute_dtype=torch.bfloat16 if chosen.dtype == "bfloat16" else torch.float32,
+        max_sequence_length=chosen.max_sequence_length,
+        cache_size=max(2048, cached_prompts),
+        keep_reference=settings.loss.kl_beta > 0,
+        seed=settings.run.seed,
+    )
+    try:
+        return MODELS[chosen.family](place if place.exists() else chosen.path, options)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ConfigError(f"model.path={chosen.path}: {first}") from error
+
+
+def restore(
+    stored: checkpoints.Checkpoint, updater: Updater, ema: Ema | None, world: World
+) -> Progress:
+    """Put a checkpoint into the optimiser, the average, the weights and the generators.
+
+    Raises:
+        CheckpointError: it belongs to another model or another number of processes.
+    """
+    size = int(stored.progress["world_size"])
+    if size != world.size:
+        raise CheckpointError(
+            f"the checkpoint was written by {size} processes, this run has {world.size}; "
+            "start as many as before"
+        )
+    checkpoints.restore_parameters(updater.parameters, stored.tensors["trained"])
+    checkpoints.restore_optimizer(
+        updater.optimizer, updater.parameters, stored.tensors.get("optimizer", {})
+    )
+    for name, average in (("ema", ema), ("old", updater.old)):
+        if average is not None:
+            average.load_state_dict(stored.tensors[name])
+    prefix = f"{world.rank}|"
+    checkpoints.restore_random_state(
+        {
+            name.removeprefix(prefix): value
+            for name, value in stored.tensors["rng"].items()
+            if name.startswith(prefix)
+        }
+    )
+    progress = Progress.read(stored.progress)
+    updater.updates = progress.updates
+    return progress
+
+
+def _finish(run: Run, reason: str) -> None:
+    """Save the averaged weights for diffusers and mark the run as finished."""
+    with averaged(run):
+        if run.world.is_main:
+            run.model.save(run.run_dir / "model")
+    if run.world.is_main:
+        result: dict[str, Any] = {
+            "reason": reason,
+            "epoch": run.progress.epoch,
+            "elapsed_s": run.progress.elapsed_s,
+            "best": run.progress.best,
+            "best_epoch": run.progress.best_epoch,
+        }
+        write_json(run.run_dir / RESULT, result)

@@ -1,0 +1,17 @@
+"""Prompt files by task. A new task is one file here and one line in `TASKS`."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from trainer.tasks import generic, geneval, ocr
+from trainer.tasks.files import category_probabilities, check_overlap
+from trainer.types import Prompt
+
+TASKS: dict[str, Callable[[Path], list[Prompt]]] = {
+    "geneval": geneval.load,
+    "ocr": ocr.load,
+    "jpeg": generic.load_texts,
+    "jsonl": generic.load,
+}
+
+__all__ = ["TASKS", "category_probabilities", "check_overlap"]

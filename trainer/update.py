@@ -1,0 +1,184 @@
+"""One epoch's updates: replay the stored steps in the batches of the rollout, accumulate, step.
+
+A micro-batch is a slice of a rollout batch. With the default sizes it is the very batch that was
+sampled, so the first ratio of an epoch is exactly 1.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from trainer.config import loss_config, rollout_config
+from trainer.distributed import World
+from trainer.ema import Ema
+from trainer.losses import LOSSES, LossContext, TrainBatch
+from trainer.losses.nft import old_decay
+from trainer.models.base import FlowModel
+from trainer.noise import generator
+from trainer.replay import chunks, refresh
+from trainer.settings import Settings
+
+
+class MeanLog:
+    """Weighted means of 0-d tensors, read once at the end."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[tuple[Tensor, float]]] = defaultdict(list)
+
+    def add(self, metrics: Mapping[str, Tensor], weight: float) -> None:
+        """Remember values with their weight."""
+        for name, value in metrics.items():
+            self._values[name].append((value.detach(), weight))
+
+    def read(self) -> dict[str, float]:
+        """Means by name; names that end in `_max` or `_deviation` give the maximum instead."""
+        out = {}
+        for name, pairs in self._values.items():
+            values = torch.stack([value.float() for value, _ in pairs]).double().cpu()
+            if name.endswith(("_max", "_deviation")):
+                out[name] = float(values.max())
+                continue
+            weights = torch.tensor([weight for _, weight in pairs], dtype=torch.float64)
+            out[name] = float((values * weights).sum() / weights.sum().clamp_min(1e-12))
+        return out
+
+
+def informative(batch: TrainBatch) -> bool:
+    """Whether any image of the batch pushes the policy anywhere."""
+    return bool((batch.valid & (batch.advantage != 0)).any())
+
+
+def split(batch: TrainBatch, size: int) -> Iterator[TrainBatch]:
+    """Slices of at most `size` images."""
+    total = len(batch.rollout)
+    if size >= total:
+        yield batch
+        return
+    for rows in chunks(total, size):
+        index = torch.tensor(rows, device=batch.advantage.device)
+        negative = batch.negative
+        if negative is not None and len(negative) > 1:
+            negative = negative.index_select(rows)
+        yield TrainBatch(
+            batch.rollout.select(rows),
+            batch.cond.index_select(rows),
+            batch.advantage[index],
+            batch.valid[index],
+            negative,
+        )
+
+
+class Updater:
+    """The optimiser and what an update is.
+
+    Attributes:
+        parameters: what is trained, by name.
+        config: how the rollout samples.
+        updates: optimiser updates done so far.
+        old: the sampling policy, where it is not the trained one (nft).
+    """
+
+    def __init__(self, model: FlowModel, settings: Settings, world: World) -> None:
+        """Make an optimiser for the model's trainable parameters."""
+        self.settings = settings
+        self.config = rollout_config(settings)
+        self.parameters = dict(model.trainable_parameters())
+        self.updates = 0
+        self.old = Ema(self.parameters) if settings.loss.algorithm == "nft" else None
+        self._model = model
+        self._world = world
+        self._loss = LOSSES[settings.loss.algorithm]
+        optim = settings.optim
+        self.optimizer = torch.optim.AdamW(
+            list(self.parameters.values()),
+            lr=optim.lr,
+            betas=optim.betas,
+            eps=optim.eps,
+            weight_decay=optim.weight_decay,
+        )
+
+    def sampling(self) -> AbstractContextManager[None]:
+        """Inside, the model has the weights that images are sampled with."""
+        return nullcontext() if self.old is None else self.old.swap()
+
+    def epoch(self, batches: Sequence[TrainBatch], *, epoch: int) -> Iterator[dict[str, float]]:
+        """Do the epoch's updates; yield the metrics of each after its optimiser step.
+
+        Images are visited in an order drawn from (seed, epoch), the same on all processes.
+        """
+        parts = self._prepare(batches)
+        seed = self.settings.run.seed
+        order = torch.randperm(len(parts), generator=generator("order", seed, epoch)).tolist()
+        per_update = len(parts) // self.settings.batch.optimizer_steps_per_epoch
+        for start in range(0, len(order), per_update):
+            context = LossContext(
+                self._model,
+                self.config,
+                loss_config(self.settings),
+                self.old,
+                generator("loss", seed, epoch, start, self._world.rank),
+            )
+            yield self._update(context, [parts[i] for i in order[start : start + per_update]])
+
+    def _prepare(self, batches: Sequence[TrainBatch]) -> list[TrainBatch]:
+        """Cut the rollout into training batches; renew old log-probabilities where sizes differ."""
+        sizes = self.settings.batch
+        size = sizes.train_batch_size or sizes.rollout_batch_size
+        parts = [part for batch in batches for part in split(batch, size)]
+        same = size == sizes.rollout_batch_size and sizes.fold_steps == 1
+        if same or not batches[0].rollout.steps:
+            return parts
+        return [
+            replace(
+                part,
+                rollout=refresh(
+                    self._model,
+                    part.rollout,
+                    part.cond,
+                    self.config,
+                    fold=sizes.fold_steps,
+                    negative=part.negative,
+                ),
+            )
+            for part in parts
+        ]
+
+    def _update(self, context: LossContext, parts: Sequence[TrainBatch]) -> dict[str, float]:
+        if self.settings.batch.skip_constant_groups:
+            parts = [part for part in parts if informative(part)]
+        total = self._world.sum(float(sum(int(part.valid.sum()) for part in parts)))
+        if total == 0:
+            return {"skipped_updates": 1.0}
+        log = MeanLog()
+        self.optimizer.zero_grad(set_to_none=True)
+        for part in parts:
+            # The share of this batch in the mean over all valid images of all processes.
+            share = float(part.valid.sum()) / total
+            for term in self._loss(context, part):
+                (term.loss * share).backward()
+                log.add(term.metrics, share)
+        return self._step(log)
+
+    def _step(self, log: MeanLog) -> dict[str, float]:
+        optim = self.settings.optim
+        trained = list(self.parameters.values())
+        self._world.sum_gradients(trained)
+        norm = nn.utils.clip_grad_norm_(trained, optim.max_grad_norm)
+        scale = min(1.0, (self.updates + 1) / optim.warmup_updates) if optim.warmup_updates else 1.0
+        for group in self.optimizer.param_groups:
+            group["lr"] = optim.lr * scale
+        finite = bool(torch.isfinite(norm))
+        if finite:
+            self.optimizer.step()
+        self.updates += 1
+        if self.old is not None:
+            self.old.blend(old_decay(self.updates))
+        metrics = log.read()
+        if finite:
+            metrics["grad_norm"] = float(norm)
+        metrics["skipped_updates"] = 0.0 if finite else 1.0
+        return metrics
