@@ -1,7 +1,14 @@
 """The clipped policy-gradient loss of GRPO (arXiv:2505.05470 eq. 5)."""
 
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import Tensor
+
+from trainer.kl import kl
+from trainer.losses.base import LossContext, Term, TrainBatch
+from trainer.policy import PolicyStep
+from trainer.replay import chunks, flat_log_probs, recompute
 
 
 def masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:
@@ -63,3 +70,61 @@ def grpo_loss(
     metrics = ratio_metrics(log_ratio, ratio, clip_low, clip_high, valid)
     metrics["policy_loss"] = loss.detach()
     return loss, metrics
+
+
+PolicyLoss = Callable[[PolicyStep, TrainBatch, tuple[int, ...]], tuple[Tensor, dict[str, Tensor]]]
+
+
+def policy_terms(
+    context: LossContext, batch: TrainBatch, policy_loss: PolicyLoss
+) -> Iterator[Term]:
+    """Per chunk of window steps: a policy loss plus the weighted distance to the reference.
+
+    Raises:
+        ValueError: The rollout has no stochastic steps.
+    """
+    record, loss = batch.rollout, context.loss
+    if not record.steps:
+        raise ValueError(f"{loss.name} needs stochastic steps, the rollout has none")
+    model, settings, negative = context.model, context.rollout, batch.negative
+    for places in chunks(len(record.steps), loss.fold):
+        reference = None
+        if loss.kl_beta > 0:
+            with torch.no_grad(), model.reference():
+                reference = recompute(
+                    model, record, places, batch.cond, settings, negative=negative
+                )
+        step = recompute(model, record, places, batch.cond, settings, negative=negative)
+        value, metrics = policy_loss(step, batch, places)
+        if reference is not None:
+            distance = kl(
+                loss.kl_form,
+                step.transition,
+                reference.transition,
+                dt=step.dt,
+                v=step.v,
+                v_ref=reference.v,
+            )
+            penalty = masked_mean(distance, batch.valid.repeat(len(places)))
+            metrics["kl"] = penalty.detach()
+            value = value + loss.kl_beta * penalty
+        yield Term(value * (len(places) / len(record.steps)), metrics)
+
+
+def grpo(context: LossContext, batch: TrainBatch) -> Iterator[Term]:
+    """Flow-GRPO's loss over the stochastic steps of a micro-batch."""
+
+    def policy_loss(
+        step: PolicyStep, batch: TrainBatch, places: tuple[int, ...]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        assert step.log_prob is not None
+        return grpo_loss(
+            step.log_prob,
+            flat_log_probs(batch.rollout, places),
+            batch.advantage.repeat(len(places)),
+            clip_low=context.loss.clip_low,
+            clip_high=context.loss.clip_high,
+            valid=batch.valid.repeat(len(places)),
+        )
+
+    return policy_terms(context, batch, policy_loss)
