@@ -54,6 +54,21 @@ class Table:
     purity: NDArray[np.float32]
 
 
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """The palette colour of every pixel of a batch.
+
+    Attributes:
+        rgb: (C, 3) float32 palette in 0..255.
+        nearest: (N, H, W) index of the nearest palette colour.
+        purity: (N, H, W) how surely it is that colour, in [0, 1].
+    """
+
+    rgb: NDArray[np.float32]
+    nearest: NDArray[np.intp]
+    purity: NDArray[np.float32]
+
+
 def oklab(rgb: NDArray[np.floating]) -> NDArray[np.float64]:
     """OKLab (L in 0..1, a, b) of sRGB values (..., 3) in 0..255."""
     value = np.asarray(rgb, dtype=np.float64) / 255.0
@@ -73,7 +88,9 @@ def build() -> Table:
     return Table(colors, distances.argmin(axis=1), purity.astype(np.float32))
 
 
-def index(rgb: NDArray[np.uint8]) -> NDArray[np.intp]:
-    """Row of the table for every uint8 RGB pixel (..., 3)."""
-    step = (rgb >> 3).astype(np.intp)
-    return (step[..., 0] << 10) | (step[..., 1] << 5) | step[..., 2]
+def classify(rgb: NDArray[np.uint8], table: Table) -> Pixels:
+    """Look up every uint8 RGB pixel (N, H, W, 3)."""
+    step = rgb >> 3
+    entry = (step[..., 0].astype(np.intp) << 10) | (step[..., 1].astype(np.intp) << 5)
+    entry |= step[..., 2]
+    return Pixels(table.rgb, table.nearest.take(entry), table.purity.take(entry))

@@ -21,10 +21,9 @@ Four outputs, computed from the same objects:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from reward_server.scorers.geneval.detector import Detection
 
@@ -108,22 +107,18 @@ def relative_position(a: Box, b: Box) -> set[str]:
     The benchmark's rule: the offset of the centres, less a tenth of both extents, must point within
     60 degrees of an axis; the length that it is compared with is that of the full offset.
     """
-    boxes = np.array([a, b], dtype=np.float64).reshape(2, 2, 2)
-    center_a, center_b = boxes.mean(axis=1)
-    extent_a, extent_b = np.abs(boxes[:, 1] - boxes[:, 0])
-    offset = center_a - center_b
-    slack = POSITION_THRESHOLD * (extent_a + extent_b)
-    revised = np.maximum(np.abs(offset) - slack, 0) * np.sign(offset)
-    if np.all(np.abs(revised) < 1e-3):
+    offset, revised = [], []
+    for low, high in ((0, 2), (1, 3)):
+        delta = (a[low] + a[high]) / 2 - (b[low] + b[high]) / 2
+        extents = abs(a[high] - a[low]) + abs(b[high] - b[low])
+        offset.append(delta)
+        revised.append(math.copysign(max(abs(delta) - POSITION_THRESHOLD * extents, 0.0), delta))
+    if all(abs(r) < 1e-3 for r in revised):
         return set()
-    dx, dy = revised / np.linalg.norm(offset)
-    found = (
-        (dx < -0.5, "left of"),
-        (dx > 0.5, "right of"),
-        (dy < -0.5, "above"),
-        (dy > 0.5, "below"),
-    )
-    return {name for holds, name in found if holds}
+    length = math.hypot(*offset)
+    dx, dy = revised[0] / length, revised[1] / length
+    holds = {"left of": dx < -0.5, "right of": dx > 0.5, "above": dy < -0.5, "below": dy > 0.5}
+    return {name for name in RELATIONS if holds[name]}
 
 
 def judge(task: Task, objects: Objects) -> Verdict:
@@ -217,8 +212,9 @@ def judge_soft(task: Task, objects: Objects) -> float:
         groups.append(found if whole else None)
     included = {clause.label for clause in task.include}
     for clause in task.exclude:
-        if clause.label not in included and len(objects.get(clause.label, [])) >= clause.count:
-            terms.append(0.0)
+        violated = len(objects.get(clause.label, [])) >= clause.count
+        if violated and clause.label not in included:
+            terms += [0.0]
     return sum(terms) / len(terms) if terms else 0.0
 
 

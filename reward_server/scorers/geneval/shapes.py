@@ -34,6 +34,7 @@ from reward_server.scorers.geneval.detector import Detection
 from reward_server.scorers.geneval.shapes_scene import Array
 
 VERSION = "1"
+_CHUNK = 16  # pictures analysed together: more of them fall out of the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,8 @@ class ShapesDetector:
         small = [shapes_scene.to_working_size(image) for image in images]
         for index, image in enumerate(small):
             groups.setdefault(image.shape, []).append(index)
-        for members in groups.values():
+        chunks = [m[i : i + _CHUNK] for m in groups.values() for i in range(0, len(m), _CHUNK)]
+        for members in chunks:
             for picture, detection in self._detect_stack(np.stack([small[i] for i in members])):
                 index = members[picture]
                 scale = shapes_scene.working_scale(*images[index].shape[:2])
@@ -109,13 +111,10 @@ class ShapesDetector:
             raise RuntimeError("ShapesDetector.detect was called before load")
         shapes, colors = self._tables
         scenes = shapes_scene.analyse(stack)
-        entry = palette.index(stack)
-        nearest, purity = colors.nearest[entry], colors.purity[entry]
+        pixels = palette.classify(stack, colors)
         found = []
         for window_px, numbers in shapes_fit.by_window(scenes).items():
-            fits = shapes_fit.measure(
-                scenes, numbers, window_px, nearest, purity, colors.rgb, shapes
-            )
+            fits = shapes_fit.measure(scenes, numbers, window_px, pixels=pixels, shapes=shapes)
             found += self._detections(fits)
         return found
 

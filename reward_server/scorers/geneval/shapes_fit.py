@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from reward_server.scorers.geneval import silhouettes
+from reward_server.scorers.geneval import palette, silhouettes
 from reward_server.scorers.geneval.shapes_scene import Array, Scenes
 
 Bool = NDArray[np.bool_]
@@ -77,9 +77,8 @@ def measure(
     scenes: Scenes,
     numbers: list[int],
     window_px: int,
-    nearest: Int,
-    purity: Array,
-    colors: Array,
+    *,
+    pixels: palette.Pixels,
     shapes: silhouettes.Silhouettes,
 ) -> Fits:
     """Measure candidates that fit into windows of one size.
@@ -88,18 +87,16 @@ def measure(
         scenes: the analysed batch.
         numbers: component numbers.
         window_px: side of the windows.
-        nearest: (N, H, W) index of the palette colour nearest to each pixel.
-        purity: (N, H, W) how surely it is that colour, in [0, 1].
-        colors: (C, 3) palette in 0..255.
+        pixels: the palette colour of every pixel of the batch.
         shapes: the silhouettes.
     """
     windows = _cut(scenes, numbers, window_px)
-    near = nearest[windows.at]
-    color = _most_frequent(near, windows.core, len(colors))
+    near = pixels.nearest[windows.at]
+    color = _most_frequent(near, windows.core, len(pixels.rgb))
     of_color = windows.core & (near == color[:, None, None])
-    alpha = _alpha(scenes, windows, colors[color])
+    alpha = _alpha(scenes, windows, pixels.rgb[color])
     measured = {
-        "purity": (purity[windows.at] * of_color).sum(axis=(1, 2)) / windows.core_px,
+        "purity": (pixels.purity[windows.at] * of_color).sum(axis=(1, 2)) / windows.core_px,
         "opacity": (np.minimum(alpha, 1) * windows.core).sum(axis=(1, 2)) / windows.core_px,
     }
     np.clip(alpha, 0, 1, out=alpha)
@@ -133,11 +130,17 @@ def _cut(scenes: Scenes, numbers: list[int], window_px: int) -> _Windows:
 def _alpha(scenes: Scenes, windows: _Windows, color: Array) -> Array:
     """How much of its colour each pixel holds: 0 = background, 1 = full; (K, P, P)."""
     below = scenes.background[windows.at]
-    core = windows.core[..., None]
-    towards = color - (below * core).sum(axis=(1, 2)) / windows.core_px[:, None]
+    core = windows.core.reshape(len(color), 1, -1).astype(np.float32)
+    mean_below = np.matmul(core, below.reshape(len(color), -1, 3))[:, 0]
+    towards = color - mean_below / windows.core_px[:, None]
     towards /= (towards**2).sum(axis=1, keepdims=True)
     offset = scenes.rgb[windows.at] - below
-    return np.matmul(offset, towards.astype(np.float32)[:, None, :, None])[..., 0]
+    weight = towards.astype(np.float32)[:, None, None, :]
+    # Three products of planes; a matrix product with an inner length of three is slower.
+    alpha = offset[..., 0] * weight[..., 0]
+    alpha += offset[..., 1] * weight[..., 1]
+    alpha += offset[..., 2] * weight[..., 2]
+    return alpha
 
 
 def _fit(alpha: Array, shapes: silhouettes.Silhouettes) -> tuple[Int, Array, dict[str, Array]]:
@@ -162,13 +165,9 @@ def _fit(alpha: Array, shapes: silhouettes.Silhouettes) -> tuple[Int, Array, dic
         flat, model[each, best], alpha, (x - origin[:, :1], y - origin[:, 1:]), edges_px
     )
     box = np.tile(origin, 2) + radius[:, None] * shapes.box[best]
-    return best, box, {
-        "overlap": ranked[:, -1],
-        "margin": ranked[:, -1] - ranked[:, -2],
-        "sector": sector,
-        "sharpness": edge,
-        "size": radius,
-    }  # fmt: skip
+    margin = ranked[:, -1] - ranked[:, -2]
+    measured = {"overlap": ranked[:, -1], "margin": margin, "sector": sector}
+    return best, box, measured | {"sharpness": edge, "size": radius}
 
 
 def _draw(shapes: silhouettes.Silhouettes, origin: Array, radius: Array, window_px: int) -> Array:
@@ -200,14 +199,15 @@ def _by_direction(
     count = len(flat)
     bins = (silhouettes.octant(*offset) + 8 * np.arange(count)[:, None]).ravel()
 
-    def per_octant(values: Array) -> NDArray[np.float64]:
-        return np.bincount(bins, values.ravel(), minlength=8 * count).reshape(count, 8)
+    def per_octant(values: Array) -> Array:
+        sums = np.bincount(bins, values.ravel(), minlength=8 * count)
+        return sums.reshape(count, 8).astype(np.float32)
 
     union = per_octant(np.maximum(flat, model))
     overlap = per_octant(np.minimum(flat, model)) / np.maximum(union, _EPS)
     fuzz = per_octant(alpha * (1 - alpha))
     width = 6 * (fuzz[:, :4] + fuzz[:, 4:]) / np.maximum(edges_px, _EPS)
-    return overlap.min(axis=1).astype(np.float32), width.max(axis=1).astype(np.float32)
+    return overlap.min(axis=1), width.max(axis=1)
 
 
 def _sharpened(alpha: Array) -> Array:

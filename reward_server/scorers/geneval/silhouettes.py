@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
+Floats = NDArray[np.floating]
 
 REACH = 1.6  # the table covers [-REACH, REACH] in both directions
 CELLS = 448  # at 15 px radius a cell is 0.1 px: the look-up is right to 0.05 px
@@ -71,7 +72,7 @@ def outlines() -> dict[str, list[tuple[float, float]]]:
     }
 
 
-def octant(dx: Array, dy: Array) -> NDArray[np.intp]:
+def octant(dx: Floats, dy: Floats) -> NDArray[np.intp]:
     """Number 0..7 of the eighth of the plane in which an offset lies."""
     right, down, flat = dx > 0, dy > 0, np.abs(dx) > np.abs(dy)
     return ((right * 4) | ((right ^ down) * 2) | flat).astype(np.intp)
@@ -82,14 +83,14 @@ def fold(octants: NDArray[np.intp]) -> NDArray[np.intp]:
     return octants & 3
 
 
-def _edges_by_fold(corners: list[tuple[float, float]]) -> NDArray[np.float64]:
+def _edges_by_fold(corners: list[tuple[float, float]]) -> Array:
     steps = (np.arange(200) + 0.5) / 200
     start = np.array(corners)
     along = np.roll(start, -1, axis=0) - start
     points = start[:, None] + steps[:, None] * along[:, None]
     lengths = np.repeat(np.hypot(*along.T) / len(steps), len(steps))
     x, y = points.reshape(-1, 2).T
-    return np.bincount(fold(octant(x, y)), lengths, minlength=4)
+    return np.bincount(fold(octant(x, y)), lengths, minlength=4).astype(np.float32)
 
 
 def _heart() -> list[tuple[float, float]]:
@@ -129,7 +130,7 @@ def build() -> Silhouettes:
     )
 
 
-def polygon_distance(corners: list[tuple[float, float]], x: Array, y: Array) -> Array:
+def polygon_distance(corners: list[tuple[float, float]], x: Floats, y: Floats) -> Array:
     """Signed distance of points to a simple polygon, negative inside (even-odd rule).
 
     Args:

@@ -54,8 +54,8 @@ def parse(row: Mapping[str, Any] | None, classes: Sequence[str], colors: Sequenc
             raise SpecError(f"spec.exclude[{index}]: has only class and count")
         if any(c.label == clause.label and c.count >= clause.count for c in include):
             raise SpecError(
-                f"spec.exclude[{index}].count: {clause.count} of {clause.label!r} are both demanded "
-                "and excluded; no picture can satisfy this"
+                f"spec.exclude[{index}].count: {clause.count} of {clause.label!r} are both "
+                "demanded and excluded; no picture can satisfy this"
             )
     return Task(tag, include, exclude)
 
