@@ -88,6 +88,9 @@ async def serve(config: Config, port_file: Path | None = None) -> None:
 
 
 async def _start_grpc(api: GrpcApi, address: str) -> int:
+    if not address.endswith(":0"):
+        # gRPC would say it too, but after several lines of its own.
+        _bind(address, "grpc").close()
     try:
         return await api.start(address)
     except OSError as error:
