@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trainer import config
-from trainer.errors import TrainerError
+from trainer.errors import ConfigError, TrainerError
 from trainer.settings import Settings
 
 STOPPED = 130
@@ -48,12 +48,15 @@ def main() -> None:
 
 @app.command()
 def train(
-    preset: Preset,
+    name: Annotated[str, typer.Argument(metavar="PRESET", help="Preset or .toml file.")] = "",
+    preset: Annotated[str, typer.Option(help="The same, as an option.")] = "",
     overrides: Overrides = None,
     out: Annotated[str, typer.Option(help="Folder of the run; --set run.out_dir=")] = "",
 ) -> None:
     """Train; the same command continues a run that was interrupted."""
-    settings = _settings(preset, overrides, out)
+    if bool(name) == bool(preset):
+        raise ConfigError("name one preset, e.g. flow-train train mini_geneval")
+    settings = _settings(name or preset, overrides, out)
     from trainer.start import train_run
 
     console = Console(soft_wrap=True, highlight=False)

@@ -3,6 +3,7 @@
 Everything that can be wrong with the settings alone is found here, before anything is loaded.
 """
 
+import copy
 import difflib
 import sys
 from collections.abc import Mapping, Sequence
@@ -193,9 +194,19 @@ def load(
     url = (environment or {}).get("REWARD_URL")
     if url:
         table.setdefault("rewards", {})["url"] = url
+    return parse(apply_overrides(table, overrides), source=path.name)
+
+
+def apply_overrides(table: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of a nested table with `section.key=value` texts applied.
+
+    Raises:
+        ConfigError: a text of another form.
+    """
+    changed = copy.deepcopy(table)
     for text in overrides:
-        _override(table, text)
-    return parse(table, source=path.name)
+        _override(changed, text)
+    return changed
 
 
 def parse(table: Mapping[str, Any], *, source: str = "settings") -> Settings:

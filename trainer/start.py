@@ -50,13 +50,14 @@ class Outcome:
 
 
 Connect = Callable[[RewardSettings], RewardService]
+API_KEY = "REWARD_API_KEY"
 
 
 def train_run(
     settings: Settings,
     *,
     environment: Mapping[str, str] | None = None,
-    open_service: Connect = connect,
+    open_service: Connect | None = None,
     say: Callable[[str], None] = print,
     stop: Callable[[], bool] = lambda: False,
 ) -> Outcome:
@@ -65,7 +66,8 @@ def train_run(
     Args:
         settings: checked settings.
         environment: process environment (torchrun's variables).
-        open_service: makes the connection; tests pass one without a network.
+        open_service: makes the connection (tests pass one without a network); by default to
+            rewards.url, with REWARD_API_KEY of the environment.
         say: prints one line.
         stop: asked between epochs.
 
@@ -80,6 +82,7 @@ def train_run(
         deterministic=settings.run.deterministic,
     )
     world = World.join(environment, device.type)
+    opener = open_service or (lambda rewards: connect(rewards, environment.get(API_KEY)))
     quiet = say if world.is_main else lambda text: None
     try:
         with _held(run_dir, world):
@@ -91,7 +94,7 @@ def train_run(
                 run_dir=run_dir,
                 world=world,
                 device=device,
-                open_service=open_service,
+                open_service=opener,
                 say=quiet,
                 stop=stop,
             ) as run:

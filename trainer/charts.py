@@ -1,0 +1,228 @@
+"""Line and area charts as inline SVG: no scripts, no fonts, no assets; colours come from the page.
+
+Colours are CSS variables (`--s1` to `--s6`, `--grid`, `--ink`), so that a chart follows the page's
+light or dark theme.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 460, 250
+LEFT, RIGHT, TOP, BOTTOM = 50, 12, 12, 34
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """A line.
+
+    Attributes:
+        name: for the legend.
+        x: ascending positions.
+        y: values; None leaves a gap.
+        low: lower ends of an interval around y, or empty.
+        high: upper ends.
+        faint: draw it thin in the background, without a legend entry.
+        color: number of the colour, 1 to 6.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float | None]
+    low: Sequence[float | None] = ()
+    high: Sequence[float | None] = ()
+    faint: bool = False
+    color: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Axes:
+    """What surrounds the lines.
+
+    Attributes:
+        x_label: what the horizontal axis is.
+        y_min: smallest end of the vertical axis, or None to fit.
+        y_max: largest end, or None to fit.
+        band: (low, high) of a shaded horizontal band, or None.
+        unit: appended to the numbers of the vertical axis.
+    """
+
+    x_label: str = "epoch"
+    y_min: float | None = None
+    y_max: float | None = None
+    band: tuple[float, float] | None = None
+    unit: str = ""
+
+
+def moving_average(values: Sequence[float | None], width: int) -> list[float | None]:
+    """Mean of the last `width` values that are there."""
+    out: list[float | None] = []
+    for end in range(1, len(values) + 1):
+        window = [value for value in values[max(0, end - width) : end] if value is not None]
+        out.append(sum(window) / len(window) if window else None)
+    return out
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers that cover [low, high]."""
+    span = high - low or 1.0
+    raw = span / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next((m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999), 10 * power)
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def line_chart(series: Sequence[Series], axes: Axes | None = None) -> str:
+    """Draw lines; an empty text when there is nothing to draw."""
+    axes = axes or Axes()
+    kept = [line for line in series if any(value is not None for value in line.y)]
+    if not kept:
+        return ""
+    scale = _Scale.fit(kept, axes)
+    parts = [_frame(scale, axes)]
+    for line in sorted(kept, key=lambda item: not item.faint):
+        parts.append(_interval(line, scale))
+        parts.append(_path(line, scale))
+    return _svg(parts, kept)
+
+
+def area_chart(series: Sequence[Series], axes: Axes | None = None) -> str:
+    """Draw series stacked on each other; all share their positions."""
+    axes = axes or Axes(y_min=0)
+    if not series or not series[0].x:
+        return ""
+    base = [0.0] * len(series[0].x)
+    layers = []
+    for line in series:
+        top = [low + (value or 0.0) for low, value in zip(base, line.y, strict=True)]
+        layers.append((line, base, top))
+        base = top
+    scale = _Scale.fit([Series("", series[0].x, base)], axes)
+    parts = [_frame(scale, axes)]
+    for line, low, high in layers:
+        forth = [(x, y) for x, y in zip(line.x, high, strict=True)]
+        back = [(x, y) for x, y in zip(line.x, low, strict=True)][::-1]
+        points = " ".join(f"{scale.x(x):.1f},{scale.y(y):.1f}" for x, y in forth + back)
+        parts.append(
+            f'<polygon points="{points}" fill="var(--s{line.color})" opacity=".8">'
+            f"<title>{escape(line.name)}</title></polygon>"
+        )
+    return _svg(parts, series)
+
+
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    x_low: float
+    x_high: float
+    y_low: float
+    y_high: float
+
+    @staticmethod
+    def fit(series: Sequence[Series], axes: Axes) -> "_Scale":
+        xs = [x for line in series for x in line.x]
+        values = [v for line in series for v in (*line.y, *line.low, *line.high) if v is not None]
+        low, high = min(values), max(values)
+        if axes.band is not None:
+            low, high = min(low, axes.band[0]), max(high, axes.band[1])
+        margin = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
+        return _Scale(
+            min(xs),
+            max(xs) if max(xs) > min(xs) else min(xs) + 1,
+            low - margin if axes.y_min is None else min(axes.y_min, low),
+            high + margin if axes.y_max is None else max(axes.y_max, high),
+        )
+
+    def x(self, value: float) -> float:
+        share = (value - self.x_low) / (self.x_high - self.x_low)
+        return LEFT + share * (WIDTH - LEFT - RIGHT)
+
+    def y(self, value: float) -> float:
+        share = (value - self.y_low) / (self.y_high - self.y_low or 1.0)
+        return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
+
+
+def _frame(scale: _Scale, axes: Axes) -> str:
+    out = []
+    if axes.band is not None:
+        top, bottom = scale.y(axes.band[1]), scale.y(axes.band[0])
+        out.append(
+            f'<rect x="{LEFT}" y="{top:.1f}" width="{WIDTH - LEFT - RIGHT}" '
+            f'height="{bottom - top:.1f}" fill="var(--good)" opacity=".13"/>'
+        )
+    for value in ticks(scale.y_low, scale.y_high):
+        y = scale.y(value)
+        out.append(
+            f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>'
+            f'<text x="{LEFT - 7}" y="{y + 4:.1f}" class="tick" text-anchor="end">'
+            f"{_short(value)}{axes.unit}</text>"
+        )
+    out += [
+        f'<text x="{scale.x(value):.1f}" y="{HEIGHT - BOTTOM + 16}" class="tick" '
+        f'text-anchor="middle">{_short(value)}</text>'
+        for value in ticks(scale.x_low, scale.x_high, 6)
+    ]
+    out.append(
+        f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" class="tick" text-anchor="end">'
+        f"{escape(axes.x_label)}</text>"
+    )
+    return "".join(out)
+
+
+def _points(line: Series, scale: _Scale) -> list[tuple[float, float, float, float]]:
+    return [
+        (scale.x(x), scale.y(y), x, y) for x, y in zip(line.x, line.y, strict=True) if y is not None
+    ]
+
+
+def _path(line: Series, scale: _Scale) -> str:
+    points = _points(line, scale)
+    drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y, _, _ in points)
+    style = 'stroke-width="1" opacity=".3"' if line.faint else 'stroke-width="2"'
+    out = [
+        f'<polyline points="{drawn}" fill="none" stroke="var(--s{line.color})" {style} '
+        'stroke-linejoin="round"/>'
+    ]
+    if not line.faint and len(points) <= 60:
+        out += [
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="var(--s{line.color})">'
+            f"<title>{escape(line.name)}: {_short(value)} at {_short(at)}</title></circle>"
+            for x, y, at, value in points
+        ]
+    return "".join(out)
+
+
+def _interval(line: Series, scale: _Scale) -> str:
+    if not line.low or not line.high:
+        return ""
+    rows = [
+        (x, low, high)
+        for x, low, high in zip(line.x, line.low, line.high, strict=True)
+        if low is not None and high is not None
+    ]
+    forth = [f"{scale.x(x):.1f},{scale.y(high):.1f}" for x, _, high in rows]
+    back = [f"{scale.x(x):.1f},{scale.y(low):.1f}" for x, low, _ in reversed(rows)]
+    points = " ".join(forth + back)
+    return f'<polygon points="{points}" fill="var(--s{line.color})" opacity=".15"/>'
+
+
+def _svg(parts: Sequence[str], series: Sequence[Series]) -> str:
+    legend = "".join(
+        f'<span><i style="background:var(--s{line.color})"></i>{escape(line.name)}</span>'
+        for line in series
+        if not line.faint and line.name
+    )
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{"".join(parts)}</svg>'
+        f'<div class="legend">{legend}</div>'
+    )
+
+
+def _short(value: float) -> str:
+    if value == 0:
+        return "0"
+    if abs(value) >= 10000 or abs(value) < 0.001:
+        return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e")
+    return f"{value:.4g}"
