@@ -13,7 +13,7 @@ from trainer.mini.pipeline import assemble, save
 from trainer.mini.pretrain import Denoiser, PretrainConfig, pretrain
 from trainer.mini.prompts import TAGS, WORDS, all_rows
 from trainer.mini.text import MAX_TOKENS, build_tokenizer
-from trainer.mini.vae import build_vae, encode, train_vae
+from trainer.mini.vae import KL_WEIGHTS, build_vae, encode, kl_weight, train_vae
 
 SMALL = PretrainConfig(steps=3, batch_size=4, warmup_steps=1, ring_size=8, reuse=1)
 
@@ -52,6 +52,12 @@ def test_untrained_transformer_predicts_zero() -> None:
     model = Denoiser().eval()
     v = model(torch.randn(2, 16, 8, 8), torch.tensor([0.3, 0.9]), model.tokenize(["a star", ""]))
     assert v.abs().max() == 0
+
+
+def test_kl_weight_rises_geometrically() -> None:
+    assert kl_weight(0.0) == kl_weight(0.4) == KL_WEIGHTS[0]
+    assert kl_weight(0.6) == pytest.approx((KL_WEIGHTS[0] * KL_WEIGHTS[1]) ** 0.5)
+    assert kl_weight(0.8) == kl_weight(1.0) == pytest.approx(KL_WEIGHTS[1])
 
 
 def test_vae_training_lowers_the_error_and_normalises_latents() -> None:

@@ -39,7 +39,7 @@ def build(
     out: Annotated[Path, typer.Option(help="where the pipeline goes")] = WEIGHTS_DIR,
     work: Work = Path("runs/mini_build"),
     processes: Processes = 2,
-    vae_steps: Annotated[int, typer.Option(help="optimiser steps of the VAE")] = 3600,
+    vae_steps: Annotated[int, typer.Option(help="optimiser steps of the VAE")] = 4800,
     steps: Steps = PretrainConfig().steps,
     seed: Seed = 0,
 ) -> None:

@@ -36,7 +36,9 @@ class PretrainConfig:
     Attributes:
         steps: optimiser steps.
         batch_size: images per step and process.
-        learning_rate: peak; Muon's is scaled to AdamW's update size.
+        learning_rate: AdamW's peak.
+        muon_factor: Muon's peak as a multiple of it, at equal size of the update: orthogonal
+            updates bear much more than AdamW's.
         warmup_steps: linear warm-up.
         decay_fraction: last share of the steps, over which the rate falls linearly to zero.
         caption_dropout: share of empty captions, so that guidance works.
@@ -46,9 +48,10 @@ class PretrainConfig:
         seed: of weights, scenes and noise.
     """
 
-    steps: int = 3600
+    steps: int = 3000
     batch_size: int = 96
     learning_rate: float = 2e-3
+    muon_factor: float = 2.0
     warmup_steps: int = 150
     decay_fraction: float = 0.4
     caption_dropout: float = 0.08
@@ -253,7 +256,9 @@ def _optimizers(model: Denoiser, config: PretrainConfig) -> list[torch.optim.Opt
         (hidden if in_block and p.ndim == 2 else rest).append(p)
     lr = config.learning_rate
     return [
-        torch.optim.Muon(hidden, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(
+            hidden, lr=lr * config.muon_factor, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
+        ),
         torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
