@@ -142,7 +142,7 @@ def _estimate(mean: float, means: NDArray[np.float64], count: int) -> Estimate:
 def summarise(
     scores: Sequence[float | None],
     prompt_index: Sequence[int],
-    groups: Sequence[str] | Mapping[int, str],
+    groups: Sequence[str],
     *,
     resamples: int = 2000,
     seed: int = 0,
