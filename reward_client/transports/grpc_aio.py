@@ -59,7 +59,7 @@ class AsyncGrpcTransport:
         try:
             return await method(message, timeout=deadline_s, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
-            trailers = dict(error.trailing_metadata())
+            trailers: Any = error.trailing_metadata()
             raise reward_error(self._endpoint.url, error, trailers) from error
         except grpc.aio.UsageError as error:
             raise closed_error(self._endpoint.url) from error

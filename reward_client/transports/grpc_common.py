@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 import grpc
@@ -53,8 +54,12 @@ def metadata(api_key: str | None) -> tuple[tuple[str, str], ...]:
     return (("authorization", f"Bearer {api_key}"),) if api_key else ()
 
 
-def reward_error(url: str, error: FailedCall, trailers: dict[str, str | bytes]) -> RewardError:
+def reward_error(
+    url: str, error: FailedCall, pairs: Iterable[tuple[str, str | bytes]] | None
+) -> RewardError:
     """Translate a failed call; the trailer `reward-error-bin` wins over gRPC's own status."""
+    # Not dict(pairs): grpc.aio's Metadata iterates over pairs although it has keys().
+    trailers = {key: value for key, value in pairs or ()}  # noqa: C416
     retry_after_s = milliseconds(_text(trailers.get(RETRY_AFTER_MS_KEY)))
     if retry_after_s is None:
         retry_after_s = milliseconds(_text(trailers.get(PUSHBACK_MS_KEY)))

@@ -52,7 +52,6 @@ class GrpcTransport:
         except grpc.RpcError as error:
             # The blocking API raises an object that is both the error and the finished call.
             call: Any = error
-            trailers = dict(call.trailing_metadata() or ())
-            raise reward_error(self._url, call, trailers) from error
+            raise reward_error(self._url, call, call.trailing_metadata()) from error
         except ValueError as error:
             raise closed_error(self._url) from error

@@ -114,7 +114,7 @@ def test_the_servers_wait_is_honoured(script: Script, call: Call, asked: str) ->
     }[asked]
     started = time.monotonic()
     call(script.url, "score", grey_items(1), ["brightness"])
-    assert 0.6 <= time.monotonic() - started < 5
+    assert 0.6 <= time.monotonic() - started < 20
     assert len(script.seen_ids) == 2
 
 
@@ -122,8 +122,8 @@ def test_a_wait_beyond_the_deadline_is_not_waited(script: Script, call: Call) ->
     script.failures = [ResourceExhausted("full", retry_after_s=30.0)]
     started = time.monotonic()
     with pytest.raises(ResourceExhausted, match="full") as caught:
-        call(script.url, "score", grey_items(1), ["brightness"], deadline_s=5.0)
-    assert time.monotonic() - started < 4
+        call(script.url, "score", grey_items(1), ["brightness"], deadline_s=15.0)
+    assert time.monotonic() - started < 14
     assert caught.value.retry_after_s == 30.0
     assert len(script.seen_ids) == 1
 
@@ -166,11 +166,11 @@ def test_the_nearest_name_passes_through(script: Script, call: Call) -> None:
 
 
 def test_the_deadline_ends_a_slow_call(script: Script, call: Call) -> None:
-    script.delay_s = 1.5
+    script.delay_s = 4.0
     started = time.monotonic()
     with pytest.raises(DeadlineExceeded, match="deadline_s"):
         call(script.url, "score", grey_items(1), ["brightness"], deadline_s=0.3)
-    assert time.monotonic() - started < 1.4
+    assert time.monotonic() - started < 3.9
     assert script.seen_deadlines_s[0] <= 0.3
 
 
@@ -183,11 +183,11 @@ def test_the_deadline_bounds_all_attempts_together(script: Script, call: Call) -
             "score",
             grey_items(1),
             ["brightness"],
-            deadline_s=0.8,
+            deadline_s=2.0,
             options={"attempts": 1000},
         )
-    assert time.monotonic() - started < 3
-    assert 2 <= len(script.seen_ids) < 10
+    assert time.monotonic() - started < 10
+    assert 2 <= len(script.seen_ids) < 12
 
 
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
@@ -200,7 +200,7 @@ def test_nobody_there_is_a_bounded_clear_error(scheme: str, closed_port: int, ca
         Unavailable, match=rf"{url} was not ready within 0.5 s.*reward-server serve"
     ):
         call(url, "wait_ready", ["brightness"], timeout_s=0.5)
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 20
 
 
 def test_wait_ready_waits_for_the_named_scorers(script: Script, call: Call) -> None:
@@ -230,7 +230,7 @@ def test_wait_ready_stops_at_a_wrong_key() -> None:
         started = time.monotonic()
         with pytest.raises(PermissionDenied):
             client.wait_ready(timeout_s=30.0)
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 10
 
 
 class Refusing:
@@ -265,7 +265,7 @@ def test_a_closed_async_client_says_so(script: Script) -> None:
 
 
 def test_cancelling_an_async_call_ends_it_at_once(script: Script) -> None:
-    script.delay_s = 1.5
+    script.delay_s = 4.0
 
     async def run() -> None:
         async with AsyncRewardClient(script.url) as client:
@@ -277,7 +277,7 @@ def test_cancelling_an_async_call_ends_it_at_once(script: Script) -> None:
 
     started = time.monotonic()
     asyncio.run(run())
-    assert time.monotonic() - started < 1.4
+    assert time.monotonic() - started < 3.9
 
 
 def test_one_client_serves_many_threads(script: Script) -> None:
