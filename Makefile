@@ -47,8 +47,10 @@ fmt: install ## format, and fix what lint can fix
 type: install ## check types
 	@$(BIN)/pyright
 
-protos: install ## generate reward_client/_pb from protos/
-	@$(BIN)/python scripts/gen_protos.py
+protos: ## generate reward_client/_pb from protos/ (with the pinned generator, in .venv-protos)
+	@test -x .venv-protos/bin/python || $(PYTHON) -m venv .venv-protos
+	@.venv-protos/bin/python -m pip install --quiet 'grpcio-tools==1.72.2' 'setuptools<81'
+	@.venv-protos/bin/python scripts/gen_protos.py
 
 bench: install ## run the benchmarks
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
