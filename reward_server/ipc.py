@@ -14,7 +14,7 @@ import os
 import socket
 import struct
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -236,8 +236,3 @@ class ArenaReader:
             self._map = mmap.mmap(self._fd, size, access=mmap.ACCESS_READ)
         flat = np.frombuffer(self._map, np.uint8, length, ref.offset_bytes)
         return flat.reshape(ref.height, ref.width, 3)
-
-
-def as_spec(spec: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """A spec as a plain dict, which is what a message can carry."""
-    return None if spec is None else dict(spec)
