@@ -3,8 +3,9 @@
 `codec` has `encode`, `decode` and `DecodeLimits`; everything else a caller needs is here.
 """
 
-from reward_client.aio import AsyncRewardClient
-from reward_client.client import RewardClient
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from reward_client.errors import (
     STATUS,
     Cancelled,
@@ -19,7 +20,6 @@ from reward_client.errors import (
     Unavailable,
     error_for,
 )
-from reward_client.transports import AsyncFakeTransport, FakeTransport
 from reward_client.types import (
     Code,
     Encoding,
@@ -33,6 +33,19 @@ from reward_client.types import (
     ScorerResult,
     ScorerSelector,
 )
+
+if TYPE_CHECKING:
+    from reward_client.aio import AsyncRewardClient
+    from reward_client.client import RewardClient
+    from reward_client.transports import AsyncFakeTransport, FakeTransport
+
+# Loaded on first use: scorer processes import the types alone, and may pin an old protobuf.
+_LAZY = {
+    "AsyncFakeTransport": "reward_client.transports",
+    "AsyncRewardClient": "reward_client.aio",
+    "FakeTransport": "reward_client.transports",
+    "RewardClient": "reward_client.client",
+}
 
 __all__ = [
     "STATUS",
@@ -63,3 +76,9 @@ __all__ = [
     "Unavailable",
     "error_for",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'reward_client' has no attribute {name!r}")

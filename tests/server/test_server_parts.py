@@ -133,7 +133,6 @@ def test_a_worker_sees_its_one_device_and_few_threads() -> None:
     assert worker_environment({}, "cpu", 1)["PYTHONPATH"].startswith(str(ROOT))
 
 
-@pytest.mark.xfail(reason="reward_client/__init__.py imports the clients eagerly", strict=False)
 def test_the_worker_imports_no_protobuf_and_no_web_framework() -> None:
     program = (
         "import sys, reward_server.worker, reward_server.scorers.base;"
