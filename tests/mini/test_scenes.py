@@ -22,8 +22,8 @@ def test_scene_shows_its_row(tag: str) -> None:
             assert len(shapes) == clause["count"]
             assert not clause.get("color") or {s.color for s in shapes} == {clause["color"]}
         for a in scene.shapes:
-            assert a.radius_px - 0.5 < a.x_px < SIZE_PX - a.radius_px + 0.5
-            assert a.radius_px - 0.5 < a.y_px < SIZE_PX - a.radius_px + 0.5
+            assert a.radius_px + 1 < a.x_px < SIZE_PX - a.radius_px - 1
+            assert a.radius_px + 1 < a.y_px < SIZE_PX - a.radius_px - 1
         for i, a in enumerate(scene.shapes):
             for b in scene.shapes[:i]:
                 gap = np.hypot(a.x_px - b.x_px, a.y_px - b.y_px) - a.radius_px - b.radius_px

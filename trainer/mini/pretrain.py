@@ -48,7 +48,7 @@ class PretrainConfig:
         seed: of weights, scenes and noise.
     """
 
-    steps: int = 3000
+    steps: int = 2400
     batch_size: int = 96
     learning_rate: float = 2e-3
     muon_factor: float = 2.0

@@ -29,8 +29,10 @@ SIZE_PX = 64
 # which objects, how many, where.
 GRID = 4
 CELL_PX = SIZE_PX // GRID
-RADIUS_PX = (6.8, 7.8)
+RADIUS_PX = (6.6, 7.4)
 JITTER_PX = 0.6
+# The outer cells' centres are moved in by this much, so that nothing touches the picture's edge.
+INSET_PX = 1.2
 # A relation is drawn within this angle of its axis: GenEval's own rule accepts up to 60 degrees,
 # so what is drawn is never a borderline case.
 _RELATION_CONE_DEG = 35.0
@@ -122,7 +124,8 @@ def _layout(
         if _apart(cells) and (relation is None or _in_cone(cells, relation)):
             break
     jitter = rng.uniform(-JITTER_PX, JITTER_PX, size=(n, 2))
-    return (cells + 0.5) * CELL_PX + jitter, rng.uniform(*RADIUS_PX, size=n)
+    inset = INSET_PX * ((cells == 0).astype(float) - (cells == GRID - 1))
+    return (cells + 0.5) * CELL_PX + inset + jitter, rng.uniform(*RADIUS_PX, size=n)
 
 
 def _apart(cells: np.ndarray) -> bool:
