@@ -27,7 +27,7 @@ def test_groups_are_centred_and_order_does_not_matter(values, random, std) -> No
     found = advantages({"r": values}, groups, std=std, clip=None).values
     for group in set(groups):
         members = [a for a, g in zip(found, groups, strict=True) if g == group]
-        assert abs(sum(members)) < 1e-6 * max(1.0, max(map(abs, members)))
+        assert abs(sum(members)) < 1e-6 * max(1.0, *map(abs, members))
     order = list(range(len(values)))
     random.shuffle(order)
     moved = advantages({"r": [values[i] for i in order]}, [groups[i] for i in order], std=std,

@@ -1,5 +1,6 @@
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -134,7 +135,7 @@ def propagate(kind: str, sigmas: np.ndarray, mean: float, spread: float, a: floa
     m = (1 - sigmas[0]) * mean
     variance = (1 - sigmas[0]) ** 2 * spread**2 + sigmas[0] ** 2
     x = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
-    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, sigma_next in pairwise(sigmas):
         slope, offset = gaussian_velocity(sigma, mean, spread)
         step = sde.transition(
             kind, x, slope * x + offset, sigma, sigma_next, noise_level=a, sigma_max=sigmas[1]

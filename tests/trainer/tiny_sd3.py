@@ -1,5 +1,6 @@
 """A StableDiffusion3Pipeline in the real format, tiny and with random weights."""
 
+import json
 import string
 from pathlib import Path
 from typing import Any
@@ -41,15 +42,13 @@ def t5_tokenizer() -> T5Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(PROMPTS, trainer)
-    import json
-
     vocab = [tuple(row) for row in json.loads(tokenizer.to_str())["model"]["vocab"]]
     return T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=MAX_TOKENS)
 
 
 def build(folder: Path, *, with_t5: bool) -> Path:
     """Save the pipeline; the same weights every time."""
-    clip = clip_tokenizer()
+    clip: Any = clip_tokenizer()
 
     def clip_encoder(seed: int, activation: str) -> CLIPTextModelWithProjection:
         torch.manual_seed(seed)

@@ -75,18 +75,21 @@ def nft(context: LossContext, batch: TrainBatch) -> Iterator[Term]:
     order = torch.stack([torch.randperm(len(schedule), generator=source) for _ in range(len(x0))])
     optimality = (batch.advantage / (2 * loss.advantage_max) + 0.5).clamp(0, 1)
     guidance = context.rollout.guidance_scale
-    for place in range(times):
-        t = schedule[order[:, place]].to(x0.device)
-        noise = draw([source] * len(x0), tuple(x0.shape[1:]), x0.device)
-        time = t.reshape(-1, *(1,) * (x0.ndim - 1))
-        x_t = (1 - time) * x0 + time * noise
+    noised = []
+    # Before any graph exists: swapping weights under a graph would make it invalid.
+    with torch.no_grad(), context.old.swap():
+        for place in range(times):
+            t = schedule[order[:, place]].to(x0.device)
+            noise = draw([source] * len(x0), tuple(x0.shape[1:]), x0.device)
+            time = t.reshape(-1, *(1,) * (x0.ndim - 1))
+            x_t = (1 - time) * x0 + time * noise
+            v_old = model.velocity(x_t, t, batch.cond, guidance, batch.negative)
+            noised.append((t, x_t, v_old))
+    for t, x_t, v_old in noised:
         v_ref = None
-        with torch.no_grad():
-            with context.old.swap():
-                v_old = model.velocity(x_t, t, batch.cond, guidance, batch.negative)
-            if loss.kl_beta > 0:
-                with model.reference():
-                    v_ref = model.velocity(x_t, t, batch.cond, guidance, batch.negative)
+        if loss.kl_beta > 0:
+            with torch.no_grad(), model.reference():
+                v_ref = model.velocity(x_t, t, batch.cond, guidance, batch.negative)
         v = model.velocity(x_t, t, batch.cond, guidance, batch.negative)
         each = nft_loss(v, v_old, x_t, t, x0=x0, optimality=optimality, beta=loss.nft_beta)
         value = loss.advantage_max * masked_mean(each, batch.valid)

@@ -1,0 +1,200 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_sd3 import PROMPTS, SIDE_PX
+
+from trainer.ema import Ema
+from trainer.evaluate import sample_ode
+from trainer.losses import LOSSES, LossConfig, LossContext, TrainBatch
+from trainer.losses.nft import old_decay
+from trainer.models import MODELS
+from trainer.models.base import Finetune, FlowModel, LoraSpec, ModelOptions
+from trainer.noise import NoiseKey, derive_seed, generator, initial_noise
+from trainer.policy import RolloutConfig, draw_window
+from trainer.replay import flat_log_probs, recompute, refresh
+from trainer.rollout import rollout
+
+KEYS = [NoiseKey(0, 3, i % 3, i) for i in range(4)]
+
+
+def load(folder: Path, finetune: Finetune = "lora") -> FlowModel:
+    options = ModelOptions(finetune=finetune, lora=LoraSpec(4, 16), max_sequence_length=0)
+    return MODELS["sd3"](folder, options)
+
+
+def sampled(model: FlowModel, config: RolloutConfig, keys=KEYS, window=None):
+    cond = model.encode_prompts([PROMPTS[key.prompt] for key in keys])
+    negative = model.encode_prompts([""]) if config.guidance_scale != 1 else None
+    record = rollout(
+        model,
+        cond,
+        keys,
+        config,
+        latent_shape=model.latent_shape(SIDE_PX, SIDE_PX),
+        window=draw_window(config, 0, 0) if window is None else window,
+        negative=negative,
+    )
+    return record, cond, negative
+
+
+@pytest.mark.parametrize("finetune", ["lora", "full"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        RolloutConfig(num_steps=5, keep_means=True),
+        RolloutConfig(num_steps=5, guidance_scale=4.5),
+        RolloutConfig(num_steps=6, kind="cps", noise_level=0.8, window_size=2, keep_means=True),
+        RolloutConfig(num_steps=5, kind="dance", noise_level=0.3, window_range=(1, 5)),
+        RolloutConfig(num_steps=5, kind="cps", log_prob_form="gaussian"),
+    ],
+)
+def test_the_first_ratio_is_exactly_one(tiny: Path, finetune: Finetune, config) -> None:
+    model = load(tiny, finetune)
+    record, cond, negative = sampled(model, config)
+    assert torch.isfinite(record.log_probs).all()
+    for place in range(len(record.steps)):
+        step = recompute(model, record, [place], cond, config, negative=negative)
+        assert step.log_prob is not None
+        assert step.log_prob.requires_grad
+        assert torch.equal(step.log_prob, record.log_probs[:, place])
+        if record.means is not None:
+            assert torch.equal(step.transition.mean, record.means[:, place])
+
+
+@pytest.mark.parametrize("fold", [2, 4])
+def test_folded_and_regrouped_batches_have_ratio_one_after_refresh(tiny: Path, fold: int) -> None:
+    model, config = load(tiny), RolloutConfig(num_steps=5, keep_means=True)
+    record, cond, _ = sampled(model, config)
+    part, cond = record.select([2, 0, 1]), cond.index_select([2, 0, 1])
+    fresh = refresh(model, part, cond, config, fold=fold)
+    torch.testing.assert_close(fresh.log_probs, part.log_probs, rtol=1e-4, atol=1e-5)
+    places = tuple(range(fold))
+    step = recompute(model, fresh, places, cond, config)
+    assert step.log_prob is not None
+    assert torch.equal(step.log_prob, flat_log_probs(fresh, places))
+    assert fresh.means is not None
+    assert torch.equal(step.transition.mean[:3], fresh.means[:, 0])
+
+
+def test_the_record_is_the_trajectory(tiny: Path) -> None:
+    model, config = load(tiny), RolloutConfig(num_steps=6, window_size=2, window_range=(1, 4))
+    record, cond, _ = sampled(model, config, window=(2, 3))
+    shape = model.latent_shape(SIDE_PX, SIDE_PX)
+    assert record.trajectory.shape == (4, 3, *shape)
+    assert record.log_probs.shape == (4, 2)
+    assert record.steps == (2, 3)
+    assert torch.equal(record.sigmas, model.sigmas(6))
+    x = initial_noise(KEYS, shape, "cpu")
+    with torch.no_grad():
+        for i in (0, 1):
+            v = model.velocity(x, record.sigmas[i].expand(4), cond)
+            x = x + (record.sigmas[i + 1] - record.sigmas[i]) * v
+        torch.testing.assert_close(record.trajectory[:, 0], x)
+        x = record.trajectory[:, 2]
+        for i in (4, 5):
+            v = model.velocity(x, record.sigmas[i].expand(4), cond)
+            x = x + (record.sigmas[i + 1] - record.sigmas[i]) * v
+        torch.testing.assert_close(record.final, x)
+
+
+def test_images_do_not_depend_on_their_batch(tiny: Path) -> None:
+    model, config = load(tiny), RolloutConfig(num_steps=4)
+    together, _, _ = sampled(model, config)
+    alone, _, _ = sampled(model, config, keys=KEYS[2:3])
+    torch.testing.assert_close(alone.final, together.final[2:3], rtol=1e-4, atol=1e-5)
+    again, _, _ = sampled(model, config)
+    assert torch.equal(again.final, together.final)
+    other, _, _ = sampled(model, config, keys=[replace(key, epoch=4) for key in KEYS])
+    assert not torch.allclose(other.final, together.final)
+
+
+def test_without_stochastic_steps_it_is_the_evaluation_s_sampler(tiny: Path) -> None:
+    model, config = load(tiny), RolloutConfig(num_steps=4, kind="ode")
+    record, cond, _ = sampled(model, config)
+    assert record.steps == ()
+    assert record.trajectory.shape[:2] == (4, 0)
+    x = initial_noise(KEYS, tuple(record.final.shape[1:]), "cpu")
+    assert torch.equal(record.final, sample_ode(model, cond, x, 4))
+
+
+def test_windows_are_drawn_in_range_and_again_alike() -> None:
+    config = RolloutConfig(num_steps=10, window_size=3, window_range=(1, 6))
+    windows = {draw_window(config, 0, epoch, batch) for epoch in range(20) for batch in range(4)}
+    assert windows == {(1, 2, 3), (2, 3, 4), (3, 4, 5)}
+    assert draw_window(config, 5, 7, 1) == draw_window(config, 5, 7, 1)
+    assert draw_window(RolloutConfig(num_steps=10), 0, 0) == tuple(range(9))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_steps": 1}, "at least 2"),
+        ({"kind": "sde"}, "flow_sde"),
+        ({"noise_level": 0.0}, "positive"),
+        ({"kind": "cps", "noise_level": 1.2}, "at most 1"),
+        ({"window_range": (3, 11)}, "inside"),
+        ({"window_size": 4, "window_range": (0, 3)}, "fit"),
+        ({"kind": "cps", "window_range": (0, 10)}, "deterministic"),
+    ],
+)
+def test_impossible_settings_are_refused(changes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RolloutConfig(**changes)
+
+
+def test_impossible_windows_are_refused(tiny: Path) -> None:
+    model, config = load(tiny), RolloutConfig(num_steps=4)
+    for window in ((), (0, 2), (3, 4)):
+        with pytest.raises(ValueError, match="steps"):
+            sampled(model, config, window=window)
+    with pytest.raises(ValueError, match="noise keys"):
+        rollout(
+            model, model.encode_prompts(PROMPTS), KEYS, config,
+            latent_shape=(4, 8, 8), window=(0,),
+        )  # fmt: skip
+
+
+def test_seeds_depend_on_every_part() -> None:
+    seeds = [derive_seed(*parts) for parts in ((1, 2), (2, 1), (12,), ("1", 2), (1, 2, 0), (-1, 2))]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize("name", ["grpo", "grpo_guard", "nft"])
+@pytest.mark.parametrize("finetune", ["lora", "full"])
+def test_every_loss_raises_the_reward(tiny: Path, name: str, finetune: Finetune) -> None:
+    """The reward is the mean of the first latent channel: a policy that learns must raise it."""
+    model = load(tiny, finetune)
+    parameters = model.trainable_parameters()
+    old = Ema(parameters)
+    optimiser = torch.optim.AdamW(
+        list(parameters.values()), lr=3e-3 if finetune == "full" else 1e-2
+    )
+    kind = "ode" if name == "nft" else "flow_sde"
+    config = RolloutConfig(num_steps=4, kind=kind, window_size=0, keep_means=True)
+    loss = LossConfig(name=name, clip_low=0.2, clip_high=0.2, kl_beta=1e-3, kl_form="velocity")
+    history = []
+    for epoch in range(8):
+        keys = [NoiseKey(0, epoch, 0, i) for i in range(16)]
+        with old.swap() if name == "nft" else torch.no_grad():
+            record, cond, _ = sampled(model, config, keys=keys)
+        reward = record.final[:, 0].mean((1, 2))
+        history.append(reward.mean().item())
+        advantage = (reward - reward.mean()) / reward.std()
+        valid = torch.ones(16, dtype=torch.bool)
+        valid[3] = False
+        batch = TrainBatch(record, cond, advantage, valid)
+        context = LossContext(model, config, loss, old, generator("loss", epoch))
+        optimiser.zero_grad()
+        terms = list(LOSSES[name](context, batch))
+        if name != "nft":
+            assert len(terms) == 3
+            assert all(term.metrics["ratio_deviation"] == 0 for term in terms)
+        for term in terms:
+            term.loss.backward()
+            assert all(torch.isfinite(value) for value in term.metrics.values())
+        optimiser.step()
+        old.blend(old_decay(epoch))
+    assert history[-1] > history[0] + 0.1
