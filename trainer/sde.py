@@ -3,7 +3,7 @@
 Notation (arXiv:2505.05470 writes t for sigma):
     sigma        noise level in [0, 1]; 1 is pure noise, 0 is data
     x_sigma      (1 - sigma) x_0 + sigma eps                                        (eq. 1)
-    v            eps - x_0, what the model predicts, so that dx/dsigma = v          (eq. 2, 6)
+    v            eps - x_0, what the model predicts, so that dx/dsigma = v          (eq. 6)
     dt           sigma_next - sigma, negative: sampling goes from noise to data
     a            noise_level
     std          the FULL standard deviation of x_next given x (sqrt(-dt) included)
