@@ -57,6 +57,7 @@ def train(
     if bool(name) == bool(preset):
         raise ConfigError("name one preset, e.g. flow-train train mini_geneval")
     settings = _settings(name or preset, overrides, out)
+    _quiet_libraries()
     from trainer.start import train_run
 
     console = Console(soft_wrap=True, highlight=False)
@@ -88,6 +89,7 @@ def sample(  # noqa: PLR0917 - typer reads the options from the parameters
     base: Annotated[bool, typer.Option("--base", help="The untrained model instead.")] = False,
 ) -> None:
     """Draw prompts with the trained model of a run."""
+    _quiet_libraries()
     from trainer.offline import sample_run
 
     for path in sample_run(run_dir, prompts, out, images=images, seed=seed, base=base):
@@ -104,6 +106,7 @@ def evaluate(
 
     Prints a table; the run itself is not changed.
     """
+    _quiet_libraries()
     from trainer.offline import evaluate_checkpoint
 
     console = Console(soft_wrap=True, highlight=False)
@@ -164,6 +167,16 @@ def _stop_on_signal(console: Console) -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _quiet_libraries() -> None:
+    """Loading bars and advice about optional packages are no use to someone who trains."""
+    import diffusers.utils.logging as diffusers_logging
+    import transformers.utils.logging as transformers_logging
+
+    for logging in (diffusers_logging, transformers_logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
 
 
 def _escape(text: str) -> str:

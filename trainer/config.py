@@ -21,7 +21,7 @@ from trainer.settings import Settings
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
 PRESETS = Path(__file__).parent / "presets"
 MINI = Path(__file__).parent / "mini"

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from reward_client import Priority
 from trainer.distributed import World
+from trainer.errors import TrainerError
 from trainer.evaluate import EVAL_EPOCH, Estimate, diversity, sample_ode, summarise
 from trainer.models.base import FlowModel
 from trainer.noise import NoiseKey, initial_noise
@@ -127,15 +128,25 @@ def evaluate_run(
         for index, images in pixels_of.items()
         if len(images) > 1
     }
-    scores = merge([future.result() for future in futures]) if futures else None
+    try:
+        scores = merge([future.result() for future in futures]) if futures else None
+        problem = None
+    except TrainerError as error:
+        # The other processes have to know, or they would wait for this one.
+        scores, problem = None, error
     part = {
+        "problem": problem,
         "rows": jobs,
         "values": {t.name: scores.values[t.name].tolist() for t in terms} if scores else {},
         "errors": dict(scores.errors) if scores else {},
         "diversity": spreads,
         "shown": pictures,
     }
-    return _collect(world.gather(part), prompts, settings, terms)
+    parts = world.gather(part)
+    for other in parts:
+        if other["problem"] is not None:
+            raise other["problem"]
+    return _collect(parts, prompts, settings, terms)
 
 
 def draw_images(

@@ -32,9 +32,15 @@ def read(run_dir: Path) -> list[dict[str, Any]]:
 
 def versions() -> dict[str, str]:
     """Versions of what computed the numbers."""
-    installed = {dist.metadata["Name"]: dist.version for dist in metadata.distributions()}
-    found = {name: installed.get(name, "not installed") for name in PACKAGES}
+    found = {name: _version(name) for name in PACKAGES}
     return {"python": platform.python_version(), "platform": platform.platform(), **found}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -15,11 +15,12 @@ from trainer.distributed import World, setup_torch
 from trainer.ema import Ema
 from trainer.errors import CheckpointError, ConfigError, DataError
 from trainer.held_out import all_terms
-from trainer.loop import Run, averaged, train
+from trainer.loop import train
 from trainer.metrics import MetricsLog, versions, write_json
 from trainer.models import MODELS
 from trainer.models.base import FlowModel, LoraSpec, ModelOptions
 from trainer.rewards import RewardService, connect
+from trainer.run import Run, averaged
 from trainer.run_state import (
     RESULT,
     Progress,

@@ -4,13 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import (
-    AutoencoderKL,
-    FlowMatchEulerDiscreteScheduler,
-    SD3Transformer2DModel,
-    StableDiffusion3Pipeline,
-)
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from trainer.mini.text import build_tokenizer
@@ -22,7 +17,8 @@ TEXTS = ("a red star", "a blue circle", "two hearts", "a cross", "three squares"
 def build_pipeline(folder: Path) -> Path:
     """Save the pipeline; the same weights every time."""
     torch.manual_seed(0)
-    tokenizer = build_tokenizer()
+    tokenizer: Any = build_tokenizer()
+    library: Any = diffusers  # its annotations of tuples are too narrow
 
     def encoder(activation: str) -> CLIPTextModelWithProjection:
         return CLIPTextModelWithProjection(
@@ -48,8 +44,8 @@ def build_pipeline(folder: Path) -> Path:
         "tokenizer_2": tokenizer,
         "text_encoder_3": None,
         "tokenizer_3": None,
-        "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
-        "transformer": SD3Transformer2DModel(
+        "scheduler": library.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        "transformer": library.SD3Transformer2DModel(
             sample_size=8,
             patch_size=2,
             in_channels=4,
@@ -63,7 +59,7 @@ def build_pipeline(folder: Path) -> Path:
             pos_embed_max_size=8,
             qk_norm="rms_norm",
         ),
-        "vae": AutoencoderKL(
+        "vae": library.AutoencoderKL(
             in_channels=3,
             out_channels=3,
             latent_channels=4,
@@ -79,7 +75,7 @@ def build_pipeline(folder: Path) -> Path:
             sample_size=SIDE_PX,
         ),
     }
-    StableDiffusion3Pipeline(**parts).save_pretrained(folder)
+    library.StableDiffusion3Pipeline(**parts).save_pretrained(folder)
     return folder
 
 

@@ -1,0 +1,125 @@
+import json
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.trainer_run.fake_service import service_with
+from trainer import cli
+from trainer.config import parse
+from trainer.settings import Settings
+from trainer.start import train_run
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr("sys.argv", ["flow-train", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    code = caught.value.code
+    return code if isinstance(code, int) else 0
+
+
+def to_toml(table: dict[str, Any]) -> str:
+    def text(value: Any) -> str:
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{k} = {text(v)}" for k, v in value.items()) + "}"
+        if isinstance(value, list):
+            return "[" + ", ".join(text(item) for item in value) + "]"
+        return json.dumps(value)
+
+    return "".join(
+        f"[{section}]\n" + "".join(f"{k} = {text(v)}\n" for k, v in values.items())
+        for section, values in table.items()
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train"], "name one preset"),
+        (["train", "mini_geneval", "--preset", "mini_ocr"], "name one preset"),
+        (["train", "mini_genevel"], "did you mean 'mini_geneval'"),
+        (["train", "mini_geneval", "--set", "optim.lrr=1"], "did you mean 'lr'"),
+        (["report", "/nowhere"], "holds no run"),
+        (["sample", "/nowhere", "a star"], "holds no run"),
+        (["evaluate", "/nowhere"], "holds no run"),
+    ],
+)
+def test_user_errors_are_one_line_and_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    assert call(monkeypatch, *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert "Traceback" not in error
+
+
+def test_presets_can_be_listed_and_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "presets", "list") == 0
+    assert "geneval_sd35m" in capsys.readouterr().out
+    assert call(monkeypatch, "presets", "show", "mini_ocr", "--set", "optim.lr=5e-5") == 0
+    assert "lr = 5e-05  # Learning rate." in capsys.readouterr().out
+
+
+def test_without_a_service_the_exit_code_is_3(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    table: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"grpc://127.0.0.1:{free.getsockname()[1]}"
+    table["rewards"] = {**table["rewards"], "url": url, "patience_s": 0.3}
+    file = tmp_path / "mine.toml"
+    file.write_text(to_toml(table), encoding="utf-8")
+    monkeypatch.delenv("REWARD_URL", raising=False)
+    assert call(monkeypatch, "train", str(file)) == 3
+    error = capsys.readouterr().err
+    assert url in error
+    assert error.count("\n") == 1
+
+
+def test_a_finished_run_can_be_reported_and_sampled(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    table: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    table["run"]["epochs"] = 1
+    folder = str(train_run(parse(table), environment={}, open_service=service_with()).run_dir)
+    assert call(monkeypatch, "report", folder) == 0
+    out = capsys.readouterr().out
+    assert "brightness (mean of" in out
+    assert (Path(folder) / "report.html").is_file()
+    # The service is not asked again: the run is finished.
+    file = tmp_path / "mine.toml"
+    file.write_text(to_toml(table), encoding="utf-8")
+    assert call(monkeypatch, "train", str(file)) == 0
+    assert "already finished (1 epochs)" in capsys.readouterr().out
+    images = tmp_path / "images"
+    asked = ["sample", folder, "a red star", "a heart", "--images", "2", "--out", str(images)]
+    assert call(monkeypatch, *asked) == 0
+    assert len(list(images.glob("*.png"))) == 4
+    base = tmp_path / "base"
+    assert call(monkeypatch, *asked[:-1], str(base), "--base") == 0
+    same = [(images / path.name).read_bytes() == path.read_bytes() for path in base.glob("*.png")]
+    assert not all(same)
+
+
+def test_the_guide_names_every_setting() -> None:
+    guide = (REPOSITORY / "docs" / "training.md").read_text(encoding="utf-8")
+    for name, section in Settings():
+        assert f"### `[{name}]`" in guide
+        for field in type(section).model_fields:
+            assert re.search(rf"^\| `{field}` \|", guide, re.MULTILINE), f"{name}.{field}"

@@ -1,0 +1,125 @@
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer import config
+from trainer.errors import ConfigError
+from trainer.settings import Settings
+from trainer.start import load_prompts
+
+
+def test_every_preset_is_valid_and_documents_every_setting() -> None:
+    for name in config.preset_names():
+        settings = config.load(name)
+        for _, section in settings:
+            for field, info in type(section).model_fields.items():
+                assert info.description, f"{name}: {field} has no text"
+
+
+@pytest.mark.parametrize("task", ["geneval", "ocr", "jpeg"])
+def test_the_miniatures_presets_find_their_prompts(task: str) -> None:
+    settings = config.load(f"mini_{task}")
+    train, test = load_prompts(settings, print)
+    assert train
+    assert test
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.learning_rate=1", r"unknown setting optim\.learning_rate"),
+        ("optim.l=1", r"unknown setting optim\.l \(did you mean 'lr'\?\)"),
+        ("sampling.noise_levle=1", r"did you mean 'noise_level'"),
+        ("samplign.noise_level=1", r"unknown setting samplign \(did you mean 'sampling'\?\)"),
+        ("rewards.train=[{scorer='a', wieght=1}]", r"did you mean 'weight'"),
+        ("optim.lr=-1", r"optim\.lr: .*greater than 0 \(got -1\)"),
+        ("optim.lr=fast", r"optim\.lr: .*\(got 'fast'\)"),
+        ("model.finetune=none", r"model\.finetune"),
+        ("model.family=sd4", r"unknown 'sd4' \(did you mean 'sd3'\?\)"),
+        ("loss.algorithm=grop", r"did you mean 'grpo'"),
+        ("task.name=genevla", r"did you mean 'geneval'"),
+        ("lr=1", r"section\.key=value"),
+        ("optim.lr", r"section\.key=value"),
+        ("run.seed.x=1", r"run\.seed"),
+        ("rewards.train=[]", r"rewards\.train is empty"),
+        ("batch.rollout_batch_size=7", r"nearest that does is (6|8)"),
+        ("batch.train_batch_size=5", r"train_batch_size=5 does not divide"),
+        ("batch.optimizer_steps_per_epoch=5", r"optimizer_steps_per_epoch=5 does not divide"),
+        ("sampling.window_size=9", r"sampling: window_size 9 does not fit"),
+        ("sampling.sde=ode", r"belong together"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_that_names_it(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        config.load("mini_geneval", [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_preset_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'mini_geneval'"):
+        config.load("mini_genevl")
+    with pytest.raises(ConfigError, match=re.escape("no settings file nowhere.toml")):
+        config.load("nowhere.toml")
+
+
+def test_a_malformed_file_is_named(tmp_path: Any) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("[run\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"mine\.toml is not valid TOML"):
+        config.load(str(path))
+
+
+def test_the_command_line_comes_before_the_environment_before_the_preset() -> None:
+    environment = {"REWARD_URL": "grpc://env:1"}
+    assert config.load("mini_jpeg", [], environment).rewards.url == "grpc://env:1"
+    chosen = config.load("mini_jpeg", ["rewards.url=grpc://set:2"], environment)
+    assert chosen.rewards.url == "grpc://set:2"
+
+
+def test_overrides_are_toml_values_or_bare_words() -> None:
+    settings = config.load(
+        "mini_geneval",
+        ["optim.lr=1e-5", "ema.enabled=false", "run.out_dir=a b", "task.category_weights={x=1}"],
+    )
+    assert settings.optim.lr == 1e-5
+    assert settings.ema.enabled is False
+    assert settings.run.out_dir == "a b"
+    assert settings.task.category_weights == {"x": 1.0}
+
+
+def test_one_scorer_cannot_have_two_transforms() -> None:
+    with pytest.raises(ConfigError, match="component="):
+        config.load(
+            "mini_jpeg",
+            ["rewards.watch=[{scorer='jpeg', transform='raw'}]"],
+        )
+
+
+@given(
+    groups=st.integers(1, 8),
+    size=st.integers(2, 8),
+    world=st.integers(1, 4),
+    rollout=st.integers(1, 16),
+    updates=st.integers(1, 4),
+)
+def test_geometry_either_adds_up_or_is_refused(
+    groups: int, size: int, world: int, rollout: int, updates: int
+) -> None:
+    batch = {
+        "prompts_per_epoch": groups,
+        "images_per_prompt": size,
+        "rollout_batch_size": rollout,
+        "optimizer_steps_per_epoch": updates,
+    }
+    settings = Settings.model_validate({"batch": batch})
+    try:
+        found = config.geometry(settings, world)
+    except ConfigError:
+        return
+    assert found.images == groups * size == found.images_per_rank * world
+    assert found.rollout_batches * rollout == found.images_per_rank
+    assert found.micro_batches * found.micro_batch_size == found.images_per_rank
+    assert found.micro_per_update * updates == found.micro_batches

@@ -1,0 +1,174 @@
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.charts import Axes, Series, area_chart, line_chart, moving_average, ticks
+from trainer.config import load
+from trainer.errors import ConfigError
+from trainer.grids import cut, load_png, save_png, sheet
+from trainer.report import write_report
+from trainer.report_data import load_run, verdict, watched
+
+
+def estimate(mean: float, half: float = 0.02) -> dict[str, Any]:
+    return {"mean": mean, "low": mean - half, "high": mean + half, "n": 40}
+
+
+def evaluation(epoch: int, phase: str, mean: float, watch: dict[str, float]) -> dict[str, Any]:
+    return {
+        "kind": "eval",
+        "phase": phase,
+        "epoch": epoch,
+        "updates": 2 * epoch,
+        "train_minutes": epoch / 10,
+        "metrics": {
+            "geneval": {
+                **estimate(mean),
+                "categories": {"counting": estimate(mean - 0.1), "colors <b>": estimate(mean)},
+            }
+        },
+        "watch": {k: {**estimate(v), "categories": {}} for k, v in watch.items()},
+        "failed": 0,
+        "errors": {},
+        "images": 80,
+        "samples": f"samples/{phase}_{epoch:06d}.png",
+        "shown": ["a <star>", "two hearts"],
+        "seconds": 1.0,
+    }
+
+
+def training(epoch: int) -> dict[str, Any]:
+    return {
+        "kind": "train",
+        "epoch": epoch,
+        "updates": 2 * epoch,
+        "train_minutes": epoch / 10,
+        "reward": {"geneval": 0.4 + epoch / 100},
+        "advantage": {"zero_std_groups": 0.1},
+        "failed": 0,
+        "errors": {},
+        "first_ratio_deviation": 0.0,
+        "policy": {"kl": 0.001 * epoch, "clip_frac_low": 0.1, "clip_frac_high": None},
+        "seconds": {"rollout": 1.0, "score_wait": 0.1, "train": 2.0, "total": 3.1},
+        "images": 192,
+        "images_per_s": 60.0,
+    }
+
+
+def make_run(folder: Path, after: dict[str, float], gain: float = 0.3) -> Path:
+    settings = load("mini_geneval").model_dump(mode="json")
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(
+        json.dumps({"settings": settings, "versions": {"torch": "2"}, "scorers": {"geneval": "f"}})
+    )
+    base = {"sharpness": 0.8, "purity": 0.9}
+    rows = [evaluation(0, "base", 0.5, base)]
+    rows += [training(epoch) for epoch in range(1, 31)]
+    rows += [evaluation(e, "curve", 0.5 + e / 100, base) for e in range(2, 20)]
+    rows += [evaluation(30, "final", 0.5 + gain, after)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for row in rows:
+        if row["kind"] == "eval":
+            images = [np.full((64, 64, 3), row["epoch"], np.uint8)] * 2
+            save_png(folder / row["samples"], sheet(images, 2))
+    return folder
+
+
+class Checker(HTMLParser):
+    """Collects what would be fetched, and checks that tags are closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.sources: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.sources += [v or "" for k, v in attrs if k in ("src", "href")]
+        if tag not in ("meta", "img", "br", "circle", "line", "polyline", "polygon", "rect"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Closed at once."""
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_report_is_whole_and_needs_nothing_else(tmp_path: Path) -> None:
+    page = write_report(make_run(tmp_path / "run", {"sharpness": 0.78, "purity": 0.95}))
+    html = page.read_text(encoding="utf-8")
+    checker = Checker()
+    checker.feed(html)
+    assert not checker.open
+    assert all(source.startswith("data:image/png;base64,") for source in checker.sources)
+    assert len(checker.sources) == 2 * 7
+    assert "url(" not in html
+    assert "0.500" in html
+    assert "0.800" in html
+    assert "no sign of reward hacking" in html
+    assert "a &lt;star&gt;" in html
+    assert "<b>" not in re.sub(r"<b>(?!</b>)[^<]*</b>", "", html)
+    assert "exactly 1" in html
+    assert "unfinished" in html
+    for svg in re.findall(r"<svg.*?</svg>", html, re.DOTALL):
+        ElementTree.fromstring(svg)
+
+
+def test_a_watched_reward_that_falls_is_called_what_it_is(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", {"sharpness": 0.6, "purity": 1.1})
+    run = load_run(folder)
+    assert [row["state"] for row in watched(run)] == ["fell", "rose"]
+    found = verdict(run)
+    assert found["kind"] == "warn"
+    assert "sharpness fell by 25%" in found["text"]
+    assert "kl_beta" in found["text"]
+
+
+def test_a_folder_without_a_run_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no run"):
+        write_report(tmp_path)
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
+def test_ticks_are_few_ordered_and_inside(low: float, span: float) -> None:
+    found = ticks(low, low + span)
+    assert 1 <= len(found) <= 7
+    assert found == sorted(set(found))
+    assert all(low - 1e-6 * span <= v <= low + span + 1e-6 * span for v in found)
+
+
+def test_charts_survive_gaps_single_points_and_nothing() -> None:
+    assert line_chart([Series("a", [], [])]) == ""
+    assert line_chart([Series("a", [1], [None])]) == ""
+    assert area_chart([]) == ""
+    for chart in (
+        line_chart([Series("a", [1], [2.0])]),
+        line_chart(
+            [Series("a<", [1, 2], [0.0, None], [0.0, None], [0.0, 1.0])], Axes(band=(-1, 1))
+        ),
+        area_chart([Series("a", [1, 2], [1.0, None]), Series("b", [1, 2], [2.0, 2.0], color=2)]),
+    ):
+        ElementTree.fromstring(chart[: chart.index("</svg>") + 6])
+        assert "nan" not in chart
+
+
+def test_moving_average_skips_gaps() -> None:
+    assert moving_average([1.0, None, 3.0], 2) == [1.0, 1.0, 3.0]
+
+
+def test_a_sheet_is_cut_into_what_it_was_made_of(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (8, 8, 3), dtype=np.uint8) for _ in range(6)]
+    save_png(tmp_path / "sheet.png", sheet(images, 3))
+    for before, after in zip(images, cut(load_png(tmp_path / "sheet.png"), 8), strict=True):
+        assert (before == after).all()
+    with pytest.raises(ValueError, match="one size"):
+        sheet([images[0], images[1][:4]], 2)

@@ -1,0 +1,284 @@
+"""Whole runs on a tiny pipeline: what a run writes, and that nothing interrupts it for good."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from reward_client import Code, Item, ItemError, Unavailable
+from tests.trainer_run.fake_service import ScoreFn, score_pixels, service_with
+from trainer.config import parse
+from trainer.errors import CheckpointError, ConfigError, DataError, ServiceLost
+from trainer.metrics import read
+from trainer.run_state import locked
+from trainer.start import Outcome, train_run
+
+REPOSITORY = Path(__file__).parents[2]
+CLOCKS = ("seconds", "train_minutes", "images_per_s")
+
+
+def run(table: dict[str, Any], score: ScoreFn = score_pixels, **options: Any) -> Outcome:
+    return train_run(parse(table), environment={}, open_service=service_with(score), **options)
+
+
+def numbers(run_dir: Path) -> list[dict[str, Any]]:
+    """The metrics without what a clock says."""
+    return [{k: v for k, v in row.items() if k not in CLOCKS} for row in read(run_dir)]
+
+
+def elsewhere(table: dict[str, Any], folder: Path) -> dict[str, Any]:
+    return {**table, "run": {**table["run"], "out_dir": str(folder)}}
+
+
+def final_weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return load_file(run_dir / "model" / "pytorch_lora_weights.safetensors")
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert numbers(one) == numbers(other)
+    first, second = final_weights(one), final_weights(other)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_run_writes_everything_and_its_first_ratios_are_exactly_1(
+    table: dict[str, Any], tmp_path: Path
+) -> None:
+    table["logging"]["tensorboard"] = True
+    lines: list[str] = []
+    outcome = run(table, say=lines.append)
+    assert outcome.reason == "4 epochs"
+    assert not outcome.already
+    rows = read(outcome.run_dir)
+    train = [row for row in rows if row["kind"] == "train"]
+    assert [row["epoch"] for row in train] == [1, 2, 3, 4]
+    assert [row["first_ratio_deviation"] for row in train] == [0.0] * 4
+    assert [row["updates"] for row in train] == [2, 4, 6, 8]
+    # The second update of an epoch is off-policy: there the ratio does move.
+    assert all(row["policy"]["ratio_deviation"] > 0 for row in train)
+    phases = [(row["phase"], row["epoch"]) for row in rows if row["kind"] == "eval"]
+    assert phases == [("base", 0), ("curve", 2), ("final", 4)]
+    assert sum(line.startswith("epoch") for line in lines) == 4
+    resolved = json.loads((outcome.run_dir / "config.json").read_text(encoding="utf-8"))
+    assert resolved["scorers"] == {"brightness": "fake", "contrast": "fake"}
+    assert resolved["versions"]["torch"] == torch.__version__
+    assert list((outcome.run_dir / "tensorboard").glob("events*"))
+    assert (outcome.run_dir / "samples" / "final_000004.png").is_file()
+    again = run(table)
+    assert again.already
+    assert numbers(outcome.run_dir) == [
+        {k: v for k, v in row.items() if k not in CLOCKS} for row in rows
+    ]
+    table["run"]["epochs"] = 5
+    longer = run(table)
+    assert not longer.already
+    assert read(outcome.run_dir)[-2]["epoch"] == 5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_kill_9_and_the_same_command_end_with_identical_numbers(
+    table: dict[str, Any], tmp_path: Path
+) -> None:
+    table["run"] = {**table["run"], "epochs": 5, "save_every_epochs": 2}
+    whole = run(elsewhere(table, tmp_path / "whole"))
+    killed = tmp_path / "killed"
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps(elsewhere(table, killed)), encoding="utf-8")
+    command = [sys.executable, "-m", "tests.trainer_run.train_tiny", str(file)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=REPOSITORY, env=environment)
+    try:
+        deadline = time.monotonic() + 300
+        while not any(row["epoch"] == 3 for row in read(killed)):
+            assert process.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (killed / "result.json").exists()
+    lines: list[str] = []
+    resumed = run(elsewhere(table, killed), say=lines.append)
+    assert resumed.reason == "5 epochs"
+    assert any("after epoch 2" in line for line in lines)
+    assert_same_run(whole.run_dir, killed)
+
+
+def test_a_service_that_goes_away_costs_nothing(table: dict[str, Any], tmp_path: Path) -> None:
+    whole = run(elsewhere(table, tmp_path / "whole"))
+    table["rewards"]["patience_s"] = 0.2
+    lost = elsewhere(table, tmp_path / "lost")
+    calls = 0
+
+    def dies(name: str, item: Item) -> float:
+        nonlocal calls
+        calls += 1
+        if calls > 30:
+            raise Unavailable("connection refused")
+        return score_pixels(name, item)
+
+    with pytest.raises(
+        ServiceLost, match=r"has not answered.*the same command resumes it"
+    ) as error:
+        run(lost, dies)
+    assert error.value.exit_code == 4
+    assert "\n" not in str(error.value)
+    assert run(lost).reason == "4 epochs"
+    assert_same_run(whole.run_dir, tmp_path / "lost")
+
+
+def test_failed_images_are_left_out_and_counted(table: dict[str, Any]) -> None:
+    def sometimes(name: str, item: Item) -> float | ItemError:
+        if item.id.endswith("-0") and item.id.startswith("e"):
+            return ItemError(Code.INTERNAL, "worker crashed")
+        return score_pixels(name, item)
+
+    table["rewards"]["max_failed_fraction"] = 0.6
+    outcome = run(table, sometimes)
+    for row in read(outcome.run_dir):
+        if row["kind"] == "train":
+            assert row["failed"] == 4
+            assert row["errors"] == {"brightness: INTERNAL: worker crashed": 4}
+    table["rewards"]["max_failed_fraction"] = 0.4
+    with pytest.raises(ServiceLost, match=r"50% of the images of epoch 1 .*worker crashed"):
+        run(elsewhere(table, outcome.run_dir.parent / "strict"), sometimes)
+
+
+def test_constant_rewards_change_nothing(table: dict[str, Any]) -> None:
+    outcome = run(table, lambda name, item: 0.5)
+    for row in read(outcome.run_dir):
+        if row["kind"] == "train":
+            assert row["policy"]["skipped_updates"] == 1
+            assert row["advantage"]["zero_std_groups"] == 1
+            assert row["updates"] == 0
+
+
+def test_a_damaged_checkpoint_falls_back_and_ends_the_same(
+    table: dict[str, Any], tmp_path: Path
+) -> None:
+    whole = run(elsewhere(table, tmp_path / "whole"))
+    broken = elsewhere(table, tmp_path / "broken")
+    stopped = run(broken, stop=lambda: len(read(tmp_path / "broken")) >= 4)
+    assert stopped.reason == ""
+    newest = sorted((stopped.run_dir / "checkpoints").glob("epoch_*"))[-1] / "trained.safetensors"
+    data = bytearray(newest.read_bytes())
+    data[-1] ^= 1
+    newest.write_bytes(data)
+    lines: list[str] = []
+    run(broken, say=lines.append)
+    assert any("trained.safetensors is damaged" in line for line in lines)
+    assert_same_run(whole.run_dir, tmp_path / "broken")
+
+
+def test_all_checkpoints_damaged_is_one_line(table: dict[str, Any]) -> None:
+    table["run"]["epochs"] = 1
+    outcome = run(table)
+    for path in (outcome.run_dir / "checkpoints").glob("epoch_*/progress.json"):
+        path.write_text("{", encoding="utf-8")
+    table["run"]["epochs"] = 2
+    with pytest.raises(CheckpointError, match=r"progress\.json is damaged"):
+        run(table)
+
+
+def test_a_run_is_not_continued_with_other_settings(table: dict[str, Any]) -> None:
+    table["run"]["epochs"] = 1
+    run(table)
+    table["run"]["epochs"] = 2
+    table["optim"]["lr"] = 0.5
+    with pytest.raises(ConfigError, match=r"started with optim\.lr=0\.01, not 0\.5"):
+        run(table)
+
+
+def test_two_processes_cannot_train_in_one_folder(table: dict[str, Any]) -> None:
+    folder = Path(table["run"]["out_dir"])
+    with locked(folder), pytest.raises(ConfigError, match="another process is training"):
+        run(table)
+
+
+def test_the_time_budget_ends_a_run(table: dict[str, Any]) -> None:
+    table["run"] = {**table["run"], "epochs": 10_000, "max_minutes": 0.0005}
+    outcome = run(table)
+    assert outcome.reason == "0.0005 minutes"
+    assert read(outcome.run_dir)[-1]["phase"] == "final"
+    assert run(table).already
+
+
+def test_test_prompts_that_are_trained_on_are_refused(table: dict[str, Any]) -> None:
+    table["task"]["test"] = table["task"]["train"]
+    with pytest.raises(DataError, match="6 of 6 test prompts are also trained on"):
+        run(table)
+    table["task"]["overlap"] = "warn"
+    lines: list[str] = []
+    run(table, say=lines.append)
+    assert any(line.startswith("warning: 6 of 6") for line in lines)
+
+
+def test_a_missing_model_is_one_line(table: dict[str, Any], tmp_path: Path) -> None:
+    table["model"]["path"] = str(tmp_path / "nothing")
+    with pytest.raises(ConfigError, match=r"model\.path=.*nothing"):
+        run(table)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss": {"algorithm": "nft"}, "sampling": {"sde": "ode"}},
+        {"loss": {"algorithm": "grpo_guard", "kl_beta": 0.0}},
+        {"model": {"finetune": "full"}, "ema": {"enabled": False}},
+        {"batch": {"train_batch_size": 1, "fold_steps": 2}, "sampling": {"sde": "cps"}},
+        {"sampling": {"guidance_scale": 2.0}},
+    ],
+    ids=["nft", "guard", "full", "fold", "guided"],
+)
+def test_other_modes_run_and_resume_to_the_bit(
+    table: dict[str, Any], tmp_path: Path, changes: dict[str, dict[str, Any]]
+) -> None:
+    for section, values in changes.items():
+        table[section] = {**table.get(section, {}), **values}
+    table["run"] = {**table["run"], "epochs": 2}
+    whole = run(elsewhere(table, tmp_path / "whole"))
+    parts = elsewhere(table, tmp_path / "parts")
+    assert run(parts, stop=lambda: len(read(tmp_path / "parts")) >= 2).reason == ""
+    assert run(parts).reason == "2 epochs"
+    assert numbers(whole.run_dir) == numbers(tmp_path / "parts")
+    train = [row for row in read(whole.run_dir) if row["kind"] == "train"]
+    if changes.get("loss", {}).get("algorithm") != "nft":
+        assert [row["first_ratio_deviation"] for row in train] == [0.0, 0.0]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_two_processes_do_what_one_does(table: dict[str, Any], tmp_path: Path) -> None:
+    table["batch"]["optimizer_steps_per_epoch"] = 1
+    table["run"] = {**table["run"], "epochs": 2, "save_every_epochs": 2}
+    one = run(elsewhere(table, tmp_path / "one"))
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps(elsewhere(table, tmp_path / "two")), encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--master-addr", "127.0.0.1", "--master-port", "0", "--standalone"]
+    command += ["-m", "tests.trainer_run.train_tiny", str(file)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, cwd=REPOSITORY, env=environment, check=True, timeout=300)
+    alone, together = read(one.run_dir), read(tmp_path / "two")
+    assert [row["kind"] for row in alone] == [row["kind"] for row in together]
+    for row, other in zip(alone, together, strict=True):
+        if row["kind"] == "eval":
+            expected = row["metrics"]["brightness"]["mean"]
+            assert other["metrics"]["brightness"]["mean"] == pytest.approx(expected, abs=1e-4)
+            continue
+        assert other["images"] == row["images"]
+        assert other["first_ratio_deviation"] == 0
+        assert other["reward"]["brightness"] == pytest.approx(row["reward"]["brightness"], abs=1e-4)
+    # Before the first update both sample the very same images.
+    assert alone[1]["reward"] == together[1]["reward"]
+    first, second = final_weights(one.run_dir), final_weights(tmp_path / "two")
+    assert all(torch.allclose(first[k], second[k], atol=2e-3) for k in first)

@@ -1,0 +1,205 @@
+"""What a report says, as plain values: before and after, watched rewards, the verdict."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import ConfigError
+from trainer.metrics import read
+from trainer.run_state import RESOLVED, RESULT
+
+TOLERANCE = 0.10  # of the base: how far a watched reward may move
+
+
+@dataclass(frozen=True, slots=True)
+class RunData:
+    """All that a report is made from.
+
+    Attributes:
+        run_dir: folder of the run.
+        settings: dumped settings.
+        versions: package versions.
+        scorers: fingerprints.
+        result: `result.json`, or None while the run goes on.
+        epochs: the training rows.
+        evaluations: the evaluation rows; the first is the base.
+    """
+
+    run_dir: Path
+    settings: Mapping[str, Any]
+    versions: Mapping[str, str]
+    scorers: Mapping[str, str]
+    result: Mapping[str, Any] | None
+    epochs: Sequence[Mapping[str, Any]]
+    evaluations: Sequence[Mapping[str, Any]]
+
+    @property
+    def base(self) -> Mapping[str, Any]:
+        """The evaluation of the untrained model."""
+        return self.evaluations[0]
+
+    @property
+    def after(self) -> Mapping[str, Any]:
+        """The newest evaluation."""
+        return self.evaluations[-1]
+
+    @property
+    def headline(self) -> str:
+        """Name of the first measured term."""
+        return next(iter(self.base["metrics"]))
+
+
+def load_run(run_dir: Path) -> RunData:
+    """Read a run's folder.
+
+    Raises:
+        ConfigError: it holds no run, or nothing has been evaluated yet.
+    """
+    try:
+        resolved = json.loads((run_dir / RESOLVED).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{run_dir} holds no run (there is no {RESOLVED})") from None
+    rows = read(run_dir)
+    evaluations = [row for row in rows if row["kind"] == "eval"]
+    if not evaluations:
+        raise ConfigError(f"{run_dir} has no evaluation yet")
+    result = run_dir / RESULT
+    return RunData(
+        run_dir=run_dir,
+        settings=resolved["settings"],
+        versions=resolved["versions"],
+        scorers=resolved["scorers"],
+        result=json.loads(result.read_text(encoding="utf-8")) if result.is_file() else None,
+        epochs=[row for row in rows if row["kind"] == "train"],
+        evaluations=evaluations,
+    )
+
+
+def comparison(
+    name: str, before: Mapping[str, Any], after: Mapping[str, Any], category: str = ""
+) -> dict[str, Any]:
+    """One line of the before/after table.
+
+    Returns:
+        `name`, `before` and `after` (mean, low, high, n), `change`, `relative` (to the absolute
+        base), `clear` (the intervals do not touch) and `text`.
+    """
+    empty = {"mean": None, "low": None, "high": None, "n": 0}
+    first, second = before[name], after.get(name, empty)
+    if category:
+        first = first["categories"][category]
+        second = second.get("categories", {}).get(category, empty)
+    change = relative = None
+    clear = False
+    if first["mean"] is not None and second["mean"] is not None:
+        change = second["mean"] - first["mean"]
+        relative = change / abs(first["mean"]) if abs(first["mean"]) > 1e-9 else None
+        clear = second["low"] > first["high"] or second["high"] < first["low"]
+    return {
+        "name": category or name,
+        "before": first,
+        "after": second,
+        "change": change,
+        "relative": relative,
+        "clear": clear,
+        "text": "-" if change is None else f"{change:+.3f}",
+    }
+
+
+def categories(run: RunData) -> list[dict[str, Any]]:
+    """Before and after of the headline, by category."""
+    names = run.base["metrics"][run.headline]["categories"]
+    return [
+        comparison(run.headline, run.base["metrics"], run.after["metrics"], name) for name in names
+    ]
+
+
+def watched(run: RunData) -> list[dict[str, Any]]:
+    """Before and after of what is watched but not trained on.
+
+    `state` is `steady`, `fell`, `rose` or `unknown` (the base is zero or nothing was scored).
+    """
+    after = dict(run.after["watch"])
+    for row in reversed(run.evaluations):
+        # Evaluations with one image per prompt have no diversity.
+        for name, value in row["watch"].items():
+            after.setdefault(name, value)
+    out = []
+    for name in run.base["watch"]:
+        line = comparison(name, run.base["watch"], after)
+        relative = line["relative"]
+        line["state"] = (
+            "unknown"
+            if relative is None
+            else "fell"
+            if relative < -TOLERANCE
+            else "rose"
+            if relative > TOLERANCE
+            else "steady"
+        )
+        out.append(line)
+    return out
+
+
+def verdict(run: RunData) -> dict[str, str]:
+    """The reward-hacking monitor in plain words: `kind` (good, warn, none) and `text`."""
+    rows = [row for row in watched(run) if row["state"] != "unknown"]
+    if not rows:
+        return {
+            "kind": "none",
+            "text": "Nothing is watched beside the trained reward, so reward hacking would not be "
+            "seen here. Name scorers in rewards.watch.",
+        }
+    fell = [row for row in rows if row["state"] == "fell"]
+    rose = [row for row in rows if row["state"] == "rose"]
+    gain = comparison(run.headline, run.base["metrics"], run.after["metrics"])["change"] or 0.0
+    if fell:
+        names = " and ".join(f"{row['name']} fell by {-row['relative']:.0%}" for row in fell)
+        text = (
+            f"{names} against the base while {run.headline} changed by {gain:+.3f}. This is how "
+            "reward hacking looks: compare the samples. A larger loss.kl_beta, a smaller optim.lr "
+            "or an earlier checkpoint are the usual remedies."
+        )
+        return {"kind": "warn", "text": text}
+    tail = ""
+    if rose:
+        names = " and ".join(f"{row['name']} ({percent(row['relative'])})" for row in rose)
+        tail = f" Above it: {names}."
+    return {
+        "kind": "good",
+        "text": f"None of the {len(rows)} watched rewards fell by more than {TOLERANCE:.0%} of "
+        f"the base while {run.headline} changed by {gain:+.3f}: no sign of reward hacking.{tail}",
+    }
+
+
+def facts(run: RunData) -> list[tuple[str, str]]:
+    """The numbers in the cards at the top."""
+    images = sum(row["images"] for row in run.epochs)
+    failed = sum(row["failed"] for row in run.epochs) + sum(r["failed"] for r in run.evaluations)
+    minutes = run.epochs[-1]["train_minutes"] if run.epochs else 0.0
+    deviations = [
+        row["first_ratio_deviation"]
+        for row in run.epochs
+        if row.get("first_ratio_deviation") is not None
+    ]
+    exact = "exactly 1" if not any(deviations) else f"off by up to {max(deviations):.1e}"
+    return [
+        ("training time", f"{minutes:.1f} min"),
+        ("epochs", f"{len(run.epochs)}"),
+        ("optimiser updates", f"{run.epochs[-1]['updates'] if run.epochs else 0}"),
+        ("images trained on", f"{images:,}"),
+        ("images without a score", f"{failed}"),
+        ("first ratio of every epoch", exact if deviations else "-"),
+    ]
+
+
+def percent(value: float | None) -> str:
+    """A change as a signed percentage."""
+    return "-" if value is None else f"{100 * value:+.1f} %"
+
+
+def number(value: float | None) -> str:
+    """Three decimals, or a dash."""
+    return "-" if value is None else f"{value:.3f}"
