@@ -72,11 +72,9 @@ def _run(command: list[str], env: dict[str, str]) -> int:
     """Run the trainer; pass SIGTERM on to it and wait while it saves."""
     trainer = subprocess.Popen(command, env=env)
     signal.signal(signal.SIGTERM, lambda *_: trainer.terminate())
-    while True:
-        try:
-            return trainer.wait()
-        except KeyboardInterrupt:
-            continue  # the terminal sent it to the trainer as well, which saves and ends
+    # The terminal sends Ctrl-C to the trainer as well, which saves and ends: wait for that.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return trainer.wait()
 
 
 if __name__ == "__main__":

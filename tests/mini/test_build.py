@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusion3Pipeline
+from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import (
+    StableDiffusion3Pipeline,
+)
 
 from trainer.mini.data import DATA_DIR, SceneStream, write_prompt_files
 from trainer.mini.pipeline import assemble, save

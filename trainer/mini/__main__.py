@@ -19,6 +19,7 @@ from trainer.mini.pretrain import Denoiser, PretrainConfig, pretrain
 from trainer.mini.vae import build_vae, train_vae
 
 log = logging.getLogger("trainer.mini")
+_DEFAULTS = PretrainConfig()
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 
 
@@ -40,7 +41,7 @@ def build(
     work: Work = Path("runs/mini_build"),
     processes: Processes = 2,
     vae_steps: Annotated[int, typer.Option(help="optimiser steps of the VAE")] = 4800,
-    steps: Steps = PretrainConfig().steps,
+    steps: Steps = _DEFAULTS.steps,
     seed: Seed = 0,
 ) -> None:
     """Render, train the VAE, pretrain the transformer, and save a StableDiffusion3Pipeline.
@@ -66,7 +67,7 @@ def go_on(
     work: Work = Path("runs/mini_continue"),
     processes: Processes = 2,
     steps: Steps = 1000,
-    learning_rate: Rate = PretrainConfig().learning_rate,
+    learning_rate: Rate = _DEFAULTS.learning_rate,
     seed: Seed = 1,
 ) -> None:
     """Go on with pretraining: a longer build, or the control of an RL run."""

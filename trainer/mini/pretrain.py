@@ -16,7 +16,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, SD3Transformer2DModel
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -48,10 +49,10 @@ class PretrainConfig:
         seed: of weights, scenes and noise.
     """
 
-    steps: int = 2400
+    steps: int = 2000
     batch_size: int = 96
     learning_rate: float = 2e-3
-    muon_factor: float = 2.0
+    muon_factor: float = 2.5
     warmup_steps: int = 150
     decay_fraction: float = 0.4
     caption_dropout: float = 0.08

@@ -114,7 +114,7 @@ def render(scene: Scene, size_px: int = SIZE_PX) -> Array:
 
 @lru_cache(maxsize=512)
 def _word_mask(word: str, size_px: int) -> Array:
-    """Coverage of a word in capitals, centred; Pillow's built-in face, so no system font matters."""
+    """Coverage of a word in capitals, centred; Pillow's own face, so no system font matters."""
     image = Image.new("L", (size_px, size_px))
     font = ImageFont.load_default(size=size_px * 0.4)
     draw = ImageDraw.Draw(image)

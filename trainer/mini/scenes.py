@@ -52,7 +52,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Background:
-    """A light colour (RGB, 0..255) and a linear gradient (grey levels across the image, x and y)."""
+    """A light colour (RGB, 0..255) and a gradient (grey levels across the image, x and y)."""
 
     rgb: tuple[float, float, float]
     gradient: tuple[float, float]

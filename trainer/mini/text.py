@@ -48,7 +48,7 @@ def build_tokenizer() -> CLIPTokenizer:
     # versions take the largest id: the last id is right for both.
     for special in ("<|startoftext|>", "<|endoftext|>"):
         vocab[special] = len(vocab)
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)  # pyright: ignore
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer, activation: str) -> CLIPTextModelWithProjection:
@@ -67,12 +67,18 @@ def build_text_encoder(tokenizer: CLIPTokenizer, activation: str) -> CLIPTextMod
         max_position_embeddings=MAX_TOKENS,
         projection_dim=HIDDEN,
         hidden_act=activation,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=_single(tokenizer.bos_token_id),
+        eos_token_id=_single(tokenizer.eos_token_id),
+        pad_token_id=_single(tokenizer.pad_token_id),
     )
     model = CLIPTextModelWithProjection(config)
     # transformers starts embeddings at 0.02: for two layers trained from scratch, unit scale after
     # the layer norm is reached sooner from a larger start.
     torch.nn.init.normal_(model.text_model.embeddings.token_embedding.weight, std=0.3)
     return model
+
+
+def _single(token_id: object) -> int:
+    """A special token's id; transformers types it as wide as can be."""
+    assert isinstance(token_id, int)
+    return token_id

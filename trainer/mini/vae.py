@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 from trainer.mini.scenes import SIZE_PX
 
@@ -35,9 +35,9 @@ def build_vae() -> AutoencoderKL:
         latent_channels=16,
         norm_num_groups=4,
         layers_per_block=1,
-        block_out_channels=(8, 16, 32, 64),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 16, 32, 64),  # pyright: ignore[reportArgumentType]
+        down_block_types=("DownEncoderBlock2D",) * 4,  # pyright: ignore[reportArgumentType]
+        up_block_types=("UpDecoderBlock2D",) * 4,  # pyright: ignore[reportArgumentType]
         use_quant_conv=False,
         use_post_quant_conv=False,
         mid_block_add_attention=False,
