@@ -10,7 +10,7 @@ Notation (arXiv:2505.05470 writes t for sigma):
 
 Every transition is x_next = mean + std * eps. The two SDEs keep the marginals of the ODE as steps
 get small (eq. 7, 8); cps keeps the coefficients of data and noise at steps of any size, which
-keeps the marginals where x_0 is certain (a point), and narrows them a little elsewhere:
+keeps the marginals where x_0 is certain (a point), and narrows them elsewhere:
     flow_sde   g = a sqrt(sigma / (1 - sigma))                                      (eq. 9)
                mean = x + [v + g^2 / (2 sigma) (x + (1 - sigma) v)] dt
                std  = g sqrt(-dt)

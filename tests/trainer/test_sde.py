@@ -174,6 +174,12 @@ def test_cps_keeps_the_marginals_of_a_point(steps: int) -> None:
     assert variance == pytest.approx(0.04, abs=1e-9)
 
 
+def test_cps_narrows_what_is_not_a_point_as_documented() -> None:
+    m, variance = propagate("cps", np.linspace(1.0, 0.2, 201), 0.8, 0.5, 0.8)
+    assert m == pytest.approx(0.8 * 0.8, abs=1e-9)
+    assert variance == pytest.approx(0.139, abs=1e-3)
+
+
 @pytest.mark.parametrize("kind", ["flow_sde", "dance", "cps"])
 def test_kl_is_the_gaussian_divergence(kind: str) -> None:
     step = random_step(kind)
