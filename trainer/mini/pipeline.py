@@ -21,8 +21,8 @@ WEIGHTS_DIR = Path(__file__).parent / "weights"
 def assemble(vae_dir: Path, denoiser_file: Path) -> StableDiffusion3Pipeline:
     """The pipeline in float32; it has no third text encoder, which SD3 allows.
 
-    Without one diffusers appends zero vectors as its tokens: call the pipeline with
-    `max_sequence_length=0`, as it was trained.
+    Without one diffusers appends zero vectors as its tokens: load it with `text_encoder_3=None,
+    tokenizer_3=None` and call it with `max_sequence_length=0`, as it was trained.
     """
     denoiser = Denoiser()
     denoiser.load_state_dict(torch.load(denoiser_file, weights_only=True))
