@@ -80,7 +80,7 @@ def train(
 
 
 @app.command()
-def sample(  # noqa: PLR0917 - typer reads the options from the parameters
+def sample(
     run_dir: RunDir,
     prompts: Annotated[list[str], typer.Argument(help="What to draw.")],
     out: Annotated[Path, typer.Option(help="Folder for the images.")] = Path("samples"),

@@ -34,7 +34,13 @@ def charts(run: RunData) -> list[dict[str, str]]:
             )
             for index, name in enumerate(names)
         ]
-        out.append((f"{run.headline} by category", "The same images.", line_chart(lines)))
+        out.append(
+            (
+                f"{run.headline} by category",
+                "Between the ends with fewer images (eval.curve_*).",
+                line_chart(lines),
+            )
+        )
     if rows:
         for name in rows[0]["reward"]:
             values = [row["reward"][name] for row in rows]

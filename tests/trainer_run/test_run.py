@@ -282,3 +282,22 @@ def test_two_processes_do_what_one_does(table: dict[str, Any], tmp_path: Path) -
     assert alone[1]["reward"] == together[1]["reward"]
     first, second = final_weights(one.run_dir), final_weights(tmp_path / "two")
     assert all(torch.allclose(first[k], second[k], atol=2e-3) for k in first)
+
+
+def test_the_reward_rises(table: dict[str, Any]) -> None:
+    table["run"] = {**table["run"], "epochs": 10, "save_every_epochs": 10}
+    table["model"]["finetune"] = "full"
+    table["optim"]["lr"] = 2e-3
+    table["batch"] = {
+        "prompts_per_epoch": 4,
+        "images_per_prompt": 8,
+        "rollout_batch_size": 16,
+        "optimizer_steps_per_epoch": 2,
+    }
+    table["loss"] = {"kl_beta": 0.0, "clip_low": 1e-2, "clip_high": 1e-2}
+    table["advantage"] = {"std": "group"}
+    rows = read(run(table).run_dir)
+    rewards = [row["reward"]["brightness"] for row in rows if row["kind"] == "train"]
+    assert rewards == sorted(rewards)
+    before, after = (rows[i]["metrics"]["brightness"]["mean"] for i in (0, -1))
+    assert after - before > 0.01
