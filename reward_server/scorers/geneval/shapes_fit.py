@@ -51,6 +51,7 @@ class _Windows:
     corner: Int  # (K, 2) left and top, may be negative
     at: tuple[Int, Int, Int]  # index into (N, H, W) arrays, broadcasts to (K, P, P)
     own: Bool  # (K, P, P) pixels of the candidate
+    on_canvas: Bool  # (K, P, P) False where `at` repeats the picture's border
     core: Bool  # (K, P, P) pixels whose four neighbours are its own too
     core_px: Int  # (K,) at least 1
 
@@ -100,7 +101,7 @@ def measure(
         "opacity": (np.minimum(alpha, 1) * windows.core).sum(axis=(1, 2)) / windows.core_px,
     }
     np.clip(alpha, 0, 1, out=alpha)
-    alpha *= _dilated(windows.own, RIM_PX)
+    alpha *= dilated(windows.own, RIM_PX) & windows.on_canvas
     label, box, of_shape = _fit(alpha, shapes)
     box = box + np.tile(windows.corner, 2)
     return Fits(windows.picture, label, color, box, of_shape | measured)
@@ -124,7 +125,8 @@ def _cut(scenes: Scenes, numbers: list[int], window_px: int) -> _Windows:
     )
     own = (scenes.labels[at] == np.array(numbers)[:, None, None]) & on_canvas
     core = _eroded(own)
-    return _Windows(picture, corner, at, own, core, np.maximum(core.sum(axis=(1, 2)), 1))
+    core_px = np.maximum(core.sum(axis=(1, 2)), 1)
+    return _Windows(picture, corner, at, own, on_canvas, core, core_px)
 
 
 def _alpha(scenes: Scenes, windows: _Windows, color: Array) -> Array:
@@ -235,7 +237,7 @@ def _eroded(mask: Bool) -> Bool:
     return inner
 
 
-def _dilated(mask: Bool, steps: int) -> Bool:
+def dilated(mask: Bool, steps: int) -> Bool:
     """Grown by `steps` pixels in all directions (a square), one axis after the other."""
     wide = mask
     for axis in (1, 2):
