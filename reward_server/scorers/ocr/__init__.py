@@ -1,0 +1,1 @@
+"""OCR: does the picture show the text that was asked for."""
