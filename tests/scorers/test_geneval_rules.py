@@ -242,9 +242,11 @@ def test_a_good_row_is_typed() -> None:
     )
 
 
-def _with(index: int = 1, **changes: Any) -> dict[str, Any]:
+def _with(index: int = 1, named: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
     clauses = [dict(c) for c in ROW["include"]]
-    clauses[index] = {k: v for k, v in (clauses[index] | changes).items() if v != "DROP"}
+    clauses[index] = {
+        k: v for k, v in (clauses[index] | (named or {}) | changes).items() if v != "DROP"
+    }
     return {**ROW, "include": clauses}
 
 
@@ -260,9 +262,9 @@ def _with(index: int = 1, **changes: Any) -> dict[str, Any]:
         ({"tag": "colors", "include": "star"}, "spec.include", "a list"),
         ({"tag": "colors", "include": ["star"]}, "spec.include[0]", "class and count"),
         ({"tag": "colors", "include": [{"class": "star", "count": 1}] * 33}, "spec.include", "32"),
-        (_with(**{"class": "starr"}), "spec.include[1].class", "did you mean 'star'"),
-        (_with(**{"class": "giraffe"}), "spec.include[1].class", "allowed: circle, square, star"),
-        (_with(**{"class": "DROP"}), "spec.include[1].class: missing", ""),
+        (_with(1, {"class": "starr"}), "spec.include[1].class", "did you mean 'star'"),
+        (_with(1, {"class": "giraffe"}), "spec.include[1].class", "allowed: circle, square, star"),
+        (_with(1, {"class": "DROP"}), "spec.include[1].class: missing", ""),
         (_with(color="rde"), "spec.include[1].color", "did you mean 'red'"),
         (_with(color=3), "spec.include[1].color", "allowed"),
         (_with(count="DROP"), "spec.include[1].count: missing", ""),

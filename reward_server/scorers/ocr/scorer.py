@@ -140,7 +140,7 @@ class OcrScorer:
         if self._engine is None:
             raise RuntimeError("OcrScorer.read was called before load")
         shown, scale = _enlarged(image)
-        # The networks were trained on OpenCV's BGR; the flags stick between calls, so all are given.
+        # The networks expect BGR; the flags stick between calls, so all are given each time.
         found = self._engine(
             np.ascontiguousarray(shown[:, :, ::-1]), use_det=True, use_cls=False, use_rec=True
         )

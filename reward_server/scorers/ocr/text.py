@@ -11,7 +11,7 @@ from rapidfuzz.distance import Levenshtein
 
 MAX_TARGET_CHARACTERS = 512
 
-# Straight quotes first, as the published prompts have them; single quotes are apostrophes too often.
+# Straight quotes first, as published prompts have them; single ones are mostly apostrophes.
 _QUOTED = (
     re.compile(r'"([^"]*)"'),
     re.compile("[\u201c\u201e\u201f]([^\u201c\u201d]*)[\u201c\u201d]"),
