@@ -84,10 +84,11 @@ def _missing(item: Item, needed: str) -> str:
             "a GenEval metadata row as `spec` with spec_kind 'geneval'"
             f" (over JSON: `geneval`): the item has {item.spec_kind or 'none'}"
         )
-    if needed == "spec.ocr" and item.spec_kind != "ocr" and '"' not in item.prompt:
+    quoted = any(mark in item.prompt for mark in '"\u201c')
+    if needed == "spec.ocr" and item.spec_kind != "ocr" and not quoted:
         return (
-            "the target text: `spec` {'target': ...} with spec_kind 'ocr', or double quotes"
-            " around it in the prompt"
+            "the target text: `spec` {'target': ...} with spec_kind 'ocr', or quotes around it"
+            " in the prompt"
         )
     return ""
 
