@@ -45,7 +45,7 @@ fmt: install ## format, and fix what lint can fix
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 type: install ## check types
-	@$(BIN)/pyright
+	@$(BIN)/pyright --pythonpath $(BIN)/python
 
 protos: ## generate reward_client/_pb from protos/ (with the pinned generator, in .venv-protos)
 	@test -x .venv-protos/bin/python || $(PYTHON) -m venv .venv-protos
