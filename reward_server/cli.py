@@ -59,7 +59,7 @@ def serve(
 
 
 @app.command()
-def score(  # noqa: PLR0917
+def score(
     images: Annotated[list[Path], typer.Argument(help="PNG, JPEG, WebP or QOI files.")],
     scorers: Annotated[str, typer.Option(help="Names, separated by commas.")],
     prompt: Annotated[str, typer.Option(help="The text the images were made from.")] = "",
