@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reward_server.scorers.geneval import rules, spec
@@ -16,6 +16,8 @@ from reward_server.scorers.geneval.detector import Detection
 from reward_server.scorers.geneval.rules import Clause, Task
 
 GOLDEN = Path(os.environ.get("CONFORMANCE_DIR") or Path(__file__).parents[1] / "golden")
+# Wall time on a busy machine says nothing about these properties.
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 CLASSES = ("circle", "square", "star")
 COLORS = ("red", "blue", "green")
 
@@ -194,6 +196,7 @@ def _excluded(task: Task, objects: rules.Objects) -> bool:
     return any(len(objects.get(c.label, [])) >= c.count for c in task.exclude)
 
 
+@UNHURRIED
 @given(_tasks(), st.lists(_detections, max_size=8), st.randoms())
 def test_properties(task: Task, found: list[Detection], random: Any) -> None:
     objects = rules.select(found, task.tag)
@@ -208,6 +211,7 @@ def test_properties(task: Task, found: list[Detection], random: Any) -> None:
     assert rules.judge(task, rules.select(shuffled, task.tag)) == verdict
 
 
+@UNHURRIED
 @given(_tasks(), st.lists(_detections, max_size=6))
 def test_mending_a_count_or_colour_never_lowers_soft(task: Task, found: list[Detection]) -> None:
     objects = rules.select(found, task.tag)
