@@ -4,6 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 TASK   ?= geneval
 MODEL  ?= mini
+PROCESSES ?= 1
 ARGS   ?=
 # One thread per process: threads that spin-wait on shared cores cost more than they give.
 export OMP_NUM_THREADS ?= 1
@@ -14,7 +15,7 @@ export OMP_NUM_THREADS ?= 1
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 	@echo
-	@echo "  variables: TASK=geneval|ocr|jpeg  MODEL=mini|<preset suffix>  REWARD_URL=grpc://host:port  ARGS='--set ...'"
+	@echo "  variables: TASK=geneval|ocr|jpeg  MODEL=mini|<preset suffix>  PROCESSES=1  REWARD_URL=grpc://host:port  ARGS='--set ...'"
 
 install: $(VENV)/.installed ## create .venv with everything, versions as tested
 
@@ -28,7 +29,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 train: install ## train: make train TASK=geneval (starts a local reward service unless REWARD_URL is set)
-	@$(BIN)/python scripts/train.py --task $(TASK) --model $(MODEL) $(ARGS)
+	@$(BIN)/python scripts/train.py --task $(TASK) --model $(MODEL) --processes $(PROCESSES) $(ARGS)
 
 serve: install ## serve the rewards that need no downloads, on 127.0.0.1:8000 (HTTP) and :50051 (gRPC)
 	@$(BIN)/reward-server serve $(ARGS)

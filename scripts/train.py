@@ -24,11 +24,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--task", default="geneval", help="geneval, ocr or jpeg")
     parser.add_argument("--model", default="mini", help="mini, or the end of a preset's name")
+    parser.add_argument("--processes", type=int, default=1, help="trainer processes (torchrun)")
     parser.add_argument("--reward-url", default=os.environ.get("REWARD_URL", ""))
     args, extra = parser.parse_known_args()
     # Preset files are named model_task for the miniature and task_model for real models.
     preset = f"mini_{args.task}" if args.model == "mini" else f"{args.task}_{args.model}"
-    command = [sys.executable, "-m", "trainer", "train", "--preset", preset, *extra]
+    launcher = [sys.executable, "-m"]
+    if args.processes > 1:
+        launcher += ["torch.distributed.run", "--nproc-per-node", str(args.processes), "-m"]
+    command = [*launcher, "trainer", "train", "--preset", preset, *extra]
     if args.reward_url:
         return _run(command, {**os.environ, "REWARD_URL": args.reward_url})
     with tempfile.TemporaryDirectory(prefix="flow-reward-") as folder:
