@@ -26,10 +26,12 @@ def assemble(vae_dir: Path, denoiser_file: Path) -> StableDiffusion3Pipeline:
     """
     denoiser = Denoiser()
     denoiser.load_state_dict(torch.load(denoiser_file, weights_only=True))
+    vae: AutoencoderKL = AutoencoderKL.from_pretrained(vae_dir)  # pyright: ignore
+    vae.register_to_config(_name_or_path="")  # a folder of the machine that built it
     return StableDiffusion3Pipeline(
         transformer=denoiser.transformer.eval(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
-        vae=AutoencoderKL.from_pretrained(vae_dir).eval(),  # pyright: ignore
+        vae=vae.eval(),
         text_encoder=denoiser.text_encoder.eval(),
         tokenizer=denoiser.tokenizer,
         text_encoder_2=denoiser.text_encoder_2.eval(),
