@@ -1,0 +1,69 @@
+"""The committed pipeline, as plain diffusers loads it."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import (
+    StableDiffusion3Pipeline,
+)
+
+from reward_server.scorers.base import ItemScore, ScoreInput
+from reward_server.scorers.geneval.scorer import GenEvalScorer
+from trainer.mini.data import DATA_DIR
+from trainer.mini.pipeline import WEIGHTS_DIR
+from trainer.mini.prompts import TAGS
+
+
+@pytest.fixture(scope="module")
+def pipe() -> StableDiffusion3Pipeline:
+    pipe = StableDiffusion3Pipeline.from_pretrained(
+        WEIGHTS_DIR,
+        text_encoder_3=None,
+        tokenizer_3=None,
+        torch_dtype=torch.float32,
+        local_files_only=True,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _draw(pipe: StableDiffusion3Pipeline, prompts: list[str]) -> np.ndarray:
+    images = pipe(
+        prompts,
+        height=64,
+        width=64,
+        num_inference_steps=10,
+        guidance_scale=1.0,
+        max_sequence_length=0,
+        generator=[torch.Generator().manual_seed(i) for i in range(len(prompts))],
+        output_type="np",
+    ).images  # pyright: ignore[reportAttributeAccessIssue]
+    return (np.asarray(images) * 255).round().astype(np.uint8)
+
+
+def test_weights_are_small_and_name_no_machine() -> None:
+    files = [path for path in WEIGHTS_DIR.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 30e6
+    for path in files:
+        if path.name == "config.json":
+            assert not json.loads(path.read_text()).get("_name_or_path")
+
+
+def test_sampling_repeats_to_the_bit(pipe: StableDiffusion3Pipeline) -> None:
+    prompts = ["a photo of a star", "a photo of two circles"]
+    assert (_draw(pipe, prompts) == _draw(pipe, prompts)).all()
+
+
+def test_base_draws_what_it_is_asked_for_now_and_then(pipe: StableDiffusion3Pipeline) -> None:
+    rows = [json.loads(line) for line in (DATA_DIR / "geneval_test.jsonl").open()]
+    chosen = [row for tag in TAGS for row in [r for r in rows if r["tag"] == tag][:6]]
+    images = _draw(pipe, [row["prompt"] for row in chosen])
+    scorer = GenEvalScorer(detector="shapes")
+    scorer.load("cpu")
+    inputs = [ScoreInput(r["prompt"], (i,), (), r) for r, i in zip(chosen, images, strict=True)]
+    scores = [s for s in scorer.score(inputs, details=False) if isinstance(s, ItemScore)]
+    assert len(scores) == len(chosen)
+    # Ten steps instead of forty: a floor that damaged weights miss, not a measurement.
+    assert np.mean([s.components["soft"] for s in scores]) > 0.3
