@@ -87,7 +87,11 @@ def test_pretrained_parts_become_a_pipeline_of_plain_diffusers(tmp_path: Path) -
     _spawn(tmp_path)
     save(assemble(tmp_path / "vae", tmp_path / "denoiser.pt"), tmp_path / "pipe")
     pipe = StableDiffusion3Pipeline.from_pretrained(
-        tmp_path / "pipe", text_encoder_3=None, tokenizer_3=None, local_files_only=True
+        tmp_path / "pipe",
+        text_encoder_3=None,
+        tokenizer_3=None,
+        torch_dtype=torch.float32,
+        local_files_only=True,
     )
     pipe.set_progress_bar_config(disable=True)
     image = pipe(
