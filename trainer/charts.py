@@ -72,7 +72,8 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     step = next((m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999), 10 * power)
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
-    return [round(index * step, 12) for index in range(first, last + 1)]
+    # Rounding far from zero can step over an end by a few units in the last place.
+    return [min(max(round(index * step, 12), low), high) for index in range(first, last + 1)]
 
 
 def line_chart(series: Sequence[Series], axes: Axes | None = None) -> str:

@@ -84,7 +84,7 @@ def comparison(
 
     Returns:
         `name`, `before` and `after` (mean, low, high, n), `change`, `relative` (to the absolute
-        base), `clear` (the intervals do not touch) and `text`.
+        base), `apart` (the intervals do not touch) and `text`.
     """
     empty = {"mean": None, "low": None, "high": None, "n": 0}
     first, second = before[name], after.get(name, empty)
@@ -92,18 +92,18 @@ def comparison(
         first = first["categories"][category]
         second = second.get("categories", {}).get(category, empty)
     change = relative = None
-    clear = False
+    apart = False
     if first["mean"] is not None and second["mean"] is not None:
         change = second["mean"] - first["mean"]
         relative = change / abs(first["mean"]) if abs(first["mean"]) > 1e-9 else None
-        clear = second["low"] > first["high"] or second["high"] < first["low"]
+        apart = second["low"] > first["high"] or second["high"] < first["low"]
     return {
         "name": category or name,
         "before": first,
         "after": second,
         "change": change,
         "relative": relative,
-        "clear": clear,
+        "apart": apart,
         "text": "-" if change is None else f"{change:+.3f}",
     }
 
@@ -161,6 +161,15 @@ def verdict(run: RunData) -> dict[str, str]:
             f"{names} against the base while {run.headline} changed by {gain:+.3f}. This is how "
             "reward hacking looks: compare the samples. A larger loss.kl_beta, a smaller optim.lr "
             "or an earlier checkpoint are the usual remedies."
+        )
+        return {"kind": "warn", "text": text}
+    lost = [row for row in categories(run) if row["apart"] and row["change"] < 0]
+    if lost:
+        names = " and ".join(f"{row['name']} ({row['text']})" for row in lost)
+        text = (
+            f"The watched rewards held, but {names} fell beyond the 95 % intervals while "
+            f"{run.headline} changed by {gain:+.3f}: the policy is paid too rarely for them and "
+            "forgets. Give them more weight in task.category_weights, or raise loss.kl_beta."
         )
         return {"kind": "warn", "text": text}
     tail = ""

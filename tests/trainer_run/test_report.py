@@ -132,6 +132,33 @@ def test_a_watched_reward_that_falls_is_called_what_it_is(tmp_path: Path) -> Non
     assert "kl_beta" in found["text"]
 
 
+@pytest.mark.parametrize(("low", "badge"), [(0.9, "beyond the 95"), (0.1, "inside the 95")])
+def test_the_headline_claims_only_what_the_intervals_show(
+    tmp_path: Path, low: float, badge: str
+) -> None:
+    folder = make_run(tmp_path / "run", {"sharpness": 0.78, "purity": 0.95})
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    last = next(row for row in reversed(rows) if row["kind"] == "eval")
+    headline = next(iter(last["metrics"].values()))
+    headline.update(low=low, high=1.0)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    html = write_report(folder).read_text(encoding="utf-8")
+    assert f'badge">{badge}' in html.replace("badge warn", "badge")
+
+
+def test_a_forgotten_category_is_named_although_watched_rewards_hold(tmp_path: Path) -> None:
+    run = load_run(make_run(tmp_path / "run", {"sharpness": 0.78, "purity": 0.95}))
+    name = next(iter(run.after["metrics"][run.headline]["categories"]))
+    after = run.after["metrics"][run.headline]["categories"][name]
+    before = run.base["metrics"][run.headline]["categories"][name]
+    before.update(mean=0.5, low=0.4, high=0.6)
+    after.update(mean=0.1, low=0.0, high=0.2)
+    found = verdict(run)
+    assert found["kind"] == "warn"
+    assert f"{name} (-0.400)" in found["text"]
+    assert "category_weights" in found["text"]
+
+
 def test_a_folder_without_a_run_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no run"):
         write_report(tmp_path)
