@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 
 START_TIMEOUT_S = 180.0
+# What the libraries say while loading is not about the run; the trainer's own lines are.
+QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 
 def main() -> int:
@@ -33,6 +35,8 @@ def main() -> int:
     if args.processes > 1:
         launcher += ["torch.distributed.run", "--nproc-per-node", str(args.processes), "-m"]
     command = [*launcher, "trainer", "train", "--preset", preset, *extra]
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     if args.reward_url:
         return _run(command, {**os.environ, "REWARD_URL": args.reward_url})
     with tempfile.TemporaryDirectory(prefix="flow-reward-") as folder:
