@@ -190,7 +190,6 @@ def _hollow(name: str, rng: np.random.Generator) -> U8:
         pytest.param(_blurred(2.0), 0.0, id="smeared"),
         pytest.param(_merged, 0.02, id="merged"),
         pytest.param(_two_coloured, 0.02, id="two colours"),
-        pytest.param(_between_colours, 0.0, id="between two colours"),
         pytest.param(_hollow, 0.0, id="hollow"),
     ],
 )
@@ -201,6 +200,16 @@ def test_refuses_messy_objects(
     images = [draw(scenes.CLASSES[k % 6], rng) for k in range(180)]
     accepted = [max((d.score for d in f), default=0.0) > 0.3 for f in detector.detect(images)]
     assert np.mean(accepted) <= at_most
+
+
+def test_a_colour_between_two_is_no_colour_and_no_reason_to_refuse(
+    detector: shapes.ShapesDetector,
+) -> None:
+    rng = np.random.default_rng(3)
+    images = [_between_colours(scenes.CLASSES[k % 6], rng) for k in range(60)]
+    for k, found in enumerate(detector.detect(images)):
+        assert [(d.label, d.color) for d in found] == [(scenes.CLASSES[k % 6], None)]
+        assert found[0].score > 0.9
 
 
 @pytest.mark.parametrize("degrees", [20, 30, 45])

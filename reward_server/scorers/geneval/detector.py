@@ -17,7 +17,8 @@ class Detection:
         label: class name, one of the detector's `classes`.
         score: confidence in [0, 1].
         box: x0, y0, x1, y1 in pixels of the image as it was given; x right, y down.
-        color: one of the detector's `colors`; None if the colour was not asked for.
+        color: one of the detector's `colors`; None if it was not asked for, or is none of
+            them clearly.
         notes: named measurements behind the score, shown in the details of an item.
     """
 

@@ -8,14 +8,21 @@ ramp from 0 (refused) to 1 (as in a clean drawing):
 * `sector`: the same in the worst of eight octants around the centre, so that a bite, a missing half
   or a spike is not averaged away;
 * `margin`: how much better the best silhouette fits than the second best;
-* `purity`: how close the blob's core is to one palette colour, everywhere;
+* `unevenness`: how much the core's colour varies: one object has one colour, whichever it is;
 * `opacity`: how far the core is from the background towards that colour: no ghosts;
 * `sharpness`: how wide its edge is, in the worst direction, compared with a drawn edge;
 * `size`: not a speck.
 
 The weakest and not the mean: a policy that is rewarded by this detector cannot buy off a missing
-half with a brighter colour. Coordinates and sizes are those of the working resolution, in which the
-shorter side of the picture has 48 to 96 px.
+half with a brighter colour.
+
+The colour is the palette colour that most of the core is nearest to, or None when the core is not
+clearly of that colour (`purity`): an orange between red and yellow satisfies neither clause. Purity
+does not touch the score. Where a prompt names no colour any will do, and a detector that cares all
+the same teaches a policy to paint everything in the colour that it is surest of.
+
+Coordinates and sizes are those of the working resolution, in which the shorter side of the picture
+has 48 to 96 px.
 """
 
 from __future__ import annotations
@@ -33,7 +40,9 @@ from reward_server.scorers.geneval import palette, shapes_fit, shapes_scene, sil
 from reward_server.scorers.geneval.detector import Detection
 from reward_server.scorers.geneval.shapes_scene import Array
 
-VERSION = "1"
+VERSION = "2"
+# Below this purity a core is between two colours; the middle of blue and purple has 0.53.
+CLEAR_COLOR = 0.7
 _CHUNK = 16  # pictures analysed together: more of them fall out of the cache
 
 
@@ -50,9 +59,9 @@ class Ramp:
 CRITERIA: dict[str, Ramp] = {
     "sector": Ramp(0.62, 0.80),
     "margin": Ramp(0.015, 0.06),
-    "purity": Ramp(0.60, 0.85),
+    "unevenness": Ramp(45.0, 28.0),
     "opacity": Ramp(0.70, 0.86),
-    "sharpness": Ramp(5.0, 3.2),
+    "sharpness": Ramp(4.7, 3.1),
     "size": Ramp(4.0, 5.5),
 }
 # Corners suffer from blur and a circle has none: what a light blur leaves differs by shape.
@@ -87,7 +96,7 @@ class ShapesDetector:
     def detect(
         self, images: Sequence[UInt8Image], color_classes: Sequence[Collection[str]] = ()
     ) -> list[list[Detection]]:
-        """Find the shapes of each image; colours come for free and are always given.
+        """Find the shapes of each image; colours come for free and are given where they are clear.
 
         Raises:
             RuntimeError: called before `load`.
@@ -120,6 +129,7 @@ class ShapesDetector:
 
     def _detections(self, fits: shapes_fit.Fits) -> list[tuple[int, Detection]]:
         score = score_fits(fits)
+        clear = fits.measured["purity"] >= CLEAR_COLOR
         return [
             (
                 int(fits.picture[k]),
@@ -127,7 +137,7 @@ class ShapesDetector:
                     label=self.classes[fits.label[k]],
                     score=float(score[k]),
                     box=tuple(fits.box[k].tolist()),
-                    color=self.colors[fits.color[k]],
+                    color=self.colors[fits.color[k]] if clear[k] else None,
                     notes={name: float(values[k]) for name, values in fits.measured.items()},
                 ),
             )

@@ -95,10 +95,13 @@ def measure(
     near = pixels.nearest[windows.at]
     color = _most_frequent(near, windows.core, len(pixels.rgb))
     of_color = windows.core & (near == color[:, None, None])
-    alpha = _alpha(scenes, windows, pixels.rgb[color])
+    opacity = _alpha(scenes, windows, pixels.rgb[color])
+    own_color, unevenness = _core_color(scenes, windows)
+    alpha = _alpha(scenes, windows, own_color)
     measured = {
         "purity": (pixels.purity[windows.at] * of_color).sum(axis=(1, 2)) / windows.core_px,
-        "opacity": (np.minimum(alpha, 1) * windows.core).sum(axis=(1, 2)) / windows.core_px,
+        "opacity": (np.minimum(opacity, 1) * windows.core).sum(axis=(1, 2)) / windows.core_px,
+        "unevenness": unevenness,
     }
     np.clip(alpha, 0, 1, out=alpha)
     alpha *= dilated(windows.own, RIM_PX) & windows.on_canvas
@@ -143,6 +146,15 @@ def _alpha(scenes: Scenes, windows: _Windows, color: Array) -> Array:
     alpha += offset[..., 1] * weight[..., 1]
     alpha += offset[..., 2] * weight[..., 2]
     return alpha
+
+
+def _core_color(scenes: Scenes, windows: _Windows) -> tuple[Array, Array]:
+    """Mean RGB (K, 3) of the core, and its pixels' root mean square distance (K,) from it."""
+    core = windows.core.reshape(len(windows.core), 1, -1).astype(np.float32)
+    rgb = scenes.rgb[windows.at].reshape(len(core), -1, 3)
+    mean = np.matmul(core, rgb)[:, 0] / windows.core_px[:, None]
+    square = np.matmul(core, (rgb**2).sum(axis=2, keepdims=True))[:, 0, 0] / windows.core_px
+    return mean, np.sqrt(np.maximum(square - (mean**2).sum(axis=1), 0))
 
 
 def _fit(alpha: Array, shapes: silhouettes.Silhouettes) -> tuple[Int, Array, dict[str, Array]]:

@@ -86,7 +86,7 @@ def soft_score(target: str, recognised: str) -> tuple[float, float]:
     distance, length = best_window(wanted, read)
     similarity = 1.0 - distance / len(wanted)
     surplus = len(read) - length
-    return similarity * len(wanted) / (len(wanted) + surplus), similarity
+    return similarity * (len(wanted) / (len(wanted) + surplus)), similarity
 
 
 def best_window(wanted: str, read: str) -> tuple[int, int]:
