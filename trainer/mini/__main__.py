@@ -32,6 +32,7 @@ Work = Annotated[Path, typer.Option(help="where parts in progress are kept")]
 Processes = Annotated[int, typer.Option(help="processes of one thread each")]
 Steps = Annotated[int, typer.Option(help="optimiser steps of the transformer")]
 Seed = Annotated[int, typer.Option(help="of weights, scenes and noise")]
+Bf16 = Annotated[bool, typer.Option(help="fast where the CPU has bfloat16 instructions")]
 Rate = Annotated[float, typer.Option(help="peak learning rate")]
 
 
@@ -42,6 +43,7 @@ def build(
     processes: Processes = 2,
     vae_steps: Annotated[int, typer.Option(help="optimiser steps of the VAE")] = 4800,
     steps: Steps = _DEFAULTS.steps,
+    bf16: Bf16 = _DEFAULTS.bf16,
     seed: Seed = 0,
 ) -> None:
     """Render, train the VAE, pretrain the transformer, and save a StableDiffusion3Pipeline.
@@ -60,7 +62,7 @@ def build(
         # decoded scenes from about 0.9 to nearly 1.
         polish_decoder(vae, draw, steps=vae_steps // 5, batch_size=12)
         vae.save_pretrained(vae_dir)
-    config = replace(PretrainConfig(), steps=steps, seed=seed)
+    config = replace(PretrainConfig(), steps=steps, bf16=bf16, seed=seed)
     _pretrain(config, processes, vae_dir, work, out, None)
 
 
@@ -72,13 +74,16 @@ def go_on(
     processes: Processes = 2,
     steps: Steps = 1000,
     learning_rate: Rate = _DEFAULTS.learning_rate,
+    bf16: Bf16 = _DEFAULTS.bf16,
     seed: Seed = 1,
 ) -> None:
     """Go on with pretraining: a longer build, or the control of an RL run."""
     _prepare(work)
     start = work / "start.pt"
     torch.save(Denoiser.of_pipeline(pipeline).state_dict(), start)
-    config = replace(PretrainConfig(), steps=steps, learning_rate=learning_rate, seed=seed)
+    config = replace(
+        PretrainConfig(), steps=steps, learning_rate=learning_rate, bf16=bf16, seed=seed
+    )
     _pretrain(config, processes, pipeline / "vae", work, out, start)
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,7 @@ import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from trainer.mini.data import SceneStream
@@ -36,7 +39,9 @@ class PretrainConfig:
 
     Attributes:
         steps: optimiser steps.
-        batch_size: images per step and process.
+        batch_size: images per step, over all processes.
+        bf16: multiply matrices in bfloat16 (autocast); a third faster on CPUs that have
+            instructions for it (`avx512_bf16`, `amx_bf16`), much slower on others.
         learning_rate: AdamW's peak.
         muon_factor: Muon's peak as a multiple of it, at equal size of the update: orthogonal
             updates bear much more than AdamW's.
@@ -50,7 +55,8 @@ class PretrainConfig:
     """
 
     steps: int = 2000
-    batch_size: int = 96
+    batch_size: int = 192
+    bf16: bool = False
     learning_rate: float = 2e-3
     muon_factor: float = 2.5
     warmup_steps: int = 150
@@ -208,15 +214,17 @@ def pretrain(
     optimizers = _optimizers(model, config)
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     started, losses = time.monotonic(), []
+    own = config.batch_size // world
     for step in range(config.steps):
         for optimizer, peaks in zip(optimizers, rates, strict=True):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * config.rate(step)
-        ring.refresh(config.batch_size // config.reuse)
-        x_0, ids = ring.sample(config.batch_size, generator)
+        ring.refresh(own // config.reuse)
+        x_0, ids = ring.sample(own, generator)
         dropped = torch.rand(len(ids), generator=generator) < config.caption_dropout
         ids = torch.where(dropped[:, None], empty, ids)
-        loss = _flow_matching_loss(model, x_0, ids, generator)
+        with _precision(config.bf16):
+            loss = _flow_matching_loss(model, x_0, ids, generator)
         model.zero_grad()
         loss.backward()
         _average_gradients(model, world)
@@ -227,7 +235,7 @@ def pretrain(
         if rank == 0:
             _update_ema(ema, model, min(config.ema_decay, (1 + step) / (10 + step)))
             if step % 50 == 0 or step == config.steps - 1:
-                rate = (step + 1) * config.batch_size * world / (time.monotonic() - started)
+                rate = (step + 1) * config.batch_size / (time.monotonic() - started)
                 mean = float(np.mean(losses[-50:]))
                 log.info("step %d/%d: loss %.4f, %.0f images/s", step, config.steps, mean, rate)
             if step % 250 == 249 or step == config.steps - 1:
@@ -246,7 +254,26 @@ def _flow_matching_loss(
     eps = torch.randn(x_0.shape, generator=generator)
     s = sigma.view(-1, 1, 1, 1)
     v = model((1 - s) * x_0 + s * eps, sigma, ids)
-    return F.mse_loss(v, eps - x_0)
+    return F.mse_loss(v.float(), eps - x_0)
+
+
+class _Float32Attention(TorchFunctionMode):
+    """Keeps attention out of autocast: torch's CPU kernel for its backward is slow in bfloat16."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        with torch.autocast("cpu", enabled=False):
+            return func(*(a.float() if isinstance(a, Tensor) else a for a in args), **kwargs or {})
+
+
+@contextmanager
+def _precision(bf16: bool) -> Iterator[None]:
+    if not bf16:
+        yield
+        return
+    with _Float32Attention(), torch.autocast("cpu", dtype=torch.bfloat16):
+        yield
 
 
 def _optimizers(model: Denoiser, config: PretrainConfig) -> list[torch.optim.Optimizer]:
