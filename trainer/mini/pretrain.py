@@ -260,7 +260,7 @@ def _flow_matching_loss(
 class _Float32Attention(TorchFunctionMode):
     """Keeps attention out of autocast: torch's CPU kernel for its backward is slow in bfloat16."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is not F.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         with torch.autocast("cpu", enabled=False):
