@@ -57,7 +57,7 @@ class Ramp:
 # Set on drawings: every clean one, blurred by 0.7 px and with +-6 grey levels of noise, reaches 1;
 # cut to 80 %, smeared over 6 px or blurred by 2 px it stays below 0.3.
 CRITERIA: dict[str, Ramp] = {
-    "sector": Ramp(0.62, 0.80),
+    "sector": Ramp(0.64, 0.75),
     "margin": Ramp(0.015, 0.06),
     "unevenness": Ramp(45.0, 28.0),
     "opacity": Ramp(0.70, 0.86),
