@@ -30,7 +30,7 @@ class Advantages:
 
     values: Floats
     valid: Bools
-    stats: Mapping[str, float]
+    stats: Mapping[str, float | None]
 
 
 def _codes(groups: Sequence[Hashable]) -> NDArray[np.int64]:
@@ -119,10 +119,10 @@ def advantages(
         out = np.clip(out, -clip, clip)
     good = total[ok]
     stats = {
-        "reward_mean": float(good.mean()) if good.size else float("nan"),
-        "reward_std": float(good.std()) if good.size else float("nan"),
-        "group_std_mean": float(spreads.mean()) if spreads.size else float("nan"),
-        "zero_std_groups": float((spreads == 0).mean()) if spreads.size else float("nan"),
+        "reward_mean": float(good.mean()) if good.size else None,
+        "reward_std": float(good.std()) if good.size else None,
+        "group_std_mean": float(spreads.mean()) if spreads.size else None,
+        "zero_std_groups": float((spreads == 0).mean()) if spreads.size else None,
         "failed_items": float(1 - ok.mean()) if count else 0.0,
         "clipped": clipped,
         "informative": float((out != 0).mean()) if count else 0.0,

@@ -49,6 +49,13 @@ def test_failed_items_change_nothing(values, data) -> None:
     assert found.stats["failed_items"] == pytest.approx(1 - np.mean(valid))
 
 
+def test_statistics_of_nothing_are_none() -> None:
+    found = advantages({"r": [np.nan] * 4}, [0, 0, 1, 1], valid=[False] * 4)
+    assert not found.values.any() and not found.valid.any()
+    assert found.stats["failed_items"] == 1.0
+    assert {found.stats[n] for n in ("reward_mean", "reward_std", "zero_std_groups")} == {None}
+
+
 @pytest.mark.parametrize("std", ["group", "global"])
 def test_constant_groups_push_nothing(std) -> None:
     found = advantages({"r": [0.1] * 24 + [0.3] * 24}, [0] * 24 + [1] * 24, std=std)
