@@ -104,6 +104,11 @@ def rollout_config(settings: Settings) -> RolloutConfig:
             f"images, the others from stochastic steps (got {sampling.sde} and "
             f"{settings.loss.algorithm})"
         )
+    if deterministic and sampling.shared_noise:
+        raise ConfigError(
+            "sampling.shared_noise=true with sampling.sde=ode: all images of a group would be the "
+            "same; set one of them otherwise"
+        )
     end = sampling.window_end or sampling.num_steps - 1
     try:
         return RolloutConfig(

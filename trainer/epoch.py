@@ -55,6 +55,7 @@ def train_epoch(run: Run) -> dict[str, Any]:
         settings.batch.images_per_prompt,
         seed=settings.run.seed,
         epoch=epoch,
+        shared_noise=settings.sampling.shared_noise,
         rank=run.world.rank,
         world_size=run.world.size,
     )

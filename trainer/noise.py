@@ -33,16 +33,19 @@ class NoiseKey:
         epoch: Sampling epoch; evaluations use a fixed number, so that their images are comparable.
         prompt: Index of the prompt in its data set.
         sample: Index of the image among those of its prompt.
+        start: Index of the image whose starting noise this one has; None: its own.
     """
 
     seed: int
     epoch: int
     prompt: int
     sample: int
+    start: int | None = None
 
     def initial(self) -> torch.Generator:
         """The generator of the image's starting noise."""
-        return generator("initial", self.seed, self.epoch, self.prompt, self.sample)
+        start = self.sample if self.start is None else self.start
+        return generator("initial", self.seed, self.epoch, self.prompt, start)
 
     def step(self, index: int) -> torch.Generator:
         """The generator of sampling step ``index``: the same whichever steps are stochastic."""

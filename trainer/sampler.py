@@ -52,6 +52,7 @@ def draws(
     *,
     seed: int,
     epoch: int,
+    shared_noise: bool = False,
     rank: int = 0,
     world_size: int = 1,
 ) -> list[Draw]:
@@ -62,6 +63,7 @@ def draws(
         images_per_prompt: group size.
         seed: the run's seed.
         epoch: number of the epoch.
+        shared_noise: the images of a group start from the same noise.
         rank: number of the process.
         world_size: number of processes; divides the images of the epoch.
     """
@@ -72,6 +74,8 @@ def draws(
         group, sample = divmod(image, images_per_prompt)
         # A prompt that is drawn twice must not repeat its noise.
         repeats = prompts[:group].count(prompts[group])
-        number = sample + repeats * images_per_prompt
-        taken.append(Draw(group, prompts[group], NoiseKey(seed, epoch, prompts[group], number)))
+        first = repeats * images_per_prompt
+        start = first if shared_noise else None
+        key = NoiseKey(seed, epoch, prompts[group], first + sample, start)
+        taken.append(Draw(group, prompts[group], key))
     return taken

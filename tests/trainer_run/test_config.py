@@ -58,6 +58,12 @@ def test_a_wrong_setting_is_one_line_that_names_it(override: str, message: str) 
     assert "\n" not in str(caught.value)
 
 
+def test_shared_noise_without_stochastic_steps_is_refused() -> None:
+    same = ["sampling.sde=ode", "loss.algorithm=nft", "sampling.shared_noise=true"]
+    with pytest.raises(ConfigError, match="would be the same"):
+        config.load("mini_geneval", same)
+
+
 def test_an_unknown_preset_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean 'mini_geneval'"):
         config.load("mini_genevl")

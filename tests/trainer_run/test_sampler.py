@@ -1,8 +1,10 @@
 from collections import Counter
 
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainer.noise import draw, initial_noise
 from trainer.sampler import draw_prompts, draws
 
 
@@ -42,6 +44,19 @@ def test_processes_share_out_the_groups_without_loss(groups: int, size: int, wor
     assert Counter(image.group for image in whole) == dict.fromkeys(range(groups), size)
     # No two images share their noise, not even those of a prompt that was drawn twice.
     assert len({image.key for image in whole}) == len(whole)
+
+
+def test_a_group_may_share_its_starting_noise_and_nothing_else() -> None:
+    prompts = draw_prompts([1.0, 1.0], 3, seed=1, epoch=2)  # one prompt comes twice
+    images = draws(prompts, 4, seed=1, epoch=2, shared_noise=True)
+    starts = {image.group: initial_noise([image.key], (2,), "cpu") for image in images}
+    for image in images:
+        assert torch.equal(initial_noise([image.key], (2,), "cpu"), starts[image.group])
+    assert len({tuple(noise.flatten().tolist()) for noise in starts.values()}) == 3
+    steps = [draw([image.key.step(0)], (2,), "cpu").flatten().tolist() for image in images]
+    assert len({tuple(noise) for noise in steps}) == len(images)
+    own = draws(prompts, 4, seed=1, epoch=2)
+    assert [image.key.sample for image in own] == [image.key.sample for image in images]
 
 
 def test_weights_decide_how_often_a_prompt_comes() -> None:
