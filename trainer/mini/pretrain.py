@@ -54,7 +54,7 @@ class PretrainConfig:
         seed: of weights, scenes and noise.
     """
 
-    steps: int = 2000
+    steps: int = 3400
     batch_size: int = 192
     bf16: bool = False
     learning_rate: float = 2e-3
