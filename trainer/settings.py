@@ -81,8 +81,8 @@ class SamplingSettings(Section):
     noise_level: Annotated[float, Field(gt=0)] = 0.7
     """The paper's a: strength of the noise of a stochastic step."""
     shared_noise: bool = False
-    """The images of a group start from the same noise, so that their rewards differ only by what the
-    stochastic steps did (Flow-GRPO-Fast, DanceGRPO): less noise in the gradient, less diversity."""
+    """The images of a group start from the same noise (Flow-GRPO-Fast, DanceGRPO): their rewards
+    then differ only by what the stochastic steps did."""
     window_size: Count = 0
     """Consecutive stochastic steps that are trained (Flow-GRPO-Fast: 1 to 3); 0: all but the last.
     """

@@ -229,6 +229,24 @@ def test_mending_a_count_or_colour_never_lowers_soft(task: Task, found: list[Det
             assert rules.judge_soft(task, {**objects, clause.label: added}) >= before - 1e-12
 
 
+def test_a_leaning_earns_soft_credit_and_nothing_else() -> None:
+    task = Task("colors", (Clause("star", 1, "red"),))
+    box = (10.0, 10.0, 20.0, 20.0)
+    scores = {}
+    for name, color, leaning in (
+        ("clear", "red", None),
+        ("nearly", None, ("red", 0.8)),
+        ("hardly", None, ("red", 0.1)),
+        ("other", None, ("blue", 0.8)),
+    ):
+        found = [Detection("star", 1.0, box, color, leaning)]
+        verdict = rules.judge(task, rules.select(found, "colors"))
+        assert (verdict.official, verdict.strict) == ((name == "clear"),) * 2
+        assert verdict.flowgrpo == (1.0 if name == "clear" else 0.5)
+        scores[name] = verdict.soft
+    assert scores == {"clear": 1.0, "nearly": 0.9, "hardly": 0.55, "other": 0.5}
+
+
 ROW: dict[str, Any] = {
     "tag": "position",
     "prompt": "a photo of a star left of a circle",

@@ -51,7 +51,8 @@ def test_failed_items_change_nothing(values, data) -> None:
 
 def test_statistics_of_nothing_are_none() -> None:
     found = advantages({"r": [np.nan] * 4}, [0, 0, 1, 1], valid=[False] * 4)
-    assert not found.values.any() and not found.valid.any()
+    assert not found.values.any()
+    assert not found.valid.any()
     assert found.stats["failed_items"] == 1.0
     assert {found.stats[n] for n in ("reward_mean", "reward_std", "zero_std_groups")} == {None}
 

@@ -19,6 +19,8 @@ class Detection:
         box: x0, y0, x1, y1 in pixels of the image as it was given; x right, y down.
         color: one of the detector's `colors`; None if it was not asked for, or is none of
             them clearly.
+        leaning: the colour it is nearest to and how near, in [0, 1), where `color` is None because
+            no colour is clear; the `soft` score gives that much credit.
         notes: named measurements behind the score, shown in the details of an item.
     """
 
@@ -26,6 +28,7 @@ class Detection:
     score: float
     box: tuple[float, float, float, float]
     color: str | None = None
+    leaning: tuple[str, float] | None = None
     notes: dict[str, float] = field(default_factory=dict)
 
 

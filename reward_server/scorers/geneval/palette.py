@@ -46,11 +46,13 @@ class Table:
     Attributes:
         rgb: (C, 3) float32 palette in 0..255.
         nearest: (32768,) index of the nearest palette colour.
+        distance: (32768,) distance from it, in OKLab.
         purity: (32768,) how surely it is that colour: 1 close to it, 0 far from every colour.
     """
 
     rgb: NDArray[np.float32]
     nearest: NDArray[np.intp]
+    distance: NDArray[np.float32]
     purity: NDArray[np.float32]
 
 
@@ -61,11 +63,13 @@ class Pixels:
     Attributes:
         rgb: (C, 3) float32 palette in 0..255.
         nearest: (N, H, W) index of the nearest palette colour.
+        distance: (N, H, W) distance from it, in OKLab.
         purity: (N, H, W) how surely it is that colour, in [0, 1].
     """
 
     rgb: NDArray[np.float32]
     nearest: NDArray[np.intp]
+    distance: NDArray[np.float32]
     purity: NDArray[np.float32]
 
 
@@ -84,8 +88,9 @@ def build() -> Table:
     distances = np.linalg.norm(oklab(grid)[:, None] - oklab(colors)[None], axis=-1)
     # Near black a step of grey levels is twice as far in OKLab as it looks.
     distances /= np.array([2.0 if name == "black" else 1.0 for name in COLORS])
-    purity = np.clip((_IMPURE - distances.min(axis=1)) / (_IMPURE - _PURE), 0, 1)
-    return Table(colors, distances.argmin(axis=1), purity.astype(np.float32))
+    shortest = distances.min(axis=1).astype(np.float32)
+    purity = np.clip((_IMPURE - shortest) / np.float32(_IMPURE - _PURE), 0, 1)
+    return Table(colors, distances.argmin(axis=1), shortest, purity)
 
 
 def classify(rgb: NDArray[np.uint8], table: Table) -> Pixels:
@@ -93,4 +98,5 @@ def classify(rgb: NDArray[np.uint8], table: Table) -> Pixels:
     step = rgb >> 3
     entry = (step[..., 0].astype(np.intp) << 10) | (step[..., 1].astype(np.intp) << 5)
     entry |= step[..., 2]
-    return Pixels(table.rgb, table.nearest.take(entry), table.purity.take(entry))
+    tables = (table.nearest, table.distance, table.purity)
+    return Pixels(table.rgb, *(values.take(entry) for values in tables))

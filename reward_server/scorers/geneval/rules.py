@@ -12,7 +12,8 @@ Four outputs, computed from the same objects:
 * `soft`: repaired for training. In [0, 1]; 1 exactly when `strict` holds and no `exclude` clause is
   violated. The mean of these terms, which are the same for every picture of a prompt:
     - per clause: clip(1 - |count - found| / count, 0, 1);
-    - per colour: min(matching, count) / max(found, count), so both too few and too many cost;
+    - per colour: min(matching, count) / max(found, count), so both too few and too many cost; an
+      object that merely leans to the colour counts for as much as it leans;
     - per position: the share of (object, target) pairs that are in the relation, provided that
       both groups have their exact count and colour; otherwise 0: no target, no credit;
     - per violated `exclude` clause of a class that no clause includes: one more 0.
@@ -194,9 +195,9 @@ def judge_soft(task: Task, objects: Objects) -> float:
         whole = len(found) == n
         terms.append(max(0.0, 1 - abs(n - len(found)) / n))
         if clause.color is not None:
-            matching = _matching(clause, found)
-            terms.append(min(matching, n) / max(len(found), n))
-            whole = whole and matching == n
+            credit = sum(_color_credit(clause, d) for d in found)
+            terms.append(min(credit, n) / max(len(found), n))
+            whole = whole and _matching(clause, found) == n
         if clause.relation is not None:
             target = groups[clause.target]
             share = 0.0
@@ -220,6 +221,14 @@ def judge_soft(task: Task, objects: Objects) -> float:
 
 def _matching(clause: Clause, found: Sequence[Detection]) -> int:
     return sum(d.color == clause.color for d in found)
+
+
+def _color_credit(clause: Clause, detection: Detection) -> float:
+    if detection.color == clause.color:
+        return 1.0
+    if detection.leaning is not None and detection.leaning[0] == clause.color:
+        return detection.leaning[1]
+    return 0.0
 
 
 def _wrong_color(clause: Clause, found: Sequence[Detection]) -> str:

@@ -43,6 +43,8 @@ from reward_server.scorers.geneval.shapes_scene import Array
 VERSION = "2"
 # Below this purity a core is between two colours; the middle of blue and purple has 0.53.
 CLEAR_COLOR = 0.7
+# OKLab distance from which on a colour leans to none; red and yellow are 0.34 apart.
+FAR_COLOR = 0.30
 _CHUNK = 16  # pictures analysed together: more of them fall out of the cache
 
 
@@ -130,6 +132,7 @@ class ShapesDetector:
     def _detections(self, fits: shapes_fit.Fits) -> list[tuple[int, Detection]]:
         score = score_fits(fits)
         clear = fits.measured["purity"] >= CLEAR_COLOR
+        near = np.clip(1 - fits.measured["color_distance"] / FAR_COLOR, 0, 1)
         return [
             (
                 int(fits.picture[k]),
@@ -138,6 +141,7 @@ class ShapesDetector:
                     score=float(score[k]),
                     box=tuple(fits.box[k].tolist()),
                     color=self.colors[fits.color[k]] if clear[k] else None,
+                    leaning=None if clear[k] else (self.colors[fits.color[k]], float(near[k])),
                     notes={name: float(values[k]) for name, values in fits.measured.items()},
                 ),
             )

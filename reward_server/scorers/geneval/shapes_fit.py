@@ -100,6 +100,8 @@ def measure(
     alpha = _alpha(scenes, windows, own_color)
     measured = {
         "purity": (pixels.purity[windows.at] * of_color).sum(axis=(1, 2)) / windows.core_px,
+        "color_distance": (pixels.distance[windows.at] * of_color).sum(axis=(1, 2))
+        / np.maximum(of_color.sum(axis=(1, 2)), 1),
         "opacity": (np.minimum(opacity, 1) * windows.core).sum(axis=(1, 2)) / windows.core_px,
         "unevenness": unevenness,
     }
