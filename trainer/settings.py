@@ -61,8 +61,9 @@ class ModelSettings(Section):
     """Adapters are scaled by alpha / rank."""
     lora_targets: tuple[str, ...] = ()
     """Name endings of the layers that get an adapter; empty: the family's attention layers."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the forward pass; trained weights are always float32."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Type of the forward pass; trained weights are always float32. `auto`: bfloat16 where the GPU
+    or CPU is faster with it."""
     max_sequence_length: Count = 256
     """Tokens of the T5 encoder (SD3); 0 for a pipeline without one, such as the miniature."""
     keep_encoders: bool = False

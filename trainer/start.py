@@ -19,6 +19,7 @@ from trainer.loop import train
 from trainer.metrics import MetricsLog, versions, write_json
 from trainer.models import MODELS
 from trainer.models.base import FlowModel, LoraSpec, ModelOptions
+from trainer.models.precision import resolve
 from trainer.rewards import RewardService, connect
 from trainer.run import Run, averaged
 from trainer.run_state import (
@@ -224,7 +225,7 @@ def load_model(settings: Settings, device: torch.device, *, cached_prompts: int 
         finetune=chosen.finetune,
         lora=LoraSpec(chosen.lora_rank, chosen.lora_alpha, chosen.lora_targets or None),
         device=str(device),
-        compute_dtype=torch.bfloat16 if chosen.dtype == "bfloat16" else torch.float32,
+        compute_dtype=resolve(chosen.dtype, device),
         max_sequence_length=chosen.max_sequence_length,
         cache_size=max(2048, cached_prompts),
         keep_reference=settings.loss.kl_beta > 0,

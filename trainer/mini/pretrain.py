@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +19,12 @@ import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from trainer.mini.data import SceneStream
 from trainer.mini.text import HIDDEN, build_text_encoder, build_tokenizer
 from trainer.mini.vae import encode
+from trainer.models.precision import mixed_precision
 
 log = logging.getLogger(__name__)
 
@@ -223,7 +221,7 @@ def pretrain(
         x_0, ids = ring.sample(own, generator)
         dropped = torch.rand(len(ids), generator=generator) < config.caption_dropout
         ids = torch.where(dropped[:, None], empty, ids)
-        with _precision(config.bf16):
+        with mixed_precision("cpu", torch.bfloat16 if config.bf16 else torch.float32):
             loss = _flow_matching_loss(model, x_0, ids, generator)
         model.zero_grad()
         loss.backward()
@@ -255,25 +253,6 @@ def _flow_matching_loss(
     s = sigma.view(-1, 1, 1, 1)
     v = model((1 - s) * x_0 + s * eps, sigma, ids)
     return F.mse_loss(v.float(), eps - x_0)
-
-
-class _Float32Attention(TorchFunctionMode):
-    """Keeps attention out of autocast: torch's CPU kernel for its backward is slow in bfloat16."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **(kwargs or {}))
-        with torch.autocast("cpu", enabled=False):
-            return func(*(a.float() if isinstance(a, Tensor) else a for a in args), **kwargs or {})
-
-
-@contextmanager
-def _precision(bf16: bool) -> Iterator[None]:
-    if not bf16:
-        yield
-        return
-    with _Float32Attention(), torch.autocast("cpu", dtype=torch.bfloat16):
-        yield
 
 
 def _optimizers(model: Denoiser, config: PretrainConfig) -> list[torch.optim.Optimizer]:

@@ -5,7 +5,7 @@ import gc
 import json
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from peft.utils.save_and_load import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from trainer.models.base import Conditioning, Decoded, LoraSpec, ModelOptions
+from trainer.models.precision import mixed_precision
 
 ADAPTER = "policy"
 # The official targets for SD3.5-M (paper, app. B; train_sd3.py).
@@ -49,6 +50,8 @@ class SD3:
         self._has_encoders = True
         for name in ("vae", "transformer"):
             getattr(pipe, name).requires_grad_(False).eval().to(self._device)
+        # Convolutions in this layout are faster, on CPUs by a third.
+        pipe.vae.to(memory_format=torch.channels_last)
         for name in ENCODERS:
             if getattr(pipe, name) is not None:
                 # transformers keeps the dtype of the file, so the dtype is stated.
@@ -180,11 +183,6 @@ class SD3:
         scheduler.set_timesteps(num_steps, mu=mu)
         return scheduler.sigmas.float().cpu()
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self._options.compute_dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self._device.type, dtype=self._options.compute_dtype)
-
     def velocity(
         self,
         x: Tensor,
@@ -217,7 +215,7 @@ class SD3:
             cond = Conditioning.cat([negative.expand(len(x)), cond])
             x, time = torch.cat([x, x]), torch.cat([time, time])
         dtype = self._options.compute_dtype
-        with self._autocast():
+        with mixed_precision(self._device.type, dtype):
             v = self._active(
                 hidden_states=x.to(dtype),
                 timestep=time,

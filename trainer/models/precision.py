@@ -1,0 +1,56 @@
+"""Mixed precision of a forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+
+class Float32Attention(TorchFunctionMode):
+    """Keeps attention out of autocast: torch's CPU kernel for its backward is slow in bfloat16."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        """Run attention in float32 and everything else as it is."""
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        with torch.autocast("cpu", enabled=False):
+            return func(*(a.float() if isinstance(a, Tensor) else a for a in args), **kwargs or {})
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies matrices in bfloat16 faster than in float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return device.type == "cpu" and supported is not None and bool(supported())
+
+
+def resolve(dtype: str, device: torch.device) -> torch.dtype:
+    """The type of the forward pass for `float32`, `bfloat16` or `auto` (see `has_bfloat16`)."""
+    if dtype == "auto":
+        return torch.bfloat16 if has_bfloat16(device) else torch.float32
+    return torch.bfloat16 if dtype == "bfloat16" else torch.float32
+
+
+@contextmanager
+def mixed_precision(device_type: str, dtype: torch.dtype) -> Iterator[None]:
+    """Autocast to `dtype` inside; float32 leaves everything as it is.
+
+    Args:
+        device_type: `cpu` or `cuda`.
+        dtype: float32 or bfloat16.
+    """
+    if dtype == torch.float32:
+        yield
+        return
+    if device_type == "cpu":
+        with Float32Attention(), torch.autocast("cpu", dtype=dtype):
+            yield
+        return
+    with torch.autocast(device_type, dtype=dtype):
+        yield
