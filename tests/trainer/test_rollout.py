@@ -19,8 +19,12 @@ from trainer.rollout import rollout
 KEYS = [NoiseKey(0, 3, i % 3, i) for i in range(4)]
 
 
-def load(folder: Path, finetune: Finetune = "lora") -> FlowModel:
-    options = ModelOptions(finetune=finetune, lora=LoraSpec(4, 16), max_sequence_length=0)
+def load(
+    folder: Path, finetune: Finetune = "lora", dtype: torch.dtype = torch.float32
+) -> FlowModel:
+    options = ModelOptions(
+        finetune=finetune, lora=LoraSpec(4, 16), max_sequence_length=0, compute_dtype=dtype
+    )
     return MODELS["sd3"](folder, options)
 
 
@@ -50,8 +54,9 @@ def sampled(model: FlowModel, config: RolloutConfig, keys=KEYS, window=None):
         RolloutConfig(num_steps=5, kind="cps", log_prob_form="gaussian"),
     ],
 )
-def test_the_first_ratio_is_exactly_one(tiny: Path, finetune: Finetune, config) -> None:
-    model = load(tiny, finetune)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_first_ratio_is_exactly_one(tiny: Path, finetune: Finetune, config, dtype) -> None:
+    model = load(tiny, finetune, dtype)
     record, cond, negative = sampled(model, config)
     assert torch.isfinite(record.log_probs).all()
     for place in range(len(record.steps)):
