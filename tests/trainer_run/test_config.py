@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from trainer import config
@@ -19,7 +20,7 @@ def test_every_preset_is_valid_and_documents_every_setting() -> None:
                 assert info.description, f"{name}: {field} has no text"
 
 
-@pytest.mark.parametrize("task", ["geneval", "ocr", "jpeg"])
+@pytest.mark.parametrize("task", ["geneval", "geneval_grpo", "ocr", "jpeg"])
 def test_the_miniatures_presets_find_their_prompts(task: str) -> None:
     settings = config.load(f"mini_{task}")
     train, test = load_prompts(settings, print)
@@ -54,7 +55,7 @@ def test_the_miniatures_presets_find_their_prompts(task: str) -> None:
 )
 def test_a_wrong_setting_is_one_line_that_names_it(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        config.load("mini_geneval", [override])
+        config.load("mini_geneval_grpo", [override])
     assert "\n" not in str(caught.value)
 
 
@@ -104,6 +105,7 @@ def test_one_scorer_cannot_have_two_transforms() -> None:
         )
 
 
+@hypothesis_settings(deadline=None)  # a busy machine is no failure
 @given(
     groups=st.integers(1, 8),
     size=st.integers(2, 8),
