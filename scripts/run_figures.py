@@ -1,0 +1,185 @@
+"""Draw the figures of README and docs/miniature.md from run folders.
+
+python scripts/run_figures.py --run 'seed 0=runs/s0' --run 'KL off=runs/k0' \
+    --control 'more pretraining=0.75' --grid runs/s0 --out docs/images
+
+Writes miniature_curve.svg (left: the mean of every run; right: the categories of the first) and
+miniature_samples.png (the same prompts and seeds in every evaluation of `--grid`).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from PIL import Image, ImageDraw, ImageFont
+
+COLORS = ("#2b59e0", "#1f9d63", "#8a63d2", "#c98a00", "#d6336c", "#0c8599", "#868e96")
+HEIGHT_PX, TOP_PX, BOTTOM_PX = 370, 34, 320
+LOWEST = 0.2
+CELL_PX, LABEL_PX, CAPTION_PX = 128, 92, 54
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One diagram: where it lies and how many minutes its x axis has."""
+
+    left_px: int
+    right_px: int
+    minutes: float
+
+    def x(self, minutes: float) -> float:
+        """Pixels from the left of `minutes`."""
+        return self.left_px + (self.right_px - self.left_px) * minutes / self.minutes
+
+    def y(self, value: float) -> float:
+        """Pixels from the top of an accuracy."""
+        return BOTTOM_PX - (BOTTOM_PX - TOP_PX) * (value - LOWEST) / (1 - LOWEST)
+
+
+def evaluations(folder: Path) -> list[dict[str, Any]]:
+    """The evaluation rows of a run, in order."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [row for row in map(json.loads, lines) if row["kind"] == "eval"]
+
+
+def headline(row: dict[str, Any]) -> dict[str, Any]:
+    """The first metric of an evaluation."""
+    return next(iter(row["metrics"].values()))
+
+
+def axes(panel: Panel, title: str) -> list[str]:
+    """Grid, ticks and title."""
+    out = [f'<text x="{panel.left_px}" y="18" fill="#222" font-weight="bold">{title}</text>']
+    for tick in (0.2, 0.4, 0.6, 0.8, 1.0):
+        y = panel.y(tick)
+        out.append(
+            f'<line x1="{panel.left_px}" x2="{panel.right_px}" y1="{y:.0f}" y2="{y:.0f}" '
+            f'stroke="#ddd"/><text x="{panel.left_px - 30}" y="{y + 4:.0f}" fill="#555">'
+            f"{tick:.1f}</text>"
+        )
+    out += [
+        f'<text x="{panel.x(minute):.0f}" y="{BOTTOM_PX + 20}" text-anchor="middle" '
+        f'fill="#555">{minute}</text>'
+        for minute in range(0, int(panel.minutes) + 1, 5)
+    ]
+    middle = (panel.left_px + panel.right_px) / 2
+    out.append(
+        f'<text x="{middle:.0f}" y="{BOTTOM_PX + 42}" text-anchor="middle" fill="#555">'
+        "minutes of training</text>"
+    )
+    return out
+
+
+def labels(panel: Panel, ends: list[tuple[str, float, str]]) -> list[str]:
+    """Names at the right, moved apart where they would overlap."""
+    out, lowest = [], -99.0
+    for name, value, color in sorted(ends, key=lambda end: -end[1]):
+        lowest = max(panel.y(value) + 4, lowest + 15)
+        out.append(
+            f'<text x="{panel.right_px + 8}" y="{lowest:.0f}" fill="{color}">'
+            f"{name} {value:.2f}</text>"
+        )
+    return out
+
+
+def line(panel: Panel, points: list[tuple[float, float]], color: str, style: str = "") -> str:
+    """A polyline through (minutes, value)."""
+    places = " ".join(f"{panel.x(x):.0f},{panel.y(y):.0f}" for x, y in points)
+    return f'<polyline fill="none" stroke="{color}" stroke-width="1.8" {style} points="{places}"/>'
+
+
+def curve(runs: dict[str, Path], controls: dict[str, float]) -> str:
+    """The SVG: means of all runs at the left, categories of the first at the right."""
+    rows = {name: evaluations(folder) for name, folder in runs.items()}
+    longest = max(row["train_minutes"] for found in rows.values() for row in found)
+    panel, ends, out = Panel(50, 420, longest), [], []
+    out += axes(panel, "Held-out GenEval accuracy")
+    for (name, found), color in zip(rows.items(), COLORS, strict=False):
+        points = [(row["train_minutes"], headline(row)["mean"]) for row in found]
+        out.append(line(panel, points, color))
+        last = headline(found[-1])
+        x = panel.x(points[-1][0])
+        out.append(
+            f'<line x1="{x:.0f}" x2="{x:.0f}" y1="{panel.y(last["low"]):.0f}" '
+            f'y2="{panel.y(last["high"]):.0f}" stroke="{color}" stroke-width="3" opacity="0.35"/>'
+        )
+        ends.append((name, last["mean"], color))
+    base = headline(next(iter(rows.values()))[0])["mean"]
+    for name, value in controls.items():
+        out.append(line(panel, [(0, base), (15, value)], COLORS[-1], 'stroke-dasharray="5 4"'))
+        ends.append((name, value, COLORS[-1]))
+    out += labels(panel, ends)
+    first, found = next(iter(rows.items()))
+    panel, ends = Panel(660, 960, found[-1]["train_minutes"]), []
+    out += axes(panel, f"By category ({first})")
+    for category, color in zip(headline(found[0])["categories"], COLORS, strict=False):
+        values = [
+            (row["train_minutes"], headline(row)["categories"][category]["mean"]) for row in found
+        ]
+        out.append(line(panel, [(x, max(LOWEST, y)) for x, y in values], color))
+        ends.append((category, values[-1][1], color))
+    out += labels(panel, ends)
+    body = "\n".join(out)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1110 {HEIGHT_PX}" '
+        f'font-family="sans-serif" font-size="13"><rect width="1110" height="{HEIGHT_PX}" '
+        f'fill="white"/>\n{body}\n</svg>\n'
+    )
+
+
+def wrapped(text: str, width: int = 19) -> str:
+    """A prompt in short lines, without GenEval's opening."""
+    rows = [""]
+    for word in text.removeprefix("a photo of ").split():
+        if len(rows[-1]) + len(word) >= width:
+            rows.append("")
+        rows[-1] = f"{rows[-1]} {word}".strip()
+    return "\n".join(rows)
+
+
+def grid(folder: Path) -> Image.Image:
+    """The sample sheets of a run's evaluations, with times at the left and prompts on top."""
+    rows = evaluations(folder)
+    shown = rows[0]["shown"]
+    size = (LABEL_PX + CELL_PX * len(shown), CAPTION_PX + CELL_PX * len(rows))
+    out = Image.new("RGB", size, "white")
+    pen, font = ImageDraw.Draw(out), ImageFont.load_default(size=13)
+    for column, text in enumerate(shown):
+        pen.text((LABEL_PX + CELL_PX * column + 4, 4), wrapped(text), "#333", font)
+    for number, row in enumerate(rows):
+        top = CAPTION_PX + CELL_PX * number
+        name = "base" if row["phase"] == "base" else f"{row['train_minutes']:.0f} min"
+        pen.text((6, top + CELL_PX // 2 - 8), name, "#333", font)
+        sheet = Image.open(folder / row["samples"])
+        # Sheets have a gap of 2 px between 64 px images.
+        for column in range(len(shown)):
+            left = column * (sheet.width + 2) // len(shown)
+            tile = sheet.crop((left, 0, left + 64, 64)).resize((CELL_PX - 4, CELL_PX - 4), 0)
+            out.paste(tile, (LABEL_PX + CELL_PX * column, top))
+    return out
+
+
+def named(pairs: list[str]) -> dict[str, str]:
+    """`name=value` pairs."""
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def main(
+    run: Annotated[list[str], typer.Option(help="name=folder of a run")],
+    sheet: Annotated[Path, typer.Option("--grid", help="run whose samples are shown")],
+    out: Annotated[Path, typer.Option(help="folder of the figures")],
+    control: Annotated[list[str] | None, typer.Option(help="name=accuracy at 15 min")] = None,
+) -> None:
+    """Draw both figures."""
+    runs = {name: Path(folder) for name, folder in named(run).items()}
+    controls = {name: float(value) for name, value in named(control or []).items()}
+    (out / "miniature_curve.svg").write_text(curve(runs, controls), encoding="utf-8")
+    grid(sheet).save(out / "miniature_samples.png", optimize=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)
