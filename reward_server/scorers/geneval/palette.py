@@ -98,5 +98,5 @@ def classify(rgb: NDArray[np.uint8], table: Table) -> Pixels:
     step = rgb >> 3
     entry = (step[..., 0].astype(np.intp) << 10) | (step[..., 1].astype(np.intp) << 5)
     entry |= step[..., 2]
-    tables = (table.nearest, table.distance, table.purity)
-    return Pixels(table.rgb, *(values.take(entry) for values in tables))
+    nearest, distance = table.nearest.take(entry), table.distance.take(entry)
+    return Pixels(table.rgb, nearest, distance, table.purity.take(entry))

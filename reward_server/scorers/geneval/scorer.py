@@ -138,6 +138,7 @@ def _details(
                 "score": round(d.score, 4),
                 "box": [round(v, 2) for v in d.box],
                 "color": d.color,
+                "leaning": None if d.leaning is None else (d.leaning[0], round(d.leaning[1], 3)),
                 "counted": id(d) in selected,
                 "measured": {name: round(value, 3) for name, value in d.notes.items()},
             }
