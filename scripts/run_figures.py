@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from PIL import Image, ImageDraw, ImageFont
+
+from trainer.grids import cut, load_png
 
 COLORS = ("#2b59e0", "#1f9d63", "#8a63d2", "#c98a00", "#d6336c", "#0c8599", "#868e96")
 HEIGHT_PX, TOP_PX, BOTTOM_PX = 370, 34, 320
@@ -81,7 +84,7 @@ def labels(panel: Panel, ends: list[tuple[str, float, str]]) -> list[str]:
         lowest = max(panel.y(value) + 4, lowest + 15)
         out.append(
             f'<text x="{panel.right_px + 8}" y="{lowest:.0f}" fill="{color}">'
-            f"{name} {value:.2f}</text>"
+            f"{escape(name)} {value:.2f}</text>"
         )
     return out
 
@@ -115,7 +118,7 @@ def curve(runs: dict[str, Path], controls: dict[str, float]) -> str:
     out += labels(panel, ends)
     first, found = next(iter(rows.items()))
     panel, ends = Panel(660, 960, found[-1]["train_minutes"]), []
-    out += axes(panel, f"By category ({first})")
+    out += axes(panel, f"By category ({escape(first)})")
     for category, color in zip(headline(found[0])["categories"], COLORS, strict=False):
         values = [
             (row["train_minutes"], headline(row)["categories"][category]["mean"]) for row in found
@@ -154,11 +157,9 @@ def grid(folder: Path) -> Image.Image:
         top = CAPTION_PX + CELL_PX * number
         name = "base" if row["phase"] == "base" else f"{row['train_minutes']:.0f} min"
         pen.text((6, top + CELL_PX // 2 - 8), name, "#333", font)
-        sheet = Image.open(folder / row["samples"])
-        # Sheets have a gap of 2 px between 64 px images.
-        for column in range(len(shown)):
-            left = column * (sheet.width + 2) // len(shown)
-            tile = sheet.crop((left, 0, left + 64, 64)).resize((CELL_PX - 4, CELL_PX - 4), 0)
+        pixels = load_png(folder / row["samples"])
+        for column, image in enumerate(cut(pixels, pixels.shape[0])):
+            tile = Image.fromarray(image).resize((CELL_PX - 4,) * 2, Image.Resampling.NEAREST)
             out.paste(tile, (LABEL_PX + CELL_PX * column, top))
     return out
 
