@@ -137,7 +137,7 @@ def _checked(outcome: object) -> Score | Failure:
 
 def _is_finite(value: object) -> bool:
     try:
-        return math.isfinite(float(value))  # type: ignore[arg-type]
+        return math.isfinite(float(value))  # type: ignore[arg-type]  # what float() refuses is caught
     except (TypeError, ValueError, OverflowError):
         return False
 

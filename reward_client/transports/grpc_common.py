@@ -27,9 +27,9 @@ MAX_RESPONSE_BYTES = 64 << 20
 class FailedCall(Protocol):
     """What `grpc.RpcError` and `grpc.aio.AioRpcError` both offer."""
 
-    def code(self) -> grpc.StatusCode: ...  # noqa: D102
+    def code(self) -> grpc.StatusCode: ...  # noqa: D102 (grpc's own)
 
-    def details(self) -> str | None: ...  # noqa: D102
+    def details(self) -> str | None: ...  # noqa: D102 (grpc's own)
 
 
 def channel_options(endpoint: Endpoint, max_message_bytes: int) -> list[tuple[str, int]]:

@@ -84,15 +84,9 @@ def train_vae(
         x = x.contiguous(memory_format=torch.channels_last)
         posterior = vae.encode(x).latent_dist  # pyright: ignore[reportAttributeAccessIssue]
         x_hat = vae.decode(posterior.sample()).sample  # pyright: ignore[reportAttributeAccessIssue]
-        # L1 alone gets stuck at the median, an empty background: squares pull the shapes in.
-        reconstruction = 4 * F.mse_loss(x_hat, x) + F.l1_loss(x_hat, x) + _edge_loss(x_hat, x)
         kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
-        loss = reconstruction + kl_weight(step / steps) * kl
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        loss = _reconstruction_loss(x_hat, x) + kl_weight(step / steps) * kl
+        _step(loss, optimizer, schedule)
         if step % 100 == 0 or step == steps - 1:
             l1_grey = F.l1_loss(x_hat, x).item() * 127.5
             elapsed = time.monotonic() - started
@@ -125,12 +119,7 @@ def polish_decoder(
         z = z + DECODER_NOISE * torch.randn_like(z)
         x_hat = decode(vae, z)
         x = to_signed(images)
-        loss = 4 * F.mse_loss(x_hat, x) + F.l1_loss(x_hat, x) + _edge_loss(x_hat, x)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.decoder.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        _step(_reconstruction_loss(x_hat, x), optimizer, schedule)
         if step % 100 == 0 or step == steps - 1:
             log.info("decoder %d: l1 %.2f grey", step, 127.5 * (x_hat - x).abs().mean().item())
 
@@ -166,6 +155,23 @@ def _random_crop(x: torch.Tensor, size_px: int) -> torch.Tensor:
     """The same random window of every image of a batch (B, 3, H, W)."""
     top, left = (int(torch.randint(SIZE_PX - size_px + 1, ())) for _ in range(2))
     return x[:, :, top : top + size_px, left : left + size_px]
+
+
+def _step(
+    loss: torch.Tensor,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
+    optimizer.step()
+    schedule.step()
+
+
+def _reconstruction_loss(x_hat: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    # L1 alone gets stuck at the median, an empty background: squares pull the shapes in.
+    return 4 * F.mse_loss(x_hat, x) + F.l1_loss(x_hat, x) + _edge_loss(x_hat, x)
 
 
 def _edge_loss(x_hat: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
