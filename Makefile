@@ -1,6 +1,7 @@
 # `make` targets are the interface of the project; `make help` lists them.
 PYTHON ?= python3
 VENV   ?= .venv
+VENV_SCORERS ?= .venv-scorers
 BIN    := $(VENV)/bin
 TASK   ?= geneval
 MODEL  ?= mini
@@ -10,10 +11,10 @@ ARGS   ?=
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install train serve test check lint fmt type protos bench docs mini clean
+.PHONY: help install scorers test-scorers train serve test check lint fmt type protos bench docs mini clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 	@echo
 	@echo "  variables: TASK=geneval|ocr|jpeg  MODEL=mini|<preset suffix>  PROCESSES=1  REWARD_URL=grpc://host:port  ARGS='--set ...'"
 
@@ -28,6 +29,17 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+scorers: $(VENV_SCORERS)/.installed ## create .venv-scorers with the scorers on torch (GenEval, preference)
+
+# An environment of its own, as in deployment: torchvision beside a CPU build of torch breaks the
+# trainer's imports, and only these scorers need it.
+$(VENV_SCORERS)/.installed: pyproject.toml constraints.txt
+	@test -x $(VENV_SCORERS)/bin/python || $(PYTHON) -m venv $(VENV_SCORERS)
+	@echo "Installing into $(VENV_SCORERS) (a few minutes the first time) ..."
+	@$(VENV_SCORERS)/bin/python -m pip install --quiet --upgrade pip
+	@$(VENV_SCORERS)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[preference,geneval,ocr,server,test]'
+	@touch $@
+
 train: install ## train: make train TASK=geneval (starts a local reward service unless REWARD_URL is set)
 	@$(BIN)/python scripts/train.py --task $(TASK) --model $(MODEL) --processes $(PROCESSES) $(ARGS)
 
@@ -37,7 +49,10 @@ serve: install ## serve the rewards that need no downloads, on 127.0.0.1:8000 (H
 test: install ## run the tests
 	@$(BIN)/python -m pytest $(ARGS)
 
-check: lint type test ## format, lint, types and tests: what CI runs
+test-scorers: scorers ## run the tests of the scorers on torch
+	@$(VENV_SCORERS)/bin/python -m pytest tests_scorers $(ARGS)
+
+check: lint type test test-scorers ## format, lint, types and tests: what CI runs
 
 lint: install ## check format and lint
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check .

@@ -91,8 +91,9 @@ def split() -> tuple[list[Row], list[Row]]:
     """(train, test) rows of all categories: disjoint, the same on every machine.
 
     Rows are ordered by a hash of their prompt and the first `TEST_COUNTS[tag]` are held out, so the
-    choice depends on nothing but the prompt. Counting has so few rows that chance would leave hardly
-    any train row with four objects: there every class is held out once and every number equally often.
+    choice depends on nothing but the prompt. Counting has so few rows that chance would leave
+    hardly any train row with four objects: there every class is held out once, and every number
+    equally often.
     """
     train: list[Row] = []
     test: list[Row] = []
@@ -106,7 +107,7 @@ def split() -> tuple[list[Row], list[Row]]:
 
 
 def _balanced_first(rows: list[Row]) -> list[Row]:
-    """Counting rows, those to hold out first: the i-th class by hash with the i-th number, in turn."""
+    """Counting rows, those to hold out first: the i-th class by hash with the numbers in turn."""
     numbers = list(_NUMBER_WORDS)
     turn = {cls: numbers[i % len(numbers)] for i, cls in enumerate(sorted(CLASSES, key=_digest))}
     return sorted(rows, key=lambda r: r["include"][0]["count"] != turn[r["include"][0]["class"]])

@@ -1,0 +1,94 @@
+"""What the scorers on torch share: devices, types, one transfer per batch, torchvision on CPUs.
+
+Nothing here imports torch at import time: scorers without torch live in the same package.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def check_dtype(scorer: str, dtype: str) -> str:
+    """Validate a scorer's `dtype` option.
+
+    Raises:
+        ValueError: not one of `DTYPES`.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"{scorer}: dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    return dtype
+
+
+def resolve_dtype(dtype: str, device: str) -> torch.dtype:
+    """The torch type of an option: "auto" is bfloat16 on GPUs that have it, float32 on CPUs.
+
+    Args:
+        dtype: one of `DTYPES`.
+        device: "cpu" or "cuda:N".
+    """
+    import torch
+
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    on_gpu = device.startswith("cuda") and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if on_gpu else torch.float32
+
+
+def to_device(batch: torch.Tensor, device: str) -> torch.Tensor:
+    """Move a whole batch in one transfer, from pinned memory where there is a GPU."""
+    if device.startswith("cuda"):
+        return batch.pin_memory().to(device, non_blocking=True)
+    return batch
+
+
+def compiled(module: Any, enabled: bool) -> Any:
+    """`torch.compile` of a module where the option asks for it (dynamic shapes), else itself."""
+    if not enabled:
+        return module
+    import torch
+
+    return torch.compile(module, dynamic=True)
+
+
+def prepare_torchvision() -> None:
+    """Make torchvision importable beside a CPU build of torch; call before importing either user.
+
+    torchvision's wheel from the package index is linked against CUDA. Beside a CPU-only torch its
+    operators are missing and even `import torchvision` fails, and with it open_clip, transformers
+    and diffusers. The two operators it insists on are declared here, `nms` with a plain
+    implementation. Does nothing beside a CUDA build, or without torchvision.
+    """
+    import torch
+
+    missing = not hasattr(torch.ops.torchvision, "nms")
+    if torch.version.cuda or not missing or importlib.util.find_spec("torchvision") is None:
+        return
+    for name in ("nms", "qnms"):
+        signature = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        torch.library.define(f"torchvision::{name}", signature)
+    torch.library.impl("torchvision::nms", "CPU", _nms)
+    from torchvision.ops import boxes  # pyright: ignore[reportMissingImports]
+
+    boxes._assert_has_ops = lambda: None
+
+
+def _nms(dets: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
+    import torch
+
+    order, kept = scores.argsort(descending=True, stable=True), []
+    x0, y0, x1, y1 = dets.unbind(1)
+    area = (x1 - x0) * (y1 - y0)
+    while order.numel():
+        first, rest = order[0], order[1:]
+        kept.append(first)
+        width = (torch.minimum(x1[first], x1[rest]) - torch.maximum(x0[first], x0[rest])).clamp(0)
+        height = (torch.minimum(y1[first], y1[rest]) - torch.maximum(y0[first], y0[rest])).clamp(0)
+        shared = width * height
+        order = rest[shared / (area[first] + area[rest] - shared) <= iou_threshold]
+    return torch.stack(kept) if kept else torch.empty(0, dtype=torch.int64)
