@@ -5,7 +5,7 @@ VENV_SCORERS ?= .venv-scorers
 BIN    := $(VENV)/bin
 TASK   ?= geneval
 MODEL  ?= mini
-PROCESSES ?= 1
+PROCESSES ?= auto
 ARGS   ?=
 # One thread per process: threads that spin-wait on shared cores cost more than they give.
 export OMP_NUM_THREADS ?= 1
@@ -16,7 +16,7 @@ export OMP_NUM_THREADS ?= 1
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 	@echo
-	@echo "  variables: TASK=geneval|ocr|jpeg  MODEL=mini|<preset suffix>  PROCESSES=1  REWARD_URL=grpc://host:port  ARGS='--set ...'"
+	@echo "  variables: TASK=geneval|ocr|jpeg  MODEL=mini|<preset suffix>  PROCESSES=auto|1|2..  REWARD_URL=grpc://host:port  ARGS='--set ...'"
 
 install: $(VENV)/.installed ## create .venv with everything, versions as tested
 

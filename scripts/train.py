@@ -26,14 +26,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--task", default="geneval", help="geneval, ocr or jpeg")
     parser.add_argument("--model", default="mini", help="mini, or the end of a preset's name")
-    parser.add_argument("--processes", type=int, default=1, help="trainer processes (torchrun)")
+    parser.add_argument("--processes", default="auto", help="trainer processes, or auto")
     parser.add_argument("--reward-url", default=os.environ.get("REWARD_URL", ""))
     args, extra = parser.parse_known_args()
     # Preset files are named model_task for the miniature and task_model for real models.
     preset = f"mini_{args.task}" if args.model == "mini" else f"{args.task}_{args.model}"
     launcher = [sys.executable, "-m"]
-    if args.processes > 1:
-        launcher += ["torch.distributed.run", "--nproc-per-node", str(args.processes), "-m"]
+    processes = _processes(args.processes, args.model)
+    if processes > 1:
+        launcher += ["torch.distributed.run", "--nproc-per-node", str(processes), "-m"]
     command = [*launcher, "trainer", "train", "--preset", preset, *extra]
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -41,6 +42,23 @@ def main() -> int:
         return _run(command, {**os.environ, "REWARD_URL": args.reward_url})
     with tempfile.TemporaryDirectory(prefix="flow-reward-") as folder:
         return _with_local_service(command, Path(folder))
+
+
+def _processes(text: str, model: str) -> int:
+    """How many trainer processes: as asked, else one per GPU, or on a CPU one per core up to four.
+
+    The miniature's batches divide by 1, 2 and 4.
+    """
+    if text != "auto":
+        if not text.isdigit() or int(text) < 1:
+            raise SystemExit(f"PROCESSES={text}: give a number of at least 1, or auto")
+        return int(text)
+    if model != "mini":
+        import torch
+
+        return max(1, torch.cuda.device_count())
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(count for count in (1, 2, 4) if count == 1 or count <= cores)
 
 
 def _with_local_service(command: list[str], folder: Path) -> int:

@@ -189,27 +189,3 @@ def summarise(
         groups=estimates,
         failed=len(scores) - total,
     )
-
-
-def diversity(images: NDArray[np.uint8], prompt_index: Sequence[int]) -> float:
-    """Mean RMS distance in [0, 1] between the pixels of two images of the same prompt.
-
-    Args:
-        images: (N, H, W, 3) uint8.
-        prompt_index: N prompt numbers; prompts count alike, those with one image not at all.
-
-    Raises:
-        ValueError: No prompt has two images.
-    """
-    index = np.asarray(prompt_index)
-    means = []
-    for prompt in np.unique(index):
-        flat = images[index == prompt].reshape((index == prompt).sum(), -1).astype(np.float32) / 255
-        if len(flat) > 1:
-            pairs = [
-                np.sqrt(np.mean((flat[i] - flat[i + 1 :]) ** 2, axis=1)) for i in range(len(flat))
-            ]
-            means.append(float(np.concatenate(pairs).mean()))
-    if not means:
-        raise ValueError("diversity needs two images of one prompt")
-    return float(np.mean(means))

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from reward_client import Priority
 from trainer.distributed import World
+from trainer.diversity import DIVERSITIES
 from trainer.errors import TrainerError
-from trainer.evaluate import EVAL_EPOCH, Estimate, diversity, sample_ode, summarise
+from trainer.evaluate import EVAL_EPOCH, Estimate, sample_ode, summarise
 from trainer.models.base import FlowModel
 from trainer.noise import NoiseKey, initial_noise
 from trainer.rewards import RewardService, Scores, merge
@@ -33,7 +34,7 @@ class Evaluation:
 
     Attributes:
         metrics: summary per measured term: mean, ci95, categories.
-        watch: the same for the watched terms and `diversity`.
+        watch: the same for the watched terms and `DIVERSITIES`.
         failed: images without a score.
         images: how many images were made.
         shown: the first image of the prompts that are shown, by prompt index.
@@ -124,9 +125,12 @@ def evaluate_run(
             if sample == 0 and index in shown:
                 pictures[index] = image
     spreads = {
-        index: diversity(np.stack(images), [index] * len(images))
-        for index, images in pixels_of.items()
-        if len(images) > 1
+        name: {
+            index: measure(np.stack(images), [index] * len(images))
+            for index, images in pixels_of.items()
+            if len(images) > 1
+        }
+        for name, measure in DIVERSITIES.items()
     }
     try:
         scores = merge([future.result() for future in futures]) if futures else None
@@ -189,11 +193,12 @@ def _collect(
     rows = [row for part in parts for row in part["rows"]]
     columns = {t.name: [v for p in parts for v in p["values"].get(t.name, ())] for t in terms}
     shown: dict[int, Pixels] = {}
-    spreads: dict[int, float] = {}
+    spreads: dict[str, dict[int, float]] = defaultdict(dict)
     errors: dict[str, int] = defaultdict(int)
     for part in parts:
         shown.update(part["shown"])
-        spreads.update(part["diversity"])
+        for name, by_prompt in part["diversity"].items():
+            spreads[name].update(by_prompt)
         for text, count in part["errors"].items():
             errors[text] += count
     summaries = {
@@ -201,8 +206,9 @@ def _collect(
         for name, column in columns.items()
     }
     watch = {t.name: summaries[t.name] for t in settings.rewards.watch}
-    if spreads:
-        watch["diversity"] = summary_row(list(spreads.values()), list(spreads), prompts)
+    for name, by_prompt in spreads.items():
+        if by_prompt:
+            watch[name] = summary_row(list(by_prompt.values()), list(by_prompt), prompts)
     values = np.array(list(columns.values()), dtype=np.float64)
     return Evaluation(
         metrics={t.name: summaries[t.name] for t in metric_terms(settings)},

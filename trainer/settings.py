@@ -137,6 +137,12 @@ class OptimSettings(Section):
     """Gradients are clipped to this global norm."""
     warmup_updates: Count = 0
     """Updates over which the learning rate rises linearly."""
+    decay_start: Count = 0
+    """Updates after which the learning rate begins to fall."""
+    decay_updates: Count = 0
+    """Updates over which it falls, along half a cosine, to lr_floor; 0: it does not."""
+    lr_floor: Fraction = 0.1
+    """Share of lr that is left after the decay."""
 
 
 class LossSettings(Section):

@@ -4,6 +4,7 @@ A micro-batch is a slice of a rollout batch. With the default sizes it is the ve
 sampled, so the first ratio of an epoch is exactly 1.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -20,7 +21,7 @@ from trainer.losses.nft import old_decay
 from trainer.models.base import FlowModel
 from trainer.noise import generator
 from trainer.replay import chunks, refresh
-from trainer.settings import Settings
+from trainer.settings import OptimSettings, Settings
 
 
 class MeanLog:
@@ -45,6 +46,21 @@ class MeanLog:
             weights = torch.tensor([weight for _, weight in pairs], dtype=torch.float64)
             out[name] = float((values * weights).sum() / weights.sum().clamp_min(1e-12))
         return out
+
+
+def learning_rate(optim: OptimSettings, update: int) -> float:
+    """The learning rate of an update: linear warm-up, constant, then half a cosine to the floor.
+
+    Args:
+        optim: `lr`, `warmup_updates`, `decay_start`, `decay_updates`, `lr_floor`.
+        update: number of the update, from 0.
+    """
+    rise = min(1.0, (update + 1) / optim.warmup_updates) if optim.warmup_updates else 1.0
+    if not optim.decay_updates:
+        return optim.lr * rise
+    done = min(max((update - optim.decay_start) / optim.decay_updates, 0.0), 1.0)
+    fall = optim.lr_floor + (1.0 - optim.lr_floor) * (1.0 + math.cos(math.pi * done)) / 2.0
+    return optim.lr * rise * fall
 
 
 def informative(batch: TrainBatch) -> bool:
@@ -168,9 +184,9 @@ class Updater:
         trained = list(self.parameters.values())
         self._world.sum_gradients(trained)
         norm = nn.utils.clip_grad_norm_(trained, optim.max_grad_norm)
-        scale = min(1.0, (self.updates + 1) / optim.warmup_updates) if optim.warmup_updates else 1.0
+        rate = learning_rate(optim, self.updates)
         for group in self.optimizer.param_groups:
-            group["lr"] = optim.lr * scale
+            group["lr"] = rate
         finite = bool(torch.isfinite(norm))
         if finite:
             self.optimizer.step()
@@ -180,5 +196,6 @@ class Updater:
         metrics = log.read()
         if finite:
             metrics["grad_norm"] = float(norm)
+        metrics["lr"] = rate
         metrics["skipped_updates"] = 0.0 if finite else 1.0
         return metrics

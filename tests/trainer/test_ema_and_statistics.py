@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from trainer.diversity import color_diversity, diversity
 from trainer.ema import Ema
-from trainer.evaluate import diversity, summarise
+from trainer.evaluate import summarise
 
 
 def test_decay_warms_up_and_counts_optimiser_steps() -> None:
@@ -95,3 +96,18 @@ def test_diversity_is_the_distance_inside_prompts() -> None:
     assert diversity(images[[0, 2, 4]], [7, 7, 7]) == pytest.approx((0 + 0.2 + 0.2) / 3)
     with pytest.raises(ValueError, match="two images"):
         diversity(images[:2], [0, 1])
+
+
+def test_color_diversity_sees_colours_and_nothing_else() -> None:
+    images = np.full((4, 8, 8, 3), 230, dtype=np.uint8)
+    images[0, :4] = (220, 30, 30)  # red above
+    images[1, 4:] = (220, 30, 30)  # red below: another picture, the same colours
+    images[2, :4] = (30, 30, 220)
+    images[3, :2] = (30, 30, 220)
+    assert color_diversity(images[:2], [0, 0]) == 0
+    assert color_diversity(images[[0, 2]], [0, 0]) == pytest.approx(0.5)
+    assert color_diversity(images[2:], [0, 0]) == pytest.approx(0.25)
+    assert color_diversity(images, [0, 0, 1, 1]) == pytest.approx(0.125)
+    assert diversity(images[:2], [0, 0]) > 0.3
+    with pytest.raises(ValueError, match="two images"):
+        color_diversity(images[:2], [0, 1])

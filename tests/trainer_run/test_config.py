@@ -65,6 +65,15 @@ def test_shared_noise_without_stochastic_steps_is_refused() -> None:
         config.load("mini_geneval", same)
 
 
+@pytest.mark.parametrize("preset", ["mini_geneval", "mini_geneval_grpo", "mini_jpeg", "mini_ocr"])
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_the_miniatures_presets_divide_by_what_make_train_may_choose(
+    preset: str, processes: int
+) -> None:
+    found = config.geometry(config.load(preset), processes)
+    assert found.images_per_rank * processes == found.images
+
+
 def test_an_unknown_preset_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean 'mini_geneval'"):
         config.load("mini_genevl")
