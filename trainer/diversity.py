@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
-Features = NDArray[np.float32]
+Features = NDArray[np.floating]
 _BINS = 4
 
 
