@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.ma import MaskedArray
 
 from trainer.advantages import Advantages, advantages
 from trainer.errors import ServiceLost, TrainerError
@@ -73,7 +73,7 @@ def train_epoch(run: Run) -> dict[str, Any]:
     begin = time.perf_counter()
     names = [term.name for term in settings.rewards.train]
     found = advantages(
-        {name: scores.values[name] for name in names},
+        {name: scores.values[name].data for name in names},
         [
             image // settings.batch.images_per_prompt
             for image in range(len(scores.values[names[0]]))
@@ -217,19 +217,17 @@ def combine_updates(updates: Sequence[Sequence[Mapping[str, float]]]) -> dict[st
     }
 
 
-def _by_category(
-    run: Run, prompts: Sequence[int], values: NDArray[np.float64]
-) -> dict[str, float | None]:
+def _by_category(run: Run, prompts: Sequence[int], values: MaskedArray) -> dict[str, float | None]:
     size = run.settings.batch.images_per_prompt
-    groups: dict[str, list[float]] = {}
+    groups: dict[str, list[MaskedArray]] = {}
     for number, prompt in enumerate(prompts):
         category = run.train[prompt].group or "all"
-        groups.setdefault(category, []).extend(values[number * size : (number + 1) * size])
-    return {name: _mean(np.array(column)) for name, column in sorted(groups.items())}
+        groups.setdefault(category, []).append(values[number * size : (number + 1) * size])
+    return {name: _mean(np.ma.concatenate(parts)) for name, parts in sorted(groups.items())}
 
 
-def _mean(values: NDArray[np.float64]) -> float | None:
-    kept = values[np.isfinite(values)]
+def _mean(values: MaskedArray) -> float | None:
+    kept = values.compressed()
     return float(kept.mean()) if kept.size else None
 
 

@@ -4,7 +4,6 @@ Accuracies are means over the images of a category; the headline is the mean of 
 95 % intervals treat prompts as the independent draws, since images of one prompt are alike.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -209,11 +208,10 @@ def _collect(
     for name, by_prompt in spreads.items():
         if by_prompt:
             watch[name] = summary_row(list(by_prompt.values()), list(by_prompt), prompts)
-    values = np.array(list(columns.values()), dtype=np.float64)
     return Evaluation(
         metrics={t.name: summaries[t.name] for t in metric_terms(settings)},
         watch=watch,
-        failed=int((~np.isfinite(values).all(axis=0)).sum()) if rows else 0,
+        failed=sum(None in scores for scores in zip(*columns.values(), strict=True)),
         images=len(rows),
         shown=shown,
         errors=dict(errors),
@@ -221,12 +219,12 @@ def _collect(
 
 
 def summary_row(
-    values: Sequence[float], index: Sequence[int], prompts: Sequence[Prompt]
+    scores: Sequence[float | None], index: Sequence[int], prompts: Sequence[Prompt]
 ) -> dict[str, Any]:
     """Means with 95 % intervals as plain numbers.
 
     Args:
-        values: one per image; NaN where it has no score.
+        scores: one per image; None where scoring failed.
         index: the prompt of each image.
         prompts: all held-out prompts.
 
@@ -234,7 +232,6 @@ def summary_row(
         `mean`, `low`, `high` of the mean of the categories, `n` (images with a score), and
         `categories` with the same four each. Means are None where nothing has a score.
     """
-    scores = [value if math.isfinite(value) else None for value in values]
     if all(score is None for score in scores):
         return {"mean": None, "low": None, "high": None, "n": 0, "categories": {}}
     found = summarise(scores, index, [prompt.group or "all" for prompt in prompts])

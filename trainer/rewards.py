@@ -1,6 +1,6 @@
 """Scores of the reward service, asked for as soon as images exist and awaited when needed.
 
-A failed item is a hole (NaN and an entry in `errors`), never a number. What the service rejects as
+A failed item is masked (and counted in `errors`), never a number. What the service rejects as
 a whole, or a service that stays away longer than the patience, ends the run with one line.
 """
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from numpy.ma import MaskedArray
 from numpy.typing import NDArray
 
 from reward_client import (
@@ -31,8 +32,6 @@ from reward_client import (
 from trainer.errors import ConfigError, ServiceError, ServiceLost
 from trainer.settings import RewardSettings, RewardTerm
 from trainer.types import Prompt
-
-Floats = NDArray[np.float64]
 
 
 class Client(Protocol):
@@ -65,20 +64,20 @@ class Scores:
     """Scores of N images.
 
     Attributes:
-        values: N float64 per term name; NaN where the item failed.
+        values: N float64 per term name, masked where the item failed.
         errors: how often which error occurred, for the log.
         wait_ms: from the request to the answer, retries included.
         fingerprints: what computed the scores, by scorer.
     """
 
-    values: Mapping[str, Floats]
+    values: Mapping[str, MaskedArray]
     errors: Mapping[str, int]
     wait_ms: float
     fingerprints: Mapping[str, str]
 
     def valid(self, names: Sequence[str]) -> NDArray[np.bool_]:
         """(N,) whether every one of these terms has a value."""
-        return np.all([np.isfinite(self.values[name]) for name in names], axis=0)
+        return ~np.any([np.ma.getmaskarray(self.values[name]) for name in names], axis=0)
 
 
 def merge(parts: Sequence[Scores]) -> Scores:
@@ -88,7 +87,7 @@ def merge(parts: Sequence[Scores]) -> Scores:
     for part in parts:
         errors.update(part.errors)
         fingerprints.update(part.fingerprints)
-    values = {name: np.concatenate([p.values[name] for p in parts]) for name in parts[0].values}
+    values = {name: np.ma.concatenate([p.values[name] for p in parts]) for name in parts[0].values}
     return Scores(values, dict(errors), max(part.wait_ms for part in parts), fingerprints)
 
 
@@ -249,7 +248,7 @@ def connect(settings: RewardSettings, api_key: str | None = None) -> RewardServi
 def _all_failed(
     error: RewardError, count: int, terms: Sequence[RewardTerm], wait_ms: float
 ) -> Scores:
-    values = {term.name: np.full(count, np.nan) for term in terms}
+    values = {term.name: _masked([None] * count) for term in terms}
     return Scores(values, {f"{error.code.value}: {error.message}": count}, wait_ms, {})
 
 
@@ -266,15 +265,21 @@ def _read(
     return Scores(values, dict(errors), wait_ms, fingerprints)
 
 
-def _column(result: ScorerResult, term: RewardTerm, count: int) -> Floats:
+def _column(result: ScorerResult, term: RewardTerm, count: int) -> MaskedArray:
     column = result.scores
     if term.component:
         if term.component not in result.components:
             if len(result.errors) == count:
-                return np.full(count, np.nan)
+                return _masked([None] * count)
             raise ConfigError(
                 f"scorer {term.scorer!r} has no component {term.component!r}; it has "
                 f"{', '.join(sorted(result.components)) or 'none'}"
             )
         column = result.components[term.component]
-    return np.array([np.nan if value is None else value for value in column], dtype=np.float64)
+    return _masked(column)
+
+
+def _masked(column: Sequence[float | None]) -> MaskedArray:
+    """Float64, masked where there is no score."""
+    data = [0.0 if value is None else value for value in column]
+    return MaskedArray(data, mask=[value is None for value in column], dtype=np.float64)

@@ -47,7 +47,7 @@ def test_a_failed_item_is_a_hole_never_a_number() -> None:
         return score_pixels(name, item)
 
     scores = ask(score)
-    assert np.isnan(scores.values["brightness"]).tolist() == [False, True, False]
+    assert scores.values["brightness"].mask.tolist() == [False, True, False]
     assert scores.valid(["brightness"]).tolist() == [True, False, True]
     assert scores.errors == {"brightness: INVALID_ARGUMENT: too blue": 1}
     both = merge([scores, scores])
