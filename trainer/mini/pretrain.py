@@ -52,7 +52,7 @@ class PretrainConfig:
         seed: of weights, scenes and noise.
     """
 
-    steps: int = 1400
+    steps: int = 1750
     batch_size: int = 192
     bf16: bool = False
     learning_rate: float = 2e-3
