@@ -30,9 +30,10 @@ from reward_server.weights.plan import (
 from reward_server.weights.records import State, Trust
 from reward_server.weights.sources import SourceError, Sources, announced, mirror_records
 from reward_server.weights.store import sha256_of
-from reward_server.weights.transfer import CHUNK_BYTES, Http
+from reward_server.weights.transfer import Http
 
 PARALLEL_FILES = 2
+COPY_BYTES = 1 << 20
 TIMEOUT = httpx.Timeout(60.0, connect=15.0)
 POLICY = RetryPolicy(attempts=5, wait_initial_s=1.0, wait_max_s=30.0)
 
@@ -171,7 +172,7 @@ async def _arrived(
     part.restart("")
     try:
         with Path(source).open("rb") as original:
-            while chunk := original.read(CHUNK_BYTES):
+            while chunk := original.read(COPY_BYTES):
                 part.append(chunk)
                 moved(part.size)
                 await asyncio.sleep(0)  # the other file, and Ctrl-C

@@ -16,7 +16,6 @@ from reward_client.retries import RetryPolicy
 from reward_server.weights.part import Part
 from reward_server.weights.sources import SourceError, Sources, checksum_in, refusal
 
-CHUNK_BYTES = 1 << 18
 # A source that asks for a longer pause is not waited for.
 MAX_RETRY_AFTER_S = 120.0
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -175,7 +174,7 @@ class Http:
             if response.headers.get("content-encoding", "identity") != "identity":
                 raise SourceError(f"{what}: the source compresses what it was asked not to")
             moved(part.size)
-            async for chunk in response.aiter_raw(CHUNK_BYTES):
+            async for chunk in response.aiter_raw():
                 part.append(chunk)
                 moved(part.size)
             if whole is not None and part.size != whole:
