@@ -156,6 +156,8 @@ def bless(
 _WRONG = {
     State.ABSENT: "missing; `reward-server models pull` fetches it",
     State.CORRUPTED: "not what its checksum says; `reward-server models pull` replaces it",
+    State.OUTDATED: "of a version that the catalogue no longer names; `reward-server models pull`"
+    " replaces it",
     State.UNRECORDED: (
         "no checksum to compare with; `reward-server models pull` asks its source for one, and"
         " with --offline records what is here"

@@ -35,7 +35,7 @@ class Job:
         weights: its set.
         file: its entry.
         folder: of the set.
-        state: ABSENT, CORRUPTED or UNRECORDED.
+        state: anything but COMPLETE and PARTIAL.
         source: what the source says of it.
         known: the checksum it must have; empty on first use.
         trust: why.
@@ -97,9 +97,9 @@ def require_present(jobs: Sequence[Job]) -> None:
     if missing:
         lines = [f"  {job.what} ({job.state.value}), from {job.file.url}" for job in missing]
         raise PullError(
-            f"--offline, and {len(missing)} of the files are not here:\n" + "\n".join(lines) + "\n"
-            "Pull them on a host with a network and copy the folders, or name such a folder with"
-            " --mirror."
+            "\n".join(["--offline, and these files are not here:", *lines])
+            + "\nPull them on a host with a network and copy the folders, or name such a folder"
+            " with --mirror."
         )
 
 

@@ -130,12 +130,13 @@ async def _planned(jobs: Sequence[Job], sources: Sources, http: Http) -> list[Jo
 
 
 async def _one(job: Job, sources: Sources, http: Http, report: Reporter) -> None:
-    if job.state is State.UNRECORDED:
+    if job.state in (State.UNRECORDED, State.OUTDATED):
         checksum = await asyncio.to_thread(sha256_of, job.target)
-        if not job.known or checksum == job.known:
+        # What was recorded for another revision is not taken for this one on first use.
+        if checksum == job.known or (job.state is State.UNRECORDED and not job.known):
             _adopt(job, checksum, report)
             return
-        report.say(f"{job.what}: what lies here is not what the source has; it is to be replaced")
+        report.say(f"{job.what}: what lies here is another version; it is to be replaced")
     source = sources.address(job.weights.name, job.file)
     part = Part(job.target, source)
     while True:

@@ -42,6 +42,7 @@ class State(str, Enum):
     ABSENT = "absent"
     CORRUPTED = "corrupted"
     UNRECORDED = "unrecorded"  # there, and no checksum to compare with
+    OUTDATED = "outdated"  # recorded when the catalogue named another source or revision
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +139,7 @@ def file_state(
         rehash: hash it even if size and time are those of the record.
 
     Returns:
-        COMPLETE, ABSENT, CORRUPTED or UNRECORDED.
+        Anything but PARTIAL.
 
     Raises:
         OSError: it cannot be read.
@@ -148,7 +149,7 @@ def file_state(
         return State.ABSENT
     known = known_checksum(file, record)
     if not known:
-        return State.UNRECORDED
+        return State.UNRECORDED if record is None else State.OUTDATED
     if record is not None and record.sha256 == known and not rehash:
         stat = path.stat()
         if (stat.st_size, stat.st_mtime_ns) == (record.bytes, record.mtime_ns):
@@ -173,13 +174,13 @@ def set_states(folder: Path, weights: WeightSet, *, rehash: bool = False) -> dic
 def overall(states: Mapping[str, State]) -> State:
     """The state of a set with these files."""
     found = set(states.values())
-    if State.CORRUPTED in found:
-        return State.CORRUPTED
     if found == {State.ABSENT}:
         return State.ABSENT
+    if State.CORRUPTED in found:
+        return State.CORRUPTED
     if State.ABSENT in found:
         return State.PARTIAL
-    return State.UNRECORDED if State.UNRECORDED in found else State.COMPLETE
+    return next((s for s in (State.OUTDATED, State.UNRECORDED) if s in found), State.COMPLETE)
 
 
 def _record(entry: Mapping[str, Any]) -> Record:

@@ -25,7 +25,7 @@ from reward_server.weights import records
 from reward_server.weights.catalog import WeightSet
 from reward_server.weights.records import State
 
-_SHOWN = {State.UNRECORDED: "complete, no checksum recorded"}
+_SHOWN = {State.UNRECORDED: "complete, unverified"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 
 from reward_server.cli import app
 from reward_server.scorers import golden
+from reward_server.weights.bless import Measured, compared
 from reward_server.weights.catalog import CATALOG, WeightFile
 from tests.scorers_golden.weighted import WEIGHTS_FILE
 
@@ -76,12 +77,12 @@ def test_verify_and_list_and_offline_never_use_the_network(root: Path) -> None:
     assert models("verify", "tiny").exit_code == 1
     missing = models("pull", "--all", "--offline")
     assert missing.exit_code == 1
-    assert "reward-server: --offline, and 2 of the files are not here:" in missing.stderr
+    assert "reward-server: --offline, and these files are not here:" in missing.stderr
     assert "  tiny/model.pt (absent), from http://127.0.0.1" in missing.stderr
     (root / "tiny" / "sub").mkdir(parents=True)
     (root / "tiny" / "model.pt").write_bytes(BIG)
     (root / "tiny" / "sub" / "config.json").write_bytes(SMALL)
-    assert "no checksum recorded" in models("list").stdout
+    assert "complete, unverified" in models("list").stdout
     unrecorded = models("verify", "tiny")
     assert unrecorded.exit_code == 1
     assert "no checksum to compare with" in unrecorded.stdout
@@ -209,9 +210,8 @@ def test_blessing_shows_records_and_notices_the_second_time(config: Path, root: 
     assert digest in shown
     assert f"{recorded.raw[1]:.6g}" in shown
     moved = golden.Golden(tuple(v + 0.1 for v in recorded.raw), recorded.components)
-    golden.record("weighted", digest, moved)
-    assert "with other scores than before" in models(*arguments).stdout
-    assert golden.load()["weighted"][digest] == recorded
+    found = Measured("weighted", "1", digest, 1e-3, recorded)
+    assert "with other scores than before (self-test weighted: raw is" in compared(moved, found)
 
 
 @pytest.mark.parametrize(

@@ -94,11 +94,13 @@ def test_damage_that_keeps_size_and_time_is_found_by_hashing(root: Path) -> None
     assert records.set_states(folder, TINY, rehash=True)["model.pt"] is State.CORRUPTED
 
 
-def test_a_record_of_another_source_does_not_count(root: Path) -> None:
+def test_a_file_recorded_for_another_source_is_outdated(root: Path) -> None:
     folder, old = place(root), WeightFile("sub/config.json", "http://source.invalid/older.json")
     config = records.of(folder / "sub" / "config.json", sha256(SMALL), old, Trust.SOURCE)
     records.write(folder, {"sub/config.json": config})
-    assert records.set_states(folder, TINY)["sub/config.json"] is State.UNRECORDED
+    states = records.set_states(folder, TINY)
+    assert states["sub/config.json"] is State.OUTDATED
+    assert records.overall(states) is State.OUTDATED
 
 
 def test_digests_depend_on_names_and_contents_not_on_folders_or_order(tmp_path: Path) -> None:
