@@ -6,6 +6,7 @@ import json
 import re
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,10 +30,8 @@ def write_weights(models: Path, values: tuple[float, float, float]) -> None:
 
 
 def loaded(name: str = "Weighted", **options: float) -> Weighted:
-    path = f"tests.scorers_golden.weighted:{name}"
-    scorer = load_scorer_class(path)(
-        weights=str(golden.blessed_file().parent / "weighted"), **options
-    )
+    found: Any = load_scorer_class(f"tests.scorers_golden.weighted:{name}")
+    scorer = found(weights=str(golden.blessed_file().parent / "weighted"), **options)
     scorer.load("cpu")
     assert isinstance(scorer, Weighted)
     return scorer
