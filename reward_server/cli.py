@@ -13,6 +13,7 @@ import typer
 from reward_client.errors import RewardError
 from reward_server import config as configuration
 from reward_server.config import Config, ConfigError
+from reward_server.models_cli import app as models_app
 
 app = typer.Typer(
     help="Rewards for generated images, over gRPC and HTTP.",
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+app.add_typer(models_app, name="models")
 
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", "-c", help="TOML file; default: the built-in config.")

@@ -97,6 +97,7 @@ def train_epoch(run: Run) -> dict[str, Any]:
         "advantage": dict(found.stats),
         "failed": int((~found.valid).sum()),
         "errors": dict(scores.errors),
+        "scorers": {name: list(seen) for name, seen in scores.fingerprints.items()},
         **combine_updates(updates),
         "seconds": {**times, "total": sum(times.values())},
         "images": total,

@@ -20,6 +20,7 @@ from trainer.errors import TrainerError
 from trainer.evaluate import EVAL_EPOCH, Estimate, sample_ode, summarise
 from trainer.models.base import FlowModel
 from trainer.noise import NoiseKey, initial_noise
+from trainer.provenance import joined
 from trainer.rewards import RewardService, Scores, merge
 from trainer.settings import RewardTerm, Settings
 from trainer.types import Prompt
@@ -38,6 +39,7 @@ class Evaluation:
         images: how many images were made.
         shown: the first image of the prompts that are shown, by prompt index.
         errors: how often which error occurred.
+        scorers: fingerprints of what computed the scores, by scorer.
     """
 
     metrics: Mapping[str, Any]
@@ -46,6 +48,7 @@ class Evaluation:
     images: int
     shown: Mapping[int, Pixels]
     errors: Mapping[str, int]
+    scorers: Mapping[str, Sequence[str]]
 
 
 def metric_terms(settings: Settings) -> tuple[RewardTerm, ...]:
@@ -142,6 +145,7 @@ def evaluate_run(
         "rows": jobs,
         "values": {t.name: scores.values[t.name].tolist() for t in terms} if scores else {},
         "errors": dict(scores.errors) if scores else {},
+        "scorers": dict(scores.fingerprints) if scores else {},
         "diversity": spreads,
         "shown": pictures,
     }
@@ -215,6 +219,7 @@ def _collect(
         images=len(rows),
         shown=shown,
         errors=dict(errors),
+        scorers=joined(part["scorers"] for part in parts),
     )
 
 

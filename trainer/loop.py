@@ -127,6 +127,7 @@ def evaluate(run: Run, phase: str) -> Evaluation:
         "watch": dict(found.watch),
         "failed": found.failed,
         "errors": dict(found.errors),
+        "scorers": {name: list(seen) for name, seen in found.scorers.items()},
         "images": found.images,
         "samples": samples if shown else None,
         "shown": [run.test[index].text for index in shown],

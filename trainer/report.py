@@ -25,6 +25,7 @@ from trainer.report_data import (
     load_run,
     number,
     percent,
+    scorers,
     verdict,
     watched,
 )
@@ -60,6 +61,7 @@ def write_report(run_dir: Path) -> Path:
         samples=samples(run),
         charts=charts(run),
         sections=run.settings,
+        scorers=scorers(run),
         loading=loading(run),
         command=f"flow-train report {shlex.quote(str(run_dir))}",
         pct=percent,

@@ -8,6 +8,7 @@ from typing import Any
 
 from trainer.errors import ConfigError
 from trainer.metrics import read
+from trainer.provenance import history
 from trainer.run_state import RESOLVED, RESULT
 
 TOLERANCE = 0.10  # of the base: how far a watched reward may move
@@ -21,7 +22,7 @@ class RunData:
         run_dir: folder of the run.
         settings: dumped settings.
         versions: package versions.
-        scorers: fingerprints.
+        scorers: fingerprints when the process started.
         result: `result.json`, or None while the run goes on.
         epochs: the training rows.
         evaluations: the evaluation rows; the first is the base.
@@ -202,6 +203,22 @@ def facts(run: RunData) -> list[tuple[str, str]]:
         ("images without a score", f"{failed}"),
         ("first ratio of every epoch", exact if deviations else "-"),
     ]
+
+
+def scorers(run: RunData) -> list[dict[str, str]]:
+    """Which scorers computed the rewards: `name`, `fingerprint` and, if it has changed, `since`."""
+    found = history(sorted([*run.epochs, *run.evaluations], key=lambda row: row["epoch"]))
+    names = [name for name, _, _ in found]
+    rows = [
+        {
+            "name": name,
+            "fingerprint": fingerprint,
+            "since": f"from epoch {epoch}" if names.count(name) > 1 else "",
+        }
+        for name, fingerprint, epoch in found
+    ]
+    asked = [name for name in run.scorers if name not in names]
+    return rows + [{"name": n, "fingerprint": run.scorers[n], "since": ""} for n in asked]
 
 
 def percent(value: float | None) -> str:

@@ -30,6 +30,7 @@ from reward_client import (
     Unavailable,
 )
 from trainer.errors import ConfigError, ServiceError, ServiceLost
+from trainer.provenance import joined
 from trainer.settings import RewardSettings, RewardTerm
 from trainer.types import Prompt
 
@@ -67,13 +68,13 @@ class Scores:
         values: N float64 per term name, masked where the item failed.
         errors: how often which error occurred, for the log.
         wait_ms: from the request to the answer, retries included.
-        fingerprints: what computed the scores, by scorer.
+        fingerprints: what computed the scores, by scorer: one, or several if the service changed.
     """
 
     values: Mapping[str, MaskedArray]
     errors: Mapping[str, int]
     wait_ms: float
-    fingerprints: Mapping[str, str]
+    fingerprints: Mapping[str, tuple[str, ...]]
 
     def valid(self, names: Sequence[str]) -> NDArray[np.bool_]:
         """(N,) whether every one of these terms has a value."""
@@ -83,11 +84,10 @@ class Scores:
 def merge(parts: Sequence[Scores]) -> Scores:
     """Concatenate the scores of several batches, in order."""
     errors: Counter[str] = Counter()
-    fingerprints: dict[str, str] = {}
     for part in parts:
         errors.update(part.errors)
-        fingerprints.update(part.fingerprints)
     values = {name: np.ma.concatenate([p.values[name] for p in parts]) for name in parts[0].values}
+    fingerprints = joined(part.fingerprints for part in parts)
     return Scores(values, dict(errors), max(part.wait_ms for part in parts), fingerprints)
 
 
@@ -261,7 +261,7 @@ def _read(
             f"{result.name}: {item.code.value}: {item.message}" for item in result.errors.values()
         )
     values = {term.name: _column(response.results[term.scorer], term, count) for term in terms}
-    fingerprints = {name: result.fingerprint for name, result in response.results.items()}
+    fingerprints = {name: (result.fingerprint,) for name, result in response.results.items()}
     return Scores(values, dict(errors), wait_ms, fingerprints)
 
 

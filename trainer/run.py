@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from trainer.distributed import World
 from trainer.ema import Ema
 from trainer.metrics import MetricsLog
 from trainer.models.base import FlowModel
+from trainer.provenance import take_note
 from trainer.rewards import RewardService
 from trainer.run_state import Progress
 from trainer.settings import Settings
@@ -37,6 +38,7 @@ class Run:
         log: metrics, on the main process.
         say: prints one line, on the main process.
         stop: asked between epochs whether to save and stop.
+        scorers: fingerprint of each scorer as last seen.
     """
 
     settings: Settings
@@ -53,6 +55,7 @@ class Run:
     log: MetricsLog | None
     say: Callable[[str], None]
     stop: Callable[[], bool]
+    scorers: dict[str, str] = field(default_factory=dict)
 
 
 def averaged(run: Run) -> AbstractContextManager[None]:
@@ -61,7 +64,9 @@ def averaged(run: Run) -> AbstractContextManager[None]:
 
 
 def write(run: Run, row: Mapping[str, Any]) -> None:
-    """Append a row to the metrics and count it."""
+    """Append a row to the metrics and count it; say so if a scorer is not the one before."""
+    for warning in take_note(run.scorers, row["scorers"]):
+        run.say(warning)
     if run.log is not None:
         run.log.write(row)
         run.progress.metrics_lines = run.log.lines

@@ -16,10 +16,11 @@ from trainer.ema import Ema
 from trainer.errors import CheckpointError, ConfigError, DataError
 from trainer.held_out import all_terms
 from trainer.loop import train
-from trainer.metrics import MetricsLog, versions, write_json
+from trainer.metrics import MetricsLog, read, versions, write_json
 from trainer.models import MODELS
 from trainer.models.base import FlowModel, LoraSpec, ModelOptions
 from trainer.models.precision import resolve
+from trainer.provenance import newest, take_note
 from trainer.rewards import RewardService, connect
 from trainer.run import Run, averaged
 from trainer.run_state import (
@@ -154,8 +155,11 @@ def opened(
             else None
         )
         progress = Progress() if stored is None else restore(stored, updater, ema, world)
+        known = newest(read(run_dir)[: progress.metrics_lines])
         if stored is not None:
             say(f"resuming {run_dir} after epoch {progress.epoch}")
+            for warning in take_note(known, {name: [seen] for name, seen in scorers.items()}):
+                say(warning)
         if world.is_main:
             log = MetricsLog(
                 run_dir,
@@ -182,6 +186,7 @@ def opened(
             log=log,
             say=say,
             stop=stop,
+            scorers={**known, **scorers},
         )
     finally:
         if log is not None:

@@ -34,15 +34,19 @@ class FakeTransport:
         requests: every request received, in order.
     """
 
-    def __init__(self, score_fn: ScoreFn, scorers: Sequence[str] = ("fake",)) -> None:
+    def __init__(
+        self, score_fn: ScoreFn, scorers: Sequence[str] = ("fake",), *, fingerprint: str = "fake"
+    ) -> None:
         """Make a service.
 
         Args:
             score_fn: returns a finite score, or an `ItemError`; a `RewardError` that it raises
                 fails the request as a whole.
             scorers: the names that exist; any other is NOT_FOUND.
+            fingerprint: of all scorers.
         """
         self._score_fn = score_fn
+        self._fingerprint = fingerprint
         self._scorers = tuple(scorers)
         self.requests: list[ScoreRequest] = []
 
@@ -62,7 +66,7 @@ class FakeTransport:
             ScorerInfo(
                 name=name,
                 version="fake",
-                fingerprint="fake",
+                fingerprint=self._fingerprint,
                 inputs=("image",),
                 transforms=("raw",),
                 default_transform="raw",
@@ -84,7 +88,7 @@ class FakeTransport:
         return ScorerResult(
             name=selector.name,
             version="fake",
-            fingerprint="fake",
+            fingerprint=self._fingerprint,
             scores=scores,
             raw=scores,
             errors={i: o for i, o in enumerate(outcomes) if isinstance(o, ItemError)},

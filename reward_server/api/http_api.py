@@ -93,11 +93,19 @@ class _HttpApi:
         return JSONResponse({"status": "alive"})
 
     async def readyz(self, scorer: str = "") -> Response:
-        states = {info.name: info.state for info in self._service.infos()}
+        infos = {info.name: info for info in self._service.infos()}
+        states = {name: info.state for name, info in infos.items()}
         if scorer:
             states = {scorer: states.get(scorer, "UNKNOWN")}
         is_ready = all(state == "READY" for state in states.values())
-        return JSONResponse({"ready": is_ready, "scorers": states}, 200 if is_ready else 503)
+        body: dict[str, Any] = {"ready": is_ready, "scorers": states}
+        # Why not, for whoever looks at a pod that does not come up.
+        body["errors"] = {
+            name: infos[name].last_error
+            for name, state in states.items()
+            if state != "READY" and name in infos and infos[name].last_error
+        }
+        return JSONResponse(body, 200 if is_ready else 503)
 
     async def metrics(self) -> Response:
         return Response(self._service.metrics.text(), media_type=CONTENT_TYPE_LATEST)

@@ -1,18 +1,17 @@
 """The golden self-test: known pictures, known scores, per digest of the weights.
 
-Expected scores are kept in `goldens.json` below the models directory (and, for weights that ship
-with the code, next to this file). They are written by `reward-server models bless` alone: a scorer
-whose weights nobody has blessed does not serve.
+A scorer whose weights nobody has blessed (`reward-server models bless`) does not serve, and neither
+does one whose scores have moved since. The recorded scores lie in `goldens.json`, see
+`golden_file.py`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -24,9 +23,31 @@ from reward_server.scorers.base import (
     SelfTestError,
     UInt8Image,
 )
-from reward_server.weights import store
+from reward_server.scorers.golden_checks import check_close, check_plausible, compare
+from reward_server.scorers.golden_file import (
+    DamagedGoldens,
+    Golden,
+    blessed_file,
+    expected,
+    load,
+    record,
+)
 
-SHIPPED = Path(__file__).with_name("goldens.json")
+__all__ = [
+    "DamagedGoldens",
+    "Golden",
+    "GoldenScorer",
+    "blessed_file",
+    "compare",
+    "expected",
+    "load",
+    "measure",
+    "pictures",
+    "record",
+    "self_test",
+]
+
+MIN_ITEMS = 3
 
 
 class GoldenScorer(Protocol):
@@ -37,7 +58,15 @@ class GoldenScorer(Protocol):
     golden_tolerance: float
 
     def weights_digest(self) -> str:
-        """Hex digest over the weight files alone (`store.digest_of`), whatever the code."""
+        """Hex digest over the weight files alone (`store.digest_of`), whatever the code.
+
+        An option that is meant to change the scores (a variant, not a dtype) belongs in here too:
+        one entry is recorded per digest.
+        """
+        ...
+
+    def fingerprint(self) -> str:
+        """As in `Scorer`."""
         ...
 
     def golden_items(self) -> list[ScoreInput]:
@@ -49,14 +78,6 @@ class GoldenScorer(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Golden:
-    """Recorded raw scores and components of the golden items, in order."""
-
-    raw: tuple[float, ...]
-    components: Mapping[str, tuple[float, ...]]
-
-
 def self_test(scorer: GoldenScorer) -> None:
     """Score the golden items and compare with what was blessed for these weights.
 
@@ -66,79 +87,39 @@ def self_test(scorer: GoldenScorer) -> None:
     """
     found = measure(scorer)
     name, digest = scorer.spec.name, scorer.weights_digest()
-    expected = load().get(name, {}).get(digest)
-    if expected is None:
+    try:
+        recorded = expected(name, digest)
+    except DamagedGoldens as error:
+        raise SelfTestError(f"self-test {name}: {error}") from error
+    if recorded is None:
         raise SelfTestError(
             f"self-test {name}: no golden scores for weights {digest[:12]}; if these are the"
-            f" weights you mean, run `reward-server models bless {name}` once on this machine"
+            f" weights you mean, run `reward-server models bless {name}` (with the --config that"
+            " you serve) once on this machine"
         )
-    _compare(scorer, found, expected)
+    compare(name, found, recorded, scorer.golden_tolerance)
 
 
 def measure(scorer: GoldenScorer) -> Golden:
     """Score the golden items, with the checks that need no recorded numbers.
 
     Raises:
-        SelfTestError: an item fails, all scores are equal, one is out of range, or a batch
-            disagrees with its items one by one.
+        SelfTestError: an item fails, all scores are equal, one is not finite or out of range, or a
+            batch disagrees with its items one by one.
     """
     name, items = scorer.spec.name, scorer.golden_items()
-    together = scorer.score(items, details=False)
-    alone = [scorer.score([item], details=False)[0] for item in items]
-    for index, outcome in enumerate(together):
-        if isinstance(outcome, ItemFailure):
-            raise SelfTestError(f"self-test {name}: golden item {index} failed: {outcome.message}")
-    found = _golden(together)
-    values = [v for column in (found.raw, *found.components.values()) for v in column]
-    if not all(math.isfinite(v) for v in values):
+    if len(items) < MIN_ITEMS:
         raise SelfTestError(
-            f"self-test {name}: scores {_shown(found.raw)} are not finite; likely cause: a type"
-            " that overflows (set dtype), or damaged weights"
+            f"self-test {name}: {len(items)} golden items; with fewer than {MIN_ITEMS} no check"
+            " tells anything"
         )
-    if len(set(found.raw)) == 1:
-        raise SelfTestError(
-            f"self-test {name}: all golden items score {found.raw[0]:.6g}; likely cause: a kernel"
-            " that does not run on this device, or weights that were never loaded"
-        )
-    transform = scorer.spec.transforms[scorer.spec.default_transform]
-    low, high = scorer.spec.output_range
-    for index, outcome in enumerate(together):
-        assert not isinstance(outcome, ItemFailure)
-        value = transform(outcome)
-        if not low <= value <= high:
-            raise SelfTestError(
-                f"self-test {name}: golden item {index} scores {value:.6g}, outside {low:g} .."
-                f" {high:g}; likely cause: weights of another network"
-            )
-    _compare(scorer, found, _golden(alone), "one by one")
-    return found
-
-
-def load(path: Path | None = None) -> dict[str, dict[str, Golden]]:
-    """All recorded goldens by scorer and digest of the weights: shipped ones and blessed ones.
-
-    Raises:
-        SelfTestError: the file is damaged.
-    """
-    merged: dict[str, dict[str, Golden]] = {}
-    for source in (SHIPPED, path or blessed_file()):
-        if not source.is_file():
-            continue
-        try:
-            tables = json.loads(source.read_text(encoding="utf-8"))
-            for name, by_digest in tables.items():
-                for digest, entry in by_digest.items():
-                    merged.setdefault(name, {})[digest] = _parsed(entry)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SelfTestError(
-                f"self-test: {source} is damaged ({error}); delete it and bless again"
-            ) from error
-    return merged
-
-
-def blessed_file() -> Path:
-    """Where `models bless` writes."""
-    return store.models_dir() / "goldens.json"
+    found = _scored(scorer, items, "")
+    check_plausible(scorer.spec, found)
+    parts = [_scored(scorer, [item], f" (item {i} alone)") for i, item in enumerate(items)]
+    cause = "padding, an order inside the batch, or a state that outlives a batch"
+    alone = _joined(parts)
+    check_close(name, found, alone, scorer.golden_tolerance, what="one by one", cause=cause)
+    return Golden(found.raw, found.components, _digest(items), scorer.fingerprint())
 
 
 def pictures(size_px: int = 256) -> list[UInt8Image]:
@@ -156,39 +137,41 @@ def pictures(size_px: int = 256) -> list[UInt8Image]:
     return [np.ascontiguousarray(picture, dtype=np.uint8) for picture in shaped]
 
 
-def _golden(outcomes: Sequence[Outcome]) -> Golden:
-    scores = [outcome for outcome in outcomes if not isinstance(outcome, ItemFailure)]
-    names = sorted(scores[0].components) if scores else []
+def _scored(scorer: GoldenScorer, items: list[ScoreInput], when: str) -> Golden:
+    name, scores = scorer.spec.name, []
+    outcomes = scorer.score(items, details=False)
+    if len(outcomes) != len(items):
+        raise SelfTestError(
+            f"self-test {name}: {len(outcomes)} outcomes for {len(items)} golden items{when}"
+        )
+    for index, outcome in enumerate(outcomes):
+        if isinstance(outcome, ItemFailure):
+            raise SelfTestError(
+                f"self-test {name}: golden item {index} failed{when}: {outcome.message}"
+            )
+        scores.append(outcome)
+    names = sorted(scores[0].components)
+    if any(sorted(score.components) != names for score in scores):
+        raise SelfTestError(f"self-test {name}: golden items differ in the components they have")
     return Golden(
         tuple(float(s.raw) for s in scores),
-        {name: tuple(float(s.components[name]) for s in scores) for name in names},
+        {key: tuple(float(s.components[key]) for s in scores) for key in names},
     )
 
 
-def _parsed(entry: Mapping[str, Any]) -> Golden:
-    components = {name: tuple(map(float, v)) for name, v in entry["components"].items()}
-    return Golden(tuple(map(float, entry["raw"])), components)
+def _joined(parts: Sequence[Golden]) -> Golden:
+    names = parts[0].components
+    return Golden(
+        tuple(part.raw[0] for part in parts),
+        {key: tuple(p.components.get(key, (math.nan,))[0] for p in parts) for key in names},
+    )
 
 
-def _compare(scorer: GoldenScorer, found: Golden, expected: Golden, what: str = "recorded") -> None:
-    name = scorer.spec.name
-    if set(found.components) != set(expected.components) or len(found.raw) != len(expected.raw):
-        raise SelfTestError(
-            f"self-test {name}: other components or golden items than {what}; the scorer has"
-            f" changed: run `reward-server models bless {name}`"
-        )
-    pairs = {"raw": (found.raw, expected.raw)}
-    pairs |= {key: (found.components[key], expected.components[key]) for key in found.components}
-    for key, (have, want) in pairs.items():
-        spread = max(max(want) - min(want), 1e-3 * max(map(abs, want)), 1e-9)
-        worst = max(abs(a - b) for a, b in zip(have, want, strict=True))
-        if worst > scorer.golden_tolerance * spread:
-            raise SelfTestError(
-                f"self-test {name}: {key} is {_shown(have)}, {what}: {_shown(want)} (tolerance"
-                f" {scorer.golden_tolerance:g} of the spread); likely cause: another version of a"
-                " library, another dtype, or a broken kernel on this device"
-            )
-
-
-def _shown(values: Sequence[float]) -> str:
-    return "[" + ", ".join(f"{v:.6g}" for v in values) + "]"
+def _digest(items: Sequence[ScoreInput]) -> str:
+    sha = hashlib.sha256()
+    for item in items:
+        sha.update(json.dumps([item.prompt, item.spec], sort_keys=True, default=dict).encode())
+        for image in (*item.images, *item.references):
+            sha.update(f"{image.shape}".encode())
+            sha.update(np.ascontiguousarray(image).data)
+    return sha.hexdigest()

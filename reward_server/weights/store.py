@@ -72,6 +72,7 @@ def digest_of(paths: Iterable[Path]) -> str:
         OSError: one cannot be read.
     """
     sha = hashlib.sha256()
-    for path in sorted(paths, key=lambda p: p.name):
-        sha.update(f"{path.name}={sha256_of(path)}\n".encode())
+    # Sorted with the contents: files of one name in several folders have no other order.
+    for name, content in sorted((path.name, sha256_of(path)) for path in paths):
+        sha.update(f"{name}={content}\n".encode())
     return sha.hexdigest()

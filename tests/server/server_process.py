@@ -74,14 +74,16 @@ class Server:
 
 
 @contextmanager
-def running(folder: Path, toml: str, *, wait_for: tuple[str, ...] = ()) -> Iterator[Server]:
+def running(
+    folder: Path, toml: str, *, wait_for: tuple[str, ...] = (), cwd: Path = ROOT
+) -> Iterator[Server]:
     """Serve a config; the scorers in `wait_for` are ready when the block begins."""
     config, ports, log = folder / "config.toml", folder / "ports.json", folder / "log.jsonl"
     config.write_text((HEADER if "[server]" not in toml else "") + toml)
     command = [sys.executable, "-m", "reward_server", "serve"]
     command += ["--config", str(config), "--port-file", str(ports)]
     with log.open("wb") as sink:
-        process = subprocess.Popen(command, cwd=ROOT, stderr=sink, stdout=sink)
+        process = subprocess.Popen(command, cwd=cwd, stderr=sink, stdout=sink)
     server = Server(process, log, {})
     try:
         deadline = time.monotonic() + START_TIMEOUT_S

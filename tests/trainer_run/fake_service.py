@@ -20,11 +20,13 @@ def score_pixels(scorer: str, item: Item) -> float:
     return float(pixels.mean() if scorer == "brightness" else pixels.std())
 
 
-def service_with(score: ScoreFn = score_pixels) -> Callable[[RewardSettings], RewardService]:
+def service_with(
+    score: ScoreFn = score_pixels, fingerprint: str = "fake"
+) -> Callable[[RewardSettings], RewardService]:
     """What `train_run` takes as `open_service`."""
 
     def open_service(settings: RewardSettings) -> RewardService:
-        transport = FakeTransport(score, ("brightness", "contrast"))
+        transport = FakeTransport(score, ("brightness", "contrast"), fingerprint=fingerprint)
         client = RewardClient(settings.url, attempts=1, transport=transport)
         return RewardService(client, settings)
 

@@ -36,7 +36,7 @@ def test_scores_come_back_by_term_and_in_order() -> None:
     scores = ask(score_pixels, BRIGHT, CONTRAST)
     assert scores.values["brightness"].tolist() == pytest.approx([0, 0.2, 1])
     assert scores.values["c"].tolist() == pytest.approx([0, 0, 0])
-    assert scores.fingerprints == {"brightness": "fake", "contrast": "fake"}
+    assert scores.fingerprints == {"brightness": ("fake",), "contrast": ("fake",)}
     assert scores.valid(["brightness", "c"]).all()
 
 

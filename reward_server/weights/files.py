@@ -1,0 +1,61 @@
+"""Small files that several processes share: replaced as a whole, one writer at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+class WeightsError(Exception):
+    """Something about weights or goldens that a user can mend; the message says how."""
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file that is either the old or the new one, never half of it.
+
+    Raises:
+        OSError: the folder cannot be written to.
+        ValueError: a number is not finite.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(value, file, indent=1, sort_keys=True, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold the lock `path` against other processes; the system lets go of it after kill -9.
+
+    Args:
+        path: the lock's own file, made where it does not exist; it stays and is empty.
+        on_wait: called once if somebody else holds the lock, before waiting for it.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    # Scorers in other interpreters read these files too; only writers need the package.
+    from filelock import FileLock, Timeout
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        on_wait()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

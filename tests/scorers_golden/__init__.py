@@ -1,0 +1,1 @@
+"""Scorers with weights and golden scores, in numpy."""

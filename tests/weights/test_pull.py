@@ -1,0 +1,449 @@
+"""Pulling weight files: over a real connection, with everything that goes wrong on one."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from file_server import FileServer, Served, serving, sha256
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sets import BIG, QUICK, SMALL, Report, served_set, weight_set
+
+from reward_server.weights import files, records
+from reward_server.weights.catalog import WeightFile, WeightSet
+from reward_server.weights.part import Part
+from reward_server.weights.plan import PullError, size_text
+from reward_server.weights.pull import pull
+from reward_server.weights.records import Trust
+from reward_server.weights.sources import Sources
+from reward_server.weights.transfer import retry_after_s
+
+
+def run(
+    weights: WeightSet, root: Path, sources: Sources | None = None, *, offline: bool = False
+) -> Report:
+    report = Report()
+    pull([weights], root, sources or Sources(), report, offline=offline, policy=QUICK)
+    return report
+
+
+def leave_part(root: Path, url: str, content: bytes, validator: str) -> None:
+    part = Part(root / "tiny" / "model.pt", url)
+    part.restart(validator)
+    part.append(content)
+
+
+def test_everything_arrives_is_checked_and_recorded(server: FileServer, root: Path) -> None:
+    weights = served_set(server, sha256(BIG), model=Served(BIG), config=Served(SMALL))
+    report = run(weights, root)
+    assert (root / "tiny" / "model.pt").read_bytes() == BIG
+    assert (root / "tiny" / "sub" / "config.json").read_bytes() == SMALL
+    found = records.read(root / "tiny")
+    assert found["model.pt"].trust is Trust.PUBLISHED
+    assert found["sub/config.json"].trust is Trust.FIRST_USE
+    assert found["sub/config.json"].sha256 == sha256(SMALL)
+    assert any("model.pt" in line and "as published" in line for line in report.lines)
+    assert any("config.json" in line and "trusted on first use" in line for line in report.lines)
+    assert not [p for p in root.rglob("*") if ".part" in p.name]
+    steps = [done for what, done, _ in report.moves if what == "tiny/model.pt"]
+    assert steps == sorted(steps)
+    assert steps[-1] == len(BIG)
+    server.requests.clear()
+    assert run(weights, root).lines == [f"tiny: complete in {root / 'tiny'}"]
+    assert not server.requests
+
+
+@pytest.mark.parametrize("where", ["etag", "linked", "get only"])
+def test_a_checksum_that_the_source_states_is_held_against_the_bytes(
+    server: FileServer, root: Path, where: str
+) -> None:
+    stated = {"x-linked-etag": f'"{sha256(BIG)}"'} if where == "linked" else {}
+    etag = "content" if where == "linked" else f'"{sha256(BIG)}"'
+    status = 405 if where == "get only" else 200
+    served = Served(BIG, etag=etag, headers=stated, head_status=status)
+    weights = served_set(server, model=served)
+    run(weights, root)
+    assert records.read(root / "tiny")["model.pt"].trust is Trust.SOURCE
+    served.content = b"x" + BIG[1:]
+    (root / "tiny" / "model.pt").unlink()
+    (root / "tiny" / records.NAME).unlink()
+    with pytest.raises(PullError, match=r"tiny/model\.pt: what came has sha256 .* nothing of it"):
+        run(weights, root)
+    assert not [p for p in (root / "tiny").iterdir() if p.name.startswith("model.pt")]
+
+
+def test_the_hash_of_the_hubs_store_is_not_taken_for_the_checksum(
+    server: FileServer, root: Path
+) -> None:
+    # The hub names the file's sha256 on its redirect; the ETag behind it is another hash.
+    store = Served(BIG, etag=f'"{"ab" * 32}"')
+    server.files["/store"] = store
+    linked = {"x-linked-etag": f'"{sha256(BIG)}"', "x-linked-size": str(len(BIG))}
+    weights = served_set(server, model=Served(redirect="/store", headers=linked))
+    report = run(weights, root)
+    assert "as its source states" in report.text
+    assert report.moves[-1] == ("tiny/model.pt", len(BIG), len(BIG))
+
+
+def test_a_published_checksum_wins_and_a_wrong_source_is_not_even_fetched(
+    server: FileServer, root: Path
+) -> None:
+    weights = served_set(server, sha256(BIG), model=Served(b"other", etag=f'"{sha256(b"other")}"'))
+    with pytest.raises(PullError, match=r"not fetched, the source has sha256 .*, published: "):
+        run(weights, root)
+    assert not server.gets("/model.pt")
+
+
+def test_what_was_trusted_first_has_to_come_again(server: FileServer, root: Path) -> None:
+    weights = served_set(server, model=Served(BIG))
+    run(weights, root)
+    (root / "tiny" / "model.pt").unlink()
+    server.files["/model.pt"].content = b"another version"
+    with pytest.raises(PullError, match=r"should have .* \(first use\)"):
+        run(weights, root)
+    server.files["/model.pt"].content = BIG
+    run(weights, root)
+    assert (root / "tiny" / "model.pt").read_bytes() == BIG
+
+
+def test_a_left_over_is_continued(server: FileServer, root: Path) -> None:
+    weights = served_set(server, model=Served(BIG))
+    leave_part(root, server.url("/model.pt"), BIG[:500_000], Served(BIG).shown_etag)
+    run(weights, root)
+    (request,) = server.gets("/model.pt")
+    assert request.range == "bytes=500000-"
+    assert request.headers["If-Range"] == Served(BIG).shown_etag
+    assert (root / "tiny" / "model.pt").read_bytes() == BIG
+
+
+@pytest.mark.parametrize("knows_if_range", [True, False])
+def test_a_left_over_of_another_version_is_not_continued(
+    server: FileServer, root: Path, knows_if_range: bool
+) -> None:
+    weights = served_set(server, model=Served(BIG, knows_if_range=knows_if_range))
+    leave_part(root, server.url("/model.pt"), b"?" * 500_000, '"an older version"')
+    run(weights, root)
+    assert (root / "tiny" / "model.pt").read_bytes() == BIG
+
+
+def test_a_server_without_ranges_sends_everything_again(server: FileServer, root: Path) -> None:
+    served = Served(BIG, knows_ranges=False, cuts=[300_000])
+    run(served_set(server, model=served), root)
+    assert [r.range for r in server.gets("/model.pt")] == ["", "bytes=300000-"]
+    assert (root / "tiny" / "model.pt").read_bytes() == BIG
+
+
+def test_without_a_name_for_the_version_nothing_is_continued_unless_a_checksum_tells(
+    server: FileServer, root: Path
+) -> None:
+    served = Served(BIG, etag="", cuts=[300_000])
+    run(served_set(server, model=served), root)
+    assert [r.range for r in server.gets("/model.pt")] == ["", ""]
+    (root / "tiny" / "model.pt").unlink()
+    served.cuts = [300_000]
+    server.requests.clear()
+    run(served_set(server, model=served), root)  # the checksum is recorded by now
+    assert [r.range for r in server.gets("/model.pt")] == ["", "bytes=300000-"]
+
+
+def test_a_complete_left_over_needs_no_bytes(server: FileServer, root: Path) -> None:
+    weights = served_set(server, model=Served(BIG))
+    leave_part(root, server.url("/model.pt"), BIG, Served(BIG).shown_etag)
+    run(weights, root)
+    assert not server.gets("/model.pt")
+    assert (root / "tiny" / "model.pt").read_bytes() == BIG
+
+
+def test_a_complete_left_over_of_a_source_that_hides_sizes(server: FileServer, root: Path) -> None:
+    weights = served_set(server, model=Served(BIG, head_status=403))
+    leave_part(root, server.url("/model.pt"), BIG, Served(BIG).shown_etag)
+    run(weights, root)  # Range beyond the end: HTTP 416
+    assert (root / "tiny" / "model.pt").read_bytes() == BIG
+    (root / "tiny" / "model.pt").unlink()
+    leave_part(root, server.url("/model.pt"), BIG + b"more", Served(BIG).shown_etag)
+    run(weights, root)
+    assert (root / "tiny" / "model.pt").read_bytes() == BIG
+
+
+def test_a_damaged_left_over_is_dropped_once(server: FileServer, root: Path) -> None:
+    weights = served_set(server, sha256(BIG), model=Served(BIG))
+    leave_part(root, server.url("/model.pt"), b"?" * 1000, Served(BIG).shown_etag)
+    report = run(weights, root)
+    assert "what an earlier pull left is damaged" in report.text
+    assert (root / "tiny" / "model.pt").read_bytes() == BIG
+
+
+def test_a_line_that_keeps_breaking_is_followed_as_long_as_bytes_come(
+    server: FileServer, root: Path
+) -> None:
+    served = Served(BIG, cuts=[100_000] * 7)  # more than the attempts without progress
+    report = run(served_set(server, sha256(BIG), model=served), root)
+    assert len(server.gets("/model.pt")) == 8
+    assert (root / "tiny" / "model.pt").read_bytes() == BIG
+    assert sum("trying again" in line for line in report.lines) == 7
+
+
+@pytest.mark.parametrize("status", [500, 503, 429])
+def test_errors_that_may_pass_are_retried_a_bounded_number_of_times(
+    server: FileServer, root: Path, status: int
+) -> None:
+    served = Served(BIG, failures=[(status, {})] * 3)
+    run(served_set(server, model=served), root)
+    (root / "tiny" / "model.pt").unlink()
+    served.failures = [(status, {})] * 100
+    server.requests.clear()
+    with pytest.raises(PullError, match=rf"tiny/model\.pt: HTTP {status}"):
+        run(served_set(server, model=served), root)
+    assert len(server.gets("/model.pt")) == QUICK.attempts
+
+
+def test_retry_after_is_waited_for_within_reason(server: FileServer, root: Path) -> None:
+    served = Served(SMALL, failures=[(429, {"Retry-After": "1"})])
+    begin = time.monotonic()
+    run(served_set(server, config=served), root)
+    assert time.monotonic() - begin >= 1.0
+    (root / "tiny" / "sub" / "config.json").unlink()
+    served.failures = [(503, {"Retry-After": "3600"})]
+    with pytest.raises(PullError, match="asking to come back in 3600 s"):
+        run(served_set(server, config=served), root)
+
+
+def test_retry_after_is_seconds_or_a_date() -> None:
+    assert retry_after_s("7", 0.0) == 7.0
+    assert retry_after_s("Thu, 01 Jan 1970 00:01:00 GMT", 20.0) == 40.0
+    assert retry_after_s("Thu, 01 Jan 1970 00:01:00 GMT", 90.0) == 0.0
+    assert retry_after_s("soon", 0.0) == 0.0
+    assert retry_after_s("", 0.0) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("status", "says"), [(404, "does not exist"), (401, "HF_TOKEN"), (403, "HF_TOKEN")]
+)
+def test_what_will_not_pass_is_not_retried(
+    server: FileServer, root: Path, status: int, says: str
+) -> None:
+    served = Served(SMALL, failures=[(status, {})] * 9, head_status=405)
+    with pytest.raises(PullError, match=says):
+        run(served_set(server, config=served), root)
+    assert len(server.gets("/sub/config.json")) == 1
+
+
+def test_nobody_there_is_an_error_after_a_bounded_wait(root: Path) -> None:
+    with serving() as gone:
+        url = gone.url("/model.pt")
+    with pytest.raises(PullError, match="ConnectError"):
+        run(weight_set(WeightFile("model.pt", url)), root)
+
+
+def test_one_file_that_fails_does_not_cost_the_other(server: FileServer, root: Path) -> None:
+    broken = Served(BIG, failures=[(500, {})] * 100)
+    with pytest.raises(PullError, match=r"model\.pt"):
+        run(served_set(server, model=broken, config=Served(SMALL)), root)
+    assert (root / "tiny" / "sub" / "config.json").read_bytes() == SMALL
+
+
+def test_no_room_is_said_before_anything_is_fetched(server: FileServer, root: Path) -> None:
+    weights = served_set(server, model=Served(BIG, size=10**18), config=Served(SMALL))
+    with pytest.raises(PullError, match=r"1000000000\.0 GB to fetch and .* free; make room"):
+        run(weights, root)
+    assert not [r for r in server.requests if r.method == "GET"]
+
+
+def test_the_token_goes_to_the_hub_alone(server: FileServer, root: Path) -> None:
+    with serving() as store:
+        store.files["/blob"] = Served(BIG)
+        server.files["/mirror/tiny/model.pt"] = Served(BIG)
+        weights = served_set(server, model=Served(redirect=store.url("/blob", "localhost")))
+        hub = Sources(token="hf_secret", hub=server.url())
+        run(weights, root, hub)
+        seen = {r.headers.get("Authorization") for r in server.requests}
+        assert seen == {"Bearer hf_secret"}
+        assert store.requests
+        assert not [r for r in store.requests if "Authorization" in r.headers]
+        (root / "tiny" / "model.pt").unlink()
+        server.requests.clear()
+        mirror = Sources(mirror=server.url("/mirror"), token="hf_secret", hub=server.url())
+        run(weights, root, mirror)
+        assert server.gets("/mirror/tiny/model.pt")
+        assert not [r for r in server.requests if "Authorization" in r.headers]
+        other = Sources(token="hf_secret", hub=server.url() + "0")  # a host that begins like it
+        (root / "tiny" / "model.pt").unlink()
+        run(weights, root, other)
+        assert not [r for r in server.requests if "Authorization" in r.headers]
+
+
+@pytest.mark.parametrize("kind", ["url", "folder"])
+def test_a_mirror_hands_on_the_checksums_it_recorded(
+    server: FileServer, root: Path, tmp_path: Path, kind: str
+) -> None:
+    weights = served_set(server, model=Served(BIG), config=Served(SMALL))
+    run(weights, tmp_path / "first")
+    copy = tmp_path / "first" / "tiny"
+    with serving() as mirror:
+        for path in ("model.pt", "sub/config.json", records.NAME):
+            mirror.files[f"/base/tiny/{path}"] = Served((copy / path).read_bytes())
+        address = mirror.url("/base/") if kind == "url" else str(tmp_path / "first")
+        server.requests.clear()
+        report = run(weights, root, Sources(mirror=address), offline=kind == "folder")
+        assert "as the mirror recorded" in report.text
+        assert (root / "tiny" / "model.pt").read_bytes() == BIG
+        assert not server.requests
+        # A mirror whose bytes are not those it recorded.
+        mirror.files["/base/tiny/model.pt"].content = b"?" * len(BIG)
+        (copy / "model.pt").write_bytes(b"?" * len(BIG))
+        with pytest.raises(PullError, match=r"model\.pt: what came has sha256"):
+            run(weights, tmp_path / "second", Sources(mirror=address))
+
+
+def test_a_mirror_that_lacks_a_file_names_it(root: Path, tmp_path: Path) -> None:
+    weights = weight_set(WeightFile("model.pt", "http://source.invalid/model.pt"))
+    with pytest.raises(PullError, match=r"tiny/model\.pt: .*mirror/tiny/model\.pt does not exist"):
+        run(weights, root, Sources(mirror=str(tmp_path / "mirror")))
+
+
+def test_a_proxy_of_the_environment_is_used(
+    server: FileServer, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", server.url())
+    monkeypatch.delenv("NO_PROXY")
+    monkeypatch.delenv("no_proxy", raising=False)
+    server.files["http://weights.invalid/model.pt"] = Served(BIG)
+    run(weight_set(WeightFile("model.pt", "http://weights.invalid/model.pt")), root)
+    assert (root / "tiny" / "model.pt").read_bytes() == BIG
+
+
+@pytest.mark.usefixtures("no_network")
+def test_offline_names_what_is_missing_and_touches_no_network(root: Path) -> None:
+    files_ = [WeightFile(f"{i}.pt", f"http://source.invalid/{i}.pt") for i in range(3)]
+    weights = weight_set(*files_)
+    (root / "tiny").mkdir(parents=True)
+    (root / "tiny" / "1.pt").write_bytes(b"one")
+    with pytest.raises(PullError, match="these files are not here") as caught:
+        run(weights, root, offline=True)
+    assert "tiny/0.pt (absent), from http://source.invalid/0.pt" in str(caught.value)
+    assert "1.pt" not in str(caught.value)
+    for name in ("0.pt", "2.pt"):
+        (root / "tiny" / name).write_bytes(b"two")
+    report = run(weights, root, offline=True)
+    assert sum("found here; sha256" in line for line in report.lines) == 3
+    assert records.set_states(root / "tiny", weights, rehash=True).keys() == {
+        "0.pt",
+        "1.pt",
+        "2.pt",
+    }
+    assert run(weights, root, offline=True).lines == [f"tiny: complete in {root / 'tiny'}"]
+
+
+def test_files_found_here_are_compared_with_what_the_source_states(
+    server: FileServer, root: Path
+) -> None:
+    weights = served_set(server, model=Served(BIG, etag=f'"{sha256(BIG)}"'))
+    (root / "tiny").mkdir(parents=True)
+    (root / "tiny" / "model.pt").write_bytes(BIG)
+    assert "found here; sha256" in run(weights, root).text
+    assert not server.gets("/model.pt")
+    (root / "tiny" / records.NAME).unlink()
+    (root / "tiny" / "model.pt").write_bytes(b"something else")
+    assert "what lies here is another version" in run(weights, root).text
+    assert (root / "tiny" / "model.pt").read_bytes() == BIG
+
+
+@pytest.mark.parametrize("states_it", [True, False])
+def test_files_of_an_older_catalogue_are_not_taken_for_the_new_ones(
+    server: FileServer, root: Path, states_it: bool
+) -> None:
+    etag = f'"{sha256(BIG)}"' if states_it else "content"
+    old = served_set(server, model=Served(BIG, etag=etag))
+    run(old, root)
+    server.files["/v2/model.pt"] = Served(BIG, etag=etag)
+    new = weight_set(WeightFile("model.pt", server.url("/v2/model.pt")))
+    with pytest.raises(PullError, match=r"tiny/model\.pt \(outdated\)"):
+        run(new, root, offline=True)
+    report = run(new, root)
+    assert ("found here" in report.text) is states_it
+    assert len(server.gets("/v2/model.pt")) == (0 if states_it else 1)
+    server.files["/v3/model.pt"] = Served(SMALL)
+    run(weight_set(WeightFile("model.pt", server.url("/v3/model.pt"))), root)
+    assert (root / "tiny" / "model.pt").read_bytes() == SMALL
+
+
+def test_damage_is_repaired(server: FileServer, root: Path) -> None:
+    weights = served_set(server, model=Served(BIG))
+    run(weights, root)
+    (root / "tiny" / "model.pt").write_bytes(b"?" * len(BIG))
+    assert "not what its checksum says" in run(weights, root).text
+    assert (root / "tiny" / "model.pt").read_bytes() == BIG
+
+
+def test_two_pulls_at_once_fetch_once(server: FileServer, root: Path) -> None:
+    weights = served_set(server, model=Served(BIG), config=Served(SMALL))
+    reports, errors = [Report(), Report()], []
+
+    def work(report: Report) -> None:
+        try:
+            pull([weights], root, Sources(), report, policy=QUICK)
+        except Exception as error:
+            errors.append(error)
+
+    with files.locked(root / ".tiny.lock"):
+        threads = [threading.Thread(target=work, args=(report,)) for report in reports]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + 10
+        while not all("waiting for it" in report.text for report in reports):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert len(server.gets("/model.pt")) == len(server.gets("/sub/config.json")) == 1
+
+
+def test_damaged_records_are_one_line(server: FileServer, root: Path) -> None:
+    weights = served_set(server, model=Served(BIG))
+    (root / "tiny").mkdir(parents=True)
+    for text in ("{", "[]", '{"files": {"model.pt": {}}}'):
+        (root / "tiny" / records.NAME).write_text(text)
+        with pytest.raises(PullError, match="delete it and pull the set again") as caught:
+            run(weights, root)
+        assert "\n" not in str(caught.value)
+
+
+def test_records_survive_a_round_trip(server: FileServer, root: Path) -> None:
+    run(served_set(server, model=Served(BIG)), root)
+    text = (root / "tiny" / records.NAME).read_text()
+    assert records.parse(text) == records.read(root / "tiny")
+    assert json.loads(text)["files"]["model.pt"]["trust"] == "first use"
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    cuts=st.lists(st.integers(0, 5000), max_size=4),
+    knows_ranges=st.booleans(),
+    has_etag=st.booleans(),
+)
+def test_whatever_breaks_the_bytes_are_right_or_absent(
+    tmp_path_factory: pytest.TempPathFactory, cuts: list[int], knows_ranges: bool, has_etag: bool
+) -> None:
+    content, root = bytes(range(250)) * 20, tmp_path_factory.mktemp("models")
+    with serving() as server:
+        served = Served(
+            content, etag="content" if has_etag else "", knows_ranges=knows_ranges, cuts=list(cuts)
+        )
+        weights = served_set(server, model=served)
+        try:
+            run(weights, root)
+        except PullError:
+            assert not (root / "tiny" / "model.pt").exists()
+        else:
+            assert (root / "tiny" / "model.pt").read_bytes() == content
+
+
+def test_sizes_are_readable() -> None:
+    assert [size_text(n) for n in (0, 999, 1000, 1_234_567, 3.95e9, 2.5e12)] == [
+        "0 B", "999 B", "1.0 kB", "1.2 MB", "4.0 GB", "2500.0 GB",
+    ]  # fmt: skip
