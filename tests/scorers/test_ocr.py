@@ -234,7 +234,7 @@ def test_reads_like_rapidocr_itself(scorer: OcrScorer) -> None:
         }
     )
     page = _page(["Exit", "a considerably longer line of text"], 26, (700, 260))
-    expected = itself(np.ascontiguousarray(page[:, :, ::-1]))
+    expected: Any = itself(np.ascontiguousarray(page[:, :, ::-1]))
     (found,) = scorer.read([page])
     assert [line.text for line in found] == list(expected.txts)
     assert [line.score for line in found] == pytest.approx(list(expected.scores), rel=1e-4)
