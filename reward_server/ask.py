@@ -75,7 +75,8 @@ def ask_here(items: Sequence[Item], config: Config) -> ScoreResponse:
     from reward_server import logs
     from reward_server.local import score_here
 
-    logs.configure("error", "console")
+    # What goes wrong is in the answer; a user wants it once.
+    logs.configure("critical", "console")
     selectors = tuple(ScorerSelector(name) for name in config.scorers)
     request = ScoreRequest(uuid.uuid4().hex, selectors, tuple(items), include_details=True)
     return score_here(config, request)

@@ -84,7 +84,7 @@ def explained(image: UInt8Image, findings: Sequence[Finding]) -> UInt8Image:
     outlines = [mark for f in findings for mark in marks(f.details or {})]
     picture = Image.fromarray(shown)
     draw_marks(picture, outlines, scale, style)
-    below = panel(list(_rows(findings, outlines)), max(width, 30 * style.font_px), style)
+    below = panel(list(_rows(findings)), max(width, 30 * style.font_px), style)
     page = Image.new("RGB", (below.width, height + below.height), below.getpixel((0, 0)))
     page.paste(picture, (0, 0))
     page.paste(below, (0, height))
@@ -112,7 +112,7 @@ def _shortened(text: str) -> str:
     return textwrap.shorten(text, 40, placeholder=" ...") if len(text) > 40 else text
 
 
-def _rows(findings: Sequence[Finding], outlines: Sequence[Mark]) -> Iterator[Row]:
+def _rows(findings: Sequence[Finding]) -> Iterator[Row]:
     for finding in findings:
         if finding.score is None:
             yield Row(f"{finding.scorer}: no score", _HEADING, is_heading=True)
@@ -124,5 +124,5 @@ def _rows(findings: Sequence[Finding], outlines: Sequence[Mark]) -> Iterator[Row
             yield Row(",  ".join(values), _PLAIN)
         for reason in reasons(finding.details or {}):
             yield Row(reason, _FAILED if reason.startswith("failed") else _PLAIN)
-    if any(mark.is_dashed for mark in outlines):
-        yield Row("dashed: seen, but too uncertain to be counted", _PLAIN)
+        if any(mark.is_dashed for mark in marks(finding.details or {})):
+            yield Row("dashed: seen, but too uncertain to be counted", _PLAIN)

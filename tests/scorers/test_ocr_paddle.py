@@ -76,10 +76,10 @@ def test_self_test(scorer: OcrScorer) -> None:
 def test_reads_rendered_phrases(scorer: OcrScorer) -> None:
     pages = [
         _page(["Fresh Bread", "every morning"], 32, (25, 30, 70)),
-        _page(["Room 101"], 48, (180, 20, 20)),
+        _page(["Opening"], 48, (180, 20, 20)),
         _page([], 20, (0, 0, 0)),
     ]
-    prompts = ["\u201cFresh Bread every morning\u201d", '"Room 101"', '"Room 101"']
+    prompts = ["\u201cFresh Bread every morning\u201d", '"Opening"', '"Opening"']
     items = [ScoreInput(p, (page,)) for p, page in zip(prompts, pages, strict=True)]
     two_lines, one_line, blank = scorer.score(items, details=True)
     assert isinstance(two_lines, ItemScore)
