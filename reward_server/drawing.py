@@ -56,7 +56,7 @@ class Style:
     @classmethod
     def of(cls, unit: float) -> Style:
         """Sizes for a picture that is `unit` times as large as a common one."""
-        return cls(max(13, round(15 * unit)), max(2, round(3 * unit)))
+        return cls(max(13, round(15 * unit)), max(3, round(3 * unit)))
 
 
 def draw_marks(picture: Image.Image, outlines: Sequence[Mark], scale: int, style: Style) -> None:

@@ -120,8 +120,8 @@ def _rows(findings: Sequence[Finding]) -> Iterator[Row]:
             continue
         yield Row(f"{finding.scorer} {finding.score:.4g}", _HEADING, is_heading=True)
         if finding.components:
-            values = [f"{name} {value:.4g}" for name, value in finding.components.items()]
-            yield Row(",  ".join(values), _PLAIN)
+            values = [f"{name}={value:.4g}" for name, value in finding.components.items()]
+            yield Row(", ".join(values), _PLAIN)
         for reason in reasons(finding.details or {}):
             yield Row(reason, _FAILED if reason.startswith("failed") else _PLAIN)
         if any(mark.is_dashed for mark in marks(finding.details or {})):
