@@ -17,6 +17,9 @@ from reward_server.cli import app
 from reward_server.scorers.geneval import shapes
 from reward_server.scorers.ocr.scorer import drawing
 
+# Each test starts processes that load networks: seconds, but minutes on a crowded machine.
+pytestmark = pytest.mark.timeout(400)
+
 ROW = {
     "tag": "color_attr",
     "include": [
@@ -51,14 +54,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def test_here_and_by_a_server_are_the_same(server: Server, folder: Path) -> None:
     command = ["score", str(folder / "both.png"), str(folder / "word.png"), "--json"]
     command += ["--scorers", "geneval,ocr", "--prompt", '"HELLO"', "--spec", json.dumps(ROW)]
-    here, there = run_cli(*command, "--local"), run_cli(*command, "--url", server.grpc_url)
-    assert here.returncode == there.returncode == 0, here.stderr + there.stderr
-    assert here.stderr == ""
-    for ours, theirs in zip(
-        json.loads(here.stdout)["results"], json.loads(there.stdout)["results"], strict=True
-    ):
-        for field in ("name", "scores", "raw", "components", "details", "fingerprint"):
-            assert ours[field] == theirs[field]
+    here = run_cli(*command, "--local")
+    assert (here.returncode, here.stderr) == (0, "")
+    for url in (server.grpc_url, server.http_url):
+        there = CliRunner().invoke(app, [*command, "--url", url])
+        assert there.exit_code == 0, there.output
+        for ours, theirs in zip(
+            json.loads(here.stdout)["results"], json.loads(there.stdout)["results"], strict=True
+        ):
+            for field in ("name", "scores", "raw", "components", "details", "fingerprint"):
+                assert ours[field] == theirs[field]
     geneval, ocr = json.loads(here.stdout)["results"]
     assert 0 < geneval["scores"][0] < 1
     assert ocr["scores"] == [0.0, 1.0]
