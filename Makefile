@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 VENV_SCORERS ?= .venv-scorers
+VENV_PADDLE ?= .venv-paddle
 BIN    := $(VENV)/bin
 TASK   ?= geneval
 MODEL  ?= mini
@@ -11,7 +12,7 @@ ARGS   ?=
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install scorers test-scorers train serve test check lint fmt type protos bench docs mini clean
+.PHONY: help install scorers test-scorers test-paddle train serve test check lint fmt type protos bench docs mini clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -51,6 +52,19 @@ test: install ## run the tests
 
 test-scorers: scorers ## run the tests of the scorers on torch
 	@$(VENV_SCORERS)/bin/python -m pytest tests_scorers $(ARGS)
+
+# paddlex pins numpy and PyYAML, and brings its own opencv-python, which shares its folder with the
+# one that RapidOCR asks for: hence an environment of its own, and RapidOCR's wheel without the rest.
+$(VENV_PADDLE)/.installed: pyproject.toml
+	@test -x $(VENV_PADDLE)/bin/python || $(PYTHON) -m venv $(VENV_PADDLE)
+	@echo "Installing into $(VENV_PADDLE) (a minute the first time) ..."
+	@$(VENV_PADDLE)/bin/python -m pip install --quiet --upgrade pip
+	@$(VENV_PADDLE)/bin/python -m pip install --quiet --editable '.[paddle,server,test]'
+	@$(VENV_PADDLE)/bin/python -m pip install --quiet --no-deps rapidocr==3.10.0
+	@touch $@
+
+test-paddle: $(VENV_PADDLE)/.installed ## run the tests of PaddleOCR, in .venv-paddle
+	@$(VENV_PADDLE)/bin/python -m pytest -rs tests/scorers/test_ocr_paddle.py $(ARGS)
 
 check: lint type test test-scorers ## format, lint, types and tests: what CI runs
 

@@ -57,7 +57,8 @@ def best_seconds(work: Callable[[], object]) -> tuple[float, float]:
 def main() -> None:
     print(f"{'scorer':16}{'batch':>6}{'CPU ms/image':>14}{'wall ms/image':>15}{'images/CPU s':>14}")
     for name, batches in BATCHES.items():
-        scorer = load_scorer_class(name)()
+        options = {"sessions": 1} if name == "ocr" else {}
+        scorer = load_scorer_class(name)(**options)
         scorer.load("cpu")
         for batch in batches:
             items = word_items(batch) if name == "ocr" else shape_items(batch)

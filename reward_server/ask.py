@@ -1,80 +1,141 @@
-"""The commands that ask a running server: `score` and `scorers`."""
+"""The commands that ask for scores or scorers: `score`, of a server or here, and `scorers`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import socket
+import sys
+import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from rich.console import Console
-from rich.table import Table
+import PIL.Image
 
-from reward_client import json_mirror
+from reward_client import codec
 from reward_client.client import RewardClient
 from reward_client.errors import InvalidArgument
-from reward_client.types import Image, Item, ScoreResponse, SpecKind
+from reward_client.types import (
+    Image,
+    Item,
+    ScoreRequest,
+    ScoreResponse,
+    ScorerInfo,
+    ScorerSelector,
+    SpecKind,
+)
+from reward_server.config import Config
+from reward_server.explain import Finding, explained
+
+_KNOCK_TIMEOUT_S = 1.0
 
 
-def score_files(
-    paths: Sequence[Path],
-    scorers: Sequence[str],
-    prompt: str,
-    spec: str,
-    url: str,
-    *,
-    as_json: bool,
-) -> None:
-    """Score files and print a table, or the response as JSON.
+def items_of(paths: Sequence[Path], prompt: str, spec: str) -> list[Item]:
+    """One item per image file, all with the same prompt and spec.
 
     Raises:
-        RewardError: whatever the client raises.
+        InvalidArgument: a file is not an image, or `spec` is not a JSON object.
         OSError: a file cannot be read.
     """
     kind, row = _spec(spec)
-    items = [
+    return [
         Item(f"{index}:{path.name}", prompt, (Image.from_file(path),), (), row, kind)
         for index, path in enumerate(paths)
     ]
+
+
+def is_listening(url: str) -> bool:
+    """Whether anything answers at the host and port of a server's URL."""
+    parts = urlsplit(url)
+    try:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        with socket.create_connection((parts.hostname or "", port), _KNOCK_TIMEOUT_S):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+def ask_server(items: Sequence[Item], scorers: Sequence[str], url: str) -> ScoreResponse:
+    """Score with a running server, details included.
+
+    Raises:
+        RewardError: whatever the client raises.
+    """
     with RewardClient(url) as client:
-        response = client.score(items, scorers, include_details=as_json)
-    if as_json:
-        print(json.dumps(json_mirror.response_to_json(response), indent=2))
-    else:
-        Console().print(_table(paths, response))
+        return client.score(items, scorers, include_details=True)
 
 
-def show_scorers(url: str) -> None:
-    """Print a table of the scorers.
+def ask_here(items: Sequence[Item], config: Config) -> ScoreResponse:
+    """Score with workers started for this one request, by all scorers of a config.
+
+    Raises:
+        RewardError: as a server would answer.
+    """
+    from reward_server import logs
+    from reward_server.local import score_here
+
+    # What goes wrong is in the answer; a user wants it once.
+    logs.configure("critical", "console")
+    selectors = tuple(ScorerSelector(name) for name in config.scorers)
+    request = ScoreRequest(uuid.uuid4().hex, selectors, tuple(items), include_details=True)
+    return score_here(config, request)
+
+
+def list_infos(url: str) -> Sequence[ScorerInfo]:
+    """The scorers of a running server.
 
     Raises:
         RewardError: whatever the client raises.
     """
     with RewardClient(url, attempts=1) as client:
-        infos = client.list_scorers()
-    table = Table("scorer", "version", "state", "needs", "transforms (* default)", "range")
-    for info in infos:
-        transforms = [f"{t}*" if t == info.default_transform else t for t in info.transforms]
-        low, high = info.output_range
-        shown = f"{low:g} .. {high:g}" if info.version else ""
-        state = f"{info.state}: {info.last_error}" if info.last_error else info.state
-        needs = ", ".join(info.inputs)
-        table.add_row(info.name, info.version, state, needs, ", ".join(transforms), shown)
-    Console().print(table)
+        return client.list_scorers()
 
 
-def _table(paths: Sequence[Path], response: ScoreResponse) -> Table:
-    table = Table("image", *response.results)
-    for index, path in enumerate(paths):
-        cells = []
-        for result in response.results.values():
-            error, value = result.errors.get(index), result.scores[index]
-            cells.append(f"{error.code.value}: {error.message}" if error else f"{value:.6g}")
-        table.add_row(path.name, *cells)
-    return table
+def findings(response: ScoreResponse, index: int) -> list[Finding]:
+    """What every scorer says about one item."""
+    found = []
+    for result in response.results.values():
+        error, score = result.errors.get(index), result.scores[index]
+        if error is not None or score is None:
+            why = f"{error.code.value}: {error.message}" if error else "no answer"
+            found.append(Finding(result.name, error=why))
+            continue
+        components = {
+            name: value
+            for name, column in result.components.items()
+            if (value := column[index]) is not None
+        }
+        details = result.details[index] if result.details else None
+        found.append(Finding(result.name, score, components, details))
+    return found
 
 
-def _spec(text: str) -> tuple[SpecKind | None, dict[str, Any] | None]:
+def write_explanations(
+    folder: Path, paths: Sequence[Path], items: Sequence[Item], response: ScoreResponse
+) -> list[Path]:
+    """Write NAME.explained.png for every image that can be decoded; returns what was written.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    written: list[Path] = []
+    for index, (path, item) in enumerate(zip(paths, items, strict=True)):
+        try:
+            pixels = codec.decode(item.images[0])
+        except InvalidArgument:  # its row of the table says so
+            continue
+        file = folder / f"{path.stem}.explained.png"
+        number = 2
+        while file in written:  # two pictures of one name, from two folders
+            file = folder / f"{path.stem}-{number}.explained.png"
+            number += 1
+        PIL.Image.fromarray(explained(pixels, findings(response, index))).save(file)
+        written.append(file)
+    return written
+
+
+def _spec(text: str) -> tuple[SpecKind | None, Mapping[str, Any] | None]:
     if not text:
         return None, None
     try:
@@ -86,3 +147,8 @@ def _spec(text: str) -> tuple[SpecKind | None, dict[str, Any] | None]:
     if "include" in row:
         return "geneval", row
     return ("ocr", row) if set(row) == {"target"} else ("metadata", row)
+
+
+def note(text: str) -> None:
+    """Say something beside the result."""
+    print(f"reward-server: {text}", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from reward_client import json_mirror
 from reward_client.errors import RewardError
 from reward_server import config as configuration
 from reward_server.config import Config, ConfigError
@@ -68,27 +70,60 @@ def score(
     spec: Annotated[
         str, typer.Option(help='JSON: a GenEval row {"include": [...]} or {"target": "STOP"}.')
     ] = "",
-    url: UrlOption = DEFAULT_URL,
+    url: Annotated[
+        str, typer.Option(help=f"The server. Default: {DEFAULT_URL} if one runs there, else none.")
+    ] = "",
+    local: Annotated[
+        bool, typer.Option("--local", help="Score in this process, whether or not a server runs.")
+    ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", help="TOML file for --local (which it implies)."),
+    ] = None,
+    explain: Annotated[
+        Path | None,
+        typer.Option(help="Folder for copies of the images with objects, text and reasons drawn."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The whole response as JSON.")] = False,
 ) -> None:
-    """Score image files with a running server."""
-    from reward_server.ask import score_files
+    """Score image files, with a running server or here; exit status 1 if one has no score."""
+    from reward_server import ask, tables
 
+    names = _names(scorers)
+    if url and (local or config):
+        _fail("--url asks a server; leave it out, or leave out --local and --config")
     try:
-        score_files(images, _names(scorers), prompt, spec, url, as_json=as_json)
+        items = ask.items_of(images, prompt, spec)
+        if explain is not None:
+            explain.mkdir(parents=True, exist_ok=True)
+        if local or config or not (url or ask.is_listening(DEFAULT_URL)):
+            chosen = _load(config, scorers)
+            if not (local or config):
+                ask.note(f"no server at {DEFAULT_URL}: scoring here")
+            response = ask.ask_here(items, chosen)
+        else:
+            response = ask.ask_server(items, names, url or DEFAULT_URL)
+        if as_json:
+            typer.echo(json.dumps(json_mirror.response_to_json(response), indent=2))
+        else:
+            tables.show_scores(images, response)
+        for file in ask.write_explanations(explain, images, items, response) if explain else ():
+            ask.note(f"wrote {file}")
     except RewardError as error:
         _fail(error.message)
     except OSError as error:
-        _fail(f"cannot read {error.filename}: {error.strerror}")
+        _fail(f"cannot read or write {error.filename}: {error.strerror}")
+    if any(result.errors for result in response.results.values()):
+        raise typer.Exit(1)
 
 
 @app.command(name="scorers")
 def list_scorers(url: UrlOption = DEFAULT_URL) -> None:
     """List the scorers of a running server and their state."""
-    from reward_server.ask import show_scorers
+    from reward_server import ask, tables
 
     try:
-        show_scorers(url)
+        tables.show_scorers(ask.list_infos(url))
     except RewardError as error:
         _fail(error.message)
 

@@ -13,7 +13,7 @@ def configure(level: str, style: str) -> None:
     """Set up structlog for this process.
 
     Args:
-        level: debug, info, warning or error.
+        level: debug, info, warning, error or critical.
         style: "console", "json", or "auto" to decide by whether stderr is a terminal.
     """
     is_console = style == "console" or (style == "auto" and sys.stderr.isatty())

@@ -1,17 +1,14 @@
-"""The `ocr` scorer: RapidOCR (PP-OCR models on ONNX Runtime) and two ways to compare texts.
+"""The `ocr` scorer: read the pictures of a batch, compare with the text that was asked for.
 
-The models ship in RapidOCR's wheel, so it works offline at once. flow_grpo's published numbers come
-from another engine (PaddleOCR 2.9): `flowgrpo` names its formula, not its engine.
+flow_grpo's published numbers come from one engine (PaddleOCR 2.9) and one formula. `flowgrpo` names
+the formula; the engine is an option.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -23,76 +20,107 @@ from reward_server.scorers.base import (
     Outcome,
     ScoreInput,
     ScorerSpec,
+    Transform,
     UInt8Image,
     raw,
 )
-from reward_server.scorers.ocr import text
+from reward_server.scorers.ocr import engine as protocol
+from reward_server.scorers.ocr import grading, paddle, paddle_apis, rapid, sessions, text
+from reward_server.scorers.ocr.engine import Engine, EngineOptions, Line
 
-MIN_SIDE_PX = 128
-MAX_SIDE_PX = 512
+ENGINES: dict[str, Callable[[EngineOptions], Engine]] = {
+    "rapidocr": rapid.RapidEngine,
+    "paddleocr": paddle.PaddleEngine,
+}
+MIN_SIDE_PX = 8
+ENLARGED_SIDE_PX = 128
+MAX_ASPECT = 32
 _SELF_TEST_TEXT = "HELLO"
-_MAX_READ_CHARACTERS = 4096
 
 
-def _flowgrpo(score: ItemScore) -> float:
-    return score.components["flowgrpo"]
+def _component(name: str) -> Transform:
+    def transform(score: ItemScore) -> float:
+        return score.components[name]
+
+    return transform
 
 
-def _soft(score: ItemScore) -> float:
-    return score.components["soft"]
+@dataclass(frozen=True, slots=True)
+class _Task:
+    target: str
+    frames: Sequence[int]
 
 
 class OcrScorer:
-    """Reads one image per item and compares with its target; raw value = `soft`.
+    """Reads each item's picture, or every n-th frame of its video; raw value = `soft`.
 
     Args:
-        threads: ONNX Runtime threads per operator; one is right where the cores are shared.
+        engine: a key of `ENGINES`.
+        sessions: copies of the networks that read at the same time; 0: as many as there are usable
+            CPUs, at most 16.
+        threads: ONNX Runtime threads per operator and session; one is right for sessions.
+        detector_dir: for `paddleocr`, the folder of the detection network.
+        recognizer_dir: likewise of the recognition network; with both, nothing is ever fetched.
+        lang: for `paddleocr` without folders, the language whose networks it fetches.
+        frame_stride: of an item with several pictures, one in so many is read.
 
     Raises:
-        ValueError: fewer than one thread.
+        ValueError: no such engine, or a number that is too small, or folders that do not fit.
     """
 
     spec = ScorerSpec(
         name="ocr",
         version="1",
         inputs=("image", "spec.ocr"),
-        transforms={"soft": _soft, "flowgrpo": _flowgrpo, "raw": raw},
+        transforms={
+            "soft": _component("soft"),
+            "flowgrpo": _component("flowgrpo"),
+            "flowgrpo_video": _component("flowgrpo_video"),
+            "raw": raw,
+        },
         default_transform="soft",
         output_range=(0.0, 1.0),
     )
 
-    def __init__(self, threads: int = 1) -> None:
-        if threads < 1:
-            raise ValueError(f"ocr: threads must be at least 1, got {threads}")
-        self._threads = threads
-        self._engine: Any = None
+    def __init__(
+        self,
+        engine: str = "rapidocr",
+        sessions: int = 0,
+        threads: int = 1,
+        detector_dir: str = "",
+        recognizer_dir: str = "",
+        lang: str = "en",
+        frame_stride: int = 4,
+    ) -> None:
+        if engine not in ENGINES:
+            raise ValueError(f"ocr: unknown engine {engine!r}; known: {', '.join(ENGINES)}")
+        for name, value, least in (
+            ("sessions", sessions, 0),
+            ("threads", threads, 1),
+            ("frame_stride", frame_stride, 1),
+        ):
+            if value < least:
+                raise ValueError(f"ocr: {name} must be at least {least}, got {value}")
+        count = sessions or _default_sessions()
+        options = EngineOptions(count, threads, detector_dir, recognizer_dir, lang)
+        self._engine_name = engine
+        self._engine = ENGINES[engine](options)
+        self._frame_stride = frame_stride
 
     def load(self, device: str) -> None:
-        """Load both networks; they run on the CPU whatever the device."""
-        from rapidocr import RapidOCR
-
-        self._engine = RapidOCR(
-            params={
-                "EngineConfig.onnxruntime.intra_op_num_threads": self._threads,
-                "EngineConfig.onnxruntime.inter_op_num_threads": 1,
-                "Global.use_cls": False,
-                "Global.log_level": "error",
-                # The default enlarges the shorter side to 736 px: thirty times slower.
-                "Det.limit_type": "max",
-                "Det.limit_side_len": MAX_SIDE_PX,
-            }
-        )
+        """Load the networks; they run on the CPU whatever the device."""
+        self._engine.load()
 
     def fingerprint(self) -> str:
-        """Digest over this code, the networks' files and the versions of both packages."""
-        import rapidocr
-
-        facts = {"version": self.spec.version}
-        for package in ("rapidocr", "onnxruntime"):
-            facts[package] = importlib.metadata.version(package)
-        for path in sorted(Path(rapidocr.__file__).parent.rglob("*.onnx")):
-            facts[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-        return tools.digest([sys.modules[__name__], text], facts)
+        """Digest over this code, the engine, its versions and its networks' files."""
+        facts = {
+            "version": self.spec.version,
+            "engine": self._engine_name,
+            "frame_stride": str(self._frame_stride),
+            **self._engine.facts(),
+        }
+        modules = [sys.modules[__name__], protocol, grading, paddle, paddle_apis, rapid, text]
+        return tools.digest(modules, facts)
 
     def self_test(self) -> None:
         """Read a word drawn here, at 64 px and at 256 px, and nothing on a blank picture.
@@ -100,56 +128,70 @@ class OcrScorer:
         Raises:
             SelfTestError: the word is not read, or something is read where nothing is.
         """
-        cause = "missing or damaged model files, or another RapidOCR"
-        for size_px in (64, 256):
-            read = "".join(line for line, _, _ in self.read(drawing(_SELF_TEST_TEXT, size_px)))
-            found, _ = text.soft_score(_SELF_TEST_TEXT, read)
+        cause = f"missing or damaged model files, or another version of {self._engine_name}"
+        sizes_px = (64, 256)
+        blank = np.full((64, 64, 3), 235, dtype=np.uint8)
+        *words, nothing = self.read([*(drawing(_SELF_TEST_TEXT, s) for s in sizes_px), blank])
+        for size_px, lines in zip(sizes_px, words, strict=True):
+            found, _ = text.soft_score(_SELF_TEST_TEXT, "".join(line.text for line in lines))
             tools.check_close(f"ocr/{size_px} px", found, 1.0, 0.0, cause)
-        lines = self.read(np.full((64, 64, 3), 235, dtype=np.uint8))
-        tools.check_close("ocr/lines on a blank picture", len(lines), 0.0, 0.0, cause)
+        tools.check_close("ocr/lines on a blank picture", len(nothing), 0.0, 0.0, cause)
 
     def score(self, batch: Sequence[ScoreInput], *, details: bool) -> list[Outcome]:
-        """Read every item's image; on a CPU one at a time is as fast as a batch."""
-        return [self._score_one(item, details=details) for item in batch]
+        """Read all pictures of the batch together; items without a usable target fail alone."""
+        outcomes: dict[int, Outcome] = {}
+        tasks: dict[int, _Task] = {}
+        for index, item in enumerate(batch):
+            checked = self._check(item)
+            if isinstance(checked, ItemFailure):
+                outcomes[index] = checked
+            else:
+                tasks[index] = checked
+        images = [batch[index].images[f] for index, task in tasks.items() for f in task.frames]
+        lines = iter(self.read(images))
+        for index, task in tasks.items():
+            readings = [grading.Reading(frame, next(lines)) for frame in task.frames]
+            values = grading.components(task.target, readings)
+            explained = grading.details(task.target, readings) if details else None
+            outcomes[index] = ItemScore(values["soft"], values, explained)
+        return [outcomes[index] for index in range(len(batch))]
 
-    def _score_one(self, item: ScoreInput, *, details: bool) -> Outcome:
-        problem: ItemFailure | None = tools.image_problem(item, self.spec.name, 8)
-        if problem is not None:
-            return problem
+    def _check(self, item: ScoreInput) -> _Task | ItemFailure:
+        if not item.images:
+            return tools.invalid("images: ocr needs one picture, or the frames of a video; got 0")
+        frames = range(0, len(item.images), self._frame_stride)
+        for frame in frames:
+            height, width = item.images[frame].shape[:2]
+            if min(height, width) < MIN_SIDE_PX:
+                return tools.invalid(
+                    f"images[{frame}]: {width}x{height} px is too small for ocr;"
+                    f" both sides must be at least {MIN_SIDE_PX} px"
+                )
+            if max(height, width) > MAX_ASPECT * min(height, width):
+                return tools.invalid(
+                    f"images[{frame}]: {width}x{height} px is a strip that ocr cannot read;"
+                    f" one side may be at most {MAX_ASPECT} times the other"
+                )
         try:
-            target = text.target_of(item.prompt, item.spec)
+            return _Task(text.target_of(item.prompt, item.spec), frames)
         except text.TargetError as error:
             return tools.invalid(str(error))
-        lines = self.read(item.images[0])
-        recognised = "".join(line for line, _, _ in lines)[:_MAX_READ_CHARACTERS]
-        soft, similarity = text.soft_score(target, recognised)
-        components = {
-            "soft": soft,
-            "flowgrpo": text.flowgrpo_score(target, recognised),
-            "similarity": similarity,
-            "characters": float(len(text.fold(recognised))),
-        }
-        return ItemScore(soft, components, _details(target, lines) if details else None)
 
-    def read(self, image: UInt8Image) -> list[tuple[str, float, list[list[float]]]]:
-        """Lines of text in reading order: text, confidence, four corners in pixels of `image`.
+    def read(self, images: Sequence[UInt8Image]) -> list[list[Line]]:
+        """The lines of text of every picture, in reading order; boxes in pixels of the picture.
+
+        Args:
+            images: uint8 RGB (H, W, 3), of any sizes.
 
         Raises:
             RuntimeError: called before `load`.
         """
-        if self._engine is None:
-            raise RuntimeError("OcrScorer.read was called before load")
-        shown, scale = _enlarged(image)
-        # The networks expect BGR; the flags stick between calls, so all are given each time.
-        found = self._engine(
-            np.ascontiguousarray(shown[:, :, ::-1]), use_det=True, use_cls=False, use_rec=True
-        )
-        if found is None or found.txts is None or found.boxes is None:
-            return []
+        shown = [_enlarged(image) for image in images]
+        # The networks were trained on BGR.
+        found = self._engine.read([np.ascontiguousarray(image[:, :, ::-1]) for image, _ in shown])
         return [
-            (str(line), float(score), (np.asarray(box, dtype=float) / scale).round(1).tolist())
-            for line, score, box in zip(found.txts, found.scores, found.boxes, strict=True)
-            if score > 0
+            [_scaled(line, 1 / scale) for line in lines]
+            for lines, (_, scale) in zip(found, shown, strict=True)
         ]
 
 
@@ -162,21 +204,20 @@ def drawing(word: str, size_px: int) -> UInt8Image:
     return np.asarray(picture)
 
 
+def _default_sessions() -> int:
+    return min(sessions.usable_cpus(), sessions.MAX_DEFAULT_SESSIONS)
+
+
 def _enlarged(image: UInt8Image) -> tuple[UInt8Image, float]:
     """Small pictures at 128 px on the shorter side; the factor by which they grew."""
     height, width = image.shape[:2]
-    scale = max(1.0, MIN_SIDE_PX / min(height, width))
+    scale = max(1.0, ENLARGED_SIDE_PX / min(height, width))
     if scale == 1.0:
         return image, 1.0
     size = (round(width * scale), round(height * scale))
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)), scale
 
 
-def _details(target: str, lines: Sequence[tuple[str, float, list[list[float]]]]) -> dict[str, Any]:
-    return {
-        "target": target,
-        "recognised": "".join(line for line, _, _ in lines),
-        "lines": [
-            {"text": line, "score": round(score, 4), "box": box} for line, score, box in lines
-        ],
-    }
+def _scaled(line: Line, factor: float) -> Line:
+    box = tuple((x * factor, y * factor) for x, y in line.box)
+    return Line(line.text, line.score, box)

@@ -68,11 +68,18 @@ def flowgrpo_score(target: str, recognised: str) -> float:
     Only spaces are removed and case lowered, as there; the distance is capped at the length of the
     target. Any amount of further text is free once the target occurs somewhere.
     """
-    wanted = target.replace(" ", "").lower()
-    read = recognised.replace(" ", "").lower()
-    if wanted in read:
-        return 1.0
+    wanted, read = _published_form(target), _published_form(recognised)
+    return 1.0 if wanted in read else edit_score(target, recognised)
+
+
+def edit_score(target: str, recognised: str) -> float:
+    """The published reward without the rule for substrings, in [0, 1]."""
+    wanted, read = _published_form(target), _published_form(recognised)
     return 1.0 - min(Levenshtein.distance(wanted, read), len(wanted)) / len(wanted)
+
+
+def _published_form(text: str) -> str:
+    return text.replace(" ", "").lower()
 
 
 def soft_score(target: str, recognised: str) -> tuple[float, float]:
@@ -98,6 +105,8 @@ def best_window(wanted: str, read: str) -> tuple[int, int]:
         wanted: the pattern, n characters.
         read: the text, m characters; the cost is n * m steps.
     """
+    if wanted in read:
+        return 0, len(wanted)
     # Per column: (distance, -length of the window so far); tuples compare distance first.
     column = [(row, 0) for row in range(len(wanted) + 1)]
     best = column[-1]
