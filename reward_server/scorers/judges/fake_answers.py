@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-_FAULT = re.compile(r"fault:([a-z-]+?)(?:-(\d+))?\b(?!-)")
+_FAULT = re.compile(r"fault:([a-z]+(?:-[a-z]+)*)(?:-(\d+))?")
 
 
 def question_of(body: Mapping[str, Any]) -> tuple[str, np.ndarray]:

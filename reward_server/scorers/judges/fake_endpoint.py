@@ -73,7 +73,7 @@ class FakeEndpoint:
         self.lock = threading.Lock()
         self.hurry = threading.Event()
         self._server = _Server(("127.0.0.1", port), _Handler, self)
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread = threading.Thread(target=self.serve_forever, daemon=True)
 
     @property
     def base_url(self) -> str:
@@ -91,7 +91,7 @@ class FakeEndpoint:
 
     def serve_forever(self) -> None:
         """Serve in this thread until interrupted."""
-        self._server.serve_forever()
+        self._server.serve_forever(poll_interval=0.02)
 
 
 class _Server(ThreadingHTTPServer):
