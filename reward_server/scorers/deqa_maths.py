@@ -22,7 +22,7 @@ PROMPT = (
     f"USER: How would you rate the quality of this image?\n{IMAGE_PLACE}\n"
     "ASSISTANT: The quality of the image is"
 )
-LEVELS = ("excellent", "good", "fair", "poor", "bad")
+LEVELS: tuple[str, ...] = ("excellent", "good", "fair", "poor", "bad")
 VALUES = (5.0, 4.0, 3.0, 2.0, 1.0)
 
 
