@@ -13,10 +13,16 @@ from types import ModuleType
 from reward_server.scorers.base import Scorer
 
 SCORERS: dict[str, str] = {
+    "deqa": "reward_server.scorers.deqa:DeqaScorer",
     "geneval": "reward_server.scorers.geneval.scorer:GenEvalScorer",
+    "hpsv3": "reward_server.scorers.hpsv3.scorer:HpsV3Scorer",
     "jpeg": "reward_server.scorers.jpeg:JpegScorer",
     "ocr": "reward_server.scorers.ocr.scorer:OcrScorer",
+    "qwenvl": "reward_server.scorers.judges.scorer:QwenVL",
     "shapes_quality": "reward_server.scorers.shapes_quality:ShapesQualityScorer",
+    "unifiedreward": "reward_server.scorers.judges.scorer:UnifiedReward",
+    "unifiedreward2": "reward_server.scorers.judges.scorer:UnifiedReward2",
+    "yes_no": "reward_server.scorers.judges.scorer:YesNo",
 }
 
 

@@ -50,4 +50,32 @@ def hub_files(repository: str, revision: str, *paths: str) -> tuple[WeightFile, 
     return tuple(WeightFile(p, f"{HUB}/{repository}/resolve/{revision}/{p}") for p in paths)
 
 
-CATALOG: dict[str, WeightSet] = {}
+_QWEN2_VL = ("config.json", "tokenizer.json", "tokenizer_config.json")
+_DEQA = (
+    *("config.json", "generation_config.json", "preprocessor_config.json"),
+    *("tokenizer_config.json", "special_tokens_map.json", "tokenizer.model"),
+    *("configuration_mplug_owl2.py", "modeling_mplug_owl2.py", "modeling_llama2.py"),
+    *("modeling_attn_mask_utils.py", "visual_encoder.py", "utils.py"),
+    "model.safetensors.index.json",
+    *(f"model-{shard:05d}-of-00004.safetensors" for shard in range(1, 5)),
+)
+
+CATALOG: dict[str, WeightSet] = {
+    "deqa": WeightSet(
+        name="deqa",
+        scorers=("deqa",),
+        files=hub_files("zhiyuanyou/DeQA-Score-Mix3", "main", *_DEQA),
+        license="MIT (as its code repository says)",
+        size_gb=17.0,
+    ),
+    "hpsv3": WeightSet(
+        name="hpsv3",
+        scorers=("hpsv3",),
+        files=(
+            *hub_files("MizzenAI/HPSv3", "main", "HPSv3.safetensors"),
+            *hub_files("Qwen/Qwen2-VL-7B-Instruct", "main", *_QWEN2_VL),
+        ),
+        license="MIT (as its package says); Apache-2.0 (Qwen2-VL)",
+        size_gb=17.0,
+    ),
+}

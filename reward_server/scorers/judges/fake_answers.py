@@ -1,0 +1,98 @@
+"""What the fake endpoint says about a picture, and the faults a caption may ask for.
+
+Every judge of this package gets an answer of its form. Brightness b is the mean over pixels and
+channels, 0 to 1: "Final Score" and the yes/no probability follow b, the three axes of
+UnifiedReward 2.0 follow the mean red, green and blue. Numbers are no judgement of anything.
+
+A caption may ask for a fault (`fault:NAME` anywhere in the text): `refuse` (always HTTP 429),
+`refuse-N` (the first N calls about this text), `break` (the connection ends inside the answer),
+`slow` (answers after `slow_s`), `malformed`, `no-label`, `out-of-range`, `conflict`, `cut`,
+`no-logprobs`, `not-json`, `bad-request`, `echo-key`.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+_FAULT = re.compile(r"fault:([a-z]+(?:-[a-z]+)*)(?:-(\d+))?")
+
+
+def question_of(body: Mapping[str, Any]) -> tuple[str, np.ndarray]:
+    """The text and the decoded picture (H, W, 3) of the last message."""
+    text, picture = "", None
+    for part in body["messages"][-1]["content"]:
+        if part["type"] == "text":
+            text += part["text"]
+        else:
+            encoded = part["image_url"]["url"].partition("base64,")[2]
+            with Image.open(io.BytesIO(base64.b64decode(encoded))) as opened:
+                picture = np.asarray(opened.convert("RGB"))
+    if picture is None:
+        raise ValueError("no picture in the message")
+    return text, picture
+
+
+def fault_of(text: str) -> tuple[str, int | None]:
+    """The fault that a text asks for, and how often; "" for none."""
+    match = _FAULT.search(text)
+    return (match[1], int(match[2]) if match[2] else None) if match else ("", None)
+
+
+def completion(
+    body: Mapping[str, Any], text: str, picture: np.ndarray, fault: str
+) -> dict[str, Any]:
+    """The JSON of a completion."""
+    if fault == "malformed":
+        return {"object": "chat.completion", "choices": []}
+    said = _said(text, picture, fault)
+    choice: dict[str, Any] = {
+        "index": 0,
+        "message": {"role": "assistant", "content": said},
+        "finish_reason": "length" if fault == "cut" or body["max_tokens"] == 1 else "stop",
+    }
+    if body.get("logprobs") and fault != "no-logprobs":
+        top = _candidates(float(picture.mean()) / 255.0, fault)[: body["top_logprobs"]]
+        candidates = [{"token": token, "logprob": value} for token, value in top]
+        choice["logprobs"] = {"content": [{**candidates[0], "top_logprobs": candidates}]}
+    return {"object": "chat.completion", "model": body["model"], "choices": [choice]}
+
+
+def _said(text: str, picture: np.ndarray, fault: str) -> str:
+    axes = 1.0 + 4.0 * picture.reshape(-1, 3).mean(axis=0) / 255.0
+    mean = float(axes.mean())
+    if fault == "no-label":
+        return f"I would say {mean:.2f}, {mean:.2f} and {mean:.2f}."
+    if fault == "out-of-range":
+        mean, axes = 10.0, axes + 5.0
+    again = fault == "conflict"
+    if "Final Score:" in text:
+        extra = "\nFinal Score: 1.234" if again else ""
+        return f"The picture is bright.\nFinal Score: {mean:.4f}{extra}"
+    if "Alignment Score (1-5)" in text:
+        names = ("Alignment", "Coherence", "Style")
+        lines = [f"{n} Score (1-5): {v!r}" for n, v in zip(names, axes.tolist(), strict=True)]
+        return "\n".join(lines + (["Style Score (1-5): 1.5"] if again else []))
+    if "<Score>" in text:
+        extra = "<Score>1</Score><Score>2</Score>" if again else ""
+        return f"<Thought>\nIt is bright.\n</Thought>\n<Score>{round(mean)}</Score>{extra}"
+    return "Yes" if mean > 3.0 else "No"
+
+
+def _candidates(p_yes: float, fault: str) -> list[tuple[str, float]]:
+    """Log-probabilities: 80 % on yes and no in two spellings each, the rest on other words."""
+    if fault == "no-label":
+        return [("Maybe", math.log(0.9))]
+    if fault == "out-of-range":
+        return [("Yes", 0.7)]
+    shares = {"Yes": 0.7 * p_yes, " yes": 0.1 * p_yes, "No": 0.6 * (1 - p_yes)}
+    shares |= {"no": 0.2 * (1 - p_yes), "Well": 0.1, "The": 0.1}
+    ranked = sorted(shares.items(), key=lambda entry: -entry[1])
+    return [(token, math.log(share) if share > 0 else -9999.0) for token, share in ranked]

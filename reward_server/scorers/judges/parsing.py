@@ -1,0 +1,144 @@
+"""From a judge's answer to numbers, strictly: what is not exactly the agreed form is no score.
+
+Elsewhere a missing label is 0.0, "Final Score: 10" is read as 1, and any first three numbers of the
+text are taken for the three axes. Here each of these is an `Unreadable` answer. Whatever these
+parsers accept, the published ones read as the same number.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+LOW, HIGH = 1.0, 5.0
+# With less probability than this on Yes and No together, the model did not answer the question.
+MIN_YES_NO_MASS = 0.05
+
+_UNIFIED = re.compile(r"Final Score:\s*(\S*)")
+_AXIS = re.compile(r"(Alignment|Coherence|Style)\s+Score\s*(?:\(1-5\))?\s*:\s*(\S*)", re.IGNORECASE)
+_TAG = re.compile(r"<Score>(.*?)</Score>", re.DOTALL)
+_NUMBER = re.compile(r"((?:0|[1-9]\d*)(?:\.\d+)?)(?:/5)?[.,;]?", re.ASCII)
+_DIGITS = re.compile(r"\d{1,9}", re.ASCII)
+
+
+class Unreadable(ValueError):
+    """The answer is not of the agreed form; the message says what was expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One answer of an endpoint.
+
+    Attributes:
+        text: the message's text; empty where there is none.
+        cut: the answer ended at the limit of tokens, not by itself.
+        first_token: candidates for the first token with their log-probabilities (natural), as far
+            as they were asked for and sent.
+    """
+
+    text: str
+    cut: bool = False
+    first_token: Sequence[tuple[str, float]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What was read: the primary value, and named further ones."""
+
+    raw: float
+    components: Mapping[str, float] = field(default_factory=dict)
+
+
+def unified(reply: Reply) -> Verdict:
+    """UnifiedReward v1.5: the number from 1 to 5 after "Final Score:".
+
+    Raises:
+        Unreadable: no such number, one out of range, or different ones.
+    """
+    found = [_number(token, "Final Score") for token in _UNIFIED.findall(_whole(reply))]
+    return Verdict(_agreed(found, "Final Score"))
+
+
+def unified_2(reply: Reply) -> Verdict:
+    """UnifiedReward 2.0: three axes from 1 to 5; the primary value is their mean.
+
+    Raises:
+        Unreadable: an axis is missing, out of range, or has different numbers.
+    """
+    found: dict[str, list[float]] = {"Alignment": [], "Coherence": [], "Style": []}
+    for axis, token in _AXIS.findall(_whole(reply)):
+        found[axis.capitalize()].append(_number(token, f"{axis} Score"))
+    axes = {axis.lower(): _agreed(values, f"{axis} Score") for axis, values in found.items()}
+    return Verdict(math.fsum(axes.values()) / len(axes), axes)
+
+
+def score_tag(reply: Reply) -> Verdict:
+    """Qwen-VL scoring: a whole number from 1 to 5 in a Score tag.
+
+    Raises:
+        Unreadable: no such tag, another content, a number out of range, or different ones.
+    """
+    tokens = _TAG.findall(_whole(reply))
+    for token in tokens:
+        if not _DIGITS.fullmatch(token):
+            raise Unreadable(f"<Score> holds {token[:40]!r}, not a whole number")
+    return Verdict(_agreed([_in_range(float(token), "<Score>") for token in tokens], "<Score>"))
+
+
+def yes_no(reply: Reply) -> Verdict:
+    """P(Yes) / (P(Yes) + P(No)) from the candidates for the first token.
+
+    All spellings count ("Yes", " yes", "YES"): they are one answer, and which of them leads depends
+    on the tokenizer. A spelling beyond the candidates counts as 0.
+
+    Raises:
+        Unreadable: no log-probabilities, some that are none, or hardly any on Yes and No.
+    """
+    if not reply.first_token:
+        raise Unreadable("no log-probabilities in the answer; does the endpoint support them?")
+    mass = {"yes": 0.0, "no": 0.0}
+    total = 0.0
+    for token, logprob in reply.first_token:
+        if math.isnan(logprob) or logprob > 1e-3:
+            raise Unreadable(f"log-probability {logprob} of {token[:20]!r} is above 0 or no number")
+        probability = math.exp(logprob)
+        total += probability
+        spelled = token.strip(" \t\n\u2581\u0120").lower()
+        if spelled in mass:
+            mass[spelled] += probability
+    if total > 1.01:
+        raise Unreadable(f"the candidates' probabilities add up to {total:.3g}")
+    answered = mass["yes"] + mass["no"]
+    if answered < MIN_YES_NO_MASS:
+        raise Unreadable(f"Yes and No together have probability {answered:.3g}")
+    components = {"p_yes": mass["yes"], "p_no": mass["no"]}
+    return Verdict(mass["yes"] / answered, components)
+
+
+def _whole(reply: Reply) -> str:
+    if reply.cut:
+        raise Unreadable("the answer was cut at the limit of tokens; raise max_tokens")
+    return reply.text
+
+
+def _number(token: str, label: str) -> float:
+    match = _NUMBER.fullmatch(token)
+    if match is None:
+        raise Unreadable(f"after {label!r} stands {token[:40]!r}, not a number from 1 to 5")
+    return _in_range(float(match[1]), label)
+
+
+def _in_range(value: float, label: str) -> float:
+    if not LOW <= value <= HIGH:
+        raise Unreadable(f"{label!r} is {value:g}, not from 1 to 5")
+    return value
+
+
+def _agreed(values: Sequence[float], label: str) -> float:
+    if not values:
+        raise Unreadable(f"no {label!r} in the answer")
+    if len(set(values)) > 1:
+        raise Unreadable(f"{len(values)} different values of {label!r}: {values[0]:g}, ...")
+    return values[0]

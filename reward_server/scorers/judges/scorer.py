@@ -1,0 +1,266 @@
+"""The scorers whose network runs elsewhere: one class for all judges, one subclass per name.
+
+There is no golden self-test: the endpoint is another program on other hardware, its batching and
+kernels change the text of an answer from one day to the next, and its weights are not in our hands.
+The self-test demands an answer that can be read, about a picture drawn here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, ClassVar, TypeVar
+
+import PIL
+
+from reward_client.errors import DeadlineExceeded, RewardError
+from reward_client.retries import Deadline
+from reward_client.types import Code
+from reward_server.scorers import golden, tools
+from reward_server.scorers.base import (
+    ItemFailure,
+    ItemScore,
+    Outcome,
+    ScoreInput,
+    ScorerSpec,
+    SelfTestError,
+)
+from reward_server.scorers.judges import answers, definitions, parsing, pictures, prompts
+from reward_server.scorers.judges.endpoint import Endpoint, shortened
+from reward_server.scorers.judges.options import EndpointOptions
+from reward_server.scorers.judges.parsing import Reply, Unreadable
+
+# What `/models` reports anew at every call says nothing about the model.
+_VOLATILE = ("created", "permission")
+_RESERVED = ("model", "messages", "temperature", "max_tokens", "logprobs", "top_logprobs", "stream")
+_Result = TypeVar("_Result")
+
+
+class JudgeScorer:
+    """Asks a judge of `definitions.JUDGES` about every item.
+
+    Args:
+        base_url: of the endpoint, up to and including "/v1".
+        model: name as the endpoint serves it; empty: the only one it serves.
+        api_key_env: name of the environment variable that holds the key; empty: no key.
+        concurrency: calls in flight at once.
+        timeout_s: longest one call may take.
+        batch_timeout_s: longest a batch may take, retries included.
+        attempts: calls per item, the first included.
+        wait_s: how long `load` waits for an endpoint that is still starting.
+        max_tokens: length of an answer; 0: as the judge's definition says.
+        question: for `yes_no`: the question, in which {prompt} stands for the caption.
+        extra_body: further fields of the request, such as
+            `{chat_template_kwargs = {enable_thinking = false}}`.
+
+    Raises:
+        ValueError: an option is wrong; one line.
+    """
+
+    name: ClassVar[str]
+    spec: ScorerSpec
+
+    def __init__(
+        self,
+        base_url: str = "http://127.0.0.1:8001/v1",
+        model: str = "",
+        api_key_env: str = "",
+        concurrency: int = 16,
+        timeout_s: float = 30.0,
+        batch_timeout_s: float = 50.0,
+        attempts: int = 4,
+        wait_s: float = 300.0,
+        max_tokens: int = 0,
+        question: str = "",
+        extra_body: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._options = EndpointOptions(
+            base_url, model, api_key_env, concurrency, timeout_s, batch_timeout_s, attempts, wait_s
+        )
+        self._options.check(self.name)
+        self._judge = definitions.JUDGES[self.name]
+        self._extra = dict(extra_body or {})
+        self._check(max_tokens, question)
+        self._max_tokens = max_tokens or self._judge.max_tokens
+        self._question = question or self._judge.question
+        self.spec = definitions.spec_of(self.name, question)
+        self._model = model
+        self._card: dict[str, Any] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._endpoint: Endpoint | None = None
+
+    def load(self, device: str) -> None:
+        """Find the endpoint and the model; the device plays no part.
+
+        Raises:
+            RuntimeError: the endpoint cannot be reached, or does not serve the model; one line.
+        """
+        key = self._options.api_key(self.name)
+        self._loop = asyncio.new_event_loop()
+        self._endpoint = Endpoint(self._options, key)
+        try:
+            cards = self._run(self._endpoint.models())
+        except RewardError as error:
+            raise RuntimeError(f"{self.name}: {error.message}") from error
+        self._card = _chosen(cards, self._options, self.name)
+        self._model = str(self._card["id"])
+
+    def close(self) -> None:
+        """Close the connections; for programs that outlive the scorer."""
+        if self._endpoint is not None and self._loop is not None:
+            self._run(self._endpoint.close())
+            self._loop.close()
+            self._endpoint = self._loop = None
+
+    def fingerprint(self) -> str:
+        """Digest over question, parsers, options that change answers, and the model's card.
+
+        The endpoint's weights are out of reach: another checkpoint under the same name and the same
+        card looks the same from here.
+        """
+        facts = {
+            "version": self.spec.version,
+            "question": self._question,
+            "max_tokens": str(self._max_tokens),
+            "extra_body": json.dumps(self._extra, sort_keys=True),
+            "card": json.dumps(self._card, sort_keys=True),
+            "pillow": PIL.__version__,
+        }
+        modules = [definitions, prompts, parsing, answers, pictures, sys.modules[__name__]]
+        return tools.digest(modules, facts)
+
+    def self_test(self) -> None:
+        """Ask about one drawing; the answer must be readable and in range.
+
+        Raises:
+            SelfTestError: it is not; says why.
+        """
+        disc = ScoreInput("a red disc on a light background", (golden.pictures()[1],))
+        (outcome,) = self.score([disc], details=False)
+        if isinstance(outcome, ItemFailure):
+            raise SelfTestError(
+                f"self-test {self.name}: no readable answer about a drawing from"
+                f" {self._model!r}: {outcome.message}; likely cause: a model of another family, or"
+                " another chat template"
+            )
+        value = self.spec.transforms[self.spec.default_transform](outcome)
+        low, high = self.spec.output_range
+        if not low <= value <= high:
+            raise SelfTestError(f"self-test {self.name}: {value:g} is outside {low:g} .. {high:g}")
+
+    def score(self, batch: Sequence[ScoreInput], *, details: bool) -> list[Outcome]:
+        """Ask about all items at once, at most `concurrency` at a time."""
+        return self._run(self._score(batch, details=details)) if batch else []
+
+    async def _score(self, batch: Sequence[ScoreInput], *, details: bool) -> list[Outcome]:
+        deadline = Deadline(self._options.batch_timeout_s)
+        tasks = [asyncio.ensure_future(self._one(i, deadline, details=details)) for i in batch]
+        _, late = await asyncio.wait(tasks, timeout=self._options.batch_timeout_s)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+        return [self._too_late() if task in late else task.result() for task in tasks]
+
+    async def _one(self, item: ScoreInput, deadline: Deadline, *, details: bool) -> Outcome:
+        problem = tools.image_problem(item, self.name)
+        if problem is not None:
+            return problem
+        if "prompt" in self.spec.inputs and not item.prompt.strip():
+            return tools.invalid(f"prompt: {self.name} asks about the caption, but it is empty")
+        assert self._endpoint is not None, "load comes first"
+        try:
+            url = await asyncio.to_thread(pictures.data_url, item.images[0], self._judge.resize_px)
+            answer = await self._endpoint.chat(self._body(url, item.prompt), deadline)
+        except DeadlineExceeded as error:
+            return ItemFailure(Code.DEADLINE_EXCEEDED, error.message, retryable=True)
+        except RewardError as error:
+            return ItemFailure(error.code, error.message, error.retryable)
+        return self._read(answer, details=details)
+
+    def _read(self, answer: Any, *, details: bool) -> Outcome:
+        reply = Reply("")
+        try:
+            reply = answers.reply_of(answer)
+            verdict = self._judge.parse(reply)
+        except Unreadable as error:
+            said = shortened(reply.text or json.dumps(answer, default=str))
+            return ItemFailure(Code.INTERNAL, f"{self.name}: {error}; the judge said: {said}")
+        return ItemScore(verdict.raw, verdict.components, asdict(reply) if details else None)
+
+    def _body(self, picture_url: str, caption: str) -> dict[str, Any]:
+        picture = {"type": "image_url", "image_url": {"url": picture_url}}
+        text = {"type": "text", "text": prompts.filled(self._question, caption)}
+        body: dict[str, Any] = {
+            **self._extra,
+            "model": self._model,
+            "messages": [{"role": "user", "content": [picture, text]}],
+            "temperature": 0,
+            "max_tokens": self._max_tokens,
+        }
+        if self._judge.top_logprobs:
+            body |= {"logprobs": True, "top_logprobs": self._judge.top_logprobs}
+        return body
+
+    def _too_late(self) -> ItemFailure:
+        message = f"no answer within batch_timeout_s = {self._options.batch_timeout_s:g} s"
+        return ItemFailure(Code.DEADLINE_EXCEEDED, f"{self.name}: {message}", retryable=True)
+
+    def _run(self, work: Coroutine[Any, Any, _Result]) -> _Result:
+        assert self._loop is not None, "load comes first"
+        return self._loop.run_until_complete(work)
+
+    def _check(self, max_tokens: int, question: str) -> None:
+        if max_tokens < 0:
+            raise ValueError(f"{self.name}: max_tokens must be at least 0")
+        if question and not self._judge.question_is_option:
+            raise ValueError(f"{self.name}: question is fixed; only yes_no takes one")
+        reserved = [key for key in _RESERVED if key in self._extra]
+        if reserved:
+            raise ValueError(f"{self.name}: extra_body may not set {', '.join(reserved)}")
+        try:
+            json.dumps(self._extra, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.name}: extra_body is not JSON: {error}") from error
+
+
+class UnifiedReward(JudgeScorer):
+    """UnifiedReward v1.5."""
+
+    name = "unifiedreward"
+    spec = definitions.spec_of(name)
+
+
+class UnifiedReward2(JudgeScorer):
+    """UnifiedReward 2.0."""
+
+    name = "unifiedreward2"
+    spec = definitions.spec_of(name)
+
+
+class QwenVL(JudgeScorer):
+    """Aesthetic score of a general Qwen-VL model."""
+
+    name = "qwenvl"
+    spec = definitions.spec_of(name)
+
+
+class YesNo(JudgeScorer):
+    """Probability of yes to a question."""
+
+    name = "yes_no"
+    spec = definitions.spec_of(name)
+
+
+def _chosen(
+    cards: Sequence[Mapping[str, Any]], options: EndpointOptions, scorer: str
+) -> dict[str, Any]:
+    by_id = {str(card.get("id", "")): card for card in cards}
+    served = ", ".join(by_id) or "nothing"
+    wanted = options.model or (next(iter(by_id)) if len(by_id) == 1 else "")
+    if wanted not in by_id:
+        asked = f"model {options.model!r} is not served" if options.model else "set model"
+        raise RuntimeError(f"{scorer}: {asked}; {options.base_url} serves {served}")
+    return {key: value for key, value in by_id[wanted].items() if key not in _VOLATILE}
