@@ -13,9 +13,16 @@ from types import ModuleType
 from reward_server.scorers.base import Scorer
 
 SCORERS: dict[str, str] = {
+    "aesthetic": "reward_server.scorers.aesthetic:AestheticScorer",
+    "clipscore": "reward_server.scorers.clipscore:ClipScorer",
     "geneval": "reward_server.scorers.geneval.scorer:GenEvalScorer",
+    "hpsv2": "reward_server.scorers.hpsv2:HpsV2Scorer",
+    "hpsv2.1": "reward_server.scorers.hpsv2:HpsV21Scorer",
+    "image_similarity": "reward_server.scorers.image_similarity:ImageSimilarityScorer",
+    "imagereward": "reward_server.scorers.imagereward:ImageRewardScorer",
     "jpeg": "reward_server.scorers.jpeg:JpegScorer",
     "ocr": "reward_server.scorers.ocr.scorer:OcrScorer",
+    "pickscore": "reward_server.scorers.pickscore:PickScoreScorer",
     "shapes_quality": "reward_server.scorers.shapes_quality:ShapesQualityScorer",
 }
 
