@@ -148,9 +148,10 @@ class HpsV21Scorer(HpsV2Scorer):
 def _model(architecture: str) -> Any:
     import open_clip  # pyright: ignore[reportMissingImports]
 
-    if architecture not in open_clip.list_models():
+    config = open_clip.get_model_config(architecture)
+    if config is None:
         raise ValueError(f"architecture {architecture!r}: open_clip has no such configuration")
-    return open_clip.create_model(architecture, pretrained=None, load_weights=False)
+    return open_clip.CLIP(**config)
 
 
 def _load_checkpoint(model: Any, path: Path) -> None:
