@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from reward_server.scorers import clip_tools, linear_head, torch_tools
+from reward_server.scorers import linear_head, torch_tools
 from reward_server.scorers.base import ItemScore, ScoreInput, ScorerSpec, raw
 from reward_server.scorers.clip_family import ClipFamilyScorer
 from reward_server.scorers.clip_tools import Clip
@@ -80,7 +80,7 @@ class AestheticScorer(ClipFamilyScorer):
 
     def modules(self) -> list[ModuleType]:
         """The image tower and the head."""
-        return [clip_tools, linear_head]
+        return [*super().modules(), linear_head]
 
     def rows(self, items: Sequence[ScoreInput]) -> list[ItemScore]:
         """The head's number for every picture."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -52,8 +53,8 @@ class ClipFamilyScorer(NetworkScorer[Clip]):
         )
 
     def modules(self) -> list[ModuleType]:
-        """The towers."""
-        return [clip_tools]
+        """The towers and their pairing."""
+        return [clip_tools, sys.modules[__name__]]
 
 
 class ClipPairScorer(ClipFamilyScorer):
