@@ -11,12 +11,12 @@ from typing import Any
 
 import plain_nets
 import torch
-from open_clip.tokenizer import SimpleTokenizer
+from open_clip.tokenizer import SimpleTokenizer  # pyright: ignore[reportMissingImports]
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_checkpoints import HEADS, SIZE_PX, TINY_HPS
-from torchvision import transforms as T
-from torchvision.transforms import functional as TF
+from torchvision import transforms as T  # pyright: ignore[reportMissingImports]
+from torchvision.transforms import functional as TF  # pyright: ignore[reportMissingImports]
 from transformers import BertTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 

@@ -6,9 +6,9 @@ import gzip
 import json
 from pathlib import Path
 
-import open_clip
+import open_clip  # pyright: ignore[reportMissingImports]
 import torch
-from open_clip.tokenizer import SimpleTokenizer, default_bpe
+from open_clip.tokenizer import SimpleTokenizer, default_bpe  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 from transformers import BertTokenizer, CLIPConfig, CLIPModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
