@@ -13,11 +13,18 @@ from types import ModuleType
 from reward_server.scorers.base import Scorer
 
 SCORERS: dict[str, str] = {
+    "aesthetic": "reward_server.scorers.aesthetic:AestheticScorer",
+    "clipscore": "reward_server.scorers.clipscore:ClipScorer",
     "deqa": "reward_server.scorers.deqa:DeqaScorer",
     "geneval": "reward_server.scorers.geneval.scorer:GenEvalScorer",
+    "hpsv2": "reward_server.scorers.hpsv2:HpsV2Scorer",
+    "hpsv2.1": "reward_server.scorers.hpsv2:HpsV21Scorer",
     "hpsv3": "reward_server.scorers.hpsv3.scorer:HpsV3Scorer",
+    "image_similarity": "reward_server.scorers.image_similarity:ImageSimilarityScorer",
+    "imagereward": "reward_server.scorers.imagereward:ImageRewardScorer",
     "jpeg": "reward_server.scorers.jpeg:JpegScorer",
     "ocr": "reward_server.scorers.ocr.scorer:OcrScorer",
+    "pickscore": "reward_server.scorers.pickscore:PickScoreScorer",
     "qwenvl": "reward_server.scorers.judges.scorer:QwenVL",
     "shapes_quality": "reward_server.scorers.shapes_quality:ShapesQualityScorer",
     "unifiedreward": "reward_server.scorers.judges.scorer:UnifiedReward",

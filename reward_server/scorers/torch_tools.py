@@ -6,6 +6,8 @@ Nothing here imports torch at import time: scorers without torch live in the sam
 from __future__ import annotations
 
 import importlib.util
+import pickle
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,6 +40,21 @@ def resolve_dtype(dtype: str, device: str) -> torch.dtype:
         return getattr(torch, dtype)
     on_gpu = device.startswith("cuda") and torch.cuda.is_bf16_supported()
     return torch.bfloat16 if on_gpu else torch.float32
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read a `.pt`, `.pth` or `.bin` checkpoint onto the CPU; only data, no code of the file runs.
+
+    Raises:
+        ValueError: it is not a checkpoint, or holds more than tensors and plain values.
+    """
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        raise ValueError(f"{path}: not a checkpoint that can be read safely: {reason}") from error
 
 
 def to_device(batch: torch.Tensor, device: str) -> torch.Tensor:

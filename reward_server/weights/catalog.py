@@ -51,7 +51,7 @@ def hub_files(repository: str, revision: str, *paths: str) -> tuple[WeightFile, 
 
 
 _QWEN2_VL = ("config.json", "tokenizer.json", "tokenizer_config.json")
-_DEQA = (
+_DEQA_FILES = (
     *("config.json", "generation_config.json", "preprocessor_config.json"),
     *("tokenizer_config.json", "special_tokens_map.json", "tokenizer.model"),
     *("configuration_mplug_owl2.py", "modeling_mplug_owl2.py", "modeling_llama2.py"),
@@ -60,22 +60,115 @@ _DEQA = (
     *(f"model-{shard:05d}-of-00004.safetensors" for shard in range(1, 5)),
 )
 
-CATALOG: dict[str, WeightSet] = {
-    "deqa": WeightSet(
-        name="deqa",
-        scorers=("deqa",),
-        files=hub_files("zhiyuanyou/DeQA-Score-Mix3", "main", *_DEQA),
-        license="MIT (as its code repository says)",
-        size_gb=17.0,
+_DEQA = WeightSet(
+    name="deqa",
+    scorers=("deqa",),
+    files=hub_files("zhiyuanyou/DeQA-Score-Mix3", "main", *_DEQA_FILES),
+    license="MIT (as its code repository says)",
+    size_gb=17.0,
+)
+_HPSV3 = WeightSet(
+    name="hpsv3",
+    scorers=("hpsv3",),
+    files=(
+        *hub_files("MizzenAI/HPSv3", "main", "HPSv3.safetensors"),
+        *hub_files("Qwen/Qwen2-VL-7B-Instruct", "main", *_QWEN2_VL),
     ),
-    "hpsv3": WeightSet(
-        name="hpsv3",
-        scorers=("hpsv3",),
-        files=(
-            *hub_files("MizzenAI/HPSv3", "main", "HPSv3.safetensors"),
-            *hub_files("Qwen/Qwen2-VL-7B-Instruct", "main", *_QWEN2_VL),
+    license="MIT (as its package says); Apache-2.0 (Qwen2-VL)",
+    size_gb=17.0,
+)
+_CLIP_L = WeightSet(
+    name="clip-vit-large-patch14",
+    scorers=("aesthetic", "clipscore", "image_similarity"),
+    files=hub_files(
+        "openai/clip-vit-large-patch14",
+        "32bd64288804d66eefd0ccbe215aa642df71cc41",
+        "config.json",
+        "preprocessor_config.json",
+        "tokenizer.json",
+        "model.safetensors",
+    ),
+    license="MIT",
+    size_gb=1.8,
+)
+_AESTHETIC_HEAD = WeightSet(
+    name="aesthetic-head",
+    scorers=("aesthetic",),
+    files=(
+        WeightFile(
+            "sac+logos+ava1-l14-linearMSE.pth",
+            "https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/"
+            "sac%2Blogos%2Bava1-l14-linearMSE.pth",
         ),
-        license="MIT (as its package says); Apache-2.0 (Qwen2-VL)",
-        size_gb=17.0,
     ),
+    license="Apache-2.0",
+    size_gb=0.1,
+)
+_PICKSCORE = WeightSet(
+    name="pickscore",
+    scorers=("pickscore",),
+    files=(
+        *hub_files(
+            "yuvalkirstain/PickScore_v1",
+            "a4e4367c6dfa7288a00c550414478f865b875800",
+            "config.json",
+            "model.safetensors",
+        ),
+        *hub_files(
+            "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+            "1c2b8495b28150b8a4922ee1c8edee224c284c0c",
+            "preprocessor_config.json",
+            "tokenizer.json",
+        ),
+    ),
+    license="unstated (PickScore_v1), MIT (processor)",
+    size_gb=4.0,
+)
+_HPS_REPOSITORY = ("xswu/HPSv2", "697403c78157020a1ae59d23f111aa58ced35b0a")
+_HPSV2 = WeightSet(
+    name="hpsv2",
+    scorers=("hpsv2",),
+    files=hub_files(*_HPS_REPOSITORY, "HPS_v2_compressed.pt"),
+    license="Apache-2.0",
+    size_gb=4.0,
+)
+_HPSV2_1 = WeightSet(
+    name="hpsv2.1",
+    scorers=("hpsv2.1",),
+    files=hub_files(*_HPS_REPOSITORY, "HPS_v2.1_compressed.pt"),
+    license="Apache-2.0",
+    size_gb=4.0,
+)
+_IMAGEREWARD = WeightSet(
+    name="imagereward",
+    scorers=("imagereward",),
+    files=(
+        *hub_files(
+            "THUDM/ImageReward",
+            "5736be03b2652728fb87788c9797b0570450ab72",
+            "ImageReward.pt",
+            "med_config.json",
+        ),
+        *hub_files(
+            "google-bert/bert-base-uncased",
+            "86b5e0934494bd15c9632b12f734a8a67f723594",
+            "tokenizer.json",
+        ),
+    ),
+    license="Apache-2.0",
+    size_gb=1.8,
+)
+
+CATALOG: dict[str, WeightSet] = {
+    weights.name: weights
+    for weights in (
+        _AESTHETIC_HEAD,
+        _CLIP_L,
+        _DEQA,
+        _HPSV2,
+        _HPSV2_1,
+        _HPSV3,
+        _IMAGEREWARD,
+        _PICKSCORE,
+    )
 }

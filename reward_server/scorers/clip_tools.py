@@ -1,0 +1,224 @@
+"""CLIP as the preference scorers use it: two towers, unit embeddings, cosines of pairs.
+
+The towers of transformers' CLIPModel are called one by one: what `get_image_features` returns
+changed with transformers 5. Prompts are tokenised by the repository's own `tokenizer.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from reward_server.scorers import pixels, torch_tools
+from reward_server.scorers.base import ScoreInput, UInt8Image
+from reward_server.scorers.pixels import Preparation
+from reward_server.weights import store
+
+if TYPE_CHECKING:
+    import torch
+
+VIT_L_14 = "clip-vit-large-patch14"
+CLIP_FILES = ("config.json", "preprocessor_config.json", "tokenizer.json", "model.safetensors")
+
+
+class TwoTowers(Protocol):
+    """Pictures and texts to unit vectors of one space."""
+
+    def images(self, pictures: Sequence[UInt8Image]) -> torch.Tensor:
+        """(N, D) float32 of length 1."""
+        ...
+
+    def texts(self, prompts: Sequence[str]) -> torch.Tensor:
+        """(N, D) float32 of length 1."""
+        ...
+
+
+class Clip:
+    """A CLIPModel of transformers and its tokenizer on a device."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        preparation: Preparation,
+        *,
+        device: str,
+        dtype: torch.dtype,
+        compile: bool,
+    ) -> None:
+        """Move a float32 CLIPModel to its device and type.
+
+        Args:
+            model: transformers' CLIPModel; loses its text tower where `tokenizer` is None.
+            tokenizer: of the `tokenizers` package, truncating and padding, or None.
+            preparation: how pictures are resized.
+            device: "cpu" or "cuda:N".
+            dtype: of the weights and activations; embeddings are always float32.
+            compile: whether to compile both towers.
+        """
+        # Before the weights lose precision: 4.6052 in bfloat16 is off by 1 % after exp.
+        self.logit_scale = float(model.logit_scale.detach().float().exp())
+        if tokenizer is None:
+            del model.text_model, model.text_projection
+        self.width = int(model.config.projection_dim)
+        self._model = model.eval().requires_grad_(False).to(device, dtype)
+        self._vision = torch_tools.compiled(self._model.vision_model, compile)
+        if tokenizer is not None:
+            self._text = torch_tools.compiled(self._model.text_model, compile)
+        self._tokenizer, self._preparation = tokenizer, preparation
+        self._device, self._dtype = device, dtype
+
+    def facts(self) -> Mapping[str, str]:
+        """What decides the embeddings besides weights and code."""
+        import tokenizers
+        import transformers
+
+        return {
+            **self._preparation.facts(),
+            "dtype": str(self._dtype),
+            "transformers": transformers.__version__,
+            "tokenizers": tokenizers.__version__,
+        }
+
+    def images(self, pictures: Sequence[UInt8Image]) -> torch.Tensor:
+        """Embed pictures in one forward: (N, D) float32 of length 1."""
+        import torch
+
+        batch = self._preparation.batch(pictures, torch.get_num_threads())
+        batch = pixels.normalised(torch_tools.to_device(batch, self._device)).to(self._dtype)
+        pooled = self._vision(pixel_values=batch).pooler_output
+        return unit(self._model.visual_projection(pooled))
+
+    def texts(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Embed prompts in one forward: (N, D) float32 of length 1.
+
+        The text tower is causal and read at the first end token, so padding needs no mask.
+        """
+        ids = torch_tools.to_device(token_ids(self._tokenizer, prompts), self._device)
+        pooled = self._text(input_ids=ids).pooler_output
+        return unit(self._model.text_projection(pooled))
+
+
+def clip_files(name: str, weights: str) -> list[Path]:
+    """The files of a CLIP repository; `pytorch_model.bin` serves where it is the only one.
+
+    Args:
+        name: a key of `CATALOG`.
+        weights: the scorer's option.
+
+    Raises:
+        MissingWeights: one is not there.
+    """
+    folder = Path(weights).expanduser() if weights else store.models_dir() / name
+    *others, checkpoint = CLIP_FILES
+    older = "pytorch_model.bin"
+    if not (folder / checkpoint).is_file() and (folder / older).is_file():
+        checkpoint = older
+    wanted = (*others, checkpoint)
+    found = store.require(name, weights, wanted)
+    return [found / path for path in wanted]
+
+
+def load_clip(
+    folder: Path,
+    preparation: str,
+    *,
+    device: str,
+    dtype: torch.dtype,
+    compile: bool,
+    with_text: bool,
+) -> Clip:
+    """Load a CLIP repository from its folder.
+
+    Args:
+        folder: holds the files of `CLIP_FILES`.
+        preparation: a key of `pixels.PREPARATIONS`.
+        device: "cpu" or "cuda:N".
+        dtype: of weights and activations.
+        compile: whether to compile.
+        with_text: whether the text tower is needed.
+
+    Raises:
+        ValueError: another network, or a preprocessor that is not CLIP's.
+    """
+    from transformers import CLIPModel
+
+    loaded: Any = CLIPModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    model, info = loaded
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ValueError(f"{folder}: not a whole CLIP checkpoint: {missing[0]} is not in it")
+    size_px = int(model.config.vision_config.image_size)
+    _check_preprocessor(folder / "preprocessor_config.json", size_px)
+    tokenizer = None
+    if with_text:
+        text = model.config.text_config
+        tokenizer = load_tokenizer(folder / "tokenizer.json", text.max_position_embeddings)
+        if tokenizer.get_vocab_size() > text.vocab_size:
+            raise ValueError(f"{folder}: tokenizer.json has more tokens than the network knows")
+    return Clip(
+        model,
+        tokenizer,
+        Preparation(preparation, size_px),
+        device=device,
+        dtype=dtype,
+        compile=compile,
+    )
+
+
+def load_tokenizer(path: Path, length: int, pad: str = "<|endoftext|>") -> Any:
+    """A tokenizer that truncates to `length` tokens and pads to the longest text of a batch."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.enable_truncation(max_length=length)
+    pad_id = tokenizer.token_to_id(pad)
+    if pad_id is None:
+        raise ValueError(f"{path}: has no token {pad!r}")
+    tokenizer.enable_padding(pad_id=pad_id, pad_token=pad)
+    return tokenizer
+
+
+def token_ids(tokenizer: Any, prompts: Sequence[str]) -> torch.Tensor:
+    """(N, L) int64 token ids."""
+    import torch
+
+    return torch.tensor([encoded.ids for encoded in tokenizer.encode_batch(list(prompts))])
+
+
+def unit(vectors: torch.Tensor) -> torch.Tensor:
+    """Vectors (N, D) in float32, each divided by its length."""
+    vectors = vectors.float()
+    return vectors / vectors.norm(dim=-1, keepdim=True)
+
+
+def distinct(prompts: Sequence[str]) -> tuple[list[str], list[int]]:
+    """The different prompts in order, and for every prompt its place among them."""
+    unique = list(dict.fromkeys(prompts))
+    place = {prompt: index for index, prompt in enumerate(unique)}
+    return unique, [place[prompt] for prompt in prompts]
+
+
+def pair_cosines(towers: TwoTowers, items: Sequence[ScoreInput]) -> list[float]:
+    """Cosine between every item's picture and its prompt, each different prompt encoded once."""
+    unique, places = distinct([item.prompt for item in items])
+    images = towers.images([item.images[0] for item in items])
+    return cosines(images, towers.texts(unique)[places])
+
+
+def cosines(a: torch.Tensor, b: torch.Tensor) -> list[float]:
+    """Row-wise cosines of unit vectors (N, D), freed of rounding beyond [-1, 1]."""
+    return (a * b).sum(dim=-1).clamp(-1, 1).tolist()
+
+
+def _check_preprocessor(path: Path, size_px: int) -> None:
+    config = json.loads(path.read_text(encoding="utf-8"))
+    crop = config.get("crop_size", size_px)
+    crop_px = crop["height"] if isinstance(crop, dict) else crop
+    found = (crop_px, config.get("resample", 3), config.get("image_mean"), config.get("image_std"))
+    expected = (size_px, 3, list(pixels.CLIP_MEAN), list(pixels.CLIP_STD))
+    for what, have, want in zip(("crop", "resample", "mean", "std"), found, expected, strict=True):
+        if have != want:
+            raise ValueError(f"{path}: {what} is {have}, CLIP's is {want}; another network?")

@@ -1,0 +1,167 @@
+"""Human Preference Score v2 and v2.1 (Wu et al. 2023, arXiv:2306.09341).
+
+open_clip ViT-H-14 with the checkpoints of `xswu/HPSv2`: raw = cos(image, prompt) without the logit
+scale, about 0.2 to 0.35. v2 and v2.1 are different weights; their numbers do not compare. The
+package `hpsv2` is not needed (and pins protobuf below 4): its network has open_clip's keys, only
+its preprocessing is its own (`pixels`, `letterbox`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from reward_server.scorers import clip_tools, pixels, torch_tools
+from reward_server.scorers.base import ItemScore, ScoreInput, ScorerSpec, UInt8Image, raw
+from reward_server.scorers.clip_tools import unit
+from reward_server.scorers.network_scorer import NetworkScorer
+from reward_server.scorers.pixels import Preparation
+from reward_server.weights import store
+
+if TYPE_CHECKING:
+    import torch
+
+ARCHITECTURE = "ViT-H-14"
+
+
+class OpenClip:
+    """An open_clip model and its tokenizer on a device."""
+
+    def __init__(
+        self, model: Any, architecture: str, preparation: Preparation, *, compile: bool
+    ) -> None:
+        import open_clip  # pyright: ignore[reportMissingImports]
+
+        self._image = torch_tools.compiled(model.encode_image, compile)
+        self._text = torch_tools.compiled(model.encode_text, compile)
+        self._tokenizer = open_clip.get_tokenizer(architecture)
+        self._architecture, self._preparation = architecture, preparation
+        weight = model.visual.conv1.weight
+        self._device, self._dtype = str(weight.device), weight.dtype
+
+    def facts(self) -> Mapping[str, str]:
+        """What decides the embeddings besides weights and code."""
+        import open_clip  # pyright: ignore[reportMissingImports]
+
+        return {
+            **self._preparation.facts(),
+            "dtype": str(self._dtype),
+            "open_clip": open_clip.__version__,
+            "architecture": self._architecture,
+        }
+
+    def images(self, pictures: Sequence[UInt8Image]) -> torch.Tensor:
+        """Embed pictures in one forward: (N, D) float32 of length 1."""
+        import torch
+
+        batch = self._preparation.batch(pictures, torch.get_num_threads())
+        batch = pixels.normalised(torch_tools.to_device(batch, self._device))
+        return unit(self._image(batch.to(self._dtype)))
+
+    def texts(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Embed prompts in one forward: (N, D) float32 of length 1."""
+        ids = self._tokenizer(list(prompts))
+        return unit(self._text(torch_tools.to_device(ids, self._device)))
+
+
+class HpsV2Scorer(NetworkScorer[OpenClip]):
+    """Cosine of picture and prompt under HPS v2."""
+
+    checkpoint = "HPS_v2_compressed.pt"
+    spec = ScorerSpec(
+        name="hpsv2",
+        version="1",
+        inputs=("image", "prompt"),
+        transforms={"raw": raw},
+        default_transform="raw",
+        output_range=(-1.0, 1.0),
+    )
+
+    def __init__(
+        self,
+        weights: str = "",
+        dtype: str = "auto",
+        compile: bool = False,
+        antialias: bool = True,
+        architecture: str = ARCHITECTURE,
+    ) -> None:
+        """Validate the options.
+
+        Args:
+            weights: see `NetworkScorer`.
+            dtype: see `NetworkScorer`.
+            compile: see `NetworkScorer`.
+            antialias: as torchvision does since 0.17; False as it did before.
+            architecture: name of the open_clip config that the checkpoint belongs to.
+
+        Raises:
+            ValueError: `dtype` is not one of the allowed.
+        """
+        super().__init__(weights=weights, dtype=dtype, compile=compile)
+        self._preparation = "letterbox" if antialias else "letterbox_aliased"
+        self._architecture = architecture
+
+    def files(self) -> list[Path]:
+        """The one checkpoint; configuration and vocabulary come with open_clip."""
+        return [store.require(self.spec.name, self._weights, (self.checkpoint,)) / self.checkpoint]
+
+    def open(self, device: str, dtype: torch.dtype) -> OpenClip:
+        """Build the open_clip model and load the checkpoint.
+
+        Raises:
+            ValueError: the checkpoint holds another network.
+        """
+        (path,) = self.files()
+        model = _model(self._architecture)
+        _load_checkpoint(model, path)
+        size = model.visual.image_size
+        size_px = int(size[0] if isinstance(size, tuple) else size)
+        model = model.eval().requires_grad_(False).to(device, dtype)
+        preparation = Preparation(self._preparation, size_px)
+        return OpenClip(model, self._architecture, preparation, compile=self._compile)
+
+    def modules(self) -> list[ModuleType]:
+        """Pairs and unit vectors."""
+        return [clip_tools]
+
+    def rows(self, items: Sequence[ScoreInput]) -> list[ItemScore]:
+        """Cosines of all pairs."""
+        return [ItemScore(value) for value in clip_tools.pair_cosines(self.network, items)]
+
+
+class HpsV21Scorer(HpsV2Scorer):
+    """Cosine of picture and prompt under HPS v2.1."""
+
+    checkpoint = "HPS_v2.1_compressed.pt"
+    spec = ScorerSpec(
+        name="hpsv2.1",
+        version="1",
+        inputs=("image", "prompt"),
+        transforms={"raw": raw},
+        default_transform="raw",
+        output_range=(-1.0, 1.0),
+    )
+
+
+def _model(architecture: str) -> Any:
+    import open_clip  # pyright: ignore[reportMissingImports]
+
+    config = open_clip.get_model_config(architecture)
+    if config is None:
+        raise ValueError(f"architecture {architecture!r}: open_clip has no such configuration")
+    return open_clip.CLIP(**config)
+
+
+def _load_checkpoint(model: Any, path: Path) -> None:
+    held = torch_tools.load_state(path)
+    state = held.get("state_dict") if isinstance(held, dict) else None
+    if not isinstance(state, dict):
+        raise ValueError(f"{path}: has no 'state_dict'; not an HPS checkpoint")
+    own = model.state_dict()
+    odd = sorted(own.keys() ^ state.keys())
+    odd += sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
+    if odd:
+        raise ValueError(f"{path}: another network than the architecture: {odd[0]} differs")
+    model.load_state_dict(state)

@@ -1,0 +1,61 @@
+"""Cosine between a picture and its reference in CLIP ViT-L/14's image space (for editing tasks).
+
+As in flow_grpo's ClipScorer.image_similarity, which resizes as its CLIPScore does; hence the same
+option.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from reward_server.scorers import clip_tools, pixels, tools
+from reward_server.scorers.base import ItemFailure, ItemScore, ScoreInput, ScorerSpec, raw
+from reward_server.scorers.clip_family import ClipFamilyScorer
+from reward_server.scorers.clipscore import RESIZE
+
+
+class ImageSimilarityScorer(ClipFamilyScorer):
+    """How alike the content of a picture and of its one reference is."""
+
+    with_text = False
+    spec = ScorerSpec(
+        name="image_similarity",
+        version="1",
+        inputs=("image", "references"),
+        transforms={"raw": raw},
+        default_transform="raw",
+        output_range=(-1.0, 1.0),
+    )
+
+    def __init__(
+        self, weights: str = "", dtype: str = "auto", compile: bool = False, resize: str = "hf"
+    ) -> None:
+        """Validate the options; `resize` as for `clipscore`.
+
+        Raises:
+            ValueError: `resize` or `dtype` is not one of the allowed.
+        """
+        super().__init__(weights, dtype, compile)
+        if resize not in RESIZE:
+            known = ", ".join(RESIZE)
+            raise ValueError(f"image_similarity: resize {resize!r} is not one of {known}")
+        self.preparation = RESIZE[resize]
+
+    def problem(self, item: ScoreInput) -> ItemFailure | None:
+        """Exactly one picture and one reference, neither too thin."""
+        found = super().problem(item)
+        if found is not None:
+            return found
+        if len(item.references) != 1:
+            return tools.invalid(
+                "references: image_similarity compares with exactly one reference per item, got"
+                f" {len(item.references)}"
+            )
+        return pixels.aspect_problem(item.references[0], "references[0]")
+
+    def rows(self, items: Sequence[ScoreInput]) -> list[ItemScore]:
+        """Pictures and references together in one forward."""
+        pictures = [item.images[0] for item in items]
+        embedded = self.network.images([*pictures, *(item.references[0] for item in items)])
+        found = clip_tools.cosines(embedded[: len(items)], embedded[len(items) :])
+        return [ItemScore(value) for value in found]
