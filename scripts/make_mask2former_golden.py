@@ -81,7 +81,7 @@ def drawing(height: int, width: int, seed: int) -> Any:
 
 
 def configuration(*, tiny: bool) -> Any:
-    """mmdet's configuration of the benchmark's network, or the same with every size cut down."""
+    """Configuration of the benchmark's network, or the same with every size cut down."""
     import mmdet
     from mmengine.config import Config
 
@@ -123,7 +123,7 @@ def random_model(config: Any, noise: float) -> Any:
 
 
 def pipelines(config: Any) -> dict[str, Any]:
-    """mmdet 3.3's own pipeline, and that of mmdet 2.28 in its terms."""
+    """The pipeline of mmdet 3.3, and that of mmdet 2.28 in its terms."""
     from mmcv.transforms import BaseTransform, Compose
     from mmdet.registry import TRANSFORMS
     from mmdet.utils import get_test_pipeline_cfg
@@ -218,6 +218,7 @@ def compare_full() -> None:
     """Compare our port with mmdet once in the full size, with random weights."""
     import numpy as np
     import torch
+
     from reward_server.scorers.geneval import mask2former
 
     config = configuration(tiny=False)

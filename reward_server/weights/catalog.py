@@ -50,4 +50,35 @@ def hub_files(repository: str, revision: str, *paths: str) -> tuple[WeightFile, 
     return tuple(WeightFile(p, f"{HUB}/{repository}/resolve/{revision}/{p}") for p in paths)
 
 
-CATALOG: dict[str, WeightSet] = {}
+CATALOG: dict[str, WeightSet] = {
+    "geneval-mask2former": WeightSet(
+        name="geneval-mask2former",
+        scorers=("geneval",),
+        files=(
+            # The publisher states the first eight digits of the sha256, in the name; the scorer
+            # compares them when it loads the file.
+            WeightFile(
+                "mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco_20220504_001756-743b7d99.pth",
+                "https://download.openmmlab.com/mmdetection/v2.0/mask2former/"
+                "mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco/"
+                "mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco_20220504_001756-743b7d99.pth",
+            ),
+        ),
+        license="Apache-2.0",
+        size_gb=0.28,
+    ),
+    "openai-clip-vit-l-14": WeightSet(
+        name="openai-clip-vit-l-14",
+        scorers=("geneval",),
+        files=(
+            WeightFile(
+                "ViT-L-14.pt",
+                "https://openaipublic.azureedge.net/clip/models/"
+                "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836/ViT-L-14.pt",
+                "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
+            ),
+        ),
+        license="MIT",
+        size_gb=0.94,
+    ),
+}

@@ -47,7 +47,7 @@ class Mask2FormerSegmenter:
         dtype: one of `torch_tools.DTYPES`; below float32 by autocast.
         compiled: whether to compile the network.
         channel_order: one of `segmenter.CHANNEL_ORDERS`.
-        pipeline: one of `mmdet_images.PIPELINES`.
+        pipeline: one of `segmenter.PIPELINES`.
         images_per_forward: most pictures in one forward.
     """
 
@@ -87,7 +87,7 @@ class Mask2FormerSegmenter:
             mmdet_checkpoint.CheckpointError: the file cannot be read safely.
             mmdet_keys.UnknownLayout: it holds another network.
         """
-        network = build(mmdet_checkpoint.read_state_dict(self._checkpoint))
+        network: Any = build(mmdet_checkpoint.read_state_dict(self._checkpoint))
         self._device, self._dtype = device, torch_tools.resolve_dtype(self._dtype_option, device)
         self._network = torch_tools.compiled(network.to(device), self._compiled)
 
@@ -163,7 +163,7 @@ def build(table: Mapping[str, Tensor]) -> Mask2FormerForUniversalSegmentation:
 
 
 def config(sizes: Architecture) -> Mask2FormerConfig:
-    """transformers' configuration of a network of these sizes."""
+    """Transformers' configuration of a network of these sizes."""
     backbone = SwinConfig(
         image_size=224,
         patch_size=4,
@@ -173,11 +173,12 @@ def config(sizes: Architecture) -> Mask2FormerConfig:
         window_size=sizes.window,
         mlp_ratio=sizes.mlp_ratio,
         drop_path_rate=0.0,
-        out_features=[f"stage{i + 1}" for i in range(len(sizes.depths))],
+        # transformers adds these two to every configuration, out of sight of type checkers.
+        out_features=[f"stage{i + 1}" for i in range(len(sizes.depths))],  # pyright: ignore[reportCallIssue]
     )
     return Mask2FormerConfig(
         backbone_config=backbone,
-        num_labels=sizes.classes,
+        num_labels=sizes.classes,  # pyright: ignore[reportCallIssue]
         num_queries=sizes.queries,
         feature_size=sizes.hidden,
         mask_feature_size=sizes.mask_features,

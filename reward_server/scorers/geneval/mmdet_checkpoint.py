@@ -18,13 +18,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch import _utils as torch_utils
 
 from reward_server.weights import store
 
 _TENSOR_PARTS: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
+    ("torch._utils", "_rebuild_tensor_v2"): torch_utils._rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_parameter"): torch_utils._rebuild_parameter,
 }
 _NAMED_DIGEST = re.compile(r"-([0-9a-f]{8})\.pth$")
 

@@ -13,7 +13,6 @@ On square pictures only the rounding differs: 800 is a multiple of 32.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,7 +24,6 @@ from torch import Tensor
 from reward_server.scorers import torch_tools
 from reward_server.scorers.base import UInt8Image
 
-PIPELINES = ("mmdet2", "mmdet3")
 LONG_SIDE_PX, SHORT_SIDE_PX = 1333, 800
 DIVISOR = 32
 MEAN = (123.675, 116.28, 103.53)  # RGB
@@ -62,7 +60,7 @@ def prepare(images: Sequence[UInt8Image], pipeline: str, device: str) -> list[Pr
 
     Args:
         images: uint8 arrays (H, W, 3) in the channel order of the network (RGB).
-        pipeline: one of `PIPELINES`.
+        pipeline: one of `segmenter.PIPELINES`.
         device: "cpu" or "cuda:N".
     """
     return [_prepare_one(image, pipeline, device) for image in images]
@@ -137,8 +135,3 @@ def groups(prepared: Sequence[Prepared], limit: int) -> list[list[int]]:
         for members in by_size.values()
         for start in range(0, len(members), limit)
     ]
-
-
-def padded_px(prepared: Prepared) -> int:
-    """Pixels of the padded picture."""
-    return math.prod(prepared.pixels.shape[1:])

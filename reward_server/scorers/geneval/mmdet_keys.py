@@ -45,7 +45,10 @@ _RENAMED = (
     ),
     (r"(blocks\.\d+)\.ffn\.layers\.0\.0", r"\1.mlp.fc1"),
     (r"(blocks\.\d+)\.ffn\.layers\.1", r"\1.mlp.fc2"),
-    (r"panoptic_head\.pixel_decoder\.input_convs\.(\d+)\.conv", rf"{_PIXEL}.input_projections.\1.0"),
+    (
+        r"panoptic_head\.pixel_decoder\.input_convs\.(\d+)\.conv",
+        rf"{_PIXEL}.input_projections.\1.0",
+    ),
     (r"panoptic_head\.pixel_decoder\.input_convs\.(\d+)\.gn", rf"{_PIXEL}.input_projections.\1.1"),
     (r"panoptic_head\.pixel_decoder\.lateral_convs\.0\.conv", rf"{_PIXEL}.adapter_1.0"),
     (r"panoptic_head\.pixel_decoder\.lateral_convs\.0\.gn", rf"{_PIXEL}.adapter_1.1"),
@@ -123,7 +126,8 @@ def architecture(table: Mapping[str, Tensor]) -> Architecture:
     """
     stage, head = r"backbone\.stages\.", r"panoptic_head\."
     depths = tuple(
-        _count(table, rf"{stage}{i}\.blocks\.(\d+)\.") for i in range(_count(table, rf"{stage}(\d+)\."))
+        _count(table, rf"{stage}{i}\.blocks\.(\d+)\.")
+        for i in range(_count(table, rf"{stage}(\d+)\."))
     )
     bias = "attn.w_msa.relative_position_bias_table"
     pixel = "panoptic_head.pixel_decoder.encoder.layers.0."

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from reward_server.scorers.base import UInt8Image
 
 CHANNEL_ORDERS = ("official", "flowgrpo")
+PIPELINES = ("mmdet2", "mmdet3")  # see mmdet_images.py
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +73,3 @@ def as_read(image: UInt8Image, channel_order: str) -> UInt8Image:
             where BGR is expected.
     """
     return image if channel_order == "official" else np.ascontiguousarray(image[..., ::-1])
-
-
-def check_channel_order(channel_order: str) -> str:
-    """Validate the option.
-
-    Raises:
-        ValueError: not one of `CHANNEL_ORDERS`.
-    """
-    if channel_order not in CHANNEL_ORDERS:
-        raise ValueError(
-            f"geneval: channel_order {channel_order!r} is not one of {', '.join(CHANNEL_ORDERS)}"
-        )
-    return channel_order
