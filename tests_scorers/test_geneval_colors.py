@@ -72,6 +72,15 @@ def test_crops_are_the_benchmarks_pixel_for_pixel(index: int) -> None:
     assert np.array_equal(shown, expected.numpy())
 
 
+def test_very_long_strips_keep_their_middle() -> None:
+    strip = np.zeros((1, 4096, 3), np.uint8)
+    strip[:, 2047:2049] = 250
+    shown = crops.fitted(strip, 32)
+    assert shown.shape == (32, 32, 3)
+    assert shown[:, 15:17].min() > 200
+    assert np.array_equal(crops.fitted(strip.transpose(1, 0, 2), 32), shown.transpose(1, 0, 2))
+
+
 def published_cosines(network: Any, label: str, crop: Image.Image) -> torch.Tensor:
     """The benchmark's formula on one crop: its templates, its order of means and norms, float32."""
     rows = []

@@ -50,6 +50,7 @@ def loaded(checkpoint: Path, clip_file: Path, **options: str) -> GenEvalScorer:
     return scorer
 
 
+@pytest.fixture(scope="module")
 def seen(scorer: GenEvalScorer) -> tuple[str, str]:
     """A class of which the network sees exactly one object in the last picture, and its colour."""
     detector = scorer._detector
@@ -66,8 +67,10 @@ def row(label: str, color: str | None = None, count: int = 1) -> dict:
     return {"tag": "colors", "include": [clause]}
 
 
-def test_scores_real_detections_and_explains_them(scorer: GenEvalScorer) -> None:
-    picture, (label, color) = pictures()[2], seen(scorer)
+def test_scores_real_detections_and_explains_them(
+    scorer: GenEvalScorer, seen: tuple[str, str]
+) -> None:
+    picture, (label, color) = pictures()[2], seen
     other = next(c for c in coco.COLORS if c != color)
     rows = [row(label), row(label, color), row(label, other), row(label, None, 2)]
     outcomes = scorer.score([ScoreInput("", (picture,), spec=r) for r in rows], details=True)
@@ -84,8 +87,10 @@ def test_scores_real_detections_and_explains_them(scorer: GenEvalScorer) -> None
     json.dumps(details, allow_nan=False)
 
 
-def test_a_batch_is_its_items_one_by_one_in_order(scorer: GenEvalScorer) -> None:
-    label, color = seen(scorer)
+def test_a_batch_is_its_items_one_by_one_in_order(
+    scorer: GenEvalScorer, seen: tuple[str, str]
+) -> None:
+    label, color = seen
     items = [
         ScoreInput("", (picture,), spec=row(label, color if odd else None, 1 + odd))
         for odd, picture in enumerate([pictures()[0], pictures()[2]])
@@ -94,32 +99,33 @@ def test_a_batch_is_its_items_one_by_one_in_order(scorer: GenEvalScorer) -> None
     assert together == [scorer.score([item], details=False)[0] for item in items]
 
 
-@pytest.mark.parametrize(
-    ("spec", "parts"),
-    [
-        (row("mouse"), ["include[0].class", "did you mean 'computer mouse'", "80 in all"]),
-        (row("keyboard"), ["did you mean 'computer keyboard'"]),
-        (row("Dog"), ["did you mean 'dog'"]),
-        (row("dog", "grey"), ["include[0].color", "did you mean 'green'", "white"]),
-        (row("dog", None, 0), ["include[0].count", "expected 1 to"]),
-        ({"include": [{"class": "dog", "count": 1}]}, ["spec.tag: missing"]),
-        (
-            {
-                "tag": "position",
-                "include": [{"class": "dog", "count": 1, "position": ["left of", 1]}],
-            },
-            ["include[0].position[1]", "not an earlier clause"],
-        ),
-        (None, ["spec: missing"]),
-    ],
-)
-def test_bad_rows_fail_alone(scorer: GenEvalScorer, spec: dict | None, parts: list[str]) -> None:
-    good = ScoreInput("", (np.zeros((16, 16, 3), np.uint8),), spec=row("dog"))
-    bad = ScoreInput("", good.images, spec=spec)
-    failed, scored = scorer.score([bad, good], details=False)
-    assert isinstance(failed, ItemFailure)
-    assert failed.code is Code.INVALID_ARGUMENT
-    assert all(part in failed.message for part in parts), failed.message
+BAD_ROWS = [
+    (row("mouse"), ["include[0].class", "did you mean 'computer mouse'", "80 in all"]),
+    (row("keyboard"), ["did you mean 'computer keyboard'"]),
+    (row("Dog"), ["did you mean 'dog'"]),
+    (row("dog", "grey"), ["include[0].color", "did you mean 'green'", "white"]),
+    (row("dog", None, 0), ["include[0].count", "expected 1 to"]),
+    ({"include": [{"class": "dog", "count": 1}]}, ["spec.tag: missing"]),
+    (
+        {
+            "tag": "position",
+            "include": [{"class": "dog", "count": 1, "position": ["left of", 1]}],
+        },
+        ["include[0].position[1]", "not an earlier clause"],
+    ),
+    (None, ["spec: missing"]),
+]
+
+
+def test_bad_rows_fail_alone(scorer: GenEvalScorer) -> None:
+    picture = (np.zeros((16, 16, 3), np.uint8),)
+    good = ScoreInput("", picture, spec=row("dog"))
+    bad = [ScoreInput("", picture, spec=spec) for spec, _ in BAD_ROWS]
+    *failed, scored = scorer.score([*bad, good], details=False)
+    for outcome, (_, parts) in zip(failed, BAD_ROWS, strict=True):
+        assert isinstance(outcome, ItemFailure)
+        assert outcome.code is Code.INVALID_ARGUMENT
+        assert all(part in outcome.message for part in parts), outcome.message
     assert isinstance(scored, ItemScore)
 
 

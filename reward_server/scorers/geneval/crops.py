@@ -14,6 +14,8 @@ from PIL import Image
 from reward_server.scorers.base import UInt8Image
 
 BACKGROUND = 0x99
+# A longer strip would be resized to hundreds of megapixels only to keep its middle.
+_LONGEST_STRIP = 256
 
 
 def cut_out(image: UInt8Image, mask: NDArray[np.bool_], box: NDArray[np.floating]) -> UInt8Image:
@@ -30,9 +32,17 @@ def cut_out(image: UInt8Image, mask: NDArray[np.bool_], box: NDArray[np.floating
 
 
 def fitted(picture: UInt8Image, side_px: int) -> UInt8Image:
-    """Shorter side resized to `side_px` (bicubic), then the middle square: (side, side, 3)."""
+    """Shorter side resized to `side_px` (bicubic), then the middle square: (side, side, 3).
+
+    Of a strip longer than 1:256 only the middle is resized, which moves it by less than a pixel.
+    """
     height, width = picture.shape[:2]
     short = min(height, width)
+    spare_y, spare_x = ((n - _LONGEST_STRIP * short) // 2 for n in (height, width))
+    if max(spare_y, spare_x) > 0:
+        top, left = max(spare_y, 0), max(spare_x, 0)
+        picture = picture[top : height - top, left : width - left]
+        height, width = picture.shape[:2]
     size = (int(side_px * width / short), int(side_px * height / short))
     resized = Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC)
     left, top = (round((length - side_px) / 2) for length in size)

@@ -7,6 +7,8 @@ algorithm (one label per pixel) and is not used.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,6 +16,8 @@ from torch import Tensor
 from reward_server.scorers.geneval.segmenter import Instances
 
 MAX_INSTANCES = 100
+# Mask pixels in flight: 0.27 GB of float32, a few times over while masks are measured.
+_PX_AT_ONCE = 1 << 26
 
 
 def instances(
@@ -46,15 +50,21 @@ def instances(
     best, place = best[best >= min_probability], place[best >= min_probability]
     # Masks of queries that appear twice are resized once.
     queries, of_instance = torch.unique(place // classes, return_inverse=True)
-    logits = _to_original(mask_logits[queries].float(), padded, content, original)
-    inside = logits > 0
-    area = inside.flatten(1).sum(1)
-    quality = torch.where(inside, logits.sigmoid(), 0.0).flatten(1).sum(1) / (area + 1e-6)
-    boxes = boxes_of(inside)
+    limit = max(1, _PX_AT_ONCE // max(math.prod(padded), math.prod(original)))
+    masks = [torch.zeros((0, *original), dtype=torch.bool, device=best.device)]
+    quality = [best.new_zeros(0)]
+    for part in mask_logits[queries].split(limit) if len(queries) else ():
+        logits = _to_original(part.float(), padded, content, original)
+        inside = logits > 0
+        area = inside.flatten(1).sum(1)
+        sure = torch.where(inside, logits.sigmoid(), 0.0).flatten(1).sum(1)
+        masks.append(inside)
+        quality.append(sure / (area + 1e-6))
+    inside = torch.cat(masks)
     return Instances(
         labels=(place % classes).cpu().numpy(),
-        scores=(best * quality[of_instance]).cpu().numpy(),
-        boxes=boxes[of_instance].cpu().numpy(),
+        scores=(best * torch.cat(quality)[of_instance]).cpu().numpy(),
+        boxes=boxes_of(inside)[of_instance].cpu().numpy(),
         masks=inside.cpu().numpy()[of_instance.cpu().numpy()],
     )
 
@@ -62,8 +72,6 @@ def instances(
 def _to_original(
     logits: Tensor, padded: tuple[int, int], content: tuple[int, int], original: tuple[int, int]
 ) -> Tensor:
-    if not len(logits):
-        return logits.new_zeros((0, *original))
     # Two steps, as in mmdet: one step would round mask edges differently.
     full = F.interpolate(logits[:, None], size=padded, mode="bilinear")
     full = full[:, :, : content[0], : content[1]]
