@@ -43,7 +43,7 @@ def confident_checkpoint(folder: Path) -> Path:
     from reward_server.scorers.geneval import mmdet_checkpoint, mmdet_keys
 
     table = mmdet_keys.modern(mmdet_checkpoint.read_state_dict(CHECKPOINT))
-    table["panoptic_head.cls_embed.weight"] *= 8
+    table["panoptic_head.cls_embed.weight"] *= 30
     path = folder / "confident.pth"
     torch.save({"meta": {}, "state_dict": table}, path)
     return path

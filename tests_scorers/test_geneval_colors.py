@@ -106,16 +106,19 @@ def test_agrees_with_the_published_formula_on_the_same_weights(
     objects = [crops.cut_out(*instance) for instance in instances()]
     half = ColorClassifier(archive, dtype="bfloat16")
     half.load("cpu")
-    for dtype_classifier, tolerance in ((classifier, 1e-4), (half, 1e-2)):
-        guesses = dtype_classifier.classify(objects, LABELS)
-        for guess, label, instance in zip(guesses, LABELS, instances(), strict=True):
-            expected = published_cosines(network, label, published_crop(*instance)).numpy()
-            scale = np.abs(expected).max()
-            assert np.abs(guess.cosines - expected).max() < tolerance * scale
-            if dtype_classifier is classifier:
-                assert guess.color == coco.COLORS[int(expected.argmax())]
-                shares = torch.tensor(100 * expected).softmax(0)
-                assert guess.share == pytest.approx(float(shares.max()), rel=1e-2)
+    expected = [
+        published_cosines(network, label, published_crop(*instance)).numpy()
+        for label, instance in zip(LABELS, instances(), strict=True)
+    ]
+    scale = np.abs(expected).max()
+    for guess, want in zip(classifier.classify(objects, LABELS), expected, strict=True):
+        assert np.abs(guess.cosines - want).max() < 1e-4 * scale
+        assert guess.color == coco.COLORS[int(want.argmax())]
+        shares = torch.tensor(100 * want).softmax(0)
+        assert guess.share == pytest.approx(float(shares.max()), rel=1e-2)
+    for guess, want in zip(half.classify(objects, LABELS), expected, strict=True):
+        # Of unit vectors: the cosines of random towers are small, and bfloat16 rounds the vectors.
+        assert 0 < np.abs(guess.cosines - want).max() < 1e-2
 
 
 def test_all_objects_at_once_are_the_objects_one_by_one(archive: Path) -> None:
