@@ -71,9 +71,9 @@ def save_openai_archive(network: Any, path: Path) -> Path:
         *folders, leaf = name.split(".")
         place = root
         for folder in folders:
-            if folder not in place._modules:
+            if not hasattr(place, folder):
                 place.add_module(folder, nn.Module())
-            place = place._modules[folder]
+            place = place.get_submodule(folder)
         norm = any(part.startswith("ln_") for part in folders)
         half = name.endswith(halves) and not norm and "embedding" not in name
         value = tensor.half() if half else tensor

@@ -46,7 +46,8 @@ def by_opencv(rgb: np.ndarray) -> np.ndarray:
     grey = (128, 128, 128)
     padded = cv2.copyMakeBorder(resized, 0, below, 0, right, cv2.BORDER_CONSTANT, value=grey)
     seen = cv2.cvtColor(padded.astype(np.float32), cv2.COLOR_BGR2RGB)
-    seen = (seen - np.float64([123.675, 116.28, 103.53])) / np.float64([58.395, 57.12, 57.375])
+    mean, std = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
+    seen = (seen - mean) / std
     return seen.transpose(2, 0, 1)
 
 
