@@ -103,10 +103,14 @@ def self_test(scorer: GoldenScorer) -> None:
 def measure(scorer: GoldenScorer) -> Golden:
     """Score the golden items, with the checks that need no recorded numbers.
 
+    A scorer whose own scores are too coarse to compare (decisions) may have a method
+    `golden_subject()` that returns another `GoldenScorer`, which is measured in its place.
+
     Raises:
         SelfTestError: an item fails, all scores are equal, one is not finite or out of range, or a
             batch disagrees with its items one by one.
     """
+    scorer = getattr(scorer, "golden_subject", lambda: scorer)()
     name, items = scorer.spec.name, scorer.golden_items()
     if len(items) < MIN_ITEMS:
         raise SelfTestError(

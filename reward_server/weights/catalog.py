@@ -159,16 +159,49 @@ _IMAGEREWARD = WeightSet(
     size_gb=1.8,
 )
 
+_MASK2FORMER = "mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco"
+_GENEVAL_MASK2FORMER = WeightSet(
+    name="geneval-mask2former",
+    scorers=("geneval",),
+    files=(
+        # The publisher states the first eight digits of the sha256, in the name; the scorer
+        # compares them when it loads the file.
+        WeightFile(
+            f"{_MASK2FORMER}_20220504_001756-743b7d99.pth",
+            "https://download.openmmlab.com/mmdetection/v2.0/mask2former/"
+            f"{_MASK2FORMER}/{_MASK2FORMER}_20220504_001756-743b7d99.pth",
+        ),
+    ),
+    license="Apache-2.0",
+    size_gb=0.3,
+)
+_VIT_L_14_SHA256 = "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"
+_OPENAI_CLIP = WeightSet(
+    name="openai-clip-vit-l-14",
+    scorers=("geneval",),
+    files=(
+        WeightFile(
+            "ViT-L-14.pt",
+            f"https://openaipublic.azureedge.net/clip/models/{_VIT_L_14_SHA256}/ViT-L-14.pt",
+            _VIT_L_14_SHA256,
+        ),
+    ),
+    license="MIT",
+    size_gb=1.0,
+)
+
 CATALOG: dict[str, WeightSet] = {
     weights.name: weights
     for weights in (
         _AESTHETIC_HEAD,
         _CLIP_L,
         _DEQA,
+        _GENEVAL_MASK2FORMER,
         _HPSV2,
         _HPSV2_1,
         _HPSV3,
         _IMAGEREWARD,
+        _OPENAI_CLIP,
         _PICKSCORE,
     )
 }

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from reward_server.scorers import tools
+from reward_server.scorers import golden, tools
 from reward_server.scorers.base import (
     ItemFailure,
     ItemScore,
@@ -18,10 +18,11 @@ from reward_server.scorers.base import (
 )
 from reward_server.scorers.geneval import rules
 from reward_server.scorers.geneval import spec as row
-from reward_server.scorers.geneval.detector import Detection, Detector
-from reward_server.scorers.geneval.shapes import ShapesDetector
+from reward_server.scorers.geneval.coco_detector import CocoDetector
+from reward_server.scorers.geneval.detector import Detection
+from reward_server.scorers.geneval.detector_probe import DetectorProbe
+from reward_server.scorers.geneval.detectors import DetectorOptions, make
 
-DETECTORS: dict[str, Callable[[], Detector]] = {"shapes": ShapesDetector}
 _MIN_SIDE_PX = 16
 
 
@@ -35,11 +36,21 @@ def _component(name: str) -> Transform:
 class GenEvalScorer:
     """Scores one image per item against its GenEval row; raw value = `soft`.
 
+    The options after `detector` are those of the detectors with weights; `shapes` has none.
+
     Args:
-        detector: a key of `DETECTORS`.
+        detector: "shapes" (the miniature's drawings), "mask2former" (the benchmark's network), or
+            "mmdet" (the same, run by mmdet 3.x where that is installed).
+        weights: the mmdet checkpoint, or the folder that holds it; empty: the models directory.
+        clip_weights: OpenAI's ViT-L-14.pt, or the folder that holds it; empty: likewise.
+        dtype: one of `torch_tools.DTYPES`.
+        compile: whether to compile the networks.
+        channel_order: "official", or "flowgrpo" for red and blue swapped in what the detector
+            sees, as in runs published with yifan123/reward-server.
+        pipeline: "mmdet2" as the benchmark, or "mmdet3"; see `mmdet_images.py`.
 
     Raises:
-        ValueError: no such detector.
+        ValueError: an option that does not exist or not for this detector; one line.
     """
 
     spec = ScorerSpec(
@@ -47,7 +58,7 @@ class GenEvalScorer:
         version="1",
         inputs=("image", "spec.geneval"),
         transforms={
-            "soft": _component("soft"),
+            "soft": raw,
             "official": _component("official"),
             "strict": _component("strict"),
             "flowgrpo": _component("flowgrpo"),
@@ -56,14 +67,21 @@ class GenEvalScorer:
         default_transform="soft",
         output_range=(0.0, 1.0),
     )
+    golden_tolerance = DetectorProbe.golden_tolerance
 
-    def __init__(self, detector: str = "shapes") -> None:
-        if detector not in DETECTORS:
-            raise ValueError(
-                f"geneval: unknown detector {detector!r}; known: {', '.join(DETECTORS)}"
-            )
+    def __init__(
+        self,
+        detector: str = "shapes",
+        weights: str = "",
+        clip_weights: str = "",
+        dtype: str = "auto",
+        compile: bool = False,
+        channel_order: str = "official",
+        pipeline: str = "mmdet2",
+    ) -> None:
+        options = DetectorOptions(weights, clip_weights, dtype, compile, channel_order, pipeline)
         self._detector_name = detector
-        self._detector = DETECTORS[detector]()
+        self._detector = make(detector, options)
 
     def load(self, device: str) -> None:
         """Load the detector."""
@@ -85,6 +103,26 @@ class GenEvalScorer:
             SelfTestError: it does not see what is there.
         """
         self._detector.self_test()
+
+    def golden_subject(self) -> golden.GoldenScorer:
+        """What is recorded by `models bless`: the detector, not decisions; after `load`.
+
+        Raises:
+            LookupError: the detector has no weights.
+        """
+        if not isinstance(self._detector, CocoDetector):
+            raise LookupError(
+                f"geneval: detector {self._detector_name!r} has no weights; nothing to bless"
+            )
+        return self._detector.probe()
+
+    def golden_items(self) -> list[ScoreInput]:
+        """The drawings of `golden_subject`."""
+        return self.golden_subject().golden_items()
+
+    def weights_digest(self) -> str:
+        """Digest of the detector's weights; after `load`."""
+        return self.golden_subject().weights_digest()
 
     def score(self, batch: Sequence[ScoreInput], *, details: bool) -> list[Outcome]:
         """Judge every item; bad rows fail alone, the others share one detector call."""

@@ -120,9 +120,15 @@ def _position(where: str, value: Any, index: int) -> tuple[str | None, int]:
 def _choice(where: str, value: Any, allowed: Sequence[str]) -> str:
     if isinstance(value, str) and value in allowed:
         return value
-    near = difflib.get_close_matches(str(value), allowed, n=1, cutoff=0.5)
+    near = _nearest(str(value).lower(), allowed)
     hint = f"did you mean {near[0]!r}? " if near else ""
     shown = ", ".join(allowed[:12]) + (
         f", ... ({len(allowed)} in all)" if len(allowed) > 12 else ""
     )
     raise SpecError(f"{where}: unknown {value!r:.60}; {hint}allowed: {shown}")
+
+
+def _nearest(value: str, allowed: Sequence[str]) -> list[str]:
+    """At most one name; one that has the value as a word ("mouse") before one spelt like it."""
+    holding = [name for name in allowed if value in name.split()]
+    return holding[:1] or difflib.get_close_matches(value, allowed, n=1, cutoff=0.5)
