@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_deqa
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import CLIPImageProcessor, PreTrainedTokenizerFast
+from tiny_deqa import CODE, SIDE
+from transformers import PreTrainedTokenizerFast
 
 from reward_client.types import Code
 from reward_server.scorers import deqa_maths
@@ -26,76 +27,11 @@ from reward_server.weights.store import MissingWeights
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-SIDE = 28
-
-CODE = """
-import torch
-from torch import nn
-from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
-
-
-class TinyConfig(PretrainedConfig):
-    model_type = "tiny_deqa"
-
-    def __init__(self, vocab_size=64, hidden_size=16, **kwargs):
-        self.vocab_size, self.hidden_size = vocab_size, hidden_size
-        super().__init__(**kwargs)
-
-
-class TinyForCausalLM(PreTrainedModel):
-    config_class = TinyConfig
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.tokenizer = AutoTokenizer.from_pretrained("zhiyuanyou/DeQA-Score-Mix3")
-        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.see = nn.Linear(3, config.hidden_size)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
-
-    def forward(self, input_ids, images):
-        seen = self.see(images.flatten(2).mean(-1))
-        at = input_ids == -200
-        words = self.embed(input_ids.clamp(min=0))
-        states = torch.where(at[..., None], seen[:, None], words)
-        return CausalLMOutputWithPast(logits=self.lm_head(torch.tanh(states.cumsum(1))))
-"""
-
-
-def _tokenizer() -> PreTrainedTokenizerFast:
-    words = deqa_maths.PROMPT.replace("<|image|>", " ").replace("?", " ?").replace(":", " : ")
-    names = ["<unk>", "<s>", "</s>", *dict.fromkeys([*words.split(), *deqa_maths.LEVELS])]
-    tokenizer = Tokenizer(models.WordLevel({n: i for i, n in enumerate(names)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", 1)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
 
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("DeQA-Score-Mix3")
-    (folder / "modeling_tiny.py").write_text(CODE)
-    auto_map = {
-        "AutoConfig": "modeling_tiny.TinyConfig",
-        "AutoModelForCausalLM": "modeling_tiny.TinyForCausalLM",
-    }
-    config = {"model_type": "tiny_deqa", "auto_map": auto_map, "vocab_size": 64, "hidden_size": 16}
-    (folder / "config.json").write_text(json.dumps({**config, "torch_dtype": "float16"}))
-    _tokenizer().save_pretrained(folder)
-    CLIPImageProcessor(
-        size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    shapes = {"embed.weight": (64, 16), "see.weight": (16, 3), "see.bias": (16,)}
-    shapes["lm_head.weight"] = (64, 16)
-    state = {name: torch.randn(shape) for name, shape in shapes.items()}
-    torch.save(state, folder / "pytorch_model.bin")
-    return folder
+    return tiny_deqa.write(tmp_path_factory.mktemp("DeQA-Score-Mix3"))
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from preference_cases import REFERENCES, scorer, shared
 
 from reward_client.types import Code
-from reward_server.scorers import golden, load_scorer_class
+from reward_server.scorers import golden, golden_file, load_scorer_class
 from reward_server.scorers.base import ItemFailure, ItemScore, ScoreInput, SelfTestError
 from reward_server.weights import store
 
@@ -205,10 +204,7 @@ def test_wrong_options_are_one_line(name: str) -> None:
 
 
 def _bless(made: Any) -> None:
-    found = golden.measure(made)
-    entry = {"raw": found.raw, "components": dict(found.components)}
-    tables = {made.spec.name: {made.weights_digest(): entry}}
-    golden.blessed_file().write_text(json.dumps(tables), encoding="utf-8")
+    golden_file.record(made.spec.name, made.weights_digest(), golden.measure(made))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -75,7 +75,12 @@ class Server:
 
 @contextmanager
 def running(
-    folder: Path, toml: str, *, wait_for: tuple[str, ...] = (), cwd: Path = ROOT
+    folder: Path,
+    toml: str,
+    *,
+    wait_for: tuple[str, ...] = (),
+    cwd: Path = ROOT,
+    start_timeout_s: float = START_TIMEOUT_S,
 ) -> Iterator[Server]:
     """Serve a config; the scorers in `wait_for` are ready when the block begins."""
     config, ports, log = folder / "config.toml", folder / "ports.json", folder / "log.jsonl"
@@ -94,7 +99,7 @@ def running(
         server.ports = json.loads(ports.read_text())
         if wait_for:
             with server.client() as client:
-                client.wait_ready(wait_for, START_TIMEOUT_S)
+                client.wait_ready(wait_for, start_timeout_s)
         yield server
     finally:
         server.stop()

@@ -1,0 +1,127 @@
+"""Every scorer on torch behind a real server: both APIs, equal to the scorer in this process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_checkpoints
+import tiny_deqa
+import tiny_hpsv3
+from geneval_tiny import clip_network, confident_checkpoint, pictures, save_openai_archive
+from preference_cases import OPTIONS, REFERENCES
+
+from reward_client import Code, Image, Item, RewardClient, ScoreResponse
+from reward_server.scorers import golden, golden_file, load_scorer_class
+from reward_server.scorers.base import ItemScore, ScoreInput
+from reward_server.scorers.deqa import code_digest
+from reward_server.weights import store
+from tests.server.server_process import Server, running
+
+ROW = {"tag": "single_object", "include": [{"class": "dog", "count": 1}]}
+PROMPTS = ("a red circle on a white background", "", "noise \U0001f600 and “quotes”")
+
+
+def options(models: Path) -> dict[str, dict[str, Any]]:
+    """The config's options of every scorer on torch, over tiny weights written below `models`."""
+    tiny_checkpoints.models(models)
+    (models / "clip").mkdir()
+    found = {name: dict(OPTIONS.get(name, {})) for name in REFERENCES}
+    found["hpsv3"] = {"weights": str(tiny_hpsv3.write(models / "hpsv3")), "dtype": "float32"}
+    deqa = tiny_deqa.write(models / "deqa")
+    found["deqa"] = {"weights": str(deqa), "dtype": "float32", "trust_remote_code": True}
+    found["deqa"]["code_sha256"] = code_digest(deqa)
+    found["geneval"] = {
+        "detector": "mask2former",
+        "weights": str(confident_checkpoint(models)),
+        "clip_weights": str(save_openai_archive(clip_network(), models / "clip" / "ViT-L-14.pt")),
+    }
+    return found
+
+
+@pytest.fixture(scope="module")
+def served(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[Server, dict[str, Any]]]:
+    """A ready server, and the same scorers in this process, which blessed the weights."""
+    folder = tmp_path_factory.mktemp("served")
+    models = folder / "models"
+    models.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(store.ENV_MODELS_DIR, str(models))
+        chosen, here, toml = options(models), {}, ""
+        for name, own in chosen.items():
+            scorer: Any = load_scorer_class(name)(**own)
+            scorer.load("cpu")
+            golden_file.record(name, scorer.weights_digest(), golden.measure(scorer))
+            here[name] = scorer
+            lines = [f"{key} = {json.dumps(value)}" for key, value in own.items()]
+            toml += f'[scorers."{name}"]\n[scorers."{name}".options]\n' + "\n".join(lines) + "\n"
+        with running(folder, toml, wait_for=tuple(chosen), start_timeout_s=300) as server:
+            yield server, here
+
+
+def asked() -> list[Item]:
+    shown = pictures()
+    return [
+        Item(
+            f"item {index}",
+            prompt,
+            (Image.from_array(shown[index]),),
+            (Image.from_array(shown[index - 1]),),
+            ROW,
+            "geneval",
+        )
+        for index, prompt in enumerate(PROMPTS)
+    ]
+
+
+def inputs() -> list[ScoreInput]:
+    shown = pictures()
+    return [
+        ScoreInput(prompt, (shown[index],), (shown[index - 1],), ROW)
+        for index, prompt in enumerate(PROMPTS)
+    ]
+
+
+def answered(url: str, names: list[str]) -> ScoreResponse:
+    with RewardClient(url, timeout_s=240) as client:
+        return client.score(asked(), names)
+
+
+@pytest.mark.timeout(600)
+def test_every_scorer_answers_over_both_apis_as_it_does_here(
+    served: tuple[Server, dict[str, Any]],
+) -> None:
+    server, here = served
+    names = list(here)
+    over_grpc, over_http = (answered(url, names) for url in (server.grpc_url, server.http_url))
+    for name, scorer in here.items():
+        outcomes = scorer.score(inputs(), details=False)
+        assert all(isinstance(outcome, ItemScore) for outcome in outcomes), (name, outcomes)
+        expected = [outcome.raw for outcome in outcomes]
+        for response in (over_grpc, over_http):
+            result = response.results[name]
+            assert not result.errors, (name, result.errors)
+            np.testing.assert_allclose(result.raw, expected, rtol=1e-4, atol=1e-5, err_msg=name)
+            assert result.fingerprint == scorer.fingerprint(), name
+    assert over_grpc.results["pickscore"].scores == over_http.results["pickscore"].scores
+
+
+@pytest.mark.timeout(300)
+def test_a_bad_item_fails_alone(served: tuple[Server, dict[str, Any]]) -> None:
+    server, _ = served
+    good, bad, _ = asked()
+    include = [{"class": "dgo", "count": 1}]
+    bad = Item(bad.id, bad.prompt, bad.images, (), {**ROW, "include": include}, "geneval")
+    with RewardClient(server.grpc_url, timeout_s=240) as client:
+        found = client.score([good, bad], ["geneval", "image_similarity", "pickscore"]).results
+    assert found["pickscore"].errors == {}
+    assert found["geneval"].errors[1].code is Code.INVALID_ARGUMENT
+    assert "did you mean 'dog'" in found["geneval"].errors[1].message
+    assert found["image_similarity"].errors[1].code is Code.INVALID_ARGUMENT
+    assert set(found["geneval"].errors) == set(found["image_similarity"].errors) == {1}
