@@ -45,9 +45,9 @@ def clip_tokenizer() -> Any:
     from transformers import CLIPTokenizer
 
     lines = gzip.decompress(Path(default_bpe()).read_bytes()).decode("utf-8").split("\n")
-    merges = [tuple(line.split()) for line in lines[1 : 49152 - 256 - 2 + 1]]
+    merges: Any = [tuple(line.split()) for line in lines[1 : 49152 - 256 - 2 + 1]]
     named = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
-    vocabulary = {named.get(k, k): v for k, v in SimpleTokenizer().encoder.items()}
+    vocabulary: Any = {named.get(k, k): v for k, v in SimpleTokenizer().encoder.items()}
     return CLIPTokenizer(vocab=vocabulary, merges=merges)
 
 
@@ -55,13 +55,17 @@ def write_clip(folder: Path, sizes: dict[str, Any], act: str) -> None:
     from transformers import CLIPConfig, CLIPModel
 
     keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    towers = {
+    towers: dict[str, Any] = {
         f"{tower}_config": dict(zip(keys, sizes[tower], strict=True), hidden_act=act)
         for tower in ("vision", "text")
     }
     towers["vision_config"]["patch_size"] = 14
     towers["text_config"]["eos_token_id"] = 49407
-    config = CLIPConfig(projection_dim=sizes["dim"], **towers)
+    config = CLIPConfig(
+        projection_dim=sizes["dim"],
+        vision_config=towers["vision_config"],
+        text_config=towers["text_config"],
+    )
     CLIPModel(config).save_pretrained(folder)
     clip_tokenizer().save_pretrained(folder)
     mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
@@ -178,7 +182,8 @@ def measure(name: str, folder: Path) -> None:
     WRITERS[name](folder)
     gc.collect()
     extra = {"head": str(folder)} if name == "aesthetic" else {}
-    scorer = load_scorer_class(name)(weights=str(folder), dtype="float32", **extra)
+    scorer_class: Any = load_scorer_class(name)
+    scorer = scorer_class(weights=str(folder), dtype="float32", **extra)
     start = time.process_time()
     scorer.load("cpu")
     loaded_s = time.process_time() - start

@@ -34,8 +34,8 @@ def found_by_mmdet(index: int, pipeline: str) -> Found:
     stored = np.load(GOLDEN / f"drawing{index}.npz")
     width = stored["image"].shape[1]
     masks = np.unpackbits(stored[f"{pipeline}_masks"], axis=-1, count=width).astype(bool)
-    parts = (stored[f"{pipeline}_{key}"] for key in ("labels", "scores", "boxes"))
-    return Found(*parts, masks)
+    labels, scores, boxes = (stored[f"{pipeline}_{key}"] for key in ("labels", "scores", "boxes"))
+    return Found(labels, scores, boxes, masks)
 
 
 def confident_checkpoint(folder: Path) -> Path:

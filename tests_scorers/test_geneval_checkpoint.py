@@ -64,7 +64,7 @@ def test_hostile_tensor_table_is_an_error(tmp_path: Path) -> None:
 
 
 def test_damage_is_named(tmp_path: Path) -> None:
-    damaged = shutil.copy(CHECKPOINT, tmp_path / CHECKPOINT.name)
+    damaged = Path(shutil.copy(CHECKPOINT, tmp_path / CHECKPOINT.name))
     with damaged.open("r+b") as file:
         file.truncate(1000)
     with pytest.raises(CheckpointError, match=r"sha256 starts with .* its name says"):

@@ -57,6 +57,11 @@ def items() -> list[ScoreInput]:
     return found
 
 
+def unloaded(name: str, **options: str) -> Any:
+    made: Any = load_scorer_class(name)
+    return made(**options)
+
+
 def raws(outcomes: list[Any]) -> np.ndarray:
     assert all(isinstance(outcome, ItemScore) for outcome in outcomes), outcomes
     return np.array([outcome.raw for outcome in outcomes])
@@ -178,7 +183,7 @@ def test_older_repositories_load(tmp_path: Path, models: Path) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_missing_weights_are_one_line_that_says_what_to_do(name: str, tmp_path: Path) -> None:
-    made = load_scorer_class(name)(weights=str(tmp_path))
+    made = unloaded(name, weights=str(tmp_path))
     with pytest.raises(store.MissingWeights, match="check the option weights") as caught:
         made.load("cpu")
     assert "\n" not in str(caught.value)
@@ -196,11 +201,11 @@ def test_unpulled_weights_name_the_command(
 @pytest.mark.parametrize("name", NAMES)
 def test_wrong_options_are_one_line(name: str) -> None:
     with pytest.raises(ValueError, match=f"^{name}: dtype 'half' is not one of auto, ") as caught:
-        load_scorer_class(name)(dtype="half")
+        unloaded(name, dtype="half")
     assert "\n" not in str(caught.value)
     if name in ("clipscore", "image_similarity"):
         with pytest.raises(ValueError, match="resize 'pil' is not one of hf, flow_grpo"):
-            load_scorer_class(name)(resize="pil")
+            unloaded(name, resize="pil")
 
 
 def _bless(made: Any) -> None:

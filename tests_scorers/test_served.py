@@ -107,7 +107,8 @@ def test_every_scorer_answers_over_both_apis_as_it_does_here(
         for response in (over_grpc, over_http):
             result = response.results[name]
             assert not result.errors, (name, result.errors)
-            np.testing.assert_allclose(result.raw, expected, rtol=1e-4, atol=1e-5, err_msg=name)
+            raw = np.array(result.raw, dtype=np.float64)
+            np.testing.assert_allclose(raw, expected, rtol=1e-4, atol=1e-5, err_msg=name)
             assert result.fingerprint == scorer.fingerprint(), name
     assert over_grpc.results["pickscore"].scores == over_http.results["pickscore"].scores
 

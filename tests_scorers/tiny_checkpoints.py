@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import open_clip  # pyright: ignore[reportMissingImports]
 import torch
@@ -101,9 +102,9 @@ def align(image: Tensor, image_bias: Tensor, text: Tensor, text_bias: Tensor) ->
 def clip_tokenizer() -> CLIPTokenizer:
     """CLIP's own vocabulary, from open_clip's copy of the merges."""
     lines = gzip.decompress(Path(default_bpe()).read_bytes()).decode("utf-8").split("\n")
-    merges = [tuple(line.split()) for line in lines[1 : 49152 - 256 - 2 + 1]]
+    merges: Any = [tuple(line.split()) for line in lines[1 : 49152 - 256 - 2 + 1]]
     ours = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
-    vocabulary = {ours.get(k, k): v for k, v in SimpleTokenizer().encoder.items()}
+    vocabulary: Any = {ours.get(k, k): v for k, v in SimpleTokenizer().encoder.items()}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
 
 
