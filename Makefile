@@ -88,7 +88,7 @@ bench: install ## run the benchmarks
 docs: install ## check that the documentation's links and commands resolve
 	@$(BIN)/python -m pytest tests/test_docs.py
 
-mini: install ## rebuild the miniature's weights (about an hour on two cores)
+mini: install ## rebuild the miniature's weights (35 to 50 minutes on two cores)
 	@$(BIN)/python -m trainer.mini build $(ARGS)
 
 clean: ## remove the environment and caches; runs/ is kept
