@@ -20,7 +20,7 @@ _WIDTH_COLUMNS = 160
 
 
 def show_scores(paths: Sequence[Path], response: ScoreResponse) -> None:
-    """Print one table per scorer: score, components, and what went wrong, per image."""
+    """Print one table per scorer, score and components per image, and below it what went wrong."""
     console = _console()
     by_image = [findings(response, index) for index in range(len(paths))]
     for position, result in enumerate(response.results.values()):
@@ -28,24 +28,22 @@ def show_scores(paths: Sequence[Path], response: ScoreResponse) -> None:
         table = Table(
             title=f"{result.name}  (version {result.version or '?'})", title_justify="left"
         )
-        table.add_column("image", no_wrap=True)
+        table.add_column("image", overflow="fold")
         for name in ("score", *names):
             table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("why", overflow="fold")
+        notes: list[Text] = []
         for path, found in zip(paths, by_image, strict=True):
             finding = found[position]
             if finding.score is None:
-                row = [
-                    Text("failed", "red"),
-                    *(Text("-") for _ in names),
-                    Text(finding.error, "red"),
-                ]
-            else:
-                values = [finding.score, *(finding.components[name] for name in names)]
-                why = Text("\n".join(reasons(finding.details or {})))
-                row = [*(Text(f"{value:.6g}") for value in values), why]
-            table.add_row(Text(path.name), *row)
+                table.add_row(Text(path.name), Text("failed", "red"), *(Text("-") for _ in names))
+                notes.append(Text(f"{path.name}: {finding.error}", "red"))
+                continue
+            values = [finding.score, *(finding.components[name] for name in names)]
+            table.add_row(Text(path.name), *(Text(f"{value:.6g}") for value in values))
+            notes += [Text(f"{path.name}: {reason}") for reason in reasons(finding.details or {})]
         console.print(table)
+        for note in notes:
+            console.print(note, soft_wrap=True)
 
 
 def show_scorers(infos: Sequence[ScorerInfo]) -> None:
