@@ -13,7 +13,7 @@ import tiny_checkpoints
 import tiny_deqa
 import tiny_hpsv3
 from geneval_tiny import clip_network, confident_checkpoint, pictures, save_openai_archive
-from preference_cases import OPTIONS, REFERENCES
+from preference_cases import REFERENCES
 
 from reward_client import Code, Image, Item, RewardClient, ScoreResponse
 from reward_server.scorers import golden, golden_file, load_scorer_class
@@ -23,14 +23,16 @@ from reward_server.weights import store
 from tests.server.server_process import Server, running
 
 ROW = {"tag": "single_object", "include": [{"class": "dog", "count": 1}]}
-PROMPTS = ("a red circle on a white background", "", "noise \U0001f600 and “quotes”")
+PROMPTS = ("a red circle on a white background", "a dog", "noise \U0001f600 and “quotes”")
 
 
 def options(models: Path) -> dict[str, dict[str, Any]]:
     """The config's options of every scorer on torch, over tiny weights written below `models`."""
     tiny_checkpoints.models(models)
     (models / "clip").mkdir()
-    found = {name: dict(OPTIONS.get(name, {})) for name in REFERENCES}
+    found: dict[str, dict[str, Any]] = {name: {} for name in REFERENCES}
+    for name in ("hpsv2", "hpsv2.1"):
+        found[name]["architecture"] = str(models / name / f"{tiny_checkpoints.TINY_HPS}.json")
     found["hpsv3"] = {"weights": str(tiny_hpsv3.write(models / "hpsv3")), "dtype": "float32"}
     deqa = tiny_deqa.write(models / "deqa")
     found["deqa"] = {"weights": str(deqa), "dtype": "float32", "trust_remote_code": True}
@@ -126,3 +128,16 @@ def test_a_bad_item_fails_alone(served: tuple[Server, dict[str, Any]]) -> None:
     assert "did you mean 'dog'" in found["geneval"].errors[1].message
     assert found["image_similarity"].errors[1].code is Code.INVALID_ARGUMENT
     assert set(found["geneval"].errors) == set(found["image_similarity"].errors) == {1}
+
+
+def test_a_missing_prompt_is_said_and_costs_no_neighbour(
+    served: tuple[Server, dict[str, Any]],
+) -> None:
+    server, _ = served
+    first, second, _ = asked()
+    silent = Item(second.id, "", second.images)
+    with RewardClient(server.grpc_url, timeout_s=240) as client:
+        found = client.score([first, silent], ["pickscore", "aesthetic"]).results
+    assert "needs a `prompt`" in found["pickscore"].errors[1].message
+    assert found["pickscore"].scores[0] is not None
+    assert found["aesthetic"].errors == {}

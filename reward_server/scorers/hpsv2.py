@@ -94,7 +94,8 @@ class HpsV2Scorer(NetworkScorer[OpenClip]):
             dtype: see `NetworkScorer`.
             compile: see `NetworkScorer`.
             antialias: as torchvision does since 0.17; False as it did before.
-            architecture: name of the open_clip config that the checkpoint belongs to.
+            architecture: the open_clip config that the checkpoint belongs to: its name, or a
+                file `NAME.json` of open_clip's form, for fine-tunes of other networks.
 
         Raises:
             ValueError: `dtype` is not one of the allowed.
@@ -114,13 +115,14 @@ class HpsV2Scorer(NetworkScorer[OpenClip]):
             ValueError: the checkpoint holds another network.
         """
         (path,) = self.files()
-        model = _model(self._architecture)
+        architecture = _registered(self._architecture)
+        model = _model(architecture)
         _load_checkpoint(model, path)
         size = model.visual.image_size
         size_px = int(size[0] if isinstance(size, tuple) else size)
         model = model.eval().requires_grad_(False).to(device, dtype)
         preparation = Preparation(self._preparation, size_px)
-        return OpenClip(model, self._architecture, preparation, compile=self._compile)
+        return OpenClip(model, architecture, preparation, compile=self._compile)
 
     def modules(self) -> list[ModuleType]:
         """Pairs and unit vectors."""
@@ -143,6 +145,19 @@ class HpsV21Scorer(HpsV2Scorer):
         default_transform="raw",
         output_range=(-1.0, 1.0),
     )
+
+
+def _registered(architecture: str) -> str:
+    """The name of a config; a file is made known to open_clip under its name."""
+    path = Path(architecture)
+    if path.suffix != ".json":
+        return architecture
+    if not path.is_file():
+        raise ValueError(f"architecture: no file {architecture}")
+    import open_clip  # pyright: ignore[reportMissingImports]
+
+    open_clip.add_model_config(path)
+    return path.stem
 
 
 def _model(architecture: str) -> Any:
