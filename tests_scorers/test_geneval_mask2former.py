@@ -100,6 +100,7 @@ def test_boxes_hold_their_masks_and_nothing_less() -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mmdet") is None, reason="mmdet is not installed")
+@pytest.mark.filterwarnings("default")  # mmcv and mmengine warn while they are imported
 def test_the_mmdet_segmenter_finds_what_mmdet_finds(tmp_path: Path) -> None:
     sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
     import make_mask2former_golden as script  # pyright: ignore[reportMissingImports]
