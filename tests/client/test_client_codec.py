@@ -205,6 +205,17 @@ def test_pillow_modes() -> None:
         decode(Image(with_pillow(sixteen_bit, "PNG"), Encoding.PNG))
 
 
+@pytest.mark.parametrize("name", ["PNG", "JPEG", "WEBP"])
+def test_orientation_is_not_applied(name: str) -> None:
+    # As in the reference scorers, which open files with Pillow: pixels are scored as they lie.
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # "turn by 90 degrees"
+    picture = PIL.Image.fromarray(np.full((4, 7, 3), 90, np.uint8))
+    data = with_pillow(picture, name, exif=exif)
+    found = decode(Image(data, Encoding[name]))
+    assert found.shape == (4, 7, 3)
+
+
 @pytest.mark.parametrize("name", ["PNG", "WEBP"])
 def test_animations_are_refused(name: str) -> None:
     first, second = (PIL.Image.fromarray(noise(8, 8, seed)) for seed in (0, 1))

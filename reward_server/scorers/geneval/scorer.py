@@ -170,6 +170,7 @@ def _details(
 ) -> dict[str, Any]:
     selected = {id(d) for of_class in rules.select(found, task.tag).values() for d in of_class}
     return {
+        "tag": task.tag,
         "objects": [
             {
                 "class": d.label,
