@@ -225,8 +225,8 @@ def compare_full() -> None:
     model = random_model(config, 0.02)
     rgb = drawing(200, 267, 0)
     found = found_by_mmdet(model, rgb, pipelines(config)["mmdet2"])
-    ours = mask2former.Mask2FormerSegmenter(Path("unused"))
-    ours._network = mask2former.build(model.state_dict())
+    network = mask2former.build(model.state_dict())
+    ours = mask2former.Mask2FormerSegmenter.of(network, "cpu", dtype="float32")
     mine = ours.segment([rgb])[0]
     masks = np.unpackbits(found["masks"], axis=-1, count=rgb.shape[1]).astype(bool)
     a, b = np.argsort(-found["scores"]), np.argsort(-mine.scores)

@@ -87,7 +87,22 @@ class Mask2FormerSegmenter:
             mmdet_checkpoint.CheckpointError: the file cannot be read safely.
             mmdet_keys.UnknownLayout: it holds another network.
         """
-        network: Any = build(mmdet_checkpoint.read_state_dict(self._checkpoint))
+        self._take(build(mmdet_checkpoint.read_state_dict(self._checkpoint)), device)
+
+    @classmethod
+    def of(cls, network: Any, device: str, *, dtype: str = "auto") -> Mask2FormerSegmenter:
+        """A segmenter around a network that is there already, without a file.
+
+        Args:
+            network: in evaluation mode.
+            device: "cpu" or "cuda:N".
+            dtype: one of `torch_tools.DTYPES`.
+        """
+        made = cls(Path(), dtype=dtype)
+        made._take(network, device)
+        return made
+
+    def _take(self, network: Any, device: str) -> None:
         self._device, self._dtype = device, torch_tools.resolve_dtype(self._dtype_option, device)
         self._network = torch_tools.compiled(network.to(device), self._compiled)
 
