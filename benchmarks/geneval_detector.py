@@ -22,7 +22,7 @@ FLOOR = 0.05
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Images per second of GenEval's detector.")
     parser.add_argument("--device", default="cpu", help="cpu or cuda:N")
     parser.add_argument("--dtype", default="float32", choices=torch_tools.DTYPES)
     options = parser.parse_args()
