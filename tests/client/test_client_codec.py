@@ -73,7 +73,7 @@ def test_encoding_accepts_any_memory_layout() -> None:
 )
 def test_wrong_arrays_are_told_what_to_do(array: object, hint: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
-        Image.from_array(array)  # type: ignore[arg-type]
+        Image.from_array(array)  # type: ignore[arg-type]  # wrong on purpose
     assert hint in caught.value.message
     assert "uint8 RGB array" in caught.value.message
 

@@ -67,7 +67,7 @@ IMAGE_TUPLES = st.lists(IMAGES, max_size=2).map(tuple)
 def items(draw: st.DrawFn) -> Item:
     spec: dict[str, Any] | None
     kind: SpecKind | None
-    spec, kind = draw(SPECS)  # type: ignore[assignment]
+    spec, kind = draw(SPECS)  # type: ignore[assignment]  # hypothesis pairs them
     return Item(draw(NAMES), draw(NAMES), draw(IMAGE_TUPLES), draw(IMAGE_TUPLES), spec, kind)
 
 
@@ -179,7 +179,7 @@ def test_scorer_descriptions_survive_with_infinite_ranges() -> None:
 
 def result(**changes: object) -> pb.ScorerResult:
     message = pb.ScorerResult(name="s", scores=[1.0, 2.0], raw=[1.0, 2.0])
-    message.MergeFrom(pb.ScorerResult(**changes))  # type: ignore[arg-type]
+    message.MergeFrom(pb.ScorerResult(**changes))  # type: ignore[arg-type]  # fields by name
     return message
 
 
@@ -226,7 +226,7 @@ def test_a_server_cannot_send_what_breaks_the_contract(scores: tuple[float, ...]
 
 def test_a_status_without_a_known_code_is_still_a_failure() -> None:
     for code in (0, 1, 99):
-        read = convert.result_from_proto(result(status=[pb.ItemStatus(index=0, code=code)]))  # type: ignore[arg-type]
+        read = convert.result_from_proto(result(status=[pb.ItemStatus(index=0, code=code)]))  # type: ignore[arg-type]  # enum numbers as plain ints
         assert read.errors[0].code is Code.INTERNAL
         assert read.scores == (None, 2.0)
 
@@ -240,7 +240,7 @@ def test_geneval_rows_as_published() -> None:
             {"class": "star", "count": 1, "color": "red", "position": ["left of", 0]},
         ],
     }
-    sent = Item("a", row["prompt"], (), spec=row, spec_kind="geneval")  # type: ignore[arg-type]
+    sent = Item("a", row["prompt"], (), spec=row, spec_kind="geneval")  # type: ignore[arg-type]  # a row of JSON
     expected = {"tag": "position", "include": row["include"], "exclude": []}
     assert convert.item_from_proto(convert.item_to_proto(sent)).spec == expected
     body = {"scorers": [{"name": "geneval"}], "items": [{"id": "a", "geneval": row}]}
@@ -277,7 +277,7 @@ def clause(**changes: object) -> dict[str, object]:
     ],
 )
 def test_wrong_specs_name_item_and_key(kind: str, spec: object, says: str) -> None:
-    item = Item("it", "", (), spec=spec, spec_kind=kind)  # type: ignore[arg-type]
+    item = Item("it", "", (), spec=spec, spec_kind=kind)  # type: ignore[arg-type]  # the parameters pair them
     with pytest.raises(InvalidArgument, match=says) as caught:
         convert.item_to_proto(item)
     assert "item 'it'" in caught.value.message
@@ -294,7 +294,7 @@ def test_endless_nesting_is_refused() -> None:
     ("media", "says"),
     [
         (pb.Media(data=b"x"), r"item 'it', images\[0\]: encoding 0 is not one of"),
-        (pb.Media(data=b"x", encoding=99), "encoding 99 is not one of"),  # type: ignore[arg-type]
+        (pb.Media(data=b"x", encoding=99), "encoding 99 is not one of"),  # type: ignore[arg-type]  # an unknown number on purpose
         (pb.Media(shm=pb.SharedMemoryRef(name="s"), encoding="PNG"), "shared memory"),
     ],
 )
@@ -328,7 +328,7 @@ def test_foreign_error_bodies_are_not_taken_for_ours() -> None:
 def test_an_unknown_priority_is_refused_and_an_unset_one_means_train() -> None:
     assert convert.request_from_proto(pb.ScoreRequest()).priority is Priority.TRAIN
     with pytest.raises(InvalidArgument, match="priority 77"):
-        convert.request_from_proto(pb.ScoreRequest(priority=77))  # type: ignore[arg-type]
+        convert.request_from_proto(pb.ScoreRequest(priority=77))  # type: ignore[arg-type]  # an unknown number on purpose
 
 
 def test_a_response_naming_a_scorer_twice_is_refused() -> None:

@@ -182,10 +182,10 @@ ONE = Item("a", "", (grey(1),))
         ([ONE], ["fake", ScorerSelector("fake", transform="x")], "named twice"),
         ([ONE, ONE], ["fake"], "items 0 and 1 have the same id 'a'"),
         ([Item("", "", ())], ["fake"], "non-empty string"),
-        ([Item("a", None, ())], ["fake"], "prompt must be a str"),  # type: ignore[arg-type]
+        ([Item("a", None, ())], ["fake"], "prompt must be a str"),  # type: ignore[arg-type]  # wrong on purpose
         ([object()], ["fake"], "must be reward_client.Item, got object"),
-        ([Item("a", "", (b"png",))], ["fake"], r"images\[0\]: .*Image.from_array"),  # type: ignore[arg-type]
-        ([Item("a", "", grey(1))], ["fake"], "expected a tuple of Image"),  # type: ignore[arg-type]
+        ([Item("a", "", (b"png",))], ["fake"], r"images\[0\]: .*Image.from_array"),  # type: ignore[arg-type]  # wrong on purpose
+        ([Item("a", "", grey(1))], ["fake"], "expected a tuple of Image"),  # type: ignore[arg-type]  # wrong on purpose
         (
             [Item("a", "", (), (Image(b"", Encoding.PNG),))],
             ["fake"],
