@@ -21,6 +21,7 @@ from reward_client.types import (
     Item,
     ItemError,
     Priority,
+    ReplicaInfo,
     ScoreRequest,
     ScoreResponse,
     ScorerInfo,
@@ -308,12 +309,14 @@ def info_to_proto(info: ScorerInfo) -> pb.ScorerInfo:
         output_high=info.output_range[1],
         state=info.state,
         last_error=info.last_error,
+        replicas=[_replica_to_proto(replica) for replica in info.replicas],
+        waiting_items=info.waiting_items,
+        oldest_wait_s=info.oldest_wait_s,
     )
 
 
 def info_from_proto(message: pb.ScorerInfo) -> ScorerInfo:
     """Read the description of one scorer; an unknown state reads as FAILED."""
-    known = message.state in pb.ScorerInfo.State.values() and message.state
     return ScorerInfo(
         name=message.name,
         version=message.version,
@@ -322,6 +325,41 @@ def info_from_proto(message: pb.ScorerInfo) -> ScorerInfo:
         transforms=tuple(message.transforms),
         default_transform=message.default_transform,
         output_range=(message.output_low, message.output_high),
-        state=cast("ScorerState", pb.ScorerInfo.State.Name(message.state) if known else "FAILED"),
+        state=_state(message.state),
+        last_error=message.last_error,
+        replicas=tuple(_replica_from_proto(replica) for replica in message.replicas),
+        waiting_items=message.waiting_items,
+        oldest_wait_s=message.oldest_wait_s,
+    )
+
+
+def _replica_to_proto(replica: ReplicaInfo) -> pb.ReplicaInfo:
+    return pb.ReplicaInfo(
+        name=replica.name,
+        state=replica.state,
+        device=replica.device,
+        pid=replica.pid,
+        restarts=replica.restarts,
+        rss_bytes=replica.rss_bytes,
+        device_memory_bytes=replica.device_memory_bytes,
+        last_error=replica.last_error,
+    )
+
+
+def _replica_from_proto(message: pb.ReplicaInfo) -> ReplicaInfo:
+    held = message.device_memory_bytes if message.HasField("device_memory_bytes") else None
+    return ReplicaInfo(
+        name=message.name,
+        state=_state(message.state),
+        device=message.device,
+        pid=message.pid if message.HasField("pid") else None,
+        restarts=message.restarts,
+        rss_bytes=int(message.rss_bytes) if message.HasField("rss_bytes") else None,
+        device_memory_bytes=None if held is None else int(held),
         last_error=message.last_error,
     )
+
+
+def _state(number: int) -> ScorerState:
+    known = number in pb.ScorerInfo.State.values() and number
+    return cast("ScorerState", pb.ScorerInfo.State.Name(number) if known else "FAILED")

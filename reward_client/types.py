@@ -202,6 +202,31 @@ class ScoreResponse:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplicaInfo:
+    """What a server tells about one worker process of a scorer, or one server behind it.
+
+    Attributes:
+        name: its number, or the address of an upstream server.
+        state: of this replica alone.
+        device: "cpu" or "cuda:N"; empty for upstream servers.
+        pid: of the process, None while there is none.
+        restarts: how often it has been started again.
+        rss_bytes: resident memory of the process, None where unknown.
+        device_memory_bytes: GPU memory the process holds, None without a GPU or where unknown.
+        last_error: why its latest start or batch went wrong; may outlive the trouble.
+    """
+
+    name: str
+    state: ScorerState
+    device: str = ""
+    pid: int | None = None
+    restarts: int = 0
+    rss_bytes: int | None = None
+    device_memory_bytes: int | None = None
+    last_error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ScorerInfo:
     """What a server tells about one of its scorers.
 
@@ -215,6 +240,9 @@ class ScorerInfo:
         output_range: (low, high) of the default transform; infinities where unbounded.
         state: only READY scorers answer.
         last_error: why it FAILED, for people; otherwise empty.
+        replicas: its worker processes, or the servers behind it.
+        waiting_items: items no replica works on yet.
+        oldest_wait_s: seconds the oldest of them has waited.
     """
 
     name: str
@@ -226,3 +254,6 @@ class ScorerInfo:
     output_range: tuple[float, float]
     state: ScorerState
     last_error: str = ""
+    replicas: tuple[ReplicaInfo, ...] = ()
+    waiting_items: int = 0
+    oldest_wait_s: float = 0.0

@@ -17,6 +17,7 @@ from reward_client import (
     Item,
     ItemError,
     Priority,
+    ReplicaInfo,
     ScoreRequest,
     ScoreResponse,
     ScorerInfo,
@@ -171,6 +172,12 @@ def test_scorer_descriptions_survive_with_infinite_ranges() -> None:
         output_range=(-math.inf, math.inf),
         state="FAILED",
         last_error="no weights",
+        replicas=(
+            ReplicaInfo("0", "READY", "cuda:1", 4321, 2, 3 << 30, 5 << 30, "worker 4320 is gone"),
+            ReplicaInfo("ocr:50051", "STARTING"),
+        ),
+        waiting_items=7,
+        oldest_wait_s=0.25,
     )
     assert convert.info_from_proto(convert.info_to_proto(info)) == info
     body = json.dumps(json_mirror.infos_to_json([info]), allow_nan=False)

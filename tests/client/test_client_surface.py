@@ -53,6 +53,7 @@ def test_public_names() -> None:
         "NotFound",
         "PermissionDenied",
         "Priority",
+        "ReplicaInfo",
         "ResourceExhausted",
         "RewardClient",
         "RewardError",

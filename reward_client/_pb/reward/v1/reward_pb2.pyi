@@ -260,7 +260,7 @@ class ListScorersResponse(_message.Message):
     def __init__(self, scorers: _Optional[_Iterable[_Union[ScorerInfo, _Mapping]]] = ...) -> None: ...
 
 class ScorerInfo(_message.Message):
-    __slots__ = ("name", "version", "fingerprint", "inputs", "transforms", "default_transform", "output_low", "output_high", "state", "last_error")
+    __slots__ = ("name", "version", "fingerprint", "inputs", "transforms", "default_transform", "output_low", "output_high", "state", "last_error", "replicas", "waiting_items", "oldest_wait_s")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATE_UNSPECIFIED: _ClassVar[ScorerInfo.State]
@@ -283,6 +283,9 @@ class ScorerInfo(_message.Message):
     OUTPUT_HIGH_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     LAST_ERROR_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    WAITING_ITEMS_FIELD_NUMBER: _ClassVar[int]
+    OLDEST_WAIT_S_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     fingerprint: str
@@ -293,4 +296,27 @@ class ScorerInfo(_message.Message):
     output_high: float
     state: ScorerInfo.State
     last_error: str
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., fingerprint: _Optional[str] = ..., inputs: _Optional[_Iterable[str]] = ..., transforms: _Optional[_Iterable[str]] = ..., default_transform: _Optional[str] = ..., output_low: _Optional[float] = ..., output_high: _Optional[float] = ..., state: _Optional[_Union[ScorerInfo.State, str]] = ..., last_error: _Optional[str] = ...) -> None: ...
+    replicas: _containers.RepeatedCompositeFieldContainer[ReplicaInfo]
+    waiting_items: int
+    oldest_wait_s: float
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., fingerprint: _Optional[str] = ..., inputs: _Optional[_Iterable[str]] = ..., transforms: _Optional[_Iterable[str]] = ..., default_transform: _Optional[str] = ..., output_low: _Optional[float] = ..., output_high: _Optional[float] = ..., state: _Optional[_Union[ScorerInfo.State, str]] = ..., last_error: _Optional[str] = ..., replicas: _Optional[_Iterable[_Union[ReplicaInfo, _Mapping]]] = ..., waiting_items: _Optional[int] = ..., oldest_wait_s: _Optional[float] = ...) -> None: ...
+
+class ReplicaInfo(_message.Message):
+    __slots__ = ("name", "state", "device", "pid", "restarts", "rss_bytes", "device_memory_bytes", "last_error")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    RESTARTS_FIELD_NUMBER: _ClassVar[int]
+    RSS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LAST_ERROR_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    state: ScorerInfo.State
+    device: str
+    pid: int
+    restarts: int
+    rss_bytes: float
+    device_memory_bytes: float
+    last_error: str
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[ScorerInfo.State, str]] = ..., device: _Optional[str] = ..., pid: _Optional[int] = ..., restarts: _Optional[int] = ..., rss_bytes: _Optional[float] = ..., device_memory_bytes: _Optional[float] = ..., last_error: _Optional[str] = ...) -> None: ...
