@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reward_client.errors import RewardError, error_for
-from reward_client.types import Code, ItemError, ScorerResult
+from reward_client.types import Code, ItemError, ScorerInfo, ScorerResult
 from reward_server.ipc import Score
 from reward_server.metrics import Metrics
-from reward_server.pool import ScorerPool
 from reward_server.queueing import Answer
 
 # If every item of every scorer met one of these, the request as a whole did.
@@ -17,7 +16,7 @@ _WHOLE_REQUEST = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED})
 
 
 def result(
-    pool: ScorerPool,
+    info: ScorerInfo,
     answers: Mapping[int, Answer],
     errors: Mapping[int, ItemError],
     lossy: Sequence[bool],
@@ -27,7 +26,7 @@ def result(
     """Build the result of one scorer.
 
     Args:
-        pool: the scorer.
+        info: of the scorer.
         answers: item index -> what its worker said.
         errors: item index -> why it never got to a worker; disjoint from `answers`.
         lossy: per item.
@@ -50,10 +49,9 @@ def result(
             failures[index] = ItemError(Code.INTERNAL, message)
     n = len(lossy)
     found = [scores.get(index) for index in range(n)]
-    info = pool.info()
     batches = {a.batch: a.compute_s for a in answers.values() if a.batch}
     return ScorerResult(
-        name=pool.name,
+        name=info.name,
         version=info.version,
         fingerprint=info.fingerprint,
         scores=tuple(score and score.score for score in found),
@@ -66,6 +64,20 @@ def result(
         lossy_input=tuple(lossy),
         queue_ms=1e3 * max((a.queue_s for a in answers.values()), default=0.0),
         compute_ms=1e3 * sum(batches.values()),
+    )
+
+
+def failed(info: ScorerInfo, error: RewardError, n: int) -> ScorerResult:
+    """The result of a scorer that did nothing for any of the N items."""
+    whole = ItemError(error.code, error.message, error.retryable)
+    return ScorerResult(
+        name=info.name,
+        version=info.version,
+        fingerprint=info.fingerprint,
+        scores=(None,) * n,
+        raw=(None,) * n,
+        errors={index: error.items.get(index, whole) for index in range(n)},
+        lossy_input=(False,) * n,
     )
 
 

@@ -1,22 +1,28 @@
-"""One scorer of this server: its queue, its replicas, its state."""
+"""A scorer that runs on this host: its queue, its replicas, its state."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
+import time
 from collections.abc import Callable
 
 from reward_client.errors import RewardError, Unavailable
-from reward_client.types import ScorerInfo, ScorerState
+from reward_client.types import ScorerInfo, ScorerResult, ScorerState
+from reward_server.backend import Order
 from reward_server.config import ScorerConfig
 from reward_server.metrics import Metrics
 from reward_server.queueing import WorkQueue
+from reward_server.shares import gathered, share_of
 from reward_server.supervisor import Described, Replica, ReplicaState
 
 _STARTING_RETRY_AFTER_S = 1.0
 
 
 class ScorerPool:
-    """The replicas of one scorer around one queue."""
+    """The replicas of one scorer around one queue; a `Backend`."""
+
+    needs_pixels = True
 
     def __init__(
         self, name: str, config: ScorerConfig, metrics: Metrics, on_change: Callable[[], None]
@@ -30,6 +36,7 @@ class ScorerPool:
             for index in range(len(config.devices))
         ]
         self._tasks: list[asyncio.Task[None]] = []
+        self._keys = itertools.count()
 
     def start(self) -> None:
         """Start the workers; returns at once."""
@@ -83,6 +90,22 @@ class ScorerPool:
                 retry_after_s=_STARTING_RETRY_AFTER_S,
             )
         return None
+
+    async def score(self, order: Order) -> ScorerResult:
+        """Queue the items of an order and wait for their answers, until its deadline at most.
+
+        Raises:
+            RewardError: no item can be scored.
+        """
+        share = share_of(order, self.info(), self._keys)
+        works = share.works.values()
+        try:
+            self.queue.put(works)
+            left_s = order.deadline_at_s - time.monotonic()
+            await asyncio.wait([work.answer for work in works], timeout=left_s)
+            return gathered(order, share, self.info())
+        finally:
+            self.queue.withdraw(works)
 
     def info(self) -> ScorerInfo:
         """The description clients get."""

@@ -21,12 +21,13 @@ from reward_client.types import (
 )
 from reward_client.validation import check_request, unknown_scorer
 from reward_server.admission import Admission
+from reward_server.backend import Backend
+from reward_server.backends import open_backend
 from reward_server.config import Config
 from reward_server.decoding import DecodedItem, decode_item, wire_bytes
 from reward_server.dispatch import Call, Dispatcher
 from reward_server.flights import Flights
 from reward_server.metrics import Metrics
-from reward_server.pool import ScorerPool
 
 T = TypeVar("T")
 _DRAINING_RETRY_AFTER_S = 1.0
@@ -40,8 +41,8 @@ class RewardService:
         self.config = config
         self.metrics = metrics
         self._listeners: list[Callable[[], None]] = []
-        self._pools = {
-            name: ScorerPool(name, section, metrics, self._notify)
+        self._backends: dict[str, Backend] = {
+            name: open_backend(name, section, metrics, self._notify)
             for name, section in config.scorers.items()
         }
         self._admission = Admission(server.max_queue_items, server.max_queue_bytes)
@@ -56,8 +57,8 @@ class RewardService:
 
     def start(self) -> None:
         """Start all workers; returns at once, `infos` tells how they are doing."""
-        for pool in self._pools.values():
-            pool.start()
+        for backend in self._backends.values():
+            backend.start()
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever the state of a scorer changes."""
@@ -65,11 +66,11 @@ class RewardService:
 
     def infos(self) -> tuple[ScorerInfo, ...]:
         """All scorers, ready or not."""
-        return tuple(pool.info() for pool in self._pools.values())
+        return tuple(backend.info() for backend in self._backends.values())
 
     def is_ready(self) -> bool:
         """Whether every scorer is READY."""
-        return all(pool.state == "READY" for pool in self._pools.values())
+        return all(backend.info().state == "READY" for backend in self._backends.values())
 
     async def in_thread(self, function: Callable[[], T]) -> T:
         """Run what would hold up the event loop (parsing, decoding) in a thread."""
@@ -78,14 +79,14 @@ class RewardService:
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new requests and wait for those in flight; returns whether all finished."""
         self._draining = True
-        for pool in self._pools.values():
-            pool.drain()
+        for backend in self._backends.values():
+            backend.drain()
         return await self._flights.wait(timeout_s)
 
     async def stop(self) -> None:
         """Stop the workers; requests still in flight fail."""
         self._draining = True
-        await asyncio.gather(*(pool.stop() for pool in self._pools.values()))
+        await asyncio.gather(*(backend.stop() for backend in self._backends.values()))
         self._flights.cancel_all()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -117,12 +118,14 @@ class RewardService:
 
     async def _run(self, request: ScoreRequest, client: str, deadline_at_s: float) -> ScoreResponse:
         broken = self._check(request)
-        pools = [self._select(selector) for selector in request.scorers]
-        places = len(request.items) * len(pools)
+        backends = [self._select(selector) for selector in request.scorers]
+        places = len(request.items) * len(backends)
         with self._admission.admit(places, wire_bytes(request.items)) as ticket:
-            decoded, errors = await self._decode(request, broken)
-            ticket.grow(sum(3 * found.pixels for found in decoded.values()))
-            call = Call(request, pools, client, deadline_at_s)
+            decoded, errors = {}, broken
+            if any(backend.needs_pixels for backend in backends):
+                decoded, errors = await self._decode(request, broken)
+                ticket.grow(sum(3 * found.pixels for found in decoded.values()))
+            call = Call(request, backends, client, deadline_at_s)
             return await self._dispatcher.run(call, decoded, errors)
 
     def _check(self, request: ScoreRequest) -> Mapping[int, ItemError]:
@@ -140,13 +143,13 @@ class RewardService:
             return error.items
         return {}
 
-    def _select(self, selector: ScorerSelector) -> ScorerPool:
-        pool = self._pools.get(selector.name)
-        if pool is None:
-            raise unknown_scorer(selector.name, sorted(self._pools))
-        if pool.described is None:  # what it offers is not known yet; the refusal comes later
-            return pool
-        info = pool.info()
+    def _select(self, selector: ScorerSelector) -> Backend:
+        backend = self._backends.get(selector.name)
+        if backend is None:
+            raise unknown_scorer(selector.name, sorted(self._backends))
+        info = backend.info()
+        if not info.transforms:  # what it offers is not known yet; the refusal comes later
+            return backend
         if selector.version not in ("", info.version):
             raise NotFound(
                 f"scorer {selector.name!r} is served in version {info.version!r},"
@@ -157,7 +160,7 @@ class RewardService:
                 f"scorer {selector.name!r} has no transform {selector.transform!r}:"
                 f" available are {', '.join(info.transforms)}"
             )
-        return pool
+        return backend
 
     async def _decode(
         self, request: ScoreRequest, broken: Mapping[int, ItemError]
