@@ -49,6 +49,11 @@ class Admission:
         self.bytes = 0
         self._finished: deque[tuple[float, int]] = deque()
 
+    def set_limits(self, max_items: int, max_bytes: int) -> None:
+        """Change the bounds; what is held already stays, even beyond them."""
+        self._max_items = max_items
+        self._max_bytes = max_bytes
+
     def admit(self, items: int, size_bytes: int) -> Ticket:
         """Take a request in.
 

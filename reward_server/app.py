@@ -8,12 +8,13 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import structlog
 import uvicorn
 
+from reward_server import reloading
 from reward_server.api.grpc_api import GrpcApi
 from reward_server.api.http_api import create_app
 from reward_server.config import Config
@@ -35,12 +36,17 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
-async def serve(config: Config, port_file: Path | None = None) -> None:
+async def serve(
+    config: Config,
+    port_file: Path | None = None,
+    load_again: Callable[[], Config] | None = None,
+) -> None:
     """Run until SIGTERM or SIGINT, then drain; a second signal skips the draining.
 
     Args:
         config: what to serve where.
         port_file: where to write `{"http": port, "grpc": port, "pid": pid}` once listening.
+        load_again: where SIGHUP gets the config from; None to stay with this one.
 
     Raises:
         AddressInUse: before any worker has been started.
@@ -66,10 +72,12 @@ async def serve(config: Config, port_file: Path | None = None) -> None:
             http_task = asyncio.create_task(http_server.serve(sockets=[http_socket]))
             ports["http"] = http_socket.getsockname()[1]
         _write_port_file(port_file, ports)
+        _on_hangup(service, stopping, load_again or (lambda: config))
         log.info("listening", **ports, scorers=list(config.scorers))
         await stopping.wait()
-        log.info("draining", timeout_s=config.server.drain_timeout_s)
-        drained = await _drain(service, hurry, config.server.drain_timeout_s)
+        timeout_s = service.config.server.drain_timeout_s
+        log.info("draining", timeout_s=timeout_s)
+        drained = await _drain(service, hurry, timeout_s)
         log.info("drained" if drained else "stopped without finishing")
     finally:
         # The workers outlive the transports, so that late answers can still be sent.
@@ -115,6 +123,17 @@ def _on_signals(stopping: asyncio.Event, hurry: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, received)
+
+
+def _on_hangup(
+    service: RewardService, stopping: asyncio.Event, load_again: Callable[[], Config]
+) -> None:
+    def received() -> None:
+        if not stopping.is_set():
+            reloading.reload(service, load_again)
+
+    if hasattr(signal, "SIGHUP"):
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, received)
 
 
 def _bind(address: str, key: str) -> socket.socket:

@@ -56,6 +56,10 @@ class Backend(Protocol):
         """Begin to become ready; returns at once."""
         ...
 
+    def retry(self) -> None:
+        """If it has FAILED, try again now: somebody says that what was wrong has been mended."""
+        ...
+
     def drain(self) -> None:
         """Show DRAINING; what was ordered is still served."""
         ...

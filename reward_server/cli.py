@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+from functools import partial
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -49,15 +50,16 @@ def serve(
         Path | None, typer.Option(help="Write the ports in use here, as JSON, once listening.")
     ] = None,
 ) -> None:
-    """Serve until SIGTERM; then finish what is in flight and exit 0."""
+    """Serve until SIGTERM; then finish what is in flight and exit 0. SIGHUP reloads the config."""
     from reward_server import logs
     from reward_server.app import AddressInUse
     from reward_server.app import serve as serve_async
 
     loaded = _load(config, scorers, http, grpc)
     logs.configure(loaded.server.log_level, loaded.server.log_format)
+    again = partial(_read_config, config, scorers, http, grpc)
     try:
-        asyncio.run(serve_async(loaded, port_file))
+        asyncio.run(serve_async(loaded, port_file, again))
     except (AddressInUse, OSError) as error:
         _fail(str(error))
 
@@ -142,16 +144,20 @@ def show(config: ConfigOption = None) -> None:
 
 
 def _load(path: Path | None, scorers: str = "", http: str = "", grpc: str = "") -> Config:
+    try:
+        return _read_config(path, scorers, http, grpc)
+    except ConfigError as error:
+        _fail(str(error))
+
+
+def _read_config(path: Path | None, scorers: str, http: str, grpc: str) -> Config:
     environment = dict(os.environ)
     for key, value in (("HTTP", http), ("GRPC", grpc)):
         if value:
             # As TOML text, so that nothing in it can be taken for a number.
             environment[f"{configuration.ENV_PREFIX}SERVER__{key}"] = f"'{value}'"
-    try:
-        loaded = configuration.load(path, environment)
-        return configuration.select(loaded, _names(scorers)) if scorers else loaded
-    except ConfigError as error:
-        _fail(str(error))
+    loaded = configuration.load(path, environment)
+    return configuration.select(loaded, _names(scorers)) if scorers else loaded
 
 
 def _names(text: str) -> list[str]:

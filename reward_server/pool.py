@@ -42,6 +42,11 @@ class ScorerPool:
         """Start the workers; returns at once."""
         self._tasks = [asyncio.create_task(replica.run()) for replica in self._replicas]
 
+    def retry(self) -> None:
+        """Let FAILED replicas try again now, instead of after their cool-down or never."""
+        for replica in self._replicas:
+            replica.retry()
+
     def drain(self) -> None:
         """Show DRAINING; what waits is still served."""
         self._draining = True
@@ -52,7 +57,7 @@ class ScorerPool:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self.queue.fail_all("the server stopped")
+        self.queue.fail_all("the server stopped", retryable=True)
 
     @property
     def state(self) -> ScorerState:
@@ -80,8 +85,9 @@ class ScorerPool:
         Between a crash and the restart items are taken: they wait for the new worker.
         """
         if self.state == "FAILED":
+            after_s = self._retry_after_s()
             return Unavailable(
-                f"scorer {self.name!r} has failed: {self.last_error}", retryable=False
+                self._obituary(), retryable=after_s is not None, retry_after_s=after_s
             )
         if self.described is None:
             trouble = f" (so far: {self.last_error})" if self.last_error else ""
@@ -127,7 +133,16 @@ class ScorerPool:
             last_error=error,
         )
 
+    def _obituary(self) -> str:
+        return f"scorer {self.name!r} has failed: {self.last_error}"
+
+    def _retry_after_s(self) -> float | None:
+        """Seconds until a FAILED scorer tries again; None if it does so only when asked to."""
+        times_s = [r.retry_at_s for r in self._replicas if r.retry_at_s is not None]
+        return max(min(times_s) - time.monotonic(), 0.0) if times_s else None
+
     def _changed(self) -> None:
         if self.state == "FAILED":
-            self.queue.fail_all(f"scorer {self.name!r} has failed: {self.last_error}")
+            is_retryable = self._retry_after_s() is not None
+            self.queue.fail_all(self._obituary(), retryable=is_retryable)
         self._on_change()

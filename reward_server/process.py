@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import sys
 from collections import deque
@@ -149,9 +150,10 @@ class WorkerProcess:
         return done
 
     async def kill(self) -> None:
-        """End the process at once and free everything; safe to repeat."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+        """End the process and its children at once and free everything; safe to repeat."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            # It leads a process group of its own; a child left behind would hold its output open.
+            os.killpg(self.pid, signal.SIGKILL)
         await self.exited
         await self._output
         await self._close()

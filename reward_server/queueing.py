@@ -142,9 +142,9 @@ class WorkQueue:
         self._notify()
         return kept
 
-    def fail_all(self, reason: str) -> None:
-        """Fail everything that waits: there will be no worker."""
-        failure = Failure(Code.UNAVAILABLE.value, reason, retryable=False)
+    def fail_all(self, reason: str, *, retryable: bool) -> None:
+        """Fail everything that waits: there will be no worker, or not soon."""
+        failure = Failure(Code.UNAVAILABLE.value, reason, retryable)
         for work in self._waiting.values():
             self._fail(work, failure)
         self._waiting.clear()

@@ -28,6 +28,7 @@ from reward_server.decoding import DecodedItem, decode_item, wire_bytes
 from reward_server.dispatch import Call, Dispatcher
 from reward_server.flights import Flights
 from reward_server.metrics import Metrics
+from reward_server.roster import Changes, Roster
 
 T = TypeVar("T")
 _DRAINING_RETRY_AFTER_S = 1.0
@@ -41,10 +42,11 @@ class RewardService:
         self.config = config
         self.metrics = metrics
         self._listeners: list[Callable[[], None]] = []
-        self._backends: dict[str, Backend] = {
-            name: open_backend(name, section, metrics, self._notify)
-            for name, section in config.scorers.items()
-        }
+        self._roster = Roster(
+            config.scorers,
+            lambda name, section, changed: open_backend(name, section, metrics, changed),
+            self._notify,
+        )
         self._admission = Admission(server.max_queue_items, server.max_queue_bytes)
         metrics.admitted_bytes.set_function(lambda: self._admission.bytes)
         self._limits = DecodeLimits(
@@ -57,8 +59,13 @@ class RewardService:
 
     def start(self) -> None:
         """Start all workers; returns at once, `infos` tells how they are doing."""
-        for backend in self._backends.values():
-            backend.start()
+        self._roster.start()
+
+    def reload(self, config: Config) -> Changes:
+        """Make the scorers and limits equal to a config; requests in flight notice nothing."""
+        self.config = config
+        self._admission.set_limits(config.server.max_queue_items, config.server.max_queue_bytes)
+        return self._roster.reload(config.scorers)
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever the state of a scorer changes."""
@@ -66,11 +73,11 @@ class RewardService:
 
     def infos(self) -> tuple[ScorerInfo, ...]:
         """All scorers, ready or not."""
-        return tuple(backend.info() for backend in self._backends.values())
+        return self._roster.infos()
 
     def is_ready(self) -> bool:
         """Whether every scorer is READY."""
-        return all(backend.info().state == "READY" for backend in self._backends.values())
+        return self._roster.is_ready()
 
     async def in_thread(self, function: Callable[[], T]) -> T:
         """Run what would hold up the event loop (parsing, decoding) in a thread."""
@@ -79,14 +86,13 @@ class RewardService:
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new requests and wait for those in flight; returns whether all finished."""
         self._draining = True
-        for backend in self._backends.values():
-            backend.drain()
+        self._roster.drain()
         return await self._flights.wait(timeout_s)
 
     async def stop(self) -> None:
         """Stop the workers; requests still in flight fail."""
         self._draining = True
-        await asyncio.gather(*(backend.stop() for backend in self._backends.values()))
+        await self._roster.stop()
         self._flights.cancel_all()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -120,7 +126,10 @@ class RewardService:
         broken = self._check(request)
         backends = [self._select(selector) for selector in request.scorers]
         places = len(request.items) * len(backends)
-        with self._admission.admit(places, wire_bytes(request.items)) as ticket:
+        with (
+            self._roster.lease(backends),
+            self._admission.admit(places, wire_bytes(request.items)) as ticket,
+        ):
             decoded, errors = {}, broken
             if any(backend.needs_pixels for backend in backends):
                 decoded, errors = await self._decode(request, broken)
@@ -144,9 +153,9 @@ class RewardService:
         return {}
 
     def _select(self, selector: ScorerSelector) -> Backend:
-        backend = self._backends.get(selector.name)
+        backend = self._roster.get(selector.name)
         if backend is None:
-            raise unknown_scorer(selector.name, sorted(self._backends))
+            raise unknown_scorer(selector.name, sorted(self._roster.names()))
         info = backend.info()
         if not info.transforms:  # what it offers is not known yet; the refusal comes later
             return backend

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,14 +18,19 @@ from reward_server.metrics import Metrics
 from reward_server.process import WorkerDied, WorkerProcess, WorkerRefused
 from reward_server.queueing import Work, WorkQueue
 
-MAX_FAILED_STARTS = 5
+MAX_LOSSES = 5
 _BACKOFF_FIRST_S = 0.1
 _BACKOFF_LAST_S = 30.0
 _STOP_TIMEOUT_S = 2.0
 
 
 class ReplicaState(Enum):
-    """Where a replica is in its life."""
+    """Where a replica is in its life.
+
+    FAILED is an open circuit: after `cool_down_s` one more worker is tried, and the circuit closes
+    again with the first batch that one finishes. What another try cannot mend (a failed self-test,
+    a missing package) is only tried again when somebody says that it has been mended.
+    """
 
     STARTING = "STARTING"
     READY = "READY"
@@ -43,9 +49,12 @@ class Replica:
     """One worker slot of a scorer; `run` is its only task.
 
     Attributes:
-        state: STARTING until a worker is ready, and again after each crash; FAILED is final.
+        state: STARTING until a worker is ready, and again after each crash; FAILED after
+            `MAX_LOSSES` workers in a row were lost before they finished a batch.
         last_error: why the latest start or batch went wrong; for people.
         described: what the latest ready worker said.
+        retry_at_s: on the monotonic clock, when a FAILED replica tries again; None if it does so
+            only when asked to.
     """
 
     def __init__(
@@ -61,6 +70,7 @@ class Replica:
         self.state = ReplicaState.STARTING
         self.last_error = ""
         self.described: Described | None = None
+        self.retry_at_s: float | None = None
         self._name = name
         self._config = config
         self._device = config.devices[index]
@@ -68,26 +78,36 @@ class Replica:
         self._metrics = metrics
         self._on_change = on_change
         self._log = structlog.get_logger().bind(scorer=name, replica=index, device=self._device)
-        self._failed_starts = 0
+        self._losses = 0
+        self._asked_to_retry = asyncio.Event()
         self._backoff_s = _BACKOFF_FIRST_S
         self._max_pixels = config.max_batch_pixels
 
+    def retry(self) -> None:
+        """Try again now if FAILED: what was wrong may have been mended."""
+        self._asked_to_retry.set()
+
     async def run(self) -> None:
-        """Serve until cancelled or FAILED; never raises anything else than CancelledError."""
-        while self.state is not ReplicaState.FAILED:
-            try:
-                worker = await self._start()
-            except WorkerRefused as error:
-                self._start_failed(str(error), final=error.permanent)
-            except WorkerDied as error:
-                self._start_failed(str(error), final=False)
-            else:
-                cause = await self._serve(worker)
-                self._set_state(ReplicaState.STARTING)
-                self._restarting(cause)
-            if self.state is not ReplicaState.FAILED:
-                await asyncio.sleep(self._backoff_s)
-                self._backoff_s = min(2 * self._backoff_s, _BACKOFF_LAST_S)
+        """Serve until cancelled; never raises anything else than CancelledError."""
+        try:
+            while True:
+                await self._live_once()
+                await self._until_next_start()
+        finally:
+            if self.state is ReplicaState.READY:
+                self._metrics.ready_workers.labels(self._name).dec()
+            self.state = ReplicaState.STARTING
+
+    async def _live_once(self) -> None:
+        try:
+            worker = await self._start()
+        except WorkerRefused as error:
+            self._lost("load", str(error), permanent=error.permanent)
+        except WorkerDied as error:
+            self._lost("load", str(error))
+        else:
+            cause = await self._serve(worker)
+            self._lost(cause, self.last_error)
 
     async def _start(self) -> WorkerProcess:
         begin_s = time.monotonic()
@@ -106,7 +126,6 @@ class Replica:
             await worker.kill()
             raise
         self.described = Described(hello, ready)
-        self._failed_starts = 0
         self.last_error = ""
         self._set_state(ReplicaState.READY)
         self._log.info("worker ready", seconds=round(time.monotonic() - begin_s, 2))
@@ -114,16 +133,19 @@ class Replica:
 
     async def _serve(self, worker: WorkerProcess) -> str:
         """Feed a worker until it is lost; returns why: "died" or "hung"."""
+        ready_s = time.monotonic()
         try:
             while True:
                 works = await self._next_batch(worker)
+                if time.monotonic() - ready_s > self._config.cool_down_s:
+                    self._losses = 0  # whatever ends this worker, it is no crash loop
                 if works is None:
                     self.last_error = worker.epitaph()
                     return "died"
                 cause = await self._run_batch(worker, works)
                 if cause:
                     return cause
-                self._backoff_s = _BACKOFF_FIRST_S
+                self._losses, self._backoff_s = 0, _BACKOFF_FIRST_S
         except asyncio.CancelledError:
             await worker.stop(_STOP_TIMEOUT_S)
             raise
@@ -174,21 +196,32 @@ class Replica:
         self._log.warning("batch lost", items=len(works), requeued=kept, reason=self.last_error)
         return cause
 
-    def _start_failed(self, reason: str, *, final: bool) -> None:
-        self._failed_starts += 1
+    def _lost(self, cause: str, reason: str, *, permanent: bool = False) -> None:
+        self._losses += 1
         self.last_error = reason
-        if final or self._failed_starts >= MAX_FAILED_STARTS:
-            self._log.error("scorer failed", reason=reason, starts=self._failed_starts)
-            self._set_state(ReplicaState.FAILED)
+        if not permanent and self._losses < MAX_LOSSES:
+            self._metrics.worker_restarts.labels(self._name, cause).inc()
+            self._log.warning(
+                "worker restarts", cause=cause, reason=reason, backoff_s=self._backoff_s
+            )
+            self._set_state(ReplicaState.STARTING)
             return
-        self._set_state(ReplicaState.STARTING)
-        self._restarting("load")
+        # Until somebody acts or the cool-down is over the scorer costs nothing.
+        cool_down_s = None if permanent else self._config.cool_down_s
+        self.retry_at_s = None if cool_down_s is None else time.monotonic() + cool_down_s
+        self._asked_to_retry.clear()
+        self._log.error("scorer failed", reason=reason, losses=self._losses, retry_s=cool_down_s)
+        self._set_state(ReplicaState.FAILED)
 
-    def _restarting(self, cause: str) -> None:
-        self._metrics.worker_restarts.labels(self._name, cause).inc()
-        self._log.warning(
-            "worker restarts", cause=cause, reason=self.last_error, backoff_s=self._backoff_s
-        )
+    async def _until_next_start(self) -> None:
+        if self.state is not ReplicaState.FAILED:
+            await asyncio.sleep(self._backoff_s)
+            self._backoff_s = min(2 * self._backoff_s, _BACKOFF_LAST_S)
+            return
+        cool_down_s = self.retry_at_s and self.retry_at_s - time.monotonic()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._asked_to_retry.wait(), cool_down_s)
+        self._log.info("scorer tries again", asked=self._asked_to_retry.is_set())
 
     def _set_state(self, state: ReplicaState) -> None:
         if state is not self.state:

@@ -79,11 +79,16 @@ class GrpcApi:
         await self._server.stop(grace_s)
 
     async def _keep_health(self) -> None:
+        known: set[str] = set()
         while True:
             await self._changed.wait()
             self._changed.clear()
-            for info in self._service.infos():
+            infos = self._service.infos()
+            for info in infos:
                 await self._health.set(info.name, _serving(info.state == "READY"))
+            for name in known - {info.name for info in infos}:
+                await self._health.set(name, _HEALTH.SERVICE_UNKNOWN)
+            known |= {info.name for info in infos}
             for name in ("", SERVICE_NAME):
                 await self._health.set(name, _serving(self._service.is_ready()))
 
