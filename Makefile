@@ -8,11 +8,12 @@ TASK   ?= geneval
 MODEL  ?= mini
 PROCESSES ?= auto
 ARGS   ?=
+RUNS   ?= 1000000
 # One thread per process: threads that spin-wait on shared cores cost more than they give.
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install scorers test-scorers test-paddle train serve test check lint fmt type protos bench docs mini clean
+.PHONY: help install scorers test-scorers test-paddle train serve test check lint fmt type protos bench docs lock audit fuzz mini clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -87,6 +88,18 @@ bench: install ## run the benchmarks
 
 docs: install ## check that the documentation's links and commands resolve
 	@$(BIN)/python -m pytest tests/test_docs.py
+
+lock: ## resolve docker/locks again: versions with hashes (uv, in .venv-lock; needs a package index)
+	@test -x .venv-lock/bin/uv || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/python -m pip install --quiet uv==0.13.9; }
+	@.venv-lock/bin/python scripts/lock.py --uv .venv-lock/bin/uv
+
+audit: ## locks true to pyproject.toml and constraints.txt; known vulnerabilities, where the data are reachable
+	@$(PYTHON) scripts/lock.py --check
+	@test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/python -m pip install --quiet pip-audit==2.10.1; }
+	@$(PYTHON) scripts/audit.py .venv-audit/bin/pip-audit
+
+fuzz: install ## feed broken input to every parser: make fuzz RUNS=1000000
+	@$(BIN)/python -m tests.fuzz --runs $(RUNS) $(ARGS)
 
 mini: install ## rebuild the miniature's weights (35 to 50 minutes on two cores)
 	@$(BIN)/python -m trainer.mini build $(ARGS)
