@@ -17,6 +17,7 @@ import uvicorn
 from reward_server import reloading
 from reward_server.api.grpc_api import GrpcApi
 from reward_server.api.http_api import create_app
+from reward_server.api.patience import patient_protocol
 from reward_server.config import Config
 from reward_server.metrics import Metrics
 from reward_server.service import RewardService
@@ -67,7 +68,15 @@ async def serve(
         if http_socket is not None:
             app = create_app(service, config.server.max_message_bytes)
             http_server = _Uvicorn(
-                uvicorn.Config(app, log_config=None, access_log=False, lifespan="off")
+                uvicorn.Config(
+                    app,
+                    http=patient_protocol(
+                        config.server.client_timeout_s, config.server.max_connections
+                    ),
+                    log_config=None,
+                    access_log=False,
+                    lifespan="off",
+                )
             )
             http_task = asyncio.create_task(http_server.serve(sockets=[http_socket]))
             ports["http"] = http_socket.getsockname()[1]

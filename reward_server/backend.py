@@ -6,13 +6,17 @@ host, `UpstreamScorer` (upstream/scorer.py) forwards to other servers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from reward_client.errors import RewardError
 from reward_client.types import ItemError, ScoreRequest, ScorerInfo, ScorerResult, ScorerSelector
 from reward_server.decoding import DecodedItem
+
+
+def _nobody_counts() -> None:
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,7 @@ class Order:
         client: who asks, for fairness.
         deadline_at_s: on the monotonic clock; nobody wants an answer after it.
         via: the servers the request came through, outermost first.
+        answered: called once for each item that has its answer, while others still wait.
     """
 
     request: ScoreRequest
@@ -37,6 +42,7 @@ class Order:
     client: str
     deadline_at_s: float
     via: tuple[str, ...] = ()
+    answered: Callable[[], None] = _nobody_counts
 
 
 class Backend(Protocol):

@@ -84,6 +84,10 @@ class ServerConfig(_Section):
         300.0, gt=0, description="for requests that come without a deadline"
     )
     drain_timeout_s: float = Field(30.0, ge=0, description="to finish what is in flight on SIGTERM")
+    client_timeout_s: float = Field(
+        60.0, gt=0, description="for a client to send its request, or to take its answer"
+    )
+    max_connections: int = Field(1024, ge=1, description="HTTP connections at once")
     decode_threads: int = Field(2, ge=1, description="threads that decode images")
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from reward_client.errors import RewardError, error_for
@@ -24,6 +25,7 @@ class Call:
         backends: the scorers asked, in the order of the request's selectors.
         client: who asks, for fairness.
         deadline_at_s: on the monotonic clock.
+        answered: called with the scorer's name for each item that it has answered.
         via: the servers it came through, outermost first.
     """
 
@@ -31,6 +33,7 @@ class Call:
     backends: Sequence[Backend]
     client: str
     deadline_at_s: float
+    answered: Callable[[str], None]
     via: tuple[str, ...] = ()
 
 
@@ -58,7 +61,14 @@ class Dispatcher:
         """
         orders = [
             Order(
-                call.request, selector, decoded, errors, call.client, call.deadline_at_s, call.via
+                call.request,
+                selector,
+                decoded,
+                errors,
+                call.client,
+                call.deadline_at_s,
+                call.via,
+                partial(call.answered, selector.name),
             )
             for selector in call.request.scorers
         ]

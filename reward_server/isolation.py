@@ -20,7 +20,8 @@ from reward_server.scorers.base import (
     Transform,
 )
 
-_OUT_OF_MEMORY_NAMES = frozenset({"OutOfMemoryError", "ResourceExhaustedError"})
+_OUT_OF_MEMORY_NAMES = frozenset({"OutOfMemoryError", "ResourceExhaustedError", "MemoryError"})
+_OUT_OF_MEMORY_TEXTS = ("CUDA out of memory", "not enough memory")  # the second is torch's on CPU
 _MAX_MESSAGE_CHARS = 500
 
 
@@ -145,7 +146,9 @@ def _is_finite(value: object) -> bool:
 def _is_out_of_memory(error: Exception) -> bool:
     # By name: torch must not be imported here, and other frameworks call it the same.
     names = {cls.__name__ for cls in type(error).__mro__}
-    return bool(names & _OUT_OF_MEMORY_NAMES) or "CUDA out of memory" in str(error)
+    return bool(names & _OUT_OF_MEMORY_NAMES) or any(
+        text in str(error) for text in _OUT_OF_MEMORY_TEXTS
+    )
 
 
 def _brief(error: BaseException) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 
 import structlog
 
+from reward_server.log_sink import LogSink
+
 
 def configure(level: str, style: str) -> None:
     """Set up structlog for this process.
@@ -29,9 +31,10 @@ def configure(level: str, style: str) -> None:
     ]
     if not is_console:
         processors.append(structlog.processors.format_exc_info)
+    sink: Any = LogSink()
     structlog.configure(
         processors=[*processors, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(sink),
         cache_logger_on_first_use=False,
     )

@@ -125,16 +125,17 @@ class RewardService:
     async def _run(self, request: ScoreRequest, client: str, deadline_at_s: float) -> ScoreResponse:
         broken = self._check(request)
         backends = [self._select(selector) for selector in request.scorers]
-        places = len(request.items) * len(backends)
+        names = [backend.name for backend in backends]
+        size_bytes = wire_bytes(request.items)
         with (
             self._roster.lease(backends),
-            self._admission.admit(places, wire_bytes(request.items)) as ticket,
+            self._admission.admit(names, len(request.items), size_bytes, client) as ticket,
         ):
             decoded, errors = {}, broken
             if any(backend.needs_pixels for backend in backends):
                 decoded, errors = await self._decode(request, broken)
                 ticket.grow(sum(3 * found.pixels for found in decoded.values()))
-            call = Call(request, backends, client, deadline_at_s)
+            call = Call(request, backends, client, deadline_at_s, ticket.answered)
             return await self._dispatcher.run(call, decoded, errors)
 
     def _check(self, request: ScoreRequest) -> Mapping[int, ItemError]:

@@ -80,6 +80,8 @@ def nothing_to_do(errors: Mapping[int, ItemError]) -> RewardError:
 
 
 def _work(order: Order, found: DecodedItem, info: ScorerInfo, transform: str, key: int) -> Work:
+    answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+    answer.add_done_callback(lambda done: None if done.cancelled() else order.answered())
     return Work(
         job=Job(
             key=key,
@@ -98,5 +100,5 @@ def _work(order: Order, found: DecodedItem, info: ScorerInfo, transform: str, ke
         ),
         images=(*found.images, *found.references),
         details=order.request.include_details,
-        answer=asyncio.get_running_loop().create_future(),
+        answer=answer,
     )

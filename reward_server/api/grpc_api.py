@@ -45,6 +45,10 @@ class GrpcApi:
                 ("grpc.max_send_message_length", -1),
                 # A second server on the same port must fail, not share it silently.
                 ("grpc.so_reuseport", 0),
+                # A peer that is gone, or takes nothing off its socket, answers no ping.
+                ("grpc.keepalive_time_ms", int(1e3 * config.client_timeout_s)),
+                ("grpc.keepalive_timeout_ms", int(1e3 * config.client_timeout_s)),
+                ("grpc.http2.max_pings_without_data", 0),
             ]
         )
         self._server.add_generic_rpc_handlers((self._handlers(),))
@@ -128,7 +132,6 @@ class GrpcApi:
 
         async def one(body: bytes) -> None:
             outcome = await self._answer(body, context)
-            window.release()
             if isinstance(outcome, RewardError):
                 name = await self._service.in_thread(lambda: _request_id(body))
                 error = convert.error_to_proto(outcome)
@@ -148,6 +151,8 @@ class GrpcApi:
         try:
             while (answer := await answers.get()) is not None:
                 yield answer
+                # Only now, so that a caller who does not read cannot pile up answers.
+                window.release()
         finally:
             reader.cancel()
 

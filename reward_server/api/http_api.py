@@ -13,6 +13,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.requests import ClientDisconnect
 
 from reward_client import convert, json_mirror
 from reward_client._pb.reward.v1 import reward_pb2 as pb
@@ -61,7 +62,7 @@ class _HttpApi:
         code = Code.CANCELLED
         is_binary = PROTOBUF_TYPE in request.headers.get("content-type", "")
         try:
-            parsed = await self._parse(request)
+            parsed = await self._parse_unless_disconnected(request)
             response = await _unless_disconnected(
                 request,
                 self._service.score(
@@ -123,6 +124,12 @@ class _HttpApi:
             }
         }
         return JSONResponse(body, 404)
+
+    async def _parse_unless_disconnected(self, request: Request) -> ScoreRequest:
+        try:
+            return await self._parse(request)
+        except ClientDisconnect as error:
+            raise Cancelled("the caller hung up before the request was complete") from error
 
     async def _parse(self, request: Request) -> ScoreRequest:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -1,4 +1,4 @@
-"""The parts of the server by themselves: admission, arena, messages, isolation, worker imports."""
+"""The parts of the server by themselves: arena, messages, isolation, worker imports."""
 
 from __future__ import annotations
 
@@ -13,38 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from server_process import BAD, ROOT
 
-from reward_client.errors import InvalidArgument, ResourceExhausted
 from reward_server import ipc
-from reward_server.admission import Admission
 from reward_server.isolation import IsolatingRunner
 from reward_server.process import worker_environment
 from reward_server.scorers import load_scorer_class
 from reward_server.scorers.base import ScoreInput
-
-
-def test_admission_bounds_items_and_bytes_and_tells_when_to_return() -> None:
-    now = [0.0]
-    admission = Admission(10, 1000, lambda: now[0])
-    with pytest.raises(InvalidArgument):
-        admission.admit(11, 0)
-    first = admission.admit(8, 400)
-    with pytest.raises(ResourceExhausted) as full:
-        admission.admit(4, 0)
-    assert full.value.retry_after_s == 1.0  # nothing has left yet: a guess
-    with pytest.raises(ResourceExhausted):
-        admission.admit(1, 700)
-    assert (admission.items, admission.bytes) == (8, 400)
-    first.grow(5000)  # alone in the server: never turned away
-    now[0] = 2.0
-    admission.release(first)
-    assert (admission.items, admission.bytes) == (0, 0)
-    now[0] = 4.0
-    assert admission.drain_rate() == pytest.approx(4.0)
-    with admission.admit(10, 0), pytest.raises(ResourceExhausted) as full:
-        admission.admit(2, 0)
-    assert full.value.retry_after_s == pytest.approx(0.5)
-    assert admission.items == 0
-
 
 shapes = st.lists(
     st.tuples(st.integers(1, 40), st.integers(1, 40)).map(lambda s: (*s, 3)), max_size=6
