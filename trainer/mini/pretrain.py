@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from trainer.mini.data import SceneStream
+from trainer.mini.muon import Muon
 from trainer.mini.text import HIDDEN, build_text_encoder, build_tokenizer
 from trainer.mini.vae import encode
 from trainer.models.precision import mixed_precision
@@ -263,9 +264,7 @@ def _optimizers(model: Denoiser, config: PretrainConfig) -> list[torch.optim.Opt
         (hidden if in_block and p.ndim == 2 else rest).append(p)
     lr = config.learning_rate
     return [
-        torch.optim.Muon(
-            hidden, lr=lr * config.muon_factor, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
-        ),
+        Muon(hidden, lr=lr * config.muon_factor, weight_decay=0.01),
         torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
