@@ -18,6 +18,7 @@ from reward_server import reloading
 from reward_server.api.grpc_api import GrpcApi
 from reward_server.api.http_api import create_app
 from reward_server.api.patience import patient_protocol
+from reward_server.build_info import build_info
 from reward_server.config import Config
 from reward_server.metrics import Metrics
 from reward_server.service import RewardService
@@ -55,7 +56,9 @@ async def serve(
     log = structlog.get_logger()
     stopping, hurry = asyncio.Event(), asyncio.Event()
     _on_signals(stopping, hurry)
-    service = RewardService(config, Metrics())
+    metrics = Metrics()
+    metrics.tell_build(build_info())
+    service = RewardService(config, metrics)
     http_socket = _bind(config.server.http, "http") if config.server.http != "off" else None
     grpc_api = GrpcApi(service, config.server) if config.server.grpc != "off" else None
     ports = {"pid": os.getpid()}

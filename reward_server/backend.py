@@ -78,6 +78,10 @@ class Backend(Protocol):
         """The description clients get; `transforms` is empty until it is known."""
         ...
 
+    def status(self) -> ScorerInfo:
+        """As `info`, with replicas and what waits: for whoever watches, not for every request."""
+        ...
+
     def refusal(self) -> RewardError | None:
         """Why it takes no orders now, or None."""
         ...

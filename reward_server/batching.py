@@ -66,6 +66,11 @@ class Limits:
     max_wait_s: float
     starvation_s: float = 10.0
 
+    def fill(self, batch: Sequence[Job]) -> float:
+        """The share of the limits that a batch uses, in [0, 1]."""
+        pixels = sum(job.pixels for job in batch)
+        return min(1.0, max(len(batch) / self.max_items, pixels / self.max_pixels))
+
 
 @dataclass(frozen=True, slots=True)
 class Shares:

@@ -88,6 +88,12 @@ class ServerConfig(_Section):
         60.0, gt=0, description="for a client to send its request, or to take its answer"
     )
     max_connections: int = Field(1024, ge=1, description="HTTP connections at once")
+    slow_request_s: float = Field(
+        30.0, gt=0, description="answers that take longer are logged as warnings"
+    )
+    otlp_endpoint: str = Field(
+        "", description="OTLP/HTTP collector of traces; default: the OTEL_* variables, or off"
+    )
     decode_threads: int = Field(2, ge=1, description="threads that decode images")
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from reward_client import tracing
 from reward_client.errors import RewardError, error_for
 from reward_client.types import ItemError, ScoreRequest, ScoreResponse, ScorerResult
 from reward_server import gathering
@@ -23,6 +25,7 @@ class Call:
     Attributes:
         request: checked as a whole; single items may be broken.
         backends: the scorers asked, in the order of the request's selectors.
+        arrival_s: when it came, on the monotonic clock.
         client: who asks, for fairness.
         deadline_at_s: on the monotonic clock.
         answered: called with the scorer's name for each item that it has answered.
@@ -31,6 +34,7 @@ class Call:
 
     request: ScoreRequest
     backends: Sequence[Backend]
+    arrival_s: float
     client: str
     deadline_at_s: float
     answered: Callable[[str], None]
@@ -73,7 +77,10 @@ class Dispatcher:
             for selector in call.request.scorers
         ]
         outcomes = await _all(
-            [_outcome(b, order) for b, order in zip(call.backends, orders, strict=True)]
+            [
+                self._outcome(backend, order, call.arrival_s)
+                for backend, order in zip(call.backends, orders, strict=True)
+            ]
         )
         refused = [outcome for outcome in outcomes if isinstance(outcome, RewardError)]
         if len(refused) == len(outcomes):
@@ -90,14 +97,19 @@ class Dispatcher:
             raise error
         return ScoreResponse(call.request.request_id, results)
 
-
-async def _outcome(backend: Backend, order: Order) -> ScorerResult | RewardError:
-    if (refusal := backend.refusal()) is not None:
-        return refusal
-    try:
-        return await backend.score(order)
-    except RewardError as error:
-        return error
+    async def _outcome(
+        self, backend: Backend, order: Order, arrival_s: float
+    ) -> ScorerResult | RewardError:
+        if (refusal := backend.refusal()) is not None:
+            return refusal
+        try:
+            with tracing.span("score", attributes={"reward.scorer": backend.name}):
+                result = await backend.score(order)
+        except RewardError as error:
+            return error
+        seconds = time.monotonic() - arrival_s
+        self._metrics.total_seconds.labels(backend.name).observe(seconds)
+        return result
 
 
 async def _all(

@@ -109,4 +109,4 @@ def record(metrics: Metrics, found: ScorerResult) -> None:
     metrics.items.labels(found.name, Code.OK.value).inc(len(found.scores) - len(found.errors))
     for score in found.scores:
         if score is not None:
-            metrics.scores.labels(found.name).observe(score)
+            metrics.observe_score(found.name, score)

@@ -76,6 +76,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     """Worker to server: loaded, warm, self-test passed."""
 
     fingerprint: str
+    device_memory_bytes: int | None = None
 
 
 class StartFailed(msgspec.Struct, frozen=True, tag="failed"):
@@ -105,13 +106,17 @@ class Failure(msgspec.Struct, frozen=True, tag="failure"):
 class BatchDone(msgspec.Struct, frozen=True, tag="done"):
     """Worker to server: one outcome per item, in order.
 
-    `max_pixels` is the largest batch that device memory has been found to hold, 0 if unlimited.
+    `begin_s` is on the monotonic clock, which the processes of a host share. `max_pixels` is the
+    largest batch that device memory has been found to hold, 0 if unlimited. `device_memory_bytes`
+    is what the process holds, None where that is not known.
     """
 
     number: int
     outcomes: list[Score | Failure]
+    begin_s: float
     compute_s: float
     max_pixels: int = 0
+    device_memory_bytes: int | None = None
 
 
 ToWorker = Start | Batch

@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    Info,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+
+from reward_client.types import ScorerInfo
+from reward_server.build_info import BuildInfo
+from reward_server.score_window import ScoreWindow
+from reward_server.watching import ScorerWatch
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 _ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 # One set for scorers of all ranges: fine inside [0, 1], coarse outside.
 _SCORES = (
@@ -61,11 +80,40 @@ class Metrics:
         self.admitted_bytes = Gauge(
             "reward_admitted_bytes", "Bytes of requests and pixels held.", registry=self.registry
         )
+        self.admitted_items = Gauge(
+            "reward_admitted_items",
+            "Items of requests held, times the scorers they ask.",
+            registry=self.registry,
+        )
+        self.limit_items = Gauge(
+            "reward_admitted_items_limit",
+            "Beyond it requests are turned away.",
+            registry=self.registry,
+        )
+        self.limit_bytes = Gauge(
+            "reward_admitted_bytes_limit",
+            "Beyond it requests are turned away.",
+            registry=self.registry,
+        )
         self.batch_items = Histogram(
             "reward_batch_items",
             "Items per batch.",
             ["scorer"],
             buckets=_ITEMS,
+            registry=self.registry,
+        )
+        self.batch_fill = Histogram(
+            "reward_batch_fill_ratio",
+            "Share of a batch's limit that is used: items or pixels, whichever is nearer.",
+            ["scorer"],
+            buckets=_SHARES,
+            registry=self.registry,
+        )
+        self.decode_seconds = Histogram(
+            "reward_decode_seconds",
+            "Decoding the images of a request, for each scorer it asks.",
+            ["scorer"],
+            buckets=_SECONDS,
             registry=self.registry,
         )
         self.queue_seconds = Histogram(
@@ -78,6 +126,13 @@ class Metrics:
         self.compute_seconds = Histogram(
             "reward_compute_seconds",
             "Computing of a batch.",
+            ["scorer"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.total_seconds = Histogram(
+            "reward_scorer_seconds",
+            "From the arrival of a request to the last answer of a scorer.",
             ["scorer"],
             buckets=_SECONDS,
             registry=self.registry,
@@ -98,6 +153,25 @@ class Metrics:
         self.ready_workers = Gauge(
             "reward_ready_workers", "Workers that can score.", ["scorer"], registry=self.registry
         )
+
+        self.recent_scores: defaultdict[str, ScoreWindow] = defaultdict(ScoreWindow)
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+
+    def observe_score(self, scorer: str, score: float) -> None:
+        """Take a finite, transformed score into the distribution of its scorer."""
+        self.scores.labels(scorer).observe(score)
+        self.recent_scores[scorer].add(score)
+
+    def watch(self, infos: Callable[[], Iterable[ScorerInfo]]) -> None:
+        """Also tell, at every scrape, how the scorers are; `infos` returns them with replicas."""
+        self.registry.register(ScorerWatch(infos, self.recent_scores))
+
+    def tell_build(self, build: BuildInfo) -> None:
+        """Publish which build this is."""
+        info = Info("reward_build", "Version and revision.", registry=self.registry)
+        info.info({"version": build.version, "revision": build.revision})
 
     def text(self) -> bytes:
         """Everything in Prometheus' text format."""

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from reward_client.errors import RewardError, Unavailable
 from reward_client.types import ScorerInfo, ScorerResult, ScorerState
@@ -131,6 +132,15 @@ class ScorerPool:
             output_range=(hello.output_low, hello.output_high),
             state=state,
             last_error=error,
+        )
+
+    def status(self) -> ScorerInfo:
+        """As `info`, with replicas and what waits."""
+        return replace(
+            self.info(),
+            replicas=tuple(replica.info() for replica in self._replicas),
+            waiting_items=self.queue.waiting_items,
+            oldest_wait_s=self.queue.oldest_wait_s(),
         )
 
     def _obituary(self) -> str:

@@ -70,6 +70,16 @@ class WorkQueue:
         self._changed = asyncio.Event()
         self._batches = itertools.count(1)
 
+    @property
+    def waiting_items(self) -> int:
+        """Items that no worker has taken."""
+        return len(self._waiting)
+
+    def oldest_wait_s(self) -> float:
+        """Seconds the item that waits longest has waited; 0 if none waits."""
+        arrivals_s = [work.job.arrival_s for work in self._waiting.values()]
+        return time.monotonic() - min(arrivals_s) if arrivals_s else 0.0
+
     def put(self, works: Iterable[Work]) -> None:
         """Add items."""
         self._waiting.update((work.job.key, work) for work in works)
@@ -101,6 +111,8 @@ class WorkQueue:
                         now_s - work.job.arrival_s
                     )
                 self._metrics.batch_items.labels(self._name).observe(len(works))
+                fill = limits.fill([work.job for work in works])
+                self._metrics.batch_fill.labels(self._name).observe(fill)
                 self._running += len(works)
                 self._gauge()
                 return works

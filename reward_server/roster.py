@@ -73,7 +73,7 @@ class Roster:
         return tuple(self._seats)
 
     def infos(self) -> tuple[ScorerInfo, ...]:
-        """All scorers, ready or not; one whose new version cannot start says so."""
+        """All scorers with their replicas; one whose new version cannot start says so."""
         return tuple(_info(seat) for seat in self._seats.values())
 
     def is_ready(self) -> bool:
@@ -201,7 +201,7 @@ class Roster:
 
 
 def _info(seat: _Seat) -> ScorerInfo:
-    info = seat.backend.info()
+    info = seat.backend.status()
     successor = seat.successor
     if successor is None or successor.backend.info().state != "FAILED":
         return info

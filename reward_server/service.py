@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TypeVar
 
+from reward_client import tracing
 from reward_client.codec import DecodeLimits
 from reward_client.errors import InvalidArgument, NotFound, Unavailable
 from reward_client.types import (
@@ -49,6 +50,10 @@ class RewardService:
         )
         self._admission = Admission(server.max_queue_items, server.max_queue_bytes)
         metrics.admitted_bytes.set_function(lambda: self._admission.bytes)
+        metrics.admitted_items.set_function(lambda: self._admission.items)
+        metrics.limit_items.set(server.max_queue_items)
+        metrics.limit_bytes.set(server.max_queue_bytes)
+        metrics.watch(self.infos)
         self._limits = DecodeLimits(
             max_bytes=server.max_image_bytes, max_pixels=server.max_image_pixels
         )
@@ -72,7 +77,7 @@ class RewardService:
         self._listeners.append(listener)
 
     def infos(self) -> tuple[ScorerInfo, ...]:
-        """All scorers, ready or not."""
+        """All scorers, ready or not, with their replicas."""
         return self._roster.infos()
 
     def is_ready(self) -> bool:
@@ -123,6 +128,7 @@ class RewardService:
         return await self._flights.join(request, lambda: self._run(request, client, deadline_at_s))
 
     async def _run(self, request: ScoreRequest, client: str, deadline_at_s: float) -> ScoreResponse:
+        arrival_s = time.monotonic()
         broken = self._check(request)
         backends = [self._select(selector) for selector in request.scorers]
         names = [backend.name for backend in backends]
@@ -133,9 +139,11 @@ class RewardService:
         ):
             decoded, errors = {}, broken
             if any(backend.needs_pixels for backend in backends):
-                decoded, errors = await self._decode(request, broken)
+                with tracing.span("decode"):
+                    decoded, errors = await self._decode(request, broken)
+                self._decoded(backends, time.monotonic() - arrival_s)
                 ticket.grow(sum(3 * found.pixels for found in decoded.values()))
-            call = Call(request, backends, client, deadline_at_s, ticket.answered)
+            call = Call(request, backends, arrival_s, client, deadline_at_s, ticket.answered)
             return await self._dispatcher.run(call, decoded, errors)
 
     def _check(self, request: ScoreRequest) -> Mapping[int, ItemError]:
@@ -189,6 +197,11 @@ class RewardService:
             else:
                 decoded[index] = outcome
         return decoded, errors
+
+    def _decoded(self, backends: Sequence[Backend], seconds: float) -> None:
+        for backend in backends:
+            if backend.needs_pixels:
+                self.metrics.decode_seconds.labels(backend.name).observe(seconds)
 
     def _notify(self) -> None:
         for listener in self._listeners:

@@ -9,11 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
+import psutil
 import structlog
 
+from reward_client.types import ReplicaInfo
 from reward_server.batching import Limits
 from reward_server.config import ScorerConfig
-from reward_server.ipc import Hello
+from reward_server.ipc import Hello, Ready
 from reward_server.metrics import Metrics
 from reward_server.process import WorkerDied, WorkerProcess, WorkerRefused
 from reward_server.queueing import Work, WorkQueue
@@ -25,7 +27,7 @@ _STOP_TIMEOUT_S = 2.0
 
 
 class ReplicaState(Enum):
-    """Where a replica is in its life.
+    """Where a replica is in its life; a value is a `ScorerState`.
 
     FAILED is an open circuit: after `cool_down_s` one more worker is tried, and the circuit closes
     again with the first batch that one finishes. What another try cannot mend (a failed self-test,
@@ -78,10 +80,30 @@ class Replica:
         self._metrics = metrics
         self._on_change = on_change
         self._log = structlog.get_logger().bind(scorer=name, replica=index, device=self._device)
+        self._index = index
+        self._worker: WorkerProcess | None = None
+        self._starts = 0
+        self._past_error = ""
+        self._device_memory_bytes: int | None = None
         self._losses = 0
         self._asked_to_retry = asyncio.Event()
         self._backoff_s = _BACKOFF_FIRST_S
         self._max_pixels = config.max_batch_pixels
+
+    def info(self) -> ReplicaInfo:
+        """How it is now."""
+        worker = self._worker
+        pid = worker.pid if worker is not None and not worker.exited.done() else None
+        return ReplicaInfo(
+            name=str(self._index),
+            state=self.state.value,
+            device=self._device,
+            pid=pid,
+            restarts=max(0, self._starts - 1),
+            rss_bytes=_rss_bytes(pid),
+            device_memory_bytes=self._device_memory_bytes if pid else None,
+            last_error=self.last_error or self._past_error,
+        )
 
     def retry(self) -> None:
         """Try again now if FAILED: what was wrong may have been mended."""
@@ -112,6 +134,8 @@ class Replica:
     async def _start(self) -> WorkerProcess:
         begin_s = time.monotonic()
         worker = await WorkerProcess.start(self._name, self._config, self._device, self._line)
+        self._worker = worker
+        self._starts += 1
         self._log = self._log.bind(pid=worker.pid)
         self._log.info("worker started")
         try:
@@ -125,7 +149,9 @@ class Replica:
         except BaseException:
             await worker.kill()
             raise
-        self.described = Described(hello, ready)
+        self.described = Described(hello, ready.fingerprint)
+        self._device_memory_bytes = ready.device_memory_bytes
+        self._past_error = self.last_error or self._past_error
         self.last_error = ""
         self._set_state(ReplicaState.READY)
         self._log.info("worker ready", seconds=round(time.monotonic() - begin_s, 2))
@@ -186,6 +212,7 @@ class Replica:
             raise
         else:
             self._queue.finish(works, done)
+            self._device_memory_bytes = done.device_memory_bytes
             if done.max_pixels and done.max_pixels < self._max_pixels:
                 self._max_pixels = done.max_pixels
                 self._log.warning("out of device memory", new_max_batch_pixels=done.max_pixels)
@@ -234,5 +261,12 @@ class Replica:
         self._log.info("worker output", text=text)
 
 
-async def _introduction(worker: WorkerProcess) -> tuple[Hello, str]:
-    return await worker.hello(), (await worker.ready()).fingerprint
+async def _introduction(worker: WorkerProcess) -> tuple[Hello, Ready]:
+    return await worker.hello(), await worker.ready()
+
+
+def _rss_bytes(pid: int | None) -> int | None:
+    try:
+        return psutil.Process(pid).memory_info().rss if pid else None
+    except psutil.Error:  # it has just gone
+        return None

@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from reward_client.types import Code
+from reward_server.device_memory import DeviceMemory
 from reward_server.ipc import (
     ArenaReader,
     Batch,
@@ -84,13 +85,14 @@ def _serve(sock: socket.socket, arena: ArenaReader) -> None:
             )
         )
     )
-    sock.sendall(frame(Ready(_load(scorer, start))))
+    memory = DeviceMemory()
+    sock.sendall(frame(Ready(_load(scorer, start), memory.held_bytes())))
     runner = IsolatingRunner(scorer, _log, _free_device_memory)
     while True:
         message = receive_in_worker(sock)
         if not isinstance(message, Batch):
             raise Disconnected("expected a batch")
-        sock.sendall(_answer(runner, arena, message))
+        sock.sendall(_answer(runner, arena, message, memory))
 
 
 def _construct(start: Start) -> Scorer:
@@ -120,13 +122,18 @@ def _load(scorer: Scorer, start: Start) -> str:
         raise _StartError(f"self-test failed: {_described(error)}", permanent=True) from error
 
 
-def _answer(runner: IsolatingRunner, arena: ArenaReader, batch: Batch) -> bytes:
+def _answer(
+    runner: IsolatingRunner, arena: ArenaReader, batch: Batch, memory: DeviceMemory
+) -> bytes:
     inputs = [_input(item, arena) for item in batch.items]
-    begin_s = time.perf_counter()
+    begin_s = time.monotonic()
     outcomes = runner.run(inputs, [item.transform for item in batch.items], details=batch.details)
-    compute_s = time.perf_counter() - begin_s
+    compute_s = time.monotonic() - begin_s
     checked = [_with_portable_details(outcome) for outcome in outcomes]
-    return frame(BatchDone(batch.number, checked, compute_s, runner.max_pixels))
+    done = BatchDone(
+        batch.number, checked, begin_s, compute_s, runner.max_pixels, memory.held_bytes()
+    )
+    return frame(done)
 
 
 def _input(item: ItemMessage, arena: ArenaReader) -> ScoreInput:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -18,16 +17,18 @@ from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from reward_client import convert
+from reward_client import convert, tracing
 from reward_client._pb.reward.v1 import reward_pb2 as pb
 from reward_client.errors import STATUS, Internal, InvalidArgument, RewardError
 from reward_client.transports.base import ERROR_INFO_KEY, PUSHBACK_MS_KEY
-from reward_client.types import Code, ScoreRequest
+from reward_client.types import ScoreRequest
 from reward_server.api.failures import as_reward_error
+from reward_server.api.watch import RequestWatch
 from reward_server.config import ServerConfig
 from reward_server.service import RewardService
 
 SERVICE_NAME = "reward.v1.RewardService"
+SCORE_SPAN = f"{SERVICE_NAME}/Score"
 _STREAM_WINDOW = 64  # requests of one stream in flight; reading pauses beyond
 _HEALTH = health_pb2.HealthCheckResponse
 
@@ -37,6 +38,7 @@ class GrpcApi:
 
     def __init__(self, service: RewardService, config: ServerConfig) -> None:
         self._service = service
+        self._watch = RequestWatch("grpc", service.metrics, config.slow_request_s)
         self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
         self._changed = asyncio.Event()
         self._server = grpc.aio.server(
@@ -157,29 +159,24 @@ class GrpcApi:
             reader.cancel()
 
     async def _answer(self, body: bytes, context: Any) -> pb.ScoreResponse | RewardError:
-        begin_s = time.perf_counter()
-        code = Code.CANCELLED
-        try:
-            request = await self._service.in_thread(lambda: _parse(body))
-            left_s = context.time_remaining()
-            response = await self._service.score(
-                request,
-                client=context.peer(),
-                # Without a deadline grpc.aio says None or a value beyond all use.
-                deadline_s=left_s if left_s is not None and math.isfinite(left_s) else None,
-            )
-            message = await self._service.in_thread(lambda: convert.response_to_proto(response))
-        except Exception as error:  # the boundary: whatever it is, the caller gets a status
-            failure = as_reward_error(error)
-            code = failure.code
-            return failure
-        else:
-            code = Code.OK
+        caller = context.peer()
+        with self._watch.request(SCORE_SPAN, caller, _headers(context)) as seen:
+            try:
+                with tracing.span("receive"):
+                    seen.request = await self._service.in_thread(lambda: _parse(body))
+                left_s = context.time_remaining()
+                response = await self._service.score(
+                    seen.request,
+                    client=caller,
+                    # Without a deadline grpc.aio says None or a value beyond all use.
+                    deadline_s=left_s if left_s is not None and math.isfinite(left_s) else None,
+                )
+                message = await self._service.in_thread(lambda: convert.response_to_proto(response))
+            except Exception as error:  # the boundary: whatever it is, the caller gets a status
+                seen.failure = as_reward_error(error)
+                return seen.failure
+            seen.response = response
             return message
-        finally:
-            metrics = self._service.metrics
-            metrics.requests.labels("grpc", code.value).inc()
-            metrics.request_seconds.labels("grpc").observe(time.perf_counter() - begin_s)
 
 
 class _TaskSet:
@@ -211,6 +208,10 @@ def _parse(body: bytes) -> ScoreRequest:
     except DecodeError as error:
         raise InvalidArgument("the message is not a reward.v1.ScoreRequest") from error
     return convert.request_from_proto(message)
+
+
+def _headers(context: Any) -> dict[str, Any]:
+    return {key: value for key, value in context.invocation_metadata() or ()}  # noqa: C416
 
 
 def _request_id(body: bytes) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import ClientDisconnect
 
-from reward_client import convert, json_mirror
+from reward_client import convert, json_mirror, tracing
 from reward_client._pb.reward.v1 import reward_pb2 as pb
 from reward_client.errors import STATUS, Cancelled, InvalidArgument, RewardError
 from reward_client.transports.base import DEADLINE_HEADER, PROTOBUF_TYPE
@@ -23,6 +22,7 @@ from reward_client.types import Code, ScoreRequest, ScoreResponse
 from reward_server.api import openapi
 from reward_server.api.bodies import parse_form, parse_json, parse_protobuf, read_body
 from reward_server.api.failures import as_reward_error
+from reward_server.api.watch import RequestWatch
 from reward_server.service import RewardService
 
 _PAGE = Path(__file__).with_name("page.html")
@@ -55,33 +55,30 @@ def create_app(service: RewardService, max_message_bytes: int) -> FastAPI:
 class _HttpApi:
     def __init__(self, service: RewardService, max_message_bytes: int) -> None:
         self._service = service
+        self._watch = RequestWatch("http", service.metrics, service.config.server.slow_request_s)
         self._max_message_bytes = max_message_bytes
 
     async def score(self, request: Request) -> Response:
-        begin_s = time.perf_counter()
-        code = Code.CANCELLED
         is_binary = PROTOBUF_TYPE in request.headers.get("content-type", "")
-        try:
-            parsed = await self._parse_unless_disconnected(request)
-            response = await _unless_disconnected(
-                request,
-                self._service.score(
-                    parsed, client=_client(request), deadline_s=_deadline_s(request)
-                ),
-            )
-            content, media_type = await self._service.in_thread(
-                lambda: _serialised(response, is_binary)
-            )
-            code = Code.OK
+        caller = _client(request)
+        with self._watch.request("POST /v1/score", caller, request.headers) as seen:
+            try:
+                with tracing.span("receive"):
+                    seen.request = await self._parse_unless_disconnected(request)
+                response = await _unless_disconnected(
+                    request,
+                    self._service.score(
+                        seen.request, client=caller, deadline_s=_deadline_s(request)
+                    ),
+                )
+                content, media_type = await self._service.in_thread(
+                    lambda: _serialised(response, is_binary)
+                )
+            except Exception as error:  # the boundary: whatever it is, the caller gets a status
+                seen.failure = as_reward_error(error)
+                return error_response(seen.failure)
+            seen.response = response
             return Response(content, media_type=media_type)
-        except Exception as error:  # the boundary: whatever it is, the caller gets a status
-            failure = as_reward_error(error)
-            code = failure.code
-            return error_response(failure)
-        finally:
-            metrics = self._service.metrics
-            metrics.requests.labels("http", code.value).inc()
-            metrics.request_seconds.labels("http").observe(time.perf_counter() - begin_s)
 
     async def scorers(self, request: Request) -> Response:
         infos = self._service.infos()
