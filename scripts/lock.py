@@ -27,11 +27,11 @@ else:
 ROOT = Path(__file__).parents[1]
 LOCKS = Path("docker/locks")
 FAMILIES = {
-    "gateway": ("server",),
-    "ocr": ("server", "ocr"),
-    "preference": ("server", "preference", "geneval"),
+    "gateway": ("server", "otel"),
+    "ocr": ("server", "ocr", "otel"),
+    "preference": ("server", "preference", "geneval", "otel"),
     "trainer": ("train",),
-    "mini": ("server", "ocr", "train"),
+    "mini": ("server", "ocr", "otel", "train"),
     "ci": ("dev",),
 }
 # The oldest Python that all versions in constraints.txt support; images use this or a newer one.
