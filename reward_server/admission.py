@@ -102,13 +102,19 @@ class Ticket:
 
 
 class Admission:
-    """Counts the items per scorer, and the bytes, of all requests in flight."""
+    """Counts the items per scorer, and the bytes, of all requests in flight.
+
+    Attributes:
+        max_items: places of each scorer.
+        max_bytes: bytes of all requests together.
+        bytes: those that are held now.
+    """
 
     def __init__(
         self, max_items: int, max_bytes: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._max_items = max_items
-        self._max_bytes = max_bytes
+        self.max_items = max_items
+        self.max_bytes = max_bytes
         self._new_lane = partial(_Lane, clock)
         self._lanes: dict[str, _Lane] = {}
         self._byte_rate = DrainRate(clock)
@@ -117,8 +123,8 @@ class Admission:
 
     def set_limits(self, max_items: int, max_bytes: int) -> None:
         """Change the bounds; what is held already stays, even beyond them."""
-        self._max_items = max_items
-        self._max_bytes = max_bytes
+        self.max_items = max_items
+        self.max_bytes = max_bytes
 
     def taken(self, scorer: str) -> int:
         """Places of a scorer that are taken."""
@@ -142,17 +148,17 @@ class Admission:
             ResourceExhausted: a scorer or the server is full; `retry_after_s` comes from how fast
                 it empties, and takes into account what others were promised.
         """
-        if items > self._max_items:
+        if items > self.max_items:
             raise InvalidArgument(
-                f"the request has {items} items, the queue has {self._max_items} places: send"
+                f"the request has {items} items, the queue has {self.max_items} places: send"
                 " smaller requests"
             )
         lanes = [self._lanes.setdefault(name, self._new_lane()) for name in scorers]
         for name, lane in zip(scorers, lanes, strict=True):
-            missing = lane.missing(items, client, self._max_items)
+            missing = lane.missing(items, client, self.max_items)
             if missing > 0:
                 after_s = lane.promises.wait_s(missing, lane.rate.per_s())
-                what = f"{lane.taken} of {self._max_items} places of scorer {name!r} are taken"
+                what = f"{lane.taken} of {self.max_items} places of scorer {name!r} are taken"
                 raise ResourceExhausted(f"the server is full ({what})", retry_after_s=after_s)
         ticket = Ticket(self, scorers, items, client)
         self.hold_bytes(ticket, size_bytes)
@@ -163,10 +169,10 @@ class Admission:
     def hold_bytes(self, ticket: Ticket, extra_bytes: int) -> None:
         """Add bytes to a ticket; a request alone in the server is never turned away."""
         others = self.bytes - ticket.bytes
-        over = self.bytes + extra_bytes - self._max_bytes
+        over = self.bytes + extra_bytes - self.max_bytes
         if others and over > 0:
             after_s = self._byte_promises.wait_s(over, self._byte_rate.per_s())
-            what = f"{self.bytes} of {self._max_bytes} bytes are taken"
+            what = f"{self.bytes} of {self.max_bytes} bytes are taken"
             raise ResourceExhausted(f"the server is full ({what})", retry_after_s=after_s)
         self._byte_rate.busy()
         ticket.bytes += extra_bytes

@@ -80,19 +80,14 @@ class Metrics:
         self.admitted_bytes = Gauge(
             "reward_admitted_bytes", "Bytes of requests and pixels held.", registry=self.registry
         )
-        self.admitted_items = Gauge(
-            "reward_admitted_items",
-            "Items of requests held, times the scorers they ask.",
-            registry=self.registry,
-        )
         self.limit_items = Gauge(
-            "reward_admitted_items_limit",
-            "Beyond it requests are turned away.",
+            "reward_queue_items_limit",
+            "Items a scorer may hold; beyond it requests are turned away.",
             registry=self.registry,
         )
         self.limit_bytes = Gauge(
             "reward_admitted_bytes_limit",
-            "Beyond it requests are turned away.",
+            "Bytes the server may hold; beyond it requests are turned away.",
             registry=self.registry,
         )
         self.batch_items = Histogram(

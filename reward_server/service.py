@@ -50,9 +50,8 @@ class RewardService:
         )
         self._admission = Admission(server.max_queue_items, server.max_queue_bytes)
         metrics.admitted_bytes.set_function(lambda: self._admission.bytes)
-        metrics.admitted_items.set_function(lambda: self._admission.items)
-        metrics.limit_items.set(server.max_queue_items)
-        metrics.limit_bytes.set(server.max_queue_bytes)
+        metrics.limit_items.set_function(lambda: self._admission.max_items)
+        metrics.limit_bytes.set_function(lambda: self._admission.max_bytes)
         metrics.watch(self.infos)
         self._limits = DecodeLimits(
             max_bytes=server.max_image_bytes, max_pixels=server.max_image_pixels
