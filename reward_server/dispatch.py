@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from reward_client.errors import RewardError, error_for
 from reward_client.types import ItemError, ScoreRequest, ScoreResponse, ScorerResult
@@ -14,6 +12,7 @@ from reward_server import gathering
 from reward_server.backend import Backend, Order
 from reward_server.decoding import DecodedItem
 from reward_server.metrics import Metrics
+from reward_server.together import outcomes
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,17 +71,17 @@ class Dispatcher:
             )
             for selector in call.request.scorers
         ]
-        outcomes = await _all(
-            [_outcome(b, order) for b, order in zip(call.backends, orders, strict=True)]
+        found = await outcomes(
+            [_score(b, order) for b, order in zip(call.backends, orders, strict=True)]
         )
-        refused = [outcome for outcome in outcomes if isinstance(outcome, RewardError)]
-        if len(refused) == len(outcomes):
+        refused = [outcome for outcome in found if isinstance(outcome, RewardError)]
+        if len(refused) == len(found):
             raise _joined(refused)
         results = {
             backend.name: gathering.failed(backend.info(), outcome, len(call.request.items))
             if isinstance(outcome, RewardError)
             else outcome
-            for backend, outcome in zip(call.backends, outcomes, strict=True)
+            for backend, outcome in zip(call.backends, found, strict=True)
         }
         for result in results.values():
             gathering.record(self._metrics, result)
@@ -91,26 +90,10 @@ class Dispatcher:
         return ScoreResponse(call.request.request_id, results)
 
 
-async def _outcome(backend: Backend, order: Order) -> ScorerResult | RewardError:
+async def _score(backend: Backend, order: Order) -> ScorerResult:
     if (refusal := backend.refusal()) is not None:
-        return refusal
-    try:
-        return await backend.score(order)
-    except RewardError as error:
-        return error
-
-
-async def _all(
-    coroutines: Sequence[Coroutine[Any, Any, ScorerResult | RewardError]],
-) -> list[ScorerResult | RewardError]:
-    """Await all of them; when one has a bug or the caller gives up, none is left running."""
-    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        raise refusal
+    return await backend.score(order)
 
 
 def _joined(errors: Sequence[RewardError]) -> RewardError:

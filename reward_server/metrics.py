@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from reward_server.upstream.metrics import UpstreamMetrics
+
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 # One set for scorers of all ranges: fine inside [0, 1], coarse outside.
@@ -98,6 +100,8 @@ class Metrics:
         self.ready_workers = Gauge(
             "reward_ready_workers", "Workers that can score.", ["scorer"], registry=self.registry
         )
+
+        self.upstream = UpstreamMetrics(self.registry)
 
     def text(self) -> bytes:
         """Everything in Prometheus' text format."""
