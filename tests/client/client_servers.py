@@ -45,12 +45,12 @@ class Script:
     def answer(self, message: pb.ScoreRequest) -> pb.ScoreResponse:
         if (failure := self.next_failure(message)) is not None:
             raise failure
-        return self.fake.score(message, 1.0)
+        return self.fake.answer(message)
 
     def scorers(self) -> pb.ListScorersResponse:
         if self.infos:
             return pb.ListScorersResponse(scorers=self.infos)
-        return self.fake.list_scorers(1.0)
+        return self.fake.describe()
 
 
 def brightness(item: Item) -> float:
