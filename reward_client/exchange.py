@@ -127,7 +127,7 @@ class Exchange(Generic[Payload, Reply]):
             elif not call.attempts and now_s >= call.not_before_s:
                 allowed = self._unblocked(call, now_s) - call.tried
                 attempts.append(self._send(call, allowed or self._unblocked(call, now_s), now_s))
-            elif call.attempts and now_s >= call.hedge_at_s:
+            elif call.attempts and call.hedge_at_s <= now_s < call.deadline_s:
                 call.hedge_at_s = NEVER
                 busy = {attempt.endpoint for attempt in call.attempts}
                 spare = (self._unblocked(call, now_s) & self._endpoints.up(now_s)) - busy
@@ -141,7 +141,8 @@ class Exchange(Generic[Payload, Reply]):
         times = [NEVER]
         for call in list(self._calls.values())[: self._in_flight]:
             if call.attempts:
-                times += [call.hedge_at_s, call.deadline_s + GRACE_S]
+                hedge_s = call.hedge_at_s if call.hedge_at_s < call.deadline_s else NEVER
+                times += [hedge_s, call.deadline_s + GRACE_S]
             else:
                 times.append(min(call.not_before_s, call.deadline_s))
         return min(times)

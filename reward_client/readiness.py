@@ -74,7 +74,8 @@ class Readiness:
         if len(self.session.urls) == 1:
             reason = self._reasons.get(0, "it was not asked yet")
         else:
-            reason = "; ".join(f"{self.session.urls[i]}: {r}" for i, r in self._reasons.items())
+            reasons = sorted(self._reasons.items())
+            reason = "; ".join(f"{self.session.urls[i]}: {text}" for i, text in reasons)
         return Unavailable(
             f"the reward service at {self.session.url} was not ready within {self.timeout_s:g} s"
             f" ({reason}): start it with `reward-server serve`, correct the url, or wait longer"
