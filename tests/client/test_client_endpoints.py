@@ -249,4 +249,4 @@ def test_limits_are_at_least_one(name: str) -> None:
     from reward_client import InvalidArgument
 
     with pytest.raises(InvalidArgument, match=f"{name} must be at least 1, got 0"):
-        RewardClient("fake://", transport=FakeTransport(lambda *_: 1.0), **{name: 0})
+        blocking("fake://", "close", options={name: 0})
