@@ -26,6 +26,7 @@ from reward_client.types import (
     Image,
     Item,
     ItemError,
+    ItemScores,
     Priority,
     ReplicaInfo,
     ScoreRequest,
@@ -38,13 +39,16 @@ from reward_client.types import (
 if TYPE_CHECKING:
     from reward_client.aio import AsyncRewardClient
     from reward_client.client import RewardClient
+    from reward_client.endpoints import EndpointState, Hedge
     from reward_client.transports import AsyncFakeTransport, FakeTransport
 
 # Loaded on first use: scorer processes import the types alone, and may pin an old protobuf.
 _LAZY = {
     "AsyncFakeTransport": "reward_client.transports",
     "AsyncRewardClient": "reward_client.aio",
+    "EndpointState": "reward_client.endpoints",
     "FakeTransport": "reward_client.transports",
+    "Hedge": "reward_client.endpoints",
     "RewardClient": "reward_client.client",
 }
 
@@ -56,12 +60,15 @@ __all__ = [
     "Code",
     "DeadlineExceeded",
     "Encoding",
+    "EndpointState",
     "FakeTransport",
+    "Hedge",
     "Image",
     "Internal",
     "InvalidArgument",
     "Item",
     "ItemError",
+    "ItemScores",
     "NotFound",
     "PermissionDenied",
     "Priority",

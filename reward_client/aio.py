@@ -3,56 +3,69 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import TypeVar
+from typing import Any
 
-import stamina
-
-from reward_client import convert
-from reward_client.client import (
+from reward_client.endpoints import EndpointState, Hedge, Preference
+from reward_client.exchange import Attempt, Exchange
+from reward_client.readiness import Readiness
+from reward_client.requests import make_request
+from reward_client.session import (
     DEFAULT_ATTEMPTS,
     DEFAULT_MAX_MESSAGE_BYTES,
+    DEFAULT_MAX_MESSAGE_ITEMS,
     DEFAULT_TIMEOUT_S,
-    PARTS_IN_FLIGHT,
+    Batch,
+    Limits,
+    ListMessage,
+    Progress,
+    ScoreMessage,
+    Session,
+    now_s,
+    start_listing,
+    take_listing,
 )
-from reward_client.errors import RewardError
-from reward_client.readiness import ATTEMPT_TIMEOUT_S, POLL_INTERVAL_S, ReadinessCheck
-from reward_client.requests import check_timeout, make_request, selectors
-from reward_client.retries import Backoff, Deadline, RetryPolicy
-from reward_client.splitting import Part, merge, read_response, shift_items, split
+from reward_client.streaming import Stream
 from reward_client.transports import AsyncTransport, open_async_transport
+from reward_client.transports.base import AsyncCalls
 from reward_client.types import (
     Item,
+    ItemScores,
     Priority,
-    ScoreRequest,
     ScoreResponse,
     ScorerInfo,
     ScorerSelector,
 )
 
-Reply = TypeVar("Reply")
-
 
 class AsyncRewardClient:
-    """A connection to a reward server, for one event loop."""
+    """A connection to one reward server or to several equal ones, for one event loop."""
 
     def __init__(
         self,
-        url: str,
+        url: str | Sequence[str],
         *,
         api_key: str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+        max_message_items: int = DEFAULT_MAX_MESSAGE_ITEMS,
         attempts: int = DEFAULT_ATTEMPTS,
-        transport: AsyncTransport | None = None,
+        prefer: Preference = "least_busy",
+        hedge: Hedge | None = None,
+        transport: AsyncTransport | Sequence[AsyncTransport] | None = None,
     ) -> None:
         """Prepare a client; arguments and errors as of `RewardClient`."""
-        self.url = url
-        self._timeout_s = check_timeout("timeout_s", timeout_s)
-        self._max_message_bytes = max_message_bytes
-        self._policy = RetryPolicy(attempts=attempts)
-        self._transport = transport or open_async_transport(url, api_key, max_message_bytes)
+        self._session: Session[AsyncTransport] = Session(
+            url,
+            Limits(timeout_s, max_message_bytes, max_message_items, attempts),
+            prefer,
+            hedge,
+            transport,
+            lambda one: open_async_transport(one, api_key, max_message_bytes),
+        )
+        self.url = self._session.url
 
     async def score(
         self,
@@ -63,53 +76,82 @@ class AsyncRewardClient:
         deadline_s: float | None = None,
         include_details: bool = False,
         request_id: str | None = None,
+        progress: Progress | None = None,
     ) -> ScoreResponse:
         """Score N items with each of the scorers; as `RewardClient.score`."""
         request = make_request(items, scorers, priority, include_details, request_id)
-        limit_s = self._timeout_s if deadline_s is None else check_timeout("deadline_s", deadline_s)
-        deadline = Deadline(limit_s)
-        parts = split(request, self._max_message_bytes)
-        slots = asyncio.Semaphore(PARTS_IN_FLIGHT)
+        batch = Batch.start(self._session, request, deadline_s, progress)
+        async with _Driver(self._session, batch.exchange, self._begin_score) as driver:
+            while not batch.exchange.is_idle:
+                await driver.step()
+                batch.take()
+        return batch.response()
 
-        async def score_part(part: Part) -> ScoreResponse:
-            async with slots:
-                return await self._score_part(request, part, deadline)
+    def score_stream(
+        self,
+        items: AsyncIterable[Item] | Iterable[Item],
+        scorers: Sequence[str | ScorerSelector],
+        *,
+        priority: Priority = Priority.TRAIN,
+        deadline_s: float | None = None,
+        include_details: bool = False,
+        items_per_message: int = 1,
+        in_flight: int = 32,
+    ) -> AsyncIterator[ItemScores]:
+        """Score items while they are being made; as `RewardClient.score_stream`.
 
-        tasks = [asyncio.ensure_future(score_part(part)) for part in parts]
-        try:
-            return merge(request, parts, await asyncio.gather(*tasks))
-        except BaseException:
-            # Nobody waits for the other parts any more; let the server drop them.
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            raise
+        An asynchronous source is waited for together with the answers, so neither delays the other.
+        """
+        stream = Stream.start(
+            self._session,
+            scorers,
+            priority=priority,
+            deadline_s=deadline_s,
+            include_details=include_details,
+            items_per_message=items_per_message,
+            in_flight=in_flight,
+        )
+        return self._run_stream(stream, items)
 
     async def list_scorers(self) -> tuple[ScorerInfo, ...]:
-        """Describe the scorers of the server, ready or not; raises RewardError."""
-        return await self._with_retries(self._list_once, Deadline(self._timeout_s))
+        """Describe the scorers of one server, ready or not; raises RewardError."""
+        exchange = start_listing(self._session)
+        async with _Driver(self._session, exchange, self._begin_listing) as driver:
+            while not exchange.has_results:
+                await driver.step()
+        return take_listing(exchange)
 
     async def wait_ready(
         self, scorers: Sequence[str | ScorerSelector] = (), timeout_s: float = 60.0
     ) -> tuple[ScorerInfo, ...]:
         """Wait until the scorers are READY, and describe them; as `RewardClient.wait_ready`."""
-        names = [selector.name for selector in selectors(scorers)]
-        deadline = Deadline(check_timeout("timeout_s", timeout_s))
-        check = ReadinessCheck(self.url, names, timeout_s)
-        while deadline.left_s > 0:
+        readiness = Readiness.start(self._session, scorers, timeout_s)
+        while (limit_s := readiness.look_s()) > 0:
+            looks = {
+                asyncio.ensure_future(self._begin_listing(look)): look
+                for look in readiness.looks(limit_s)
+            }
             try:
-                ready = check.look(await self._list_once(min(ATTEMPT_TIMEOUT_S, deadline.left_s)))
-            except RewardError as error:
-                check.missed(error)
-            else:
-                if ready is not None:
-                    return ready
-            await asyncio.sleep(max(0.0, min(POLL_INTERVAL_S, deadline.left_s)))
-        raise check.gave_up()
+                while looks:
+                    ended, _ = await asyncio.wait(looks, return_when=asyncio.FIRST_COMPLETED)
+                    for task in ended:
+                        infos = readiness.judge(looks.pop(task), task.result)
+                        if infos is not None:
+                            return infos
+            finally:
+                await _cancel(looks)
+            readiness.check_hope()
+            await asyncio.sleep(readiness.pause_s())
+        raise readiness.gave_up()
+
+    def endpoints(self) -> tuple[EndpointState, ...]:
+        """What this client knows of its servers, in the order of the urls."""
+        return self._session.states()
 
     async def close(self) -> None:
-        """Release connections; calls in flight may be cancelled."""
-        await self._transport.close()
+        """Release connections; calls in flight are cancelled."""
+        for transport in self._session.transports:
+            await transport.close()
 
     async def __aenter__(self) -> AsyncRewardClient:
         return self
@@ -122,29 +164,136 @@ class AsyncRewardClient:
     ) -> None:
         await self.close()
 
-    async def _list_once(self, deadline_s: float) -> tuple[ScorerInfo, ...]:
-        message = await self._transport.list_scorers(max(deadline_s, 1e-3))
-        return tuple(convert.info_from_proto(info) for info in message.scorers)
+    async def _begin_score(self, attempt: Attempt[ScoreMessage]) -> Any:
+        transport = self._session.transports[attempt.endpoint]
+        return await transport.score(attempt.payload.part.message, attempt.timeout_s)
 
-    async def _score_part(
-        self, request: ScoreRequest, part: Part, deadline: Deadline
-    ) -> ScoreResponse:
-        async def once(left_s: float) -> ScoreResponse:
-            return read_response(request, part, await self._transport.score(part.message, left_s))
+    async def _begin_listing(self, attempt: Attempt[ListMessage]) -> Any:
+        transport = self._session.transports[attempt.endpoint]
+        return await transport.list_scorers(attempt.timeout_s)
 
+    async def _run_stream(
+        self, stream: Stream, items: AsyncIterable[Item] | Iterable[Item]
+    ) -> AsyncIterator[ItemScores]:
+        exchange = stream.exchange
+        async with AsyncExitStack() as stack:
+            calls: dict[int, AsyncCalls] = {}
+
+            async def begin(attempt: Attempt[ScoreMessage]) -> Any:
+                index = attempt.endpoint
+                if index not in calls:
+                    calls[index] = self._session.transports[index].stream()
+                    stack.push_async_callback(calls[index].close)
+                message = attempt.payload.part.message
+                return await calls[index].score(message, attempt.timeout_s)
+
+            driver = await stack.enter_async_context(_Driver(self._session, exchange, begin))
+            source = await stack.enter_async_context(_Source(items))
+            while not (source.is_exhausted and exchange.is_idle):
+                await driver.step(source.next() if exchange.has_room else None)
+                for item in source.take():
+                    stream.add(item)
+                if source.is_exhausted:
+                    stream.flush()
+                for scored in stream.take():
+                    yield scored
+
+
+class _Driver:
+    """Does what an exchange asks for, with tasks."""
+
+    def __init__(
+        self,
+        session: Session[Any],
+        exchange: Exchange[Any, Any],
+        begin: Callable[[Attempt[Any]], Coroutine[Any, Any, Any]],
+    ) -> None:
+        self._session = session
+        self._exchange = exchange
+        self._begin = begin
+        self._pending: dict[asyncio.Future[Any], Attempt[Any]] = {}
+
+    async def step(self, also: asyncio.Future[Any] | None = None) -> None:
+        """Send what is due, wait for something to end, or for `also`, and settle what has."""
+        for attempt in self._exchange.due(now_s()):
+            self._pending[asyncio.ensure_future(self._begin(attempt))] = attempt
+        await self._drop_abandoned()
+        if self._exchange.has_results:
+            return
+        wait_s = max(0.0, self._exchange.wake_at_s() - now_s())
+        waited = [*self._pending, *([also] if also is not None else [])]
+        if not waited:
+            await asyncio.sleep(wait_s)
+            return
+        limit_s = None if wait_s == float("inf") else wait_s
+        ended, _ = await asyncio.wait(waited, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        for task in ended:
+            if task is not also:
+                attempt = self._pending.pop(task)
+                outcome = self._session.outcome(task.result, attempt)
+                self._exchange.settle(attempt, outcome, now_s())
+        await self._drop_abandoned()
+
+    async def _drop_abandoned(self) -> None:
+        abandoned = {id(attempt) for attempt in self._exchange.abandoned()}
+        dropped = [task for task, attempt in self._pending.items() if id(attempt) in abandoned]
+        for task in dropped:
+            del self._pending[task]
+        await _cancel(dropped)
+
+    async def __aenter__(self) -> _Driver:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        # Nobody waits for what is left; let the servers drop it.
+        self._exchange.stop()
+        await self._drop_abandoned()
+
+
+class _Source:
+    """The items of a stream, one ahead."""
+
+    def __init__(self, items: AsyncIterable[Item] | Iterable[Item]) -> None:
+        self._items = aiter(items) if isinstance(items, AsyncIterable) else _walk(items)
+        self._next: asyncio.Future[Item] | None = None
+        self.is_exhausted = False
+
+    def next(self) -> asyncio.Future[Item] | None:
+        """The item under way, or None if there is no more."""
+        if self._next is None and not self.is_exhausted:
+            self._next = asyncio.ensure_future(_anext(self._items))
+        return self._next
+
+    def take(self) -> list[Item]:
+        """The item that has come, if any; raises what the source raises."""
+        if self._next is None or not self._next.done():
+            return []
+        task, self._next = self._next, None
         try:
-            return await self._with_retries(once, deadline)
-        except RewardError as error:
-            shift_items(error, part)
-            raise
+            return [task.result()]
+        except StopAsyncIteration:
+            self.is_exhausted = True
+            return []
 
-    async def _with_retries(
-        self, once: Callable[[float], Awaitable[Reply]], deadline: Deadline
-    ) -> Reply:
-        backoff = Backoff(self._policy, deadline)
-        async for attempt in stamina.retry_context(
-            on=backoff, attempts=self._policy.attempts, timeout=None
-        ):
-            with attempt:
-                return await once(backoff.time_for_attempt_s())
-        raise AssertionError("a retry context ends with a value or an error")
+    async def __aenter__(self) -> _Source:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._next is not None:
+            await _cancel([self._next])
+
+
+async def _anext(items: AsyncIterator[Item]) -> Item:
+    return await anext(items)
+
+
+async def _walk(items: Iterable[Item]) -> AsyncIterator[Item]:
+    for item in items:
+        yield item
+
+
+async def _cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
+    left = list(tasks)
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)

@@ -27,8 +27,8 @@ class Part:
     stop: int
 
 
-def split(request: ScoreRequest, max_message_bytes: int) -> list[Part]:
-    """Cut a request into messages of at most `max_message_bytes`, keeping the order of items.
+def split(request: ScoreRequest, max_message_bytes: int, max_items: int = 1 << 31) -> list[Part]:
+    """Cut a request into messages within both limits, keeping the order of items.
 
     A request that fits keeps its id; the parts of a larger one are `<id>/0`, `<id>/1`, ...
 
@@ -36,7 +36,7 @@ def split(request: ScoreRequest, max_message_bytes: int) -> list[Part]:
         InvalidArgument: one item alone does not fit, or a spec does not fit its kind.
     """
     whole = convert.request_to_proto(request)
-    if whole.ByteSize() <= max_message_bytes:
+    if whole.ByteSize() <= max_message_bytes and len(request.items) <= max_items:
         return [Part(whole, 0, len(request.items))]
     header = convert.request_to_proto(dataclasses.replace(request, items=()))
     room = max_message_bytes - header.ByteSize() - _HEADER_OVERHEAD_BYTES
@@ -50,7 +50,7 @@ def split(request: ScoreRequest, max_message_bytes: int) -> list[Part]:
                 " fewer or smaller images per item, encode them, or raise max_message_bytes here"
                 " and on the server"
             )
-        if used + size > room:
+        if used + size > room or index - bounds[-1] == max_items:
             bounds.append(index)
             used = 0
         used += size

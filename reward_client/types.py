@@ -6,6 +6,7 @@ the score of an item is either a finite float, or None with an `ItemError` at th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
+from numpy.ma import MaskedArray
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
@@ -192,6 +194,34 @@ class ScorerResult:
     queue_ms: float = 0.0
     compute_ms: float = 0.0
 
+    def array(self, component: str | None = None) -> MaskedArray:
+        """The scores, or a component, as (N,) float64, masked where an item failed.
+
+        Under the mask is NaN: what forgets the mask gets no number either.
+
+        Raises:
+            KeyError: no such component.
+        """
+        column = self.scores if component is None else self.components[component]
+        data = [math.nan if value is None else value for value in column]
+        mask = [value is None for value in column]
+        return np.ma.MaskedArray(data, mask, np.float64, fill_value=math.nan)
+
+    def raise_for_items(self) -> ScorerResult:
+        """Return the result itself if every item has a score.
+
+        Raises:
+            RewardError: the class of the first item's error; `items` holds all of them.
+        """
+        from reward_client.errors import error_for
+
+        if not self.errors:
+            return self
+        index, first = min(self.errors.items())
+        message = f"{self.name} failed on {len(self.errors)} of {len(self.scores)} items"
+        message += f", first item {index}: {first.message}"
+        raise error_for(first.code, message, first.retryable, None, self.errors)
+
 
 @dataclass(frozen=True, slots=True)
 class ScoreResponse:
@@ -199,6 +229,37 @@ class ScoreResponse:
 
     request_id: str
     results: Mapping[str, ScorerResult]
+
+    def __getitem__(self, scorer: str) -> ScorerResult:
+        """The result of one scorer; raises KeyError."""
+        return self.results[scorer]
+
+    def raise_for_items(self) -> ScoreResponse:
+        """Return the response itself if every scorer scored every item; raises RewardError."""
+        for result in self.results.values():
+            result.raise_for_items()
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class ItemScores:
+    """What the scorers say about one item of a stream.
+
+    Attributes:
+        index: its position in what was sent, from 0.
+        id: as the caller named it.
+        scores: by scorer; None exactly where `errors` has an entry.
+        components: by scorer and name.
+        errors: by scorer, why there is no score.
+        details: by scorer, explanations for people, if they were asked for.
+    """
+
+    index: int
+    id: str
+    scores: Mapping[str, float | None]
+    components: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    errors: Mapping[str, ItemError] = field(default_factory=dict)
+    details: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,8 @@ from pydantic import (
 )
 
 from reward_server.scorers import SCORERS
+from reward_server.upstream.choice import Policy
+from reward_server.upstream.settings import UpstreamConfigError, check_keys, read_settings
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -114,6 +116,22 @@ class ScorerConfig(_Section):
     cool_down_s: float = Field(
         60.0, gt=0, description="after five lost workers in a row, until the next one is tried"
     )
+    upstream: str | list[str] = Field(
+        default_factory=list, description="HOST:PORT or dns:///HOST:PORT of servers that run it"
+    )
+    upstream_scorer: str = Field("", description="its name there; default: NAME")
+    upstream_policy: Policy = Field("least_loaded", description="how endpoints are chosen")
+    upstream_wait_s: float = Field(
+        10.0, ge=0, description="how long items wait while no endpoint is usable"
+    )
+    upstream_api_key_env: str = Field("", description="environment variable with the key to send")
+    upstream_tls: bool = Field(False, description="TLS, checked against the system's roots")
+    upstream_ca_file: str = Field("", description="TLS, checked against this PEM file")
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The servers that run it; empty for a scorer of this host."""
+        return (self.upstream,) if isinstance(self.upstream, str) else tuple(self.upstream)
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -135,6 +153,9 @@ class Config(_Section):
         for name, section in self.scorers.items():
             if not _NAME.fullmatch(name):
                 raise ValueError(f"scorer name {name!r}: use letters, digits, '_', '-' and '.'")
+            check_keys(name, section)
+            if section.targets:
+                continue
             path = section.scorer or name
             if ":" not in path and path not in SCORERS:
                 raise ValueError(
@@ -169,9 +190,15 @@ def load(path: Path | None = None, env: Mapping[str, str] | None = None) -> Conf
             _override(tables, variable, text)
     where = str(path) if path else "the built-in config"
     try:
-        return Config.model_validate(tables)
+        config = Config.model_validate(tables)
+        for name, section in config.scorers.items():
+            if section.targets:
+                read_settings(name, section, env or {})
     except ValidationError as error:
         raise ConfigError(f"{where}: {_one_line(error)}") from error
+    except UpstreamConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    return config
 
 
 def select(config: Config, names: list[str]) -> Config:

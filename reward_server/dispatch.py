@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from reward_client import tracing
 from reward_client.errors import RewardError, error_for
@@ -16,6 +14,7 @@ from reward_server import gathering
 from reward_server.backend import Backend, Order
 from reward_server.decoding import DecodedItem
 from reward_server.metrics import Metrics
+from reward_server.together import outcomes
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,20 +75,20 @@ class Dispatcher:
             )
             for selector in call.request.scorers
         ]
-        outcomes = await _all(
+        found = await outcomes(
             [
-                self._outcome(backend, order, call.arrival_s)
+                self._score(backend, order, call.arrival_s)
                 for backend, order in zip(call.backends, orders, strict=True)
             ]
         )
-        refused = [outcome for outcome in outcomes if isinstance(outcome, RewardError)]
-        if len(refused) == len(outcomes):
+        refused = [outcome for outcome in found if isinstance(outcome, RewardError)]
+        if len(refused) == len(found):
             raise _joined(refused)
         results = {
             backend.name: gathering.failed(backend.info(), outcome, len(call.request.items))
             if isinstance(outcome, RewardError)
             else outcome
-            for backend, outcome in zip(call.backends, outcomes, strict=True)
+            for backend, outcome in zip(call.backends, found, strict=True)
         }
         for result in results.values():
             gathering.record(self._metrics, result)
@@ -97,32 +96,14 @@ class Dispatcher:
             raise error
         return ScoreResponse(call.request.request_id, results)
 
-    async def _outcome(
-        self, backend: Backend, order: Order, arrival_s: float
-    ) -> ScorerResult | RewardError:
+    async def _score(self, backend: Backend, order: Order, arrival_s: float) -> ScorerResult:
         if (refusal := backend.refusal()) is not None:
-            return refusal
-        try:
-            with tracing.span("score", attributes={"reward.scorer": backend.name}):
-                result = await backend.score(order)
-        except RewardError as error:
-            return error
+            raise refusal
+        with tracing.span("score", attributes={"reward.scorer": backend.name}):
+            result = await backend.score(order)
         seconds = time.monotonic() - arrival_s
         self._metrics.total_seconds.labels(backend.name).observe(seconds)
         return result
-
-
-async def _all(
-    coroutines: Sequence[Coroutine[Any, Any, ScorerResult | RewardError]],
-) -> list[ScorerResult | RewardError]:
-    """Await all of them; when one has a bug or the caller gives up, none is left running."""
-    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _joined(errors: Sequence[RewardError]) -> RewardError:

@@ -20,6 +20,7 @@ from prometheus_client import (
 from reward_client.types import ScorerInfo
 from reward_server.build_info import BuildInfo
 from reward_server.score_window import ScoreWindow
+from reward_server.upstream.metrics import UpstreamMetrics
 from reward_server.watching import ScorerWatch
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -149,6 +150,7 @@ class Metrics:
             "reward_ready_workers", "Workers that can score.", ["scorer"], registry=self.registry
         )
 
+        self.upstream = UpstreamMetrics(self.registry)
         self.recent_scores: defaultdict[str, ScoreWindow] = defaultdict(ScoreWindow)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)

@@ -28,6 +28,7 @@ from reward_server.config import Config
 from reward_server.decoding import DecodedItem, decode_item, wire_bytes
 from reward_server.dispatch import Call, Dispatcher
 from reward_server.flights import Flights
+from reward_server.hops import check_no_loop
 from reward_server.metrics import Metrics
 from reward_server.roster import Changes, Roster
 
@@ -42,10 +43,13 @@ class RewardService:
         server = config.server
         self.config = config
         self.metrics = metrics
+        self._id = uuid.uuid4().hex
         self._listeners: list[Callable[[], None]] = []
         self._roster = Roster(
             config.scorers,
-            lambda name, section, changed: open_backend(name, section, metrics, changed),
+            lambda name, section, changed: open_backend(
+                name, section, metrics, changed, server_id=self._id
+            ),
             self._notify,
         )
         self._admission = Admission(server.max_queue_items, server.max_queue_bytes)
@@ -75,8 +79,9 @@ class RewardService:
         """Call `listener` whenever the state of a scorer changes."""
         self._listeners.append(listener)
 
-    def infos(self) -> tuple[ScorerInfo, ...]:
-        """All scorers, ready or not, with their replicas."""
+    def infos(self, via: tuple[str, ...] = ()) -> tuple[ScorerInfo, ...]:
+        """All scorers with replicas; raises Unavailable if `via` shows that this server asks."""
+        check_no_loop(via, self._id)
         return self._roster.infos()
 
     def is_ready(self) -> bool:
@@ -101,7 +106,12 @@ class RewardService:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def score(
-        self, request: ScoreRequest, *, client: str, deadline_s: float | None = None
+        self,
+        request: ScoreRequest,
+        *,
+        client: str,
+        deadline_s: float | None = None,
+        via: tuple[str, ...] = (),
     ) -> ScoreResponse:
         """Score a request, or join the same request if it is in flight already.
 
@@ -111,10 +121,12 @@ class RewardService:
             request: as it arrived; nothing about it has been checked.
             client: who asks, for fairness.
             deadline_s: seconds from now after which nobody wants the answer.
+            via: ids of the servers the request came through.
 
         Raises:
             RewardError: nothing could be done for any item.
         """
+        check_no_loop(via, self._id)
         if self._draining:
             raise Unavailable(
                 "the server is shutting down: try again, or another replica",
@@ -124,9 +136,13 @@ class RewardService:
             request = replace(request, request_id=uuid.uuid4().hex)
         allowed_s = self.config.server.default_deadline_s if deadline_s is None else deadline_s
         deadline_at_s = time.monotonic() + allowed_s
-        return await self._flights.join(request, lambda: self._run(request, client, deadline_at_s))
+        return await self._flights.join(
+            request, lambda: self._run(request, client, deadline_at_s, via)
+        )
 
-    async def _run(self, request: ScoreRequest, client: str, deadline_at_s: float) -> ScoreResponse:
+    async def _run(
+        self, request: ScoreRequest, client: str, deadline_at_s: float, via: tuple[str, ...]
+    ) -> ScoreResponse:
         arrival_s = time.monotonic()
         broken = self._check(request)
         backends = [self._select(selector) for selector in request.scorers]
@@ -142,7 +158,7 @@ class RewardService:
                     decoded, errors = await self._decode(request, broken)
                 self._decoded(backends, time.monotonic() - arrival_s)
                 ticket.grow(sum(3 * found.pixels for found in decoded.values()))
-            call = Call(request, backends, arrival_s, client, deadline_at_s, ticket.answered)
+            call = Call(request, backends, arrival_s, client, deadline_at_s, ticket.answered, via)
             return await self._dispatcher.run(call, decoded, errors)
 
     def _check(self, request: ScoreRequest) -> Mapping[int, ItemError]:

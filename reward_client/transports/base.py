@@ -6,6 +6,7 @@ and checks of the contract belong to the client.
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Protocol
@@ -23,36 +24,83 @@ PROTOBUF_TYPE = "application/x-protobuf"
 _SCHEMES = ("grpc", "grpcs", "http", "https")
 
 
-class Transport(Protocol):
-    """One attempt at a time, blocking; safe to share between threads."""
+class Calls(Protocol):
+    """Sends requests, each in one attempt; safe to share between threads."""
 
-    def score(self, message: pb.ScoreRequest, deadline_s: float) -> pb.ScoreResponse:
-        """Send one request; give up after `deadline_s` seconds."""
-        ...
+    def score(self, message: pb.ScoreRequest, deadline_s: float) -> Future[pb.ScoreResponse]:
+        """Start one request that gives up after `deadline_s` seconds.
 
-    def list_scorers(self, deadline_s: float) -> pb.ListScorersResponse:
-        """Ask for the scorers; give up after `deadline_s` seconds."""
+        Cancelling the future cancels the request, as far as the wire allows.
+        """
         ...
 
     def close(self) -> None:
-        """Release the connection."""
+        """Release what is held; requests under way are cancelled."""
         ...
 
 
-class AsyncTransport(Protocol):
-    """As `Transport`, for asyncio."""
+class Transport(Calls, Protocol):
+    """A connection to one server."""
+
+    def list_scorers(self, deadline_s: float) -> Future[pb.ListScorersResponse]:
+        """Ask for the scorers; give up after `deadline_s` seconds."""
+        ...
+
+    def stream(self) -> Calls:
+        """Many small requests over one call, where the wire can do that."""
+        ...
+
+
+class AsyncCalls(Protocol):
+    """As `Calls`, for asyncio."""
 
     async def score(self, message: pb.ScoreRequest, deadline_s: float) -> pb.ScoreResponse:
         """Send one request; give up after `deadline_s` seconds."""
         ...
 
+    async def close(self) -> None:
+        """Release what is held; requests under way are cancelled."""
+        ...
+
+
+class AsyncTransport(AsyncCalls, Protocol):
+    """As `Transport`, for asyncio."""
+
     async def list_scorers(self, deadline_s: float) -> pb.ListScorersResponse:
         """Ask for the scorers; give up after `deadline_s` seconds."""
         ...
 
-    async def close(self) -> None:
-        """Release the connection."""
+    def stream(self) -> AsyncCalls:
+        """Many small requests over one call, where the wire can do that."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Unary:
+    """What stands for a stream where there is none: requests one by one."""
+
+    transport: Transport
+
+    def score(self, message: pb.ScoreRequest, deadline_s: float) -> Future[pb.ScoreResponse]:
+        """Start one request."""
+        return self.transport.score(message, deadline_s)
+
+    def close(self) -> None:
+        """Leave the connection to its owner."""
+
+
+@dataclass(frozen=True, slots=True)
+class AsyncUnary:
+    """As `Unary`, for asyncio."""
+
+    transport: AsyncTransport
+
+    async def score(self, message: pb.ScoreRequest, deadline_s: float) -> pb.ScoreResponse:
+        """Send one request."""
+        return await self.transport.score(message, deadline_s)
+
+    async def close(self) -> None:
+        """Leave the connection to its owner."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,14 @@ not survive here either.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import TypeAlias
 
 from reward_client import convert, validation
 from reward_client._pb.reward.v1 import reward_pb2 as pb
 from reward_client.codec import is_lossy
+from reward_client.errors import RewardError
+from reward_client.transports.base import AsyncCalls, AsyncUnary, Calls, Unary
 from reward_client.types import (
     Item,
     ItemError,
@@ -50,8 +53,17 @@ class FakeTransport:
         self._scorers = tuple(scorers)
         self.requests: list[ScoreRequest] = []
 
-    def score(self, message: pb.ScoreRequest, deadline_s: float) -> pb.ScoreResponse:
+    def score(self, message: pb.ScoreRequest, deadline_s: float) -> Future[pb.ScoreResponse]:
         """Score one request at once; `deadline_s` never passes."""
+        future: Future[pb.ScoreResponse] = Future()
+        try:
+            future.set_result(self.answer(message))
+        except RewardError as error:
+            future.set_exception(error)
+        return future
+
+    def answer(self, message: pb.ScoreRequest) -> pb.ScoreResponse:
+        """Score one request; raises what `score_fn` raises."""
         request = convert.request_from_proto(
             pb.ScoreRequest.FromString(message.SerializeToString())
         )
@@ -60,7 +72,17 @@ class FakeTransport:
         results = {s.name: self._result(s, request.items) for s in request.scorers}
         return convert.response_to_proto(ScoreResponse(request.request_id, results))
 
-    def list_scorers(self, deadline_s: float) -> pb.ListScorersResponse:
+    def list_scorers(self, deadline_s: float) -> Future[pb.ListScorersResponse]:
+        """Describe the scorers; all are ready."""
+        future: Future[pb.ListScorersResponse] = Future()
+        future.set_result(self.describe())
+        return future
+
+    def stream(self) -> Calls:
+        """Requests one by one."""
+        return Unary(self)
+
+    def describe(self) -> pb.ListScorersResponse:
         """Describe the scorers; all are ready."""
         infos = [
             ScorerInfo(
@@ -105,11 +127,15 @@ class AsyncFakeTransport:
 
     async def score(self, message: pb.ScoreRequest, deadline_s: float) -> pb.ScoreResponse:
         """Score one request at once; `deadline_s` never passes."""
-        return self._fake.score(message, deadline_s)
+        return self._fake.answer(message)
 
     async def list_scorers(self, deadline_s: float) -> pb.ListScorersResponse:
         """Describe the scorers; all are ready."""
-        return self._fake.list_scorers(deadline_s)
+        return self._fake.describe()
+
+    def stream(self) -> AsyncCalls:
+        """Requests one by one."""
+        return AsyncUnary(self)
 
     async def close(self) -> None:
         """Nothing to release."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -10,11 +11,14 @@ import grpc.aio
 
 from reward_client._pb.reward.v1 import reward_pb2 as pb
 from reward_client._pb.reward.v1 import reward_pb2_grpc
-from reward_client.transports.base import Endpoint
+from reward_client.errors import RewardError
+from reward_client.transports.base import AsyncCalls, Endpoint
 from reward_client.transports.grpc_common import (
     channel_options,
     closed_error,
+    ended_error,
     metadata,
+    read_answer,
     reward_error,
 )
 
@@ -36,6 +40,10 @@ class AsyncGrpcTransport:
     async def list_scorers(self, deadline_s: float) -> pb.ListScorersResponse:
         """Ask for the scorers; give up after `deadline_s` seconds."""
         return await self._call(self._stub().ListScorers, pb.ListScorersRequest(), deadline_s)
+
+    def stream(self) -> AsyncCalls:
+        """Many small requests over one call."""
+        return _Stream(self._stub, self._endpoint.url, self._metadata)
 
     async def close(self) -> None:
         """Close the channel; calls in flight are cancelled."""
@@ -63,3 +71,83 @@ class AsyncGrpcTransport:
             raise reward_error(self._endpoint.url, error, trailers) from error
         except grpc.aio.UsageError as error:
             raise closed_error(self._endpoint.url) from error
+
+
+class _Stream:
+    """As the blocking one: requests and answers over one ScoreStream call, reopened if it broke."""
+
+    def __init__(
+        self, stub: Callable[[], Any], url: str, pairs: tuple[tuple[str, str], ...]
+    ) -> None:
+        self._stub = stub
+        self._url = url
+        self._metadata = pairs
+        self._open: _OpenStream | None = None
+
+    async def score(self, message: pb.ScoreRequest, deadline_s: float) -> pb.ScoreResponse:
+        """Send one request; whoever waits for it keeps the deadline."""
+        if self._open is None or self._open.has_ended:
+            call = self._stub().ScoreStream(metadata=self._metadata)
+            self._open = _OpenStream(call, self._url)
+        return await self._open.send(message)
+
+    async def close(self) -> None:
+        """End the call; requests under way are cancelled."""
+        if self._open is not None:
+            await self._open.close()
+
+
+class _OpenStream:
+    def __init__(self, call: Any, url: str) -> None:
+        self._call = call
+        self._url = url
+        self._waiting: dict[str, asyncio.Future[pb.ScoreResponse]] = {}
+        self._writing = asyncio.Lock()
+        self._reader = asyncio.ensure_future(self._read())
+
+    @property
+    def has_ended(self) -> bool:
+        return self._reader.done()
+
+    async def send(self, message: pb.ScoreRequest) -> pb.ScoreResponse:
+        name = message.request_id
+        future = self._waiting[name] = asyncio.get_running_loop().create_future()
+        try:
+            async with self._writing:
+                await self._call.write(message)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+            # The reader knows why the call ended.
+            self._waiting.pop(name, None)
+            raise await asyncio.shield(self._reader) from error
+        try:
+            return await future
+        finally:
+            if self._waiting.get(name) is future:
+                del self._waiting[name]
+
+    async def close(self) -> None:
+        self._call.cancel()
+        await asyncio.wait([self._reader])
+
+    async def _read(self) -> RewardError:
+        try:
+            async for answer in self._call:
+                future = self._waiting.pop(answer.request_id, None)
+                if future is None or future.done():
+                    continue
+                outcome = read_answer(answer)
+                if isinstance(outcome, pb.ScoreResponse):
+                    future.set_result(outcome)
+                else:
+                    future.set_exception(outcome)
+            error = ended_error(self._url)
+        except grpc.aio.AioRpcError as broken:
+            trailers: Any = broken.trailing_metadata()
+            error = reward_error(self._url, broken, trailers)
+        except asyncio.CancelledError:
+            # Cancelling a call cancels who reads from it.
+            error = closed_error(self._url)
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(error)
+        return error

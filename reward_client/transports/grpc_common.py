@@ -10,7 +10,13 @@ from google.protobuf.message import DecodeError
 
 from reward_client import convert
 from reward_client._pb.reward.v1 import reward_pb2 as pb
-from reward_client.errors import Cancelled, RewardError, code_from_grpc, error_for
+from reward_client.errors import (
+    Cancelled,
+    RewardError,
+    Unavailable,
+    code_from_grpc,
+    error_for,
+)
 from reward_client.transports.base import (
     ERROR_INFO_KEY,
     PUSHBACK_MS_KEY,
@@ -82,6 +88,18 @@ def reward_error(
     # A message over somebody's limit is as large the next time.
     retryable = False if "larger than max" in details else None
     return error_for(code, details, retryable=retryable, retry_after_s=retry_after_s)
+
+
+def read_answer(answer: pb.ScoreStreamResponse) -> pb.ScoreResponse | RewardError:
+    """The outcome of one request of a stream."""
+    if answer.WhichOneof("outcome") == "response":
+        return answer.response
+    return convert.error_from_proto(answer.error)
+
+
+def ended_error(url: str) -> RewardError:
+    """The server ended a stream that it should have kept open."""
+    return Unavailable(f"{url} ended the stream")
 
 
 def closed_error(url: str) -> RewardError:

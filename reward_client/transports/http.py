@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
+from concurrent.futures import Future
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
@@ -28,49 +29,56 @@ from reward_client.transports.base import (
     DEADLINE_HEADER,
     PROTOBUF_TYPE,
     RETRY_AFTER_MS_KEY,
+    AsyncCalls,
+    AsyncUnary,
+    Calls,
     Endpoint,
+    Unary,
     milliseconds,
 )
+from reward_client.transports.futures import LoopThread
 
 Reply = TypeVar("Reply", bound=Message)
+CONNECT_TIMEOUT_S = 5.0
 _MAX_QUOTED_CHARS = 300
 
 
 class HttpTransport:
-    """A pool of connections, shared by all threads."""
+    """A pool of connections, shared by all threads: `AsyncHttpTransport` in a loop of its own."""
 
     def __init__(self, endpoint: Endpoint, api_key: str | None) -> None:
+        self._async = AsyncHttpTransport(endpoint, api_key)
         self._url = endpoint.url
-        self._client = httpx.Client(
-            base_url=_base_url(endpoint),
-            headers=_headers(api_key),
-            trust_env=not endpoint.is_loopback,
-        )
+        self._thread = LoopThread("reward-client-http")
+        self._closed = False
 
-    def score(self, message: pb.ScoreRequest, deadline_s: float) -> pb.ScoreResponse:
-        """Send one request; give up after `deadline_s` seconds without progress."""
-        return self._send(_score_request(self._client, message, deadline_s), pb.ScoreResponse())
+    def score(self, message: pb.ScoreRequest, deadline_s: float) -> Future[pb.ScoreResponse]:
+        """Start one request that gives up after `deadline_s` seconds."""
+        self._check_open()
+        return self._thread.submit(self._async.score(message, deadline_s))
 
-    def list_scorers(self, deadline_s: float) -> pb.ListScorersResponse:
-        """Ask for the scorers; give up after `deadline_s` seconds without progress."""
-        return self._send(_list_request(self._client, deadline_s), pb.ListScorersResponse())
+    def list_scorers(self, deadline_s: float) -> Future[pb.ListScorersResponse]:
+        """Ask for the scorers; give up after `deadline_s` seconds."""
+        self._check_open()
+        return self._thread.submit(self._async.list_scorers(deadline_s))
+
+    def stream(self) -> Calls:
+        """Requests one by one: HTTP has no stream."""
+        return Unary(self)
 
     def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
+        """Close the connections; calls in flight are cancelled."""
+        if not self._closed:
+            self._closed = True
+            self._thread.close(self._async.close())
 
-    def _send(self, request: httpx.Request, reply: Reply) -> Reply:
-        try:
-            response = self._client.send(request)
-        except httpx.HTTPError as error:
-            raise _transport_error(self._url, error) from error
-        except RuntimeError as error:
-            raise Cancelled(f"the client for {self._url} is closed") from error
-        return _parse(self._url, response, reply)
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Cancelled(f"the client for {self._url} is closed")
 
 
 class AsyncHttpTransport:
-    """As `HttpTransport`, for asyncio; here the deadline bounds the whole call."""
+    """A pool of connections for one event loop; the deadline bounds the whole call."""
 
     def __init__(self, endpoint: Endpoint, api_key: str | None) -> None:
         self._url = endpoint.url
@@ -89,6 +97,10 @@ class AsyncHttpTransport:
         """Ask for the scorers; give up after `deadline_s` seconds."""
         request = _list_request(self._client, deadline_s)
         return await self._send(request, pb.ListScorersResponse(), deadline_s)
+
+    def stream(self) -> AsyncCalls:
+        """Requests one by one: HTTP has no stream."""
+        return AsyncUnary(self)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -116,17 +128,22 @@ def _headers(api_key: str | None) -> dict[str, str]:
 
 
 def _score_request(
-    client: httpx.Client | httpx.AsyncClient, message: pb.ScoreRequest, deadline_s: float
+    client: httpx.AsyncClient, message: pb.ScoreRequest, deadline_s: float
 ) -> httpx.Request:
     headers = {"content-type": PROTOBUF_TYPE, DEADLINE_HEADER: f"{deadline_s * 1e3:.0f}"}
     body = message.SerializeToString()
     return client.build_request(
-        "POST", "/v1/score", content=body, headers=headers, timeout=deadline_s
+        "POST", "/v1/score", content=body, headers=headers, timeout=_timeout(deadline_s)
     )
 
 
-def _list_request(client: httpx.Client | httpx.AsyncClient, deadline_s: float) -> httpx.Request:
-    return client.build_request("GET", "/v1/scorers", timeout=deadline_s)
+def _list_request(client: httpx.AsyncClient, deadline_s: float) -> httpx.Request:
+    return client.build_request("GET", "/v1/scorers", timeout=_timeout(deadline_s))
+
+
+def _timeout(deadline_s: float) -> httpx.Timeout:
+    # A host that swallows packets is to be found out while there is time for another server.
+    return httpx.Timeout(deadline_s, connect=min(deadline_s, CONNECT_TIMEOUT_S))
 
 
 def _parse(url: str, response: httpx.Response, reply: Reply) -> Reply:

@@ -25,6 +25,7 @@ from reward_client.types import ScoreRequest
 from reward_server.api.failures import as_reward_error
 from reward_server.api.watch import RequestWatch
 from reward_server.config import ServerConfig
+from reward_server.hops import Hop, read_hop
 from reward_server.service import RewardService
 
 SERVICE_NAME = "reward.v1.RewardService"
@@ -123,7 +124,10 @@ class GrpcApi:
         return outcome
 
     async def _list_scorers(self, body: bytes, context: Any) -> pb.ListScorersResponse:
-        infos = self._service.infos()
+        try:
+            infos = self._service.infos(via=_hop(context).via)
+        except RewardError as error:
+            return await _abort(context, error)
         return pb.ListScorersResponse(scorers=[convert.info_to_proto(info) for info in infos])
 
     async def _score_stream(
@@ -159,17 +163,18 @@ class GrpcApi:
             reader.cancel()
 
     async def _answer(self, body: bytes, context: Any) -> pb.ScoreResponse | RewardError:
-        caller = context.peer()
-        with self._watch.request(SCORE_SPAN, caller, _headers(context)) as seen:
+        hop = _hop(context)
+        with self._watch.request(SCORE_SPAN, hop.client, _headers(context)) as seen:
             try:
                 with tracing.span("receive"):
                     seen.request = await self._service.in_thread(lambda: _parse(body))
                 left_s = context.time_remaining()
                 response = await self._service.score(
                     seen.request,
-                    client=caller,
+                    client=hop.client,
                     # Without a deadline grpc.aio says None or a value beyond all use.
                     deadline_s=left_s if left_s is not None and math.isfinite(left_s) else None,
+                    via=hop.via,
                 )
                 message = await self._service.in_thread(lambda: convert.response_to_proto(response))
             except Exception as error:  # the boundary: whatever it is, the caller gets a status
@@ -200,6 +205,10 @@ class _TaskSet:
         finally:
             for task in self._tasks:
                 task.cancel()
+
+
+def _hop(context: Any) -> Hop:
+    return read_hop(context.invocation_metadata(), context.peer())
 
 
 def _parse(body: bytes) -> ScoreRequest:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import grpc
@@ -31,7 +35,10 @@ class Script:
     seen_deadlines_s: list[float] = field(default_factory=list)
     seen_bytes: list[int] = field(default_factory=list)
     infos: list[pb.ScorerInfo] = field(default_factory=list)
+    streams: int = 0
+    breaks_streams: int = 0
     url: str = ""
+    kill: Callable[[], object] = lambda: None
 
     def __post_init__(self) -> None:
         self.fake = FakeTransport(lambda _, item: brightness(item), ["brightness"])
@@ -45,12 +52,12 @@ class Script:
     def answer(self, message: pb.ScoreRequest) -> pb.ScoreResponse:
         if (failure := self.next_failure(message)) is not None:
             raise failure
-        return self.fake.score(message, 1.0)
+        return self.fake.answer(message)
 
     def scorers(self) -> pb.ListScorersResponse:
         if self.infos:
             return pb.ListScorersResponse(scorers=self.infos)
-        return self.fake.list_scorers(1.0)
+        return self.fake.describe()
 
 
 def brightness(item: Item) -> float:
@@ -63,6 +70,40 @@ def grey(value: int, side_px: int = 8) -> Image:
 
 def grey_items(n: int, side_px: int = 8) -> list[Item]:
     return [Item(f"item-{i}", "grey", (grey(i, side_px),)) for i in range(n)]
+
+
+@contextmanager
+def serving_grpc() -> Iterator[Script]:
+    script = Script()
+    options = [("grpc.max_receive_message_length", 16 << 20)]
+    server = grpc.server(ThreadPoolExecutor(8), options=options)
+    reward_pb2_grpc.add_RewardServiceServicer_to_server(Servicer(script), server)
+    script.url = f"grpc://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    script.kill = lambda: server.stop(None).wait()
+    server.start()
+    yield script
+    server.stop(None).wait()
+
+
+@contextmanager
+def serving_http() -> Iterator[Script]:
+    script = Script()
+    handler = type("BoundHandler", (Handler,), {"script": script})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = False
+    script.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+
+    def kill() -> None:
+        if thread.is_alive():
+            server.shutdown()
+            thread.join()
+            server.server_close()
+
+    script.kill = kill
+    thread.start()
+    yield script
+    kill()
 
 
 class Servicer(reward_pb2_grpc.RewardServiceServicer):
@@ -82,6 +123,23 @@ class Servicer(reward_pb2_grpc.RewardServiceServicer):
             context.set_trailing_metadata(tuple(trailers))
             context.abort(getattr(grpc.StatusCode, STATUS[error.code].grpc), error.message)
             raise AssertionError("abort raises") from error
+
+    def ScoreStream(
+        self, request_iterator: Iterator[pb.ScoreRequest], context: grpc.ServicerContext
+    ) -> Iterator[pb.ScoreStreamResponse]:
+        self.script.streams += 1
+        for request in request_iterator:
+            if self.script.breaks_streams > 0:
+                self.script.breaks_streams -= 1
+                context.abort(grpc.StatusCode.UNAVAILABLE, "the stream broke")
+            name = request.request_id
+            try:
+                answer = self.script.answer(request)
+            except RewardError as error:
+                told = convert.error_to_proto(error)
+                yield pb.ScoreStreamResponse(request_id=name, error=told)
+            else:
+                yield pb.ScoreStreamResponse(request_id=name, response=answer)
 
     def ListScorers(
         self, request: pb.ListScorersRequest, context: grpc.ServicerContext

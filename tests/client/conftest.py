@@ -2,45 +2,35 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from http.server import ThreadingHTTPServer
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
-import grpc
 import pytest
-from client_servers import Handler, Script, Servicer
+from client_servers import Script, serving_grpc, serving_http
 
-from reward_client._pb.reward.v1 import reward_pb2_grpc
+SERVING = {"grpc": serving_grpc, "http": serving_http}
 
 
 @pytest.fixture
 def grpc_script() -> Iterator[Script]:
-    script = Script()
-    options = [("grpc.max_receive_message_length", 16 << 20)]
-    server = grpc.server(ThreadPoolExecutor(8), options=options)
-    reward_pb2_grpc.add_RewardServiceServicer_to_server(Servicer(script), server)
-    script.url = f"grpc://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-    server.start()
-    yield script
-    server.stop(None).wait()
+    with serving_grpc() as script:
+        yield script
 
 
 @pytest.fixture
 def http_script() -> Iterator[Script]:
-    script = Script()
-    handler = type("BoundHandler", (Handler,), {"script": script})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = False
-    script.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield script
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving_http() as script:
+        yield script
 
 
 @pytest.fixture(params=["grpc", "http"])
 def script(request: pytest.FixtureRequest) -> Script:
     return request.getfixturevalue(f"{request.param}_script")
+
+
+@pytest.fixture(params=["grpc", "http"])
+def scripts(request: pytest.FixtureRequest) -> Iterator[Callable[[int], list[Script]]]:
+    """Makes any number of servers that speak the same protocol."""
+    with ExitStack() as stack:
+        serving = SERVING[request.param]
+        yield lambda count: [stack.enter_context(serving()) for _ in range(count)]

@@ -109,7 +109,7 @@ def answered(request: ScoreRequest) -> tuple[list, list]:
     parts = split(request, 900)
     assert len(parts) > 2
     fake = FakeTransport(score_or_fail, ["a"])
-    return parts, [convert.response_from_proto(fake.score(part.message, 1)) for part in parts]
+    return parts, [convert.response_from_proto(fake.answer(part.message)) for part in parts]
 
 
 def test_a_scorer_that_changes_in_between_is_refused() -> None:
@@ -146,7 +146,7 @@ def test_components_missing_where_everything_failed_are_none() -> None:
 def test_answers_to_something_else_are_refused() -> None:
     request = as_request(grey_items(2), ["a"])
     (part,) = split(request, 1 << 20)
-    good = FakeTransport(lambda *_: 1.0, ["a"]).score(part.message, 1)
+    good = FakeTransport(lambda *_: 1.0, ["a"]).answer(part.message)
     read_response(request, part, good)
     for change, says in (
         (pb.ScoreResponse(request_id="other"), "request 'other'"),

@@ -240,6 +240,9 @@ class Refusing:
     def list_scorers(self, deadline_s: float) -> Any:
         raise PermissionDenied("wrong key")
 
+    def stream(self) -> Any:
+        return self
+
     def close(self) -> None:
         pass
 

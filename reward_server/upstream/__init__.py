@@ -1,0 +1,1 @@
+"""Scorers that other reward servers run: found by name, watched, balanced, failed over."""

@@ -1,0 +1,83 @@
+"""Which endpoint gets the next items, and which identity of a scorer is served: pure functions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias, TypeVar
+
+from reward_client.types import ScorerInfo
+
+Policy: TypeAlias = Literal["least_loaded", "round_robin"]
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What must be equal for scores of two servers to be comparable, and their answers alike."""
+
+    version: str
+    fingerprint: str
+    inputs: tuple[str, ...]
+    transforms: tuple[str, ...]
+    default_transform: str
+    output_range: tuple[float, float]
+
+    @staticmethod
+    def of(info: ScorerInfo) -> Identity:
+        """The identity of a scorer that has loaded."""
+        return Identity(
+            info.version,
+            info.fingerprint,
+            info.inputs,
+            info.transforms,
+            info.default_transform,
+            info.output_range,
+        )
+
+    def __str__(self) -> str:
+        return f"version {self.version}, fingerprint {self.fingerprint}"
+
+
+def served_identity(ready: Sequence[Identity], current: Identity | None) -> Identity | None:
+    """The identity that most ready endpoints have; never a mixture.
+
+    The current one stays unless another has strictly more endpoints, so that a tie does not flap;
+    it also stays while no endpoint is ready. Without a current one the first of a tie is taken.
+    """
+    if not ready:
+        return current
+    counts = Counter(ready)
+    most = max(counts.values())
+    if current is not None and counts[current] == most:
+        return current
+    return next(identity for identity in ready if counts[identity] == most)
+
+
+class Loaded(Protocol):
+    """Something with work in hand."""
+
+    @property
+    def outstanding(self) -> int:
+        """Items sent and not answered."""
+        ...
+
+
+L = TypeVar("L", bound=Loaded)
+
+
+def choose(candidates: Sequence[L], policy: Policy, turn: int) -> L | None:
+    """The endpoint for the next items.
+
+    Args:
+        candidates: that could take them, in a stable order.
+        policy: "least_loaded" takes the one with the fewest items in hand.
+        turn: counts the choices; endpoints that are equally good take turns.
+    """
+    if not candidates:
+        return None
+    start = turn % len(candidates)
+    rotated = [*candidates[start:], *candidates[:start]]
+    if policy == "round_robin":
+        return rotated[0]
+    return min(rotated, key=lambda candidate: candidate.outstanding)

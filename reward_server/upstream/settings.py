@@ -1,0 +1,106 @@
+"""The `upstream*` keys of a scorer's table, checked and read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reward_server.upstream.choice import Policy
+from reward_server.upstream.targets import Target, parse_target
+
+if TYPE_CHECKING:
+    from reward_server.config import ScorerConfig
+
+# The keys of a scorer's table that mean something for upstream scorers.
+UPSTREAM_KEYS = frozenset({"upstream", "max_batch_items"})
+
+
+class UpstreamConfigError(Exception):
+    """The upstream of a scorer cannot be used; one line that names the scorer and the key."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamSettings:
+    """How one scorer reaches its servers.
+
+    Attributes:
+        targets: at least one.
+        scorer: its name there.
+        policy: how endpoints are chosen.
+        max_part_items: items per message; larger requests are cut, each part goes its own way.
+        wait_s: how long items wait for an endpoint when none is usable.
+        api_key: sent to every endpoint, or None.
+        is_tls: whether connections are encrypted.
+        root_certificates: PEM to check servers against, or None for the system's.
+    """
+
+    targets: tuple[Target, ...]
+    scorer: str
+    policy: Policy
+    max_part_items: int
+    wait_s: float
+    api_key: str | None = None
+    is_tls: bool = False
+    root_certificates: bytes | None = None
+
+
+def check_keys(name: str, section: ScorerConfig) -> None:
+    """Raise ValueError where keys of local and upstream scorers are mixed, or a target is wrong."""
+    given = section.model_fields_set
+    foreign = sorted(key for key in given if key.startswith("upstream") and key != "upstream")
+    if not section.targets:
+        if foreign or "upstream" in given:
+            raise ValueError(f"scorers.{name}.{[*foreign, 'upstream'][0]}: name an `upstream`")
+        return
+    local = sorted(key for key in given - UPSTREAM_KEYS if not key.startswith("upstream"))
+    if local:
+        raise ValueError(
+            f"scorers.{name}.{local[0]} says how to run a scorer here, but `upstream` says that"
+            " another server runs it: leave one of them out"
+        )
+    try:
+        for text in section.targets:
+            parse_target(text)
+    except ValueError as error:
+        raise ValueError(f"scorers.{name}: {error}") from error
+
+
+def read_settings(
+    name: str, section: ScorerConfig, environment: Mapping[str, str] = os.environ
+) -> UpstreamSettings:
+    """Read the settings of an upstream scorer, its key and its certificates.
+
+    Raises:
+        UpstreamConfigError: the variable is not set, or the file cannot be read.
+    """
+    where = f"scorers.{name}"
+    api_key = None
+    if section.upstream_api_key_env:
+        api_key = environment.get(section.upstream_api_key_env, "").strip()
+        if not api_key:
+            raise UpstreamConfigError(
+                f"{where}.upstream_api_key_env: the environment variable"
+                f" {section.upstream_api_key_env} is not set"
+            )
+    roots = None
+    if section.upstream_ca_file:
+        try:
+            roots = Path(section.upstream_ca_file).read_bytes()
+        except OSError as error:
+            raise UpstreamConfigError(
+                f"{where}.upstream_ca_file: cannot read {section.upstream_ca_file}:"
+                f" {error.strerror}"
+            ) from error
+    return UpstreamSettings(
+        targets=tuple(parse_target(text) for text in section.targets),
+        scorer=section.upstream_scorer or name,
+        policy=section.upstream_policy,
+        max_part_items=section.max_batch_items,
+        wait_s=section.upstream_wait_s,
+        api_key=api_key,
+        is_tls=section.upstream_tls or roots is not None,
+        root_certificates=roots,
+    )
