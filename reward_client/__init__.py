@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from reward_client.aio import AsyncRewardClient
     from reward_client.client import RewardClient
     from reward_client.endpoints import EndpointState, Hedge
+    from reward_client.items import make_items
+    from reward_client.oneshot import score
     from reward_client.transports import AsyncFakeTransport, FakeTransport
 
 # Loaded on first use: scorer processes import the types alone, and may pin an old protobuf.
@@ -50,6 +52,8 @@ _LAZY = {
     "FakeTransport": "reward_client.transports",
     "Hedge": "reward_client.endpoints",
     "RewardClient": "reward_client.client",
+    "make_items": "reward_client.items",
+    "score": "reward_client.oneshot",
 }
 
 __all__ = [
@@ -84,6 +88,8 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "error_for",
+    "make_items",
+    "score",
 ]
 
 

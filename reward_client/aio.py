@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Sequence
+import os
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any
 
 from reward_client.endpoints import EndpointState, Hedge, Preference
+from reward_client.env import Environment
 from reward_client.exchange import Attempt, Exchange
 from reward_client.readiness import Readiness
 from reward_client.requests import make_request
@@ -66,6 +76,12 @@ class AsyncRewardClient:
             lambda one: open_async_transport(one, api_key, max_message_bytes),
         )
         self.url = self._session.url
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> AsyncRewardClient:
+        """Make a client of what the environment says; as `RewardClient.from_env`."""
+        env = Environment.read(os.environ if environ is None else environ)
+        return cls(env.required_url(), api_key=env.api_key, timeout_s=env.timeout_s)
 
     async def score(
         self,

@@ -7,14 +7,16 @@ with RewardClient("grpc://127.0.0.1:50051") as client:
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, as_completed, wait
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
 from reward_client.endpoints import EndpointState, Hedge, Preference
+from reward_client.env import Environment
 from reward_client.errors import RewardError
 from reward_client.exchange import Attempt, Exchange
 from reward_client.readiness import Readiness
@@ -95,6 +97,22 @@ class RewardClient:
             lambda one: open_transport(one, api_key, max_message_bytes),
         )
         self.url = self._session.url
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> RewardClient:
+        """Make a client of what the environment says.
+
+        REWARD_URL (one address, or several with commas), REWARD_API_KEY, REWARD_CA_FILE,
+        REWARD_CLIENT_CERT_FILE, REWARD_CLIENT_KEY_FILE, REWARD_TIMEOUT_S.
+
+        Args:
+            environ: the variables; by default those of the process.
+
+        Raises:
+            InvalidArgument: REWARD_URL is missing, or a variable is malformed; says which.
+        """
+        env = Environment.read(os.environ if environ is None else environ)
+        return cls(env.required_url(), api_key=env.api_key, timeout_s=env.timeout_s)
 
     def score(
         self,

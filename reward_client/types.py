@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -206,6 +206,18 @@ class ScorerResult:
         data = [math.nan if value is None else value for value in column]
         mask = [value is None for value in column]
         return np.ma.MaskedArray(data, mask, np.float64, fill_value=math.nan)
+
+    def at(self, index: int) -> ScorerResult:
+        """The result of item `index` alone; raises IndexError."""
+        return replace(
+            self,
+            scores=(self.scores[index],),
+            raw=(self.raw[index],),
+            components={name: (column[index],) for name, column in self.components.items()},
+            errors={0: self.errors[index]} if index in self.errors else {},
+            details=None if self.details is None else (self.details[index],),
+            lossy_input=self.lossy_input[index : index + 1],
+        )
 
     def raise_for_items(self) -> ScorerResult:
         """Return the result itself if every item has a score.

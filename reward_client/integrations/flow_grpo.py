@@ -1,7 +1,9 @@
-"""A reward function as flow_grpo, DiffusionNFT and DDPO call them.
+"""Reward functions as flow_grpo, DiffusionNFT and DDPO call them.
 
-    reward_fn = make_reward_fn(RewardClient("grpc://127.0.0.1:50051"), "geneval")
-    scores, info = reward_fn(images, prompts, metadata)
+    reward_fn = multi_score(accelerator.device, {"geneval": 0.7, "pickscore": 0.3})
+    scores, info = reward_fn(images, prompts, metadata, only_strict=True)   # flow_grpo
+    reward_fn = make_reward_fn(RewardClient("grpc://127.0.0.1:50051"), "aesthetic")
+    scores, info = reward_fn(images, prompts, metadata)                     # DDPO
 
 Their trainers have no notion of a failed item. So a failure stops the step with the reason rather
 than becoming a number; `on_failure="none"` returns None in its place for callers that mask it.
@@ -12,68 +14,99 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-import numpy as np
-
 from reward_client.client import RewardClient
-from reward_client.errors import InvalidArgument, error_for
-from reward_client.types import Image, Item, ScorerSelector, SpecKind, UInt8Image
+from reward_client.items import Row, make_items
+from reward_client.types import Item, ScorerResult, ScorerSelector, SpecKind
 
+OnFailure = Literal["raise", "none"]
 RewardFn = Callable[..., tuple[list[float | None], dict[str, Any]]]
+TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+NOT_THIS_TAG = -10.0
+
+
+def multi_score(
+    device: object,
+    score_dict: Mapping[str, float],
+    *,
+    client: RewardClient | None = None,
+    transforms: Mapping[str, str] | None = None,
+    on_failure: OnFailure = "raise",
+) -> Callable[..., tuple[dict[str, list[float | None]], dict[str, Any]]]:
+    """Make `fn(images, prompts, metadata, ref_images=None, only_strict=True)`, one upload for all.
+
+    The result has a list per scorer, their weighted sum `avg`, and of `geneval` `accuracy`,
+    `strict_accuracy`, `{tag}_accuracy` and `{tag}_strict_accuracy` with -10 for other tags.
+
+    Args:
+        device: not used; flow_grpo passes one.
+        score_dict: weight by scorer.
+        client: by default one that the environment describes (`RewardClient.from_env`).
+        transforms: by scorer; `{"geneval": "flowgrpo"}` is the published reward, quirks included.
+        on_failure: "raise" RewardError, or "none" for None.
+    """
+    del device
+    asked = client or RewardClient.from_env()
+    selectors = [ScorerSelector(n, transform=(transforms or {}).get(n, "")) for n in score_dict]
+
+    def fn(
+        images: Any,
+        prompts: Sequence[str],
+        metadata: Sequence[Row] | None = None,
+        ref_images: Sequence[Any] | None = None,
+        only_strict: bool = True,
+    ) -> tuple[dict[str, list[float | None]], dict[str, Any]]:
+        items = make_items(images, prompts, metadata, references=ref_images)
+        results = asked.score(items, selectors).results
+        details: dict[str, list[float | None]] = {}
+        for name, result in results.items():
+            checked = result.raise_for_items() if on_failure == "raise" else result
+            details |= {name: list(checked.scores)} | _accuracies(checked, items)
+        weighted = zip(*(details[name] for name in score_dict), strict=True)
+        details["avg"] = [_sum(row, score_dict.values()) for row in weighted]
+        return details, {}
+
+    return fn
 
 
 def make_reward_fn(
     client: RewardClient,
     scorer: str | ScorerSelector,
     *,
-    on_failure: Literal["raise", "none"] = "raise",
+    on_failure: OnFailure = "raise",
     spec_kind: SpecKind | None = None,
 ) -> RewardFn:
-    """Make `fn(images, prompts, metadata) -> (scores, info)`.
+    """Make `fn(images, prompts, metadata) -> (scores, info)` of one scorer.
 
-    `images`: uint8 (N, H, W, 3), or float in [0, 1] (N, 3, H, W), as an array or a tensor.
-    `metadata`: N mappings; rows with "include" go out as GenEval rows unless `spec_kind` is set.
     `info`: "raw", every component, and "errors" (index -> ItemError). `fn` raises RewardError.
     """
 
     def fn(
-        images: Any, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None
+        images: Any, prompts: Sequence[str], metadata: Sequence[Row] | None = None
     ) -> tuple[list[float | None], dict[str, Any]]:
-        pixels = to_uint8(images)
-        rows = metadata or [{}] * len(pixels)
-        if not len(pixels) == len(prompts) == len(rows):
-            counts = f"{len(pixels)} images, {len(prompts)} prompts, {len(rows)} metadata rows"
-            raise InvalidArgument(f"{counts}: the numbers must agree")
-        items = []
-        for index, (image, prompt, row) in enumerate(zip(pixels, prompts, rows, strict=True)):
-            kind = (spec_kind or ("geneval" if "include" in row else "metadata")) if row else None
-            items.append(
-                Item(str(index), prompt, (Image.from_array(image),), (), row or None, kind)
-            )
+        items = make_items(images, prompts, metadata, spec_kind=spec_kind)
         (result,) = client.score(items, [scorer]).results.values()
-        if result.errors and on_failure == "raise":
-            index, error = min(result.errors.items())
-            message = f"{result.name} failed on {len(result.errors)} of {len(items)} items"
-            message += f", first item {index}: {error.message}"
-            raise error_for(error.code, message, error.retryable, None, result.errors)
+        if on_failure == "raise":
+            result.raise_for_items()
         info = {"raw": list(result.raw), "errors": dict(result.errors)}
         return list(result.scores), info | {k: list(v) for k, v in result.components.items()}
 
     return fn
 
 
-def to_uint8(images: Any) -> UInt8Image:
-    """Convert uint8 NHWC, or float NCHW in [0, 1], to uint8 NHWC as flow_grpo rounds."""
-    if hasattr(images, "detach"):
-        # A tensor brings its own way to the CPU, so torch need not be imported here.
-        images = images.detach().cpu()
-        images = images.float() if images.is_floating_point() else images
-    array = np.asarray(images)
-    if array.ndim != 4:
-        raise InvalidArgument(f"expected a batch of images with 4 axes, got shape {array.shape}")
-    if array.shape[3] != 3:
-        array = array.transpose(0, 2, 3, 1)
-    if array.dtype.kind != "f":
-        return array
-    if not np.isfinite(array).all():
-        raise InvalidArgument("the images hold NaN or infinities: the sampler has diverged")
-    return (array * 255).round().clip(0, 255).astype(np.uint8)
+def _accuracies(result: ScorerResult, items: Sequence[Item]) -> dict[str, list[float | None]]:
+    if not {"official", "strict"} <= result.components.keys():
+        return {}
+    tags = [(item.spec or {}).get("tag") for item in items]
+    details: dict[str, list[float | None]] = {}
+    for suffix, name in (("accuracy", "official"), ("strict_accuracy", "strict")):
+        details[suffix] = column = list(result.components[name])
+        for tag in TAGS:
+            pairs = zip(tags, column, strict=True)
+            details[f"{tag}_{suffix}"] = [v if t == tag else NOT_THIS_TAG for t, v in pairs]
+    return details
+
+
+def _sum(values: Sequence[float | None], weights: Any) -> float | None:
+    pairs = list(zip(values, weights, strict=True))
+    known = [weight * value for value, weight in pairs if value is not None]
+    return sum(known) if len(known) == len(pairs) else None

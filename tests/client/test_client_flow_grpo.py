@@ -13,7 +13,8 @@ from reward_client import (
     ResourceExhausted,
     RewardClient,
 )
-from reward_client.integrations.flow_grpo import make_reward_fn, to_uint8
+from reward_client.integrations.flow_grpo import make_reward_fn
+from reward_client.pixels import to_uint8
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 8, 6, 3), np.uint8)
 ROW = {"tag": "single_object", "include": [{"class": "star", "count": 1}], "prompt": "a star"}
@@ -65,6 +66,12 @@ def test_wrong_batches_are_refused() -> None:
     with pytest.raises(InvalidArgument, match="4 images, 3 prompts, 4 metadata"):
         fn(PIXELS, [""] * 3, [{}] * 4)
     with pytest.raises(InvalidArgument, match="4 axes"):
-        fn(PIXELS[0], [""], [{}])
+        fn(PIXELS[0, 0], [""], [{}])
+    with pytest.raises(InvalidArgument, match="axis of 3 channels"):
+        fn(np.zeros((1, 4, 8, 8), np.float32), [""], [{}])
+    with pytest.raises(InvalidArgument, match=r"in \[0, 1\], got -1 to 1: rescale"):
+        fn(np.linspace(-1, 1, 192).reshape(1, 3, 8, 8), [""], [{}])
+    with pytest.raises(InvalidArgument, match="uint8, or floats in .*, got int64"):
+        fn(PIXELS.astype(np.int64), [""] * 4, [{}] * 4)
     with pytest.raises(InvalidArgument, match="NaN"):
         fn(np.full((1, 3, 8, 8), np.nan), [""], [{}])

@@ -68,6 +68,8 @@ def test_public_names() -> None:
         "Unauthenticated",
         "Unavailable",
         "error_for",
+        "make_items",
+        "score",
     ]
     assert all(hasattr(reward_client, name) for name in reward_client.__all__)
 

@@ -1,0 +1,54 @@
+"""What the environment says about the reward service, for programs that are configured by it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from reward_client.errors import InvalidArgument
+from reward_client.requests import check_timeout
+from reward_client.session import DEFAULT_TIMEOUT_S
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """The variables of the client.
+
+    Attributes:
+        url: REWARD_URL, one address or several with commas between them; "" if not set.
+        api_key: REWARD_API_KEY.
+        timeout_s: REWARD_TIMEOUT_S.
+    """
+
+    url: str
+    api_key: str | None
+    timeout_s: float
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str]) -> Environment:
+        """Read the variables; one that is empty counts as not set.
+
+        Raises:
+            InvalidArgument: REWARD_TIMEOUT_S is not a positive number.
+        """
+        text = environ.get("REWARD_TIMEOUT_S") or str(DEFAULT_TIMEOUT_S)
+        try:
+            timeout_s = float(text)
+        except ValueError:
+            raise InvalidArgument(
+                f"REWARD_TIMEOUT_S must be a number of seconds, got {text!r}"
+            ) from None
+        return cls(
+            environ.get("REWARD_URL") or "",
+            environ.get("REWARD_API_KEY") or None,
+            check_timeout("REWARD_TIMEOUT_S", timeout_s),
+        )
+
+    def required_url(self) -> str:
+        """The address; raises InvalidArgument if there is none."""
+        if not self.url:
+            raise InvalidArgument(
+                "REWARD_URL is not set: set it to the address of a reward server, such as"
+                " grpc://127.0.0.1:50051, or to several with commas between them"
+            )
+        return self.url
