@@ -100,7 +100,8 @@ def evaluate_checkpoint(
     Args:
         run_dir: folder of the run.
         overrides: changes of settings, e.g. of `eval` or `task.test`.
-        environment: process environment; REWARD_URL and REWARD_API_KEY are used.
+        environment: process environment; REWARD_URL and what else the client reads
+            are used.
         base: evaluate the untrained model instead.
 
     Returns:
@@ -110,7 +111,7 @@ def evaluate_checkpoint(
     url = environment.get("REWARD_URL")
     settings = settings_of(run_dir, [*([f'rewards.url="{url}"'] if url else ()), *overrides])
     prompts = TASKS[settings.task.name](resolve_path(settings.task.test))
-    service = connect(settings.rewards, environment.get("REWARD_API_KEY"))
+    service = connect(settings.rewards, environment)
     try:
         service.check((*metric_terms(settings), *settings.rewards.watch))
         model, epoch = load_trained(run_dir, settings, base=base)

@@ -230,16 +230,24 @@ class RewardService:
         self._client.close()
 
 
-def connect(settings: RewardSettings, api_key: str | None = None) -> RewardService:
+def connect(
+    settings: RewardSettings, environment: Mapping[str, str] | None = None
+) -> RewardService:
     """Open the connection that the settings name; nothing is sent yet.
 
+    Args:
+        settings: the address, or several with commas between them, and deadlines.
+        environment: process environment; the key and the certificates of the client are used.
+
     Raises:
-        ConfigError: an address that is not understood.
+        ConfigError: an address that is not understood, or a variable that is malformed.
     """
     from reward_client import RewardClient
+    from reward_client.env import Environment
 
     try:
-        client = RewardClient(settings.url, api_key=api_key, timeout_s=settings.deadline_s)
+        env = Environment.read(environment or {})
+        client = RewardClient(settings.url, api_key=env.api_key, timeout_s=settings.deadline_s)
     except (ValueError, RewardError) as error:
         raise ConfigError(f"rewards.url={settings.url}: {error}") from None
     return RewardService(client, settings)

@@ -204,7 +204,8 @@ class RewardSettings(Section):
     """The reward service and what is asked of it."""
 
     url: str = "grpc://127.0.0.1:50051"
-    """Address of the service, `grpc://host:port` or `http://host:port`. The environment variable
+    """Address of the service, `grpc://host:port` or `http://host:port`; several equal ones with
+    commas between them share the work and stand in for each other. The environment variable
     REWARD_URL comes before the preset; `--set rewards.url=` before both."""
     train: tuple[RewardTerm, ...] = ()
     """What is trained on."""

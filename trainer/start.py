@@ -53,7 +53,6 @@ class Outcome:
 
 
 Connect = Callable[[RewardSettings], RewardService]
-API_KEY = "REWARD_API_KEY"
 
 
 def train_run(
@@ -70,7 +69,7 @@ def train_run(
         settings: checked settings.
         environment: process environment (torchrun's variables).
         open_service: makes the connection (tests pass one without a network); by default to
-            rewards.url, with REWARD_API_KEY of the environment.
+            rewards.url, with the key and certificates of the environment.
         say: prints one line.
         stop: asked between epochs.
 
@@ -85,7 +84,7 @@ def train_run(
         deterministic=settings.run.deterministic,
     )
     world = World.join(environment, device.type)
-    opener = open_service or (lambda rewards: connect(rewards, environment.get(API_KEY)))
+    opener = open_service or (lambda rewards: connect(rewards, environment))
     quiet = say if world.is_main else lambda text: None
     try:
         with _held(run_dir, world):

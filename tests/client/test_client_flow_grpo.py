@@ -71,7 +71,7 @@ def test_wrong_batches_are_refused() -> None:
         fn(np.zeros((1, 4, 8, 8), np.float32), [""], [{}])
     with pytest.raises(InvalidArgument, match=r"in \[0, 1\], got -1 to 1: rescale"):
         fn(np.linspace(-1, 1, 192).reshape(1, 3, 8, 8), [""], [{}])
-    with pytest.raises(InvalidArgument, match="uint8, or floats in .*, got int64"):
+    with pytest.raises(InvalidArgument, match=r"uint8, or floats in .*, got int64"):
         fn(PIXELS.astype(np.int64), [""] * 4, [{}] * 4)
     with pytest.raises(InvalidArgument, match="NaN"):
         fn(np.full((1, 3, 8, 8), np.nan), [""], [{}])

@@ -131,3 +131,21 @@ def test_one_selector_per_scorer() -> None:
         RewardTerm(scorer="p"),
     ]
     assert [(s.name, s.transform) for s in selectors(terms)] == [("g", "soft"), ("p", "")]
+
+
+def test_several_addresses_and_the_key_of_the_environment() -> None:
+    from tests.client.client_servers import serving_grpc
+
+    with serving_grpc() as gone, serving_grpc() as script:
+        gone.kill()
+        chosen = RewardSettings(url=f"{gone.url},{script.url}", patience_s=20.0)
+        service = connect(chosen, {"REWARD_API_KEY": "secret"})
+        try:
+            service.check([BRIGHT])
+            scores = service.submit(IMAGES, PROMPTS, (BRIGHT,), tag="t").result(timeout=30)
+        finally:
+            service.close()
+    assert scores.values["brightness"].tolist() == [0, 51, 255]
+    assert {call["authorization"] for call in script.seen_metadata} == {"Bearer secret"}
+    with pytest.raises(ConfigError, match="REWARD_TIMEOUT_S must be a number"):
+        connect(chosen, {"REWARD_TIMEOUT_S": "soon"})
