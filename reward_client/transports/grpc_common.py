@@ -28,6 +28,8 @@ from reward_client.types import Code
 
 # Details make answers larger than requests may be.
 MAX_RESPONSE_BYTES = 64 << 20
+# grpc.aio's status, INTERNAL, for a stream that ended under a write: no server has said so.
+_BROKE_WHILE_SENDING = "Internal error from Core"
 
 
 class FailedCall(Protocol):
@@ -81,6 +83,8 @@ def reward_error(
             return told
     code = code_from_grpc(error.code().name)
     details = error.details() or "no details"
+    if details == _BROKE_WHILE_SENDING:
+        return Unavailable(f"the connection to {url} broke while sending")
     if code is Code.UNAVAILABLE and not trailers:
         details = f"cannot reach {url} ({details}): is the server running and the address right?"
     if code is Code.DEADLINE_EXCEEDED:
