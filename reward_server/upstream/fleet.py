@@ -17,7 +17,7 @@ from reward_server.upstream.metrics import UpstreamMetrics
 from reward_server.upstream.settings import UpstreamSettings
 from reward_server.upstream.targets import Address, Lookup, addresses
 
-RESOLVE_INTERVAL_S = 5.0
+_RESOLVE_INTERVAL_S = 5.0
 _RESOLVE_AGAIN_S = 1.0  # while an endpoint is in trouble
 
 
@@ -49,6 +49,7 @@ class Fleet:
         self._links: dict[Address, Link] = {}
         self._lookup_error = ""
         self._changed = asyncio.Event()
+        self._resolve_now = asyncio.Event()
         self._turns = itertools.count()
         self._tasks: set[asyncio.Task[None]] = set()
         self._log = structlog.get_logger().bind(scorer=name)
@@ -67,7 +68,8 @@ class Fleet:
         self._links.clear()
 
     def look_now(self) -> None:
-        """Ask every endpoint how it is, also those that were set aside."""
+        """Resolve the names and ask every endpoint how it is, also those that were set aside."""
+        self._resolve_now.set()
         for link in self._links.values():
             link.look_now()
 
@@ -136,7 +138,10 @@ class Fleet:
         while True:
             self._adopt(await self._resolve())
             is_well = self._links and all(link.is_ready for link in self._links.values())
-            await asyncio.sleep(RESOLVE_INTERVAL_S if is_well else _RESOLVE_AGAIN_S)
+            interval_s = _RESOLVE_INTERVAL_S if is_well else _RESOLVE_AGAIN_S
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._resolve_now.wait(), interval_s)
+            self._resolve_now.clear()
 
     async def _resolve(self) -> dict[Address, None]:
         found: dict[Address, None] = {}
