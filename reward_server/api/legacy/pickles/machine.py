@@ -8,7 +8,7 @@ from typing import Any
 from reward_server.api.legacy.pickles.patterns import PickleRefused
 
 _MAX_INT_BYTES = 128
-_MAX_INT_DIGITS = 309
+_MAX_INT_DIGITS = 308  # every such integer fits a float
 
 
 @dataclass(frozen=True, slots=True)
