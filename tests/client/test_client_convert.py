@@ -348,4 +348,4 @@ def test_numbers_too_large_to_be_exact_stay_floats() -> None:
     spec = {"a": 2**53, "b": float(2**60), "c": 1e300, "d": -1e300}
     back = specs.struct_to_dict(specs.to_struct(spec, "x"))
     assert back == spec
-    assert [type(value) for value in back.values()] == [int, float, float, float]
+    assert [type(back[key]) for key in "abcd"] == [int, float, float, float]
