@@ -161,7 +161,8 @@ def _plain(value: struct_pb2.Value) -> Any:
     kind = value.WhichOneof("kind")
     if kind == "number_value":
         number = value.number_value
-        return int(number) if number.is_integer() else number
+        # Beyond this a float is not exact, and its int may be too long for the workers' messages.
+        return int(number) if number.is_integer() and abs(number) <= 2**53 else number
     if kind == "list_value":
         return [_plain(entry) for entry in value.list_value.values]
     if kind == "struct_value":

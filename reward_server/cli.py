@@ -6,8 +6,10 @@ import asyncio
 import json
 import os
 import re
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, NoReturn
 
 import typer
@@ -32,6 +34,7 @@ ConfigOption = Annotated[
     Path | None, typer.Option("--config", "-c", help="TOML file; default: the built-in config.")
 ]
 UrlOption = Annotated[str, typer.Option(help="The server: grpc://HOST:PORT or http://HOST:PORT.")]
+NO_OVERRIDES: Mapping[str, str] = MappingProxyType({})
 DEFAULT_URL = "grpc://127.0.0.1:50051"
 
 
@@ -46,18 +49,23 @@ def serve(
     http: Annotated[str, typer.Option(help="HOST:PORT of the HTTP API, or 'off'.")] = "",
     grpc: Annotated[str, typer.Option(help="HOST:PORT of the gRPC API, or 'off'.")] = "",
     scorers: Annotated[str, typer.Option(help="Only these, separated by commas.")] = "",
+    legacy: Annotated[
+        bool, typer.Option("--legacy", help="Also speak the dialects of existing clients.")
+    ] = False,
     port_file: Annotated[
         Path | None, typer.Option(help="Write the ports in use here, as JSON, once listening.")
     ] = None,
 ) -> None:
     """Serve until SIGTERM; then finish what is in flight and exit 0. SIGHUP reloads the config."""
     from reward_server import logs
-    from reward_server.app import AddressInUse
+    from reward_server.api.listening import AddressInUse
     from reward_server.app import serve as serve_async
 
-    loaded = _load(config, scorers, http, grpc)
+    overrides = {"HTTP": f"'{http}'" if http else "", "GRPC": f"'{grpc}'" if grpc else ""}
+    overrides["LEGACY"] = "true" if legacy else ""
+    loaded = _load(config, scorers, overrides)
     logs.configure(loaded.server.log_level, loaded.server.log_format)
-    again = partial(_read_config, config, scorers, http, grpc)
+    again = partial(_read_config, config, scorers, overrides)
     try:
         asyncio.run(serve_async(loaded, port_file, again))
     except (AddressInUse, OSError) as error:
@@ -143,19 +151,21 @@ def show(config: ConfigOption = None) -> None:
     typer.echo(_load(config).model_dump_json(indent=2))
 
 
-def _load(path: Path | None, scorers: str = "", http: str = "", grpc: str = "") -> Config:
+def _load(
+    path: Path | None, scorers: str = "", overrides: Mapping[str, str] = NO_OVERRIDES
+) -> Config:
     try:
-        return _read_config(path, scorers, http, grpc)
+        return _read_config(path, scorers, overrides)
     except ConfigError as error:
         _fail(str(error))
 
 
-def _read_config(path: Path | None, scorers: str, http: str, grpc: str) -> Config:
+def _read_config(path: Path | None, scorers: str, overrides: Mapping[str, str]) -> Config:
+    """Read a config; `overrides` are keys of [server] as TOML text, empty for none."""
     environment = dict(os.environ)
-    for key, value in (("HTTP", http), ("GRPC", grpc)):
+    for key, value in overrides.items():
         if value:
-            # As TOML text, so that nothing in it can be taken for a number.
-            environment[f"{configuration.ENV_PREFIX}SERVER__{key}"] = f"'{value}'"
+            environment[f"{configuration.ENV_PREFIX}SERVER__{key}"] = value
     loaded = configuration.load(path, environment)
     return configuration.select(loaded, _names(scorers)) if scorers else loaded
 

@@ -97,6 +97,15 @@ class ServerConfig(_Section):
         "", description="OTLP/HTTP collector of traces; default: the OTEL_* variables, or off"
     )
     decode_threads: int = Field(2, ge=1, description="threads that decode images")
+    legacy: bool = Field(False, description="also speak the dialects of existing clients")
+    legacy_ports: dict[str, Address] = Field(
+        default_factory=lambda: {"geneval": "127.0.0.1:18085", "deqa": "127.0.0.1:18086"},
+        description="with legacy: scorer -> HOST:PORT for clients that send pickles to a port",
+    )
+    legacy_transforms: dict[str, str] = Field(
+        default_factory=dict,
+        description="with legacy: scorer -> transform for pickle clients; default: flowgrpo",
+    )
 
 
 class ScorerConfig(_Section):
@@ -164,6 +173,19 @@ class Config(_Section):
                 )
             if not section.devices:
                 raise ValueError(f"scorers.{name}.device: the list is empty")
+        return self
+
+    @model_validator(mode="after")
+    def _check_legacy(self) -> Config:
+        for key in ("legacy_ports", "legacy_transforms"):
+            # The defaults name scorers that need not be there.
+            given = getattr(self.server, key) if key in self.server.model_fields_set else {}
+            for name in given:
+                if name not in self.scorers:
+                    raise ValueError(
+                        f"server.{key}: no scorer called {name!r}{_nearest(name, self.scorers)}"
+                        f" (configured: {_listed(list(self.scorers))})"
+                    )
         return self
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from reward_client.transports.base import DEADLINE_HEADER, PROTOBUF_TYPE
 from reward_client.types import Code, ScoreRequest, ScoreResponse
 from reward_server.api import openapi
 from reward_server.api.bodies import parse_form, parse_json, parse_protobuf, read_body
+from reward_server.api.callers import client_of, unless_disconnected
 from reward_server.api.failures import as_reward_error
 from reward_server.api.watch import RequestWatch
 from reward_server.service import RewardService
@@ -60,12 +60,12 @@ class _HttpApi:
 
     async def score(self, request: Request) -> Response:
         is_binary = PROTOBUF_TYPE in request.headers.get("content-type", "")
-        caller = _client(request)
+        caller = client_of(request)
         with self._watch.request("POST /v1/score", caller, request.headers) as seen:
             try:
                 with tracing.span("receive"):
                     seen.request = await self._parse_unless_disconnected(request)
-                response = await _unless_disconnected(
+                response = await unless_disconnected(
                     request,
                     self._service.score(
                         seen.request, client=caller, deadline_s=_deadline_s(request)
@@ -156,36 +156,11 @@ def error_response(error: RewardError) -> Response:
     return JSONResponse(json_mirror.error_to_json(error), STATUS[error.code].http, headers)
 
 
-async def _unless_disconnected(
-    request: Request, scoring: Coroutine[Any, Any, ScoreResponse]
-) -> ScoreResponse:
-    """Await the answer, but give the work up when the caller hangs up."""
-    working = asyncio.create_task(scoring)
-    listening = asyncio.create_task(_disconnected(request))
-    try:
-        await asyncio.wait({working, listening}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise Cancelled("the caller hung up")
-        return working.result()
-    finally:
-        working.cancel()
-        listening.cancel()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
 def _serialised(response: ScoreResponse, is_binary: bool) -> tuple[bytes, str]:
     if is_binary:
         return convert.response_to_proto(response).SerializeToString(), PROTOBUF_TYPE
     body: dict[str, Any] = json_mirror.response_to_json(response)
     return json.dumps(body, allow_nan=False).encode(), "application/json"
-
-
-def _client(request: Request) -> str:
-    return f"{request.client.host}:{request.client.port}" if request.client else "unknown"
 
 
 def _deadline_s(request: Request) -> float | None:

@@ -26,6 +26,7 @@ from reward_client import (
     convert,
     error_for,
     json_mirror,
+    specs,
 )
 from reward_client._pb.reward.v1 import reward_pb2 as pb
 from reward_client.types import SpecKind
@@ -341,3 +342,10 @@ def test_an_unknown_priority_is_refused_and_an_unset_one_means_train() -> None:
 def test_a_response_naming_a_scorer_twice_is_refused() -> None:
     with pytest.raises(Internal, match="twice"):
         convert.response_from_proto(pb.ScoreResponse(results=[result(), result()]))
+
+
+def test_numbers_too_large_to_be_exact_stay_floats() -> None:
+    spec = {"a": 2**53, "b": float(2**60), "c": 1e300, "d": -1e300}
+    back = specs.struct_to_dict(specs.to_struct(spec, "x"))
+    assert back == spec
+    assert [type(back[key]) for key in "abcd"] == [int, float, float, float]

@@ -1,0 +1,1 @@
+"""Pickles of plain data, read without executing them: see `reader.py`."""

@@ -1,0 +1,90 @@
+"""One HTTP application on one address: bound first, served later, stopped last."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from reward_server.api.patience import patient_protocol
+
+
+class AddressInUse(Exception):
+    """An address cannot be listened on; one line that says what to do."""
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn without its signal handlers: the server drains first and stops it afterwards."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class HttpListener:
+    """Holds an address from construction on, so that nothing is started if it cannot be had.
+
+    Args:
+        address: HOST:PORT; port 0 picks a free one.
+        hint: what to change if the address is taken.
+
+    Raises:
+        AddressInUse: the address cannot be had.
+    """
+
+    def __init__(self, address: str, hint: str) -> None:
+        self._socket = bind(address, hint)
+        self._server: _Uvicorn | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def port(self) -> int:
+        """The port in use."""
+        return int(self._socket.getsockname()[1])
+
+    def start(self, app: ASGIApp, client_timeout_s: float, max_connections: int) -> None:
+        """Serve the application; returns at once."""
+        config = uvicorn.Config(
+            app,
+            http=patient_protocol(client_timeout_s, max_connections),
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+        )
+        self._server = _Uvicorn(config)
+        self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]))
+
+    async def stop(self, grace_s: float) -> None:
+        """Stop listening; requests in flight get `grace_s` seconds."""
+        if self._server is not None and self._task is not None:
+            self._server.should_exit = True
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._task, grace_s)
+        self._socket.close()
+
+
+def bind(address: str, hint: str) -> socket.socket:
+    """Listen on HOST:PORT; raises AddressInUse."""
+    host, _, port = address.rpartition(":")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host.strip("[]"), int(port)))
+        sock.listen(1024)
+    except OSError as error:
+        sock.close()
+        raise in_use(address, hint) from error
+    return sock
+
+
+def in_use(address: str, hint: str) -> AddressInUse:
+    """The error for an address that cannot be had."""
+    return AddressInUse(
+        f"cannot listen on {address}: the port is in use or the address is not this machine's;"
+        f" stop the other server, or choose another with {hint} (port 0 picks a free one)"
+    )
