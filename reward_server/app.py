@@ -11,7 +11,7 @@ from pathlib import Path
 
 import structlog
 
-from reward_server import reloading
+from reward_server import reloading, telemetry
 from reward_server.api.grpc_api import GrpcApi
 from reward_server.api.http_apps import http_apps
 from reward_server.api.listening import HttpListener, bind, in_use
@@ -42,8 +42,9 @@ async def serve(
     log = structlog.get_logger()
     stopping, hurry = asyncio.Event(), asyncio.Event()
     _on_signals(stopping, hurry)
-    metrics = Metrics()
-    metrics.tell_build(build_info())
+    build, metrics = build_info(), Metrics()
+    metrics.tell_build(build)
+    stop_traces = telemetry.start(config.server.otlp_endpoint, build)
     service = RewardService(config, metrics)
     listeners: list[HttpListener] = []
     grpc_api = GrpcApi(service, config.server) if config.server.grpc != "off" else None
@@ -71,6 +72,7 @@ async def serve(
         if grpc_api is not None:
             await grpc_api.stop(_GRACE_S)
         await service.stop()
+        stop_traces()
         if port_file is not None:
             port_file.unlink(missing_ok=True)
     log.info("stopped")

@@ -60,6 +60,7 @@ def serve(
     from reward_server import logs
     from reward_server.api.listening import AddressInUse
     from reward_server.app import serve as serve_async
+    from reward_server.telemetry import TelemetryError
 
     overrides = {"HTTP": f"'{http}'" if http else "", "GRPC": f"'{grpc}'" if grpc else ""}
     overrides["LEGACY"] = "true" if legacy else ""
@@ -68,7 +69,7 @@ def serve(
     again = partial(_read_config, config, scorers, overrides)
     try:
         asyncio.run(serve_async(loaded, port_file, again))
-    except (AddressInUse, OSError) as error:
+    except (AddressInUse, TelemetryError, OSError) as error:
         _fail(str(error))
 
 

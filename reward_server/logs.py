@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import MutableMapping
 from typing import Any
 
 import structlog
 
+from reward_client import tracing
 from reward_server.log_sink import LogSink
 
 
@@ -27,6 +29,7 @@ def configure(level: str, style: str) -> None:
     processors: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
+        _add_trace,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     if not is_console:
@@ -38,3 +41,11 @@ def configure(level: str, style: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(sink),
         cache_logger_on_first_use=False,
     )
+
+
+def _add_trace(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """The id under which a line's request is found among the traces."""
+    context = tracing.current_context()
+    if context is not None:
+        event["trace_id"] = f"{context.trace_id:032x}"
+    return event

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from reward_client.errors import RewardError, Unavailable
 from reward_client.types import ScorerInfo, ScorerResult, ScorerState
+from reward_server import spans
 from reward_server.backend import Order
 from reward_server.config import ScorerConfig
 from reward_server.metrics import Metrics
@@ -110,6 +111,7 @@ class ScorerPool:
             self.queue.put(works)
             left_s = order.deadline_at_s - time.monotonic()
             await asyncio.wait([work.answer for work in works], timeout=left_s)
+            spans.tell(works)
             return gathered(order, share, self.info())
         finally:
             self.queue.withdraw(works)

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,40 @@ from reward_server.batching import Job, Limits, Shares, plan
 from reward_server.ipc import BatchDone, Failure, ItemMessage, Score
 from reward_server.metrics import Metrics
 
+if TYPE_CHECKING:
+    from opentelemetry.trace import SpanContext
+
 MAX_CRASHES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """Where a batch ran."""
+
+    replica: str
+    device: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """When and where a batch ran, for those who trace; times are on the monotonic clock.
+
+    Attributes:
+        worker: the process.
+        taken_s: when it left the queue.
+        begin_s: when the worker began to compute.
+        done_s: when its answer had come back.
+        items: of all requests together.
+        traces: the spans its items belong to, each once.
+    """
+
+    worker: Worker
+    taken_s: float
+    begin_s: float
+    done_s: float
+    items: int
+    traces: tuple[SpanContext, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +64,14 @@ class Answer:
         batch: number of the batch, unique per queue; 0 if it never ran.
         queue_s: seconds waited for the batch.
         compute_s: seconds the whole batch took.
+        ran: more about the batch, if any of its items is traced.
     """
 
     outcome: Score | Failure
     batch: int = 0
     queue_s: float = 0.0
     compute_s: float = 0.0
+    ran: Ran | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -47,6 +83,7 @@ class Work:
     images: Sequence[NDArray[np.uint8]]
     details: bool
     answer: asyncio.Future[Answer]
+    trace: SpanContext | None = None
     crashes: int = 0
     taken_s: float = field(default=math.nan)
 
@@ -122,13 +159,14 @@ class WorkQueue:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(changed.wait(), timeout_s)
 
-    def finish(self, works: Sequence[Work], done: BatchDone) -> None:
-        """Hand out the outcomes of a batch that was taken."""
+    def finish(self, works: Sequence[Work], done: BatchDone, worker: Worker | None = None) -> None:
+        """Hand out the outcomes of a batch that was taken, and that `worker` ran."""
         number = next(self._batches)
+        ran = _ran(works, done, worker)
         self._metrics.compute_seconds.labels(self._name).observe(done.compute_s)
         for work, outcome in zip(works, done.outcomes, strict=True):
             queue_s = work.taken_s - work.job.arrival_s
-            work.resolve(Answer(outcome, number, queue_s, done.compute_s))
+            work.resolve(Answer(outcome, number, queue_s, done.compute_s, ran))
         self._running -= len(works)
         self._gauge()
 
@@ -172,6 +210,20 @@ class WorkQueue:
 
     def _gauge(self) -> None:
         self._metrics.queue_items.labels(self._name).set(len(self._waiting) + self._running)
+
+
+def _ran(works: Sequence[Work], done: BatchDone, worker: Worker | None) -> Ran | None:
+    traces = {work.trace.span_id: work.trace for work in works if work.trace is not None}
+    if worker is None or not traces:
+        return None
+    return Ran(
+        worker=worker,
+        taken_s=works[0].taken_s,
+        begin_s=done.begin_s,
+        done_s=time.monotonic(),
+        items=len(works),
+        traces=tuple(traces.values()),
+    )
 
 
 _EXPIRED = Failure(

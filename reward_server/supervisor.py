@@ -18,7 +18,7 @@ from reward_server.config import ScorerConfig
 from reward_server.ipc import Hello, Ready
 from reward_server.metrics import Metrics
 from reward_server.process import WorkerDied, WorkerProcess, WorkerRefused
-from reward_server.queueing import Work, WorkQueue
+from reward_server.queueing import Work, Worker, WorkQueue
 
 MAX_LOSSES = 5
 _BACKOFF_FIRST_S = 0.1
@@ -211,7 +211,7 @@ class Replica:
             self._queue.requeue(works, "the server stops")
             raise
         else:
-            self._queue.finish(works, done)
+            self._queue.finish(works, done, Worker(str(self._index), self._device, worker.pid))
             self._device_memory_bytes = done.device_memory_bytes
             if done.max_pixels and done.max_pixels < self._max_pixels:
                 self._max_pixels = done.max_pixels

@@ -24,13 +24,20 @@ from reward_server.api.callers import client_of, unless_disconnected
 from reward_server.api.failures import as_reward_error
 from reward_server.api.watch import RequestWatch
 from reward_server.service import RewardService
+from reward_server.telemetry import NO_TELEMETRY
 
 _PAGE = Path(__file__).with_name("page.html")
 
 
 def create_app(service: RewardService, max_message_bytes: int) -> FastAPI:
     """The ASGI application over a service; it starts and stops nothing."""
-    app = FastAPI(title="flow-reward", version="1", description=openapi.DESCRIPTION, redoc_url=None)
+    app = FastAPI(
+        title="flow-reward",
+        version="1",
+        description=openapi.DESCRIPTION,
+        redoc_url=None,
+        telemetry=NO_TELEMETRY,
+    )
     api = _HttpApi(service, max_message_bytes)
     app.add_api_route(
         "/v1/score",
