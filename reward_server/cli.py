@@ -142,7 +142,14 @@ def list_scorers(url: UrlOption = DEFAULT_URL) -> None:
 @config_app.command()
 def check(file: Annotated[Path, typer.Argument(help="The TOML file.")]) -> None:
     """Say whether a config file can be used, the environment included."""
+    from reward_server.devices import device_problem
+
     loaded = _load(file)
+    for name, section in loaded.scorers.items():
+        # A warning only: the file may be meant for another host.
+        for device in dict.fromkeys(() if section.targets else section.devices):
+            if problem := device_problem(device, os.environ):
+                typer.echo(f"reward-server: warning: scorers.{name}: {problem}", err=True)
     typer.echo(f"{file}: ok, {len(loaded.scorers)} scorers: {', '.join(loaded.scorers)}")
 
 

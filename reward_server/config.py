@@ -122,6 +122,9 @@ class ScorerConfig(_Section):
     max_wait_ms: float = Field(5.0, ge=0, description="longest wait of an item for company")
     timeout_s: float = Field(60.0, gt=0, description="a batch that takes longer is a hang")
     start_timeout_s: float = Field(600.0, gt=0, description="to load, warm up and self-test")
+    memory_limit_bytes: int = Field(
+        0, ge=0, description="resident memory of a worker beyond which it is replaced; 0: none"
+    )
     cool_down_s: float = Field(
         60.0, gt=0, description="after five lost workers in a row, until the next one is tried"
     )

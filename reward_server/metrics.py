@@ -142,7 +142,7 @@ class Metrics:
         )
         self.worker_restarts = Counter(
             "reward_worker_restarts",
-            "Worker processes started again, by cause: died, hung or load.",
+            "Worker processes started again, by cause: died, hung, memory or load.",
             ["scorer", "cause"],
             registry=self.registry,
         )

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reward_server.config import ScorerConfig
+from reward_server.devices import device_problem
 from reward_server.ipc import (
     ArenaWriter,
     Batch,
@@ -82,9 +83,11 @@ class WorkerProcess:
             on_line: called with every line the process prints.
 
         Raises:
-            WorkerRefused: the interpreter cannot be started.
+            WorkerRefused: the interpreter cannot be started, or there is no such device.
             WorkerDied: it went away at once.
         """
+        if problem := device_problem(device, os.environ):
+            raise WorkerRefused(problem, permanent=True)
         ours, theirs = socket.socketpair()
         arena = ArenaWriter()
         threads = config.threads or (1 if device == "cpu" else 4)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-import psutil
 import structlog
 
 from reward_client.types import ReplicaInfo
 from reward_server.batching import Limits
 from reward_server.config import ScorerConfig
-from reward_server.ipc import Hello, Ready
+from reward_server.ipc import BatchDone, Hello, Ready
+from reward_server.memory_guard import MemoryGuard, rss_bytes
 from reward_server.metrics import Metrics
 from reward_server.process import WorkerDied, WorkerProcess, WorkerRefused
 from reward_server.queueing import Work, Worker, WorkQueue
@@ -100,7 +100,7 @@ class Replica:
             device=self._device,
             pid=pid,
             restarts=max(0, self._starts - 1),
-            rss_bytes=_rss_bytes(pid),
+            rss_bytes=rss_bytes(pid),
             device_memory_bytes=self._device_memory_bytes if pid else None,
             last_error=self.last_error or self._past_error,
         )
@@ -149,6 +149,10 @@ class Replica:
         except BaseException:
             await worker.kill()
             raise
+        guard = MemoryGuard(worker.pid, self._config.memory_limit_bytes)
+        if excess := guard.excess():
+            await worker.kill()
+            raise WorkerRefused(f"{excess}, before its first batch: raise it", permanent=True)
         self.described = Described(hello, ready.fingerprint)
         self._device_memory_bytes = ready.device_memory_bytes
         self._past_error = self.last_error or self._past_error
@@ -158,8 +162,9 @@ class Replica:
         return worker
 
     async def _serve(self, worker: WorkerProcess) -> str:
-        """Feed a worker until it is lost; returns why: "died" or "hung"."""
+        """Feed a worker until it is lost; returns why: "died", "hung" or "memory"."""
         ready_s = time.monotonic()
+        guard = MemoryGuard(worker.pid, self._config.memory_limit_bytes)
         try:
             while True:
                 works = await self._next_batch(worker)
@@ -168,10 +173,14 @@ class Replica:
                 if works is None:
                     self.last_error = worker.epitaph()
                     return "died"
-                cause = await self._run_batch(worker, works)
+                cause = await self._run_batch(worker, works, guard)
                 if cause:
                     return cause
                 self._losses, self._backoff_s = 0, _BACKOFF_FIRST_S
+                if excess := guard.excess():
+                    self.last_error = excess
+                    await worker.stop(_STOP_TIMEOUT_S)
+                    return "memory"
         except asyncio.CancelledError:
             await worker.stop(_STOP_TIMEOUT_S)
             raise
@@ -193,13 +202,14 @@ class Replica:
             taking.cancel()
         return taking.result() if taking.done() else None
 
-    async def _run_batch(self, worker: WorkerProcess, works: list[Work]) -> str:
-        payload = [(work.message, work.images) for work in works]
-        details = any(work.details for work in works)
+    async def _run_batch(self, worker: WorkerProcess, works: list[Work], guard: MemoryGuard) -> str:
         try:
             done = await asyncio.wait_for(
-                worker.score(payload, details=details), self._config.timeout_s
+                _guarded_score(worker, works, guard), self._config.timeout_s
             )
+        except _Runaway as error:
+            self.last_error = f"{error}, inside a batch"
+            cause = "memory"
         except asyncio.TimeoutError:
             limit = f"{self._config.timeout_s:g} s"
             self.last_error = f"worker {worker.pid} hung: no answer within timeout_s = {limit}"
@@ -265,8 +275,22 @@ async def _introduction(worker: WorkerProcess) -> tuple[Hello, Ready]:
     return await worker.hello(), await worker.ready()
 
 
-def _rss_bytes(pid: int | None) -> int | None:
+class _Runaway(Exception):
+    """A worker grew far beyond its memory limit while it computed a batch."""
+
+
+async def _guarded_score(
+    worker: WorkerProcess, works: Sequence[Work], guard: MemoryGuard
+) -> BatchDone:
+    payload = [(work.message, work.images) for work in works]
+    details = any(work.details for work in works)
+    scoring = asyncio.create_task(worker.score(payload, details=details))
+    watching = asyncio.create_task(guard.runaway())
     try:
-        return psutil.Process(pid).memory_info().rss if pid else None
-    except psutil.Error:  # it has just gone
-        return None
+        await asyncio.wait({scoring, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not scoring.done():
+            raise _Runaway(watching.result())
+        return scoring.result()
+    finally:
+        scoring.cancel()
+        watching.cancel()

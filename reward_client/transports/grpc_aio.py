@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -105,6 +106,7 @@ class _OpenStream:
         self._url = url
         self._waiting: dict[str, asyncio.Future[pb.ScoreResponse]] = {}
         self._writing = asyncio.Lock()
+        self._is_closed = False
         self._reader = asyncio.ensure_future(self._read())
 
     @property
@@ -115,19 +117,17 @@ class _OpenStream:
         name = message.request_id
         future = self._waiting[name] = asyncio.get_running_loop().create_future()
         try:
-            async with self._writing:
-                await self._call.write(message)
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
-            # The reader knows why the call ended.
-            self._waiting.pop(name, None)
-            raise await asyncio.shield(self._reader) from error
-        try:
+            # Where the call has ended under the write, the reader knows why and says so.
+            with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                async with self._writing:
+                    await self._call.write(message)
             return await future
         finally:
             if self._waiting.get(name) is future:
                 del self._waiting[name]
 
     async def close(self) -> None:
+        self._is_closed = True
         self._call.cancel()
         await asyncio.wait([self._reader])
 
@@ -147,8 +147,8 @@ class _OpenStream:
             trailers: Any = broken.trailing_metadata()
             error = reward_error(self._url, broken, trailers)
         except asyncio.CancelledError:
-            # Cancelling a call cancels who reads from it.
-            error = closed_error(self._url)
+            # Cancelling a call cancels who reads from it, and so does a write that fails.
+            error = (closed_error if self._is_closed else ended_error)(self._url)
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(error)

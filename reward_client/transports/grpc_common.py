@@ -103,7 +103,7 @@ def read_answer(answer: pb.ScoreStreamResponse) -> pb.ScoreResponse | RewardErro
 
 def ended_error(url: str) -> RewardError:
     """The server ended a stream that it should have kept open."""
-    return Unavailable(f"{url} ended the stream")
+    return Unavailable(f"{url} ended the stream before its time")
 
 
 def closed_error(url: str) -> RewardError:

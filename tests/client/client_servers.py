@@ -98,12 +98,14 @@ def serving_http() -> Iterator[Script]:
         if thread.is_alive():
             server.shutdown()
             thread.join()
-            server.server_close()
+            server.socket.close()
 
     script.kill = kill
     thread.start()
     yield script
     kill()
+    # Waits for threads with a request in hand, whose client is gone by now.
+    server.server_close()
 
 
 class Servicer(reward_pb2_grpc.RewardServiceServicer):
