@@ -17,6 +17,7 @@ from reward_server.api.http_apps import http_apps
 from reward_server.api.listening import HttpListener, bind, in_use
 from reward_server.build_info import build_info
 from reward_server.config import Config
+from reward_server.logs import LogLevel
 from reward_server.metrics import Metrics
 from reward_server.service import RewardService
 
@@ -27,6 +28,7 @@ async def serve(
     config: Config,
     port_file: Path | None = None,
     load_again: Callable[[], Config] | None = None,
+    log_level: LogLevel | None = None,
 ) -> None:
     """Run until SIGTERM or SIGINT, then drain; a second signal skips the draining.
 
@@ -35,6 +37,7 @@ async def serve(
         port_file: where to write `{"http": port, "grpc": port, "pid": pid}` once listening; a
             legacy port is called `legacy_NAME` after its scorer.
         load_again: where SIGHUP gets the config from; None to stay with this one.
+        log_level: what SIGUSR1 and SIGUSR2 change; None to leave them alone.
 
     Raises:
         AddressInUse: before any worker has been started.
@@ -42,6 +45,8 @@ async def serve(
     log = structlog.get_logger()
     stopping, hurry = asyncio.Event(), asyncio.Event()
     _on_signals(stopping, hurry)
+    if log_level is not None:
+        log_level.follow_signals()
     build, metrics = build_info(), Metrics()
     metrics.tell_build(build)
     stop_traces = telemetry.start(config.server.otlp_endpoint, build)

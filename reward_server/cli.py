@@ -56,7 +56,10 @@ def serve(
         Path | None, typer.Option(help="Write the ports in use here, as JSON, once listening.")
     ] = None,
 ) -> None:
-    """Serve until SIGTERM; then finish what is in flight and exit 0. SIGHUP reloads the config."""
+    """Serve until SIGTERM; then finish what is in flight and exit 0. SIGHUP reloads the config.
+
+    SIGUSR1 makes the log say more, SIGUSR2 less, one level each.
+    """
     from reward_server import logs
     from reward_server.api.listening import AddressInUse
     from reward_server.app import serve as serve_async
@@ -65,10 +68,10 @@ def serve(
     overrides = {"HTTP": f"'{http}'" if http else "", "GRPC": f"'{grpc}'" if grpc else ""}
     overrides["LEGACY"] = "true" if legacy else ""
     loaded = _load(config, scorers, overrides)
-    logs.configure(loaded.server.log_level, loaded.server.log_format)
+    level = logs.configure(loaded.server.log_level, loaded.server.log_format)
     again = partial(_read_config, config, scorers, overrides)
     try:
-        asyncio.run(serve_async(loaded, port_file, again))
+        asyncio.run(serve_async(loaded, port_file, again, level))
     except (AddressInUse, TelemetryError, OSError) as error:
         _fail(str(error))
 
