@@ -5,6 +5,7 @@ Standard library only, and few imports: it runs every few seconds in every conta
 """
 
 import http.client
+import json
 import os
 import ssl
 import sys
@@ -14,18 +15,23 @@ PREFIX = "REWARD_SERVER__SERVER__"
 
 
 def main() -> int:
-    """0 if `/readyz` answers 200, else 1."""
+    """0 if every scorer is ready, else 1; prints which one is not, and why."""
     port = int(os.environ.get(PREFIX + "HTTP", "0.0.0.0:8000").rpartition(":")[2])
     try:
         connection = _connection(port)
         connection.request("GET", "/readyz")
         response = connection.getresponse()
-        reason = response.read(4096).decode(errors="replace").strip()
-    except (OSError, http.client.HTTPException) as error:
+        probe = json.load(response)
+    except (OSError, ValueError, http.client.HTTPException) as error:
         print(f"no answer on port {port}: {error}")
         return 1
-    print(reason)
-    return 0 if response.status == http.client.OK else 1
+    if probe["ready"]:
+        print("ready")
+        return 0
+    states = probe["scorers"].items()
+    not_ready = [f"{n} is {s}: {probe['errors'].get(n, 'wait')}" for n, s in states if s != "READY"]
+    print("; ".join(not_ready))
+    return 1
 
 
 def _connection(port: int) -> http.client.HTTPConnection:
