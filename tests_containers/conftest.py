@@ -7,7 +7,7 @@ import pytest
 from tests_containers.stack import Stack, composed
 
 REVISION = "of the tests"
-EVERY_PROFILE = ("mini",)
+EVERY_PROFILE = ("mini", "full", "tools", "train")
 
 
 @pytest.fixture(scope="session")

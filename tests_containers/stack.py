@@ -15,7 +15,7 @@ from typing import Any
 from reward_client import RewardClient
 
 ROOT = Path(__file__).parents[1]
-BASE = ("docker/compose.yaml", "/tmp/noauth.yaml")
+BASE = ("docker/compose.yaml",)
 GPU = (*BASE, "docker/compose.gpu.yaml")
 # A project and image tag of the tests' own: whatever else runs on this engine stays as it is.
 TEST_ENV = {
