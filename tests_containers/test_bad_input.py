@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 import trustme
-from tests_containers import pictures
-from tests_containers.stack import BASE, GPU, ROOT, Stack, composed, docker, eventually, override
+from reward_client.tls import TlsFiles
 
 from reward_client import RewardClient
 from reward_client.errors import RewardError
+from reward_client.types import Code
+from tests_containers import pictures
+from tests_containers.stack import BASE, GPU, ROOT, Stack, composed, docker, override
 
 UP = (sys.executable, "scripts/compose_up.py")
 ALONE = {"depends_on": {}, "healthcheck": {"start_period": "2s", "interval": "2s", "retries": 2}}
@@ -125,3 +127,54 @@ def secured(images: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     }
     with composed(Stack((*BASE, "docker/compose.secure.yaml"), env=env)) as stack:
         yield stack, folder
+
+
+def test_a_wrong_key_and_no_key_are_refused_in_one_line(secured: tuple[Stack, Path]) -> None:
+    stack, folder = secured
+    items, tls = pictures.signs(2), TlsFiles(ca_file=str(folder / "ca.crt"))
+    grpc, http = (url.replace("://", "s://") for url in (stack.grpc_url, stack.http_url))
+    key = (folder / "key").read_text()
+    for url in (grpc, http):
+        with RewardClient(url, api_key=key, tls=tls) as client:
+            assert not client.score(items, ["ocr"]).results["ocr"].errors
+        for wrong in (key[:-4] + "0000", None):
+            with (
+                RewardClient(url, api_key=wrong, tls=tls) as client,
+                pytest.raises(RewardError) as failed,
+            ):
+                client.score(items, ["ocr"])
+            assert failed.value.code is Code.UNAUTHENTICATED
+            assert "key" in failed.value.message
+            assert "\n" not in failed.value.message
+            assert key[-8:] not in failed.value.message
+
+
+def test_a_plain_connection_to_a_port_with_tls_gets_nothing(secured: tuple[Stack, Path]) -> None:
+    stack, _ = secured
+    with socket.create_connection(("127.0.0.1", stack.port(8000)), 5) as plain:
+        plain.sendall(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert b"200 OK" not in plain.recv(4096)
+
+
+def test_secrets_that_the_server_cannot_read(
+    images: None, clean: list[Stack], tmp_path: Path
+) -> None:
+    for name in ("keys.toml", "tls.crt", "tls.key"):
+        (tmp_path / name).write_text("")
+        (tmp_path / name).chmod(0o600)
+    env = {
+        "REWARD_KEYS_FILE": str(tmp_path / "keys.toml"),
+        "REWARD_TLS_CERT_FILE": str(tmp_path / "tls.crt"),
+        "REWARD_TLS_KEY_FILE": str(tmp_path / "tls.key"),
+    }
+    file = override(tmp_path, {"gateway": {"restart": "no"}})
+    clean.append(Stack((*BASE, "docker/compose.secure.yaml", file), env=env))
+    failed = clean[0].compose("up", "--wait", "--no-deps", "gateway")
+    assert failed.returncode != 0
+    said = [
+        line
+        for line in clean[0].compose("logs", "--no-log-prefix", "gateway").stdout.splitlines()
+        if line.startswith("reward-server: ")
+    ]
+    assert len(said) == 1
+    assert "Permission denied" in said[0]

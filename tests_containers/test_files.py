@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import pytest
+
 from tests_containers.stack import BASE, GPU, Stack
 
 SECURE = "docker/compose.secure.yaml"
@@ -36,8 +37,17 @@ def test_every_combination_of_files_and_profiles_is_valid(files: tuple[str, ...]
 
 def test_plain_up_in_the_root_starts_the_miniature() -> None:
     stack = Stack(("compose.yaml",))
-    done = stack.run("env", "-u", "COMPOSE_FILE", "-u", "COMPOSE_PROFILES", "docker", "compose",
-                     "config", "--services")
+    done = stack.run(
+        "env",
+        "-u",
+        "COMPOSE_FILE",
+        "-u",
+        "COMPOSE_PROFILES",
+        "docker",
+        "compose",
+        "config",
+        "--services",
+    )
     assert sorted(done.stdout.split()) == ["gateway", "mini", "ocr"]
 
 

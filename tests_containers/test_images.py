@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+
 from tests_containers.conftest import REVISION
 from tests_containers.stack import docker
 
@@ -62,6 +63,16 @@ def test_an_image_says_what_it_is_and_holds_its_family(images: None, name: str) 
 def test_commands_run_without_rights_and_without_a_network(
     images: None, name: str, arguments: list[str], says: str
 ) -> None:
-    run = ["run", "--rm", "--network", "none", "--read-only", "--cap-drop", "ALL", "--tmpfs", "/tmp"]
+    run = [
+        "run",
+        "--rm",
+        "--network",
+        "none",
+        "--read-only",
+        "--cap-drop",
+        "ALL",
+        "--tmpfs",
+        "/tmp",
+    ]
     run += ["--env", "REWARD_SERVER__SERVER__ALLOW_UNAUTHENTICATED=true"]
     assert says in docker(*run, f"flow-reward/{name}:test", *arguments)

@@ -216,5 +216,7 @@ def test_down_drains_and_every_server_exits_with_zero(mini: Stack) -> None:
 def in_flight(stack: Stack) -> float:
     with urllib.request.urlopen(f"{stack.http_url}/metrics", timeout=10) as response:
         text = response.read().decode()
-    found = re.findall(r'^reward_queue_items\{.*scorer="ocr".*\} (\S+)$', text, re.MULTILINE)
+    found = re.findall(
+        r'^reward_upstream_outstanding_items\{.*scorer="ocr".*\} (\S+)$', text, re.MULTILINE
+    )
     return sum(map(float, found))
