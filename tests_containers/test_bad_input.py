@@ -19,7 +19,7 @@ from tests_containers import pictures
 from tests_containers.stack import BASE, GPU, ROOT, Stack, composed, docker, override
 
 UP = (sys.executable, "scripts/compose_up.py")
-ALONE = {"depends_on": {}, "healthcheck": {"start_period": "2s", "interval": "2s", "retries": 2}}
+ALONE = {"healthcheck": {"start_period": "2s", "interval": "2s", "retries": 2}}
 
 
 @pytest.fixture
