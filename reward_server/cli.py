@@ -18,6 +18,7 @@ from reward_client import json_mirror
 from reward_client.errors import RewardError
 from reward_server import config as configuration
 from reward_server.config import Config, ConfigError
+from reward_server.envs_cli import app as envs_app
 from reward_server.keys_cli import app as keys_app
 from reward_server.models_cli import app as models_app
 
@@ -31,6 +32,7 @@ config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(models_app, name="models")
 app.add_typer(keys_app, name="keys")
+app.add_typer(envs_app, name="env")
 
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", "-c", help="TOML file; default: the built-in config.")
