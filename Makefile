@@ -13,7 +13,7 @@ RUNS   ?= 1000000
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install scorers test-scorers test-paddle train serve test check lint fmt type protos bench docs lock audit fuzz mini clean
+.PHONY: help install scorers test-scorers test-paddle train serve test check lint fmt type protos bench docs lock audit test-containers up down logs ps fuzz mini clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -88,6 +88,22 @@ bench: install ## run the benchmarks
 
 docs: install ## check that the documentation's links and commands resolve
 	@$(BIN)/python -m pytest tests/test_docs.py
+
+test-containers: install ## build the images and test the composed service (a running Docker engine, or one it starts)
+	@scripts/with_docker.sh $(BIN)/python -m pytest -rs --timeout 1800 tests_containers $(ARGS) \
+	  || { status=$$?; [ $$status -eq 77 ] && echo "test-containers: skipped, for the reason above"; }
+
+up: ## the service in containers: what COMPOSE_PROFILES in .env names
+	@$(PYTHON) scripts/compose_up.py $(ARGS)
+
+down: ## stop the containers; finishes what is in flight
+	@docker compose down $(ARGS)
+
+logs: ## follow the containers' logs
+	@docker compose logs --follow --tail 100 $(ARGS)
+
+ps: ## list the containers and their health
+	@docker compose ps --all $(ARGS)
 
 lock: ## resolve docker/locks again: versions with hashes (uv, in .venv-lock; needs a package index)
 	@test -x .venv-lock/bin/uv || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/python -m pip install --quiet uv==0.13.9; }

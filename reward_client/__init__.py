@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from reward_client.endpoints import EndpointState, Hedge
     from reward_client.items import make_items
     from reward_client.oneshot import score
+    from reward_client.tls import TlsFiles
     from reward_client.transports import AsyncFakeTransport, FakeTransport
 
 # Loaded on first use: scorer processes import the types alone, and may pin an old protobuf.
@@ -52,6 +53,7 @@ _LAZY = {
     "FakeTransport": "reward_client.transports",
     "Hedge": "reward_client.endpoints",
     "RewardClient": "reward_client.client",
+    "TlsFiles": "reward_client.tls",
     "make_items": "reward_client.items",
     "score": "reward_client.oneshot",
 }
@@ -85,6 +87,7 @@ __all__ = [
     "ScorerInfo",
     "ScorerResult",
     "ScorerSelector",
+    "TlsFiles",
     "Unauthenticated",
     "Unavailable",
     "error_for",

@@ -39,6 +39,7 @@ from reward_client.session import (
     take_listing,
 )
 from reward_client.streaming import Stream
+from reward_client.tls import TlsFiles
 from reward_client.transports import AsyncTransport, open_async_transport
 from reward_client.transports.base import AsyncCalls
 from reward_client.types import (
@@ -59,6 +60,7 @@ class AsyncRewardClient:
         url: str | Sequence[str],
         *,
         api_key: str | None = None,
+        tls: TlsFiles | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
         max_message_items: int = DEFAULT_MAX_MESSAGE_ITEMS,
@@ -74,7 +76,7 @@ class AsyncRewardClient:
             prefer,
             hedge,
             transport,
-            lambda one: open_async_transport(one, api_key, max_message_bytes),
+            lambda one: open_async_transport(one, api_key, max_message_bytes, tls),
         )
         self.url = self._session.url
 
@@ -82,7 +84,7 @@ class AsyncRewardClient:
     def from_env(cls, environ: Mapping[str, str] | None = None) -> AsyncRewardClient:
         """Make a client of what the environment says; as `RewardClient.from_env`."""
         env = Environment.read(os.environ if environ is None else environ)
-        return cls(env.required_url(), api_key=env.api_key, timeout_s=env.timeout_s)
+        return cls(env.required_url(), api_key=env.api_key, tls=env.tls, timeout_s=env.timeout_s)
 
     async def score(
         self,

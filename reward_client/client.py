@@ -38,6 +38,7 @@ from reward_client.session import (
     take_listing,
 )
 from reward_client.streaming import Stream
+from reward_client.tls import TlsFiles
 from reward_client.transports import Transport, open_transport
 from reward_client.transports.base import Calls
 from reward_client.types import (
@@ -61,6 +62,7 @@ class RewardClient:
         url: str | Sequence[str],
         *,
         api_key: str | None = None,
+        tls: TlsFiles | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
         max_message_items: int = DEFAULT_MAX_MESSAGE_ITEMS,
@@ -76,6 +78,7 @@ class RewardClient:
                 list or with commas between them, are servers with the same scorers: a message goes
                 to one of them, and to another one if that fails.
             api_key: sent as `authorization: Bearer <api_key>`.
+            tls: for grpcs and https: whom to trust and what to show, if not the system's roots.
             timeout_s: how long a call may take, retries included, unless it says otherwise.
             max_message_bytes: larger batches are split; a server rejects larger messages.
             max_message_items: likewise.
@@ -86,7 +89,7 @@ class RewardClient:
             transport: replaces the network, one per url; then `url` is only a name in messages.
 
         Raises:
-            InvalidArgument: a malformed url or limit.
+            InvalidArgument: a malformed url or limit, or a TLS file that cannot be used.
             ImportError: the url says grpc and grpcio is not installed.
         """
         self._session: Session[Transport] = Session(
@@ -95,7 +98,7 @@ class RewardClient:
             prefer,
             hedge,
             transport,
-            lambda one: open_transport(one, api_key, max_message_bytes),
+            lambda one: open_transport(one, api_key, max_message_bytes, tls),
         )
         self.url = self._session.url
 
@@ -113,7 +116,7 @@ class RewardClient:
             InvalidArgument: REWARD_URL is missing, or a variable is malformed; says which.
         """
         env = Environment.read(os.environ if environ is None else environ)
-        return cls(env.required_url(), api_key=env.api_key, timeout_s=env.timeout_s)
+        return cls(env.required_url(), api_key=env.api_key, tls=env.tls, timeout_s=env.timeout_s)
 
     def score(
         self,

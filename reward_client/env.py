@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from reward_client.errors import InvalidArgument
 from reward_client.requests import check_timeout
 from reward_client.session import DEFAULT_TIMEOUT_S
+from reward_client.tls import TlsFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,18 +19,21 @@ class Environment:
         url: REWARD_URL, one address or several with commas between them; "" if not set.
         api_key: REWARD_API_KEY.
         timeout_s: REWARD_TIMEOUT_S.
+        tls: REWARD_CA_FILE, REWARD_CLIENT_CERT_FILE, REWARD_CLIENT_KEY_FILE; None if none is set.
     """
 
     url: str
     api_key: str | None
     timeout_s: float
+    tls: TlsFiles | None
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> Environment:
         """Read the variables; one that is empty counts as not set.
 
         Raises:
-            InvalidArgument: REWARD_TIMEOUT_S is not a positive number.
+            InvalidArgument: REWARD_TIMEOUT_S is not a positive number, or of a client's certificate
+                and its key only one is named.
         """
         text = environ.get("REWARD_TIMEOUT_S") or str(DEFAULT_TIMEOUT_S)
         try:
@@ -42,6 +46,7 @@ class Environment:
             environ.get("REWARD_URL") or "",
             environ.get("REWARD_API_KEY") or None,
             check_timeout("REWARD_TIMEOUT_S", timeout_s),
+            TlsFiles.from_env(environ),
         )
 
     def required_url(self) -> str:

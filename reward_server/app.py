@@ -19,6 +19,7 @@ from reward_server.build_info import build_info
 from reward_server.config import Config
 from reward_server.logs import LogLevel
 from reward_server.metrics import Metrics
+from reward_server.security.guard import log_warnings, open_guard
 from reward_server.service import RewardService
 
 _GRACE_S = 2.0
@@ -41,19 +42,23 @@ async def serve(
 
     Raises:
         AddressInUse: before any worker has been started.
+        ConfigError: likewise; it would answer strangers, or keys or certificates cannot be used.
     """
     log = structlog.get_logger()
     stopping, hurry = asyncio.Event(), asyncio.Event()
+    guard = open_guard(config.server)
     _on_signals(stopping, hurry)
     if log_level is not None:
         log_level.follow_signals()
     build, metrics = build_info(), Metrics()
     metrics.tell_build(build)
     stop_traces = telemetry.start(config.server.otlp_endpoint, build)
-    service = RewardService(config, metrics)
+    service = RewardService(config, metrics, guard.access)
     listeners: list[HttpListener] = []
-    grpc_api = GrpcApi(service, config.server) if config.server.grpc != "off" else None
+    grpc_api = GrpcApi(service, config.server, guard.tls) if config.server.grpc != "off" else None
     ports = {"pid": os.getpid()}
+    watching = asyncio.create_task(guard.watch())
+    tls = guard.tls.context if guard.tls else None
     try:
         apps = http_apps(service, config)
         listeners.extend(HttpListener(app.address, app.hint) for app in apps)
@@ -61,10 +66,13 @@ async def serve(
             ports["grpc"] = await _start_grpc(grpc_api, config.server.grpc)
         service.start()
         for app, listener in zip(apps, listeners, strict=True):
-            listener.start(app.app, config.server.client_timeout_s, config.server.max_connections)
+            listener.start(
+                app.app, config.server.client_timeout_s, config.server.max_connections, tls
+            )
             ports[app.name] = listener.port
         _write_port_file(port_file, ports)
         _on_hangup(service, stopping, load_again or (lambda: config))
+        log_warnings(config.server, guard)
         log.info("listening", **ports, scorers=list(config.scorers))
         await stopping.wait()
         timeout_s = service.config.server.drain_timeout_s
@@ -72,6 +80,7 @@ async def serve(
         drained = await _drain(service, hurry, timeout_s)
         log.info("drained" if drained else "stopped without finishing")
     finally:
+        watching.cancel()
         # The workers outlive the transports, so that late answers can still be sent.
         await asyncio.gather(*(listener.stop(_GRACE_S) for listener in listeners))
         if grpc_api is not None:

@@ -18,6 +18,8 @@ from reward_client import json_mirror
 from reward_client.errors import RewardError
 from reward_server import config as configuration
 from reward_server.config import Config, ConfigError
+from reward_server.envs_cli import app as envs_app
+from reward_server.keys_cli import app as keys_app
 from reward_server.models_cli import app as models_app
 
 app = typer.Typer(
@@ -29,6 +31,8 @@ app = typer.Typer(
 config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(models_app, name="models")
+app.add_typer(keys_app, name="keys")
+app.add_typer(envs_app, name="env")
 
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", "-c", help="TOML file; default: the built-in config.")
@@ -55,6 +59,9 @@ def serve(
     port_file: Annotated[
         Path | None, typer.Option(help="Write the ports in use here, as JSON, once listening.")
     ] = None,
+    allow_unauthenticated: Annotated[
+        bool, typer.Option("--allow-unauthenticated", help="Beyond loopback without keys or mTLS.")
+    ] = False,
 ) -> None:
     """Serve until SIGTERM; then finish what is in flight and exit 0. SIGHUP reloads the config.
 
@@ -67,12 +74,13 @@ def serve(
 
     overrides = {"HTTP": f"'{http}'" if http else "", "GRPC": f"'{grpc}'" if grpc else ""}
     overrides["LEGACY"] = "true" if legacy else ""
+    overrides["ALLOW_UNAUTHENTICATED"] = "true" if allow_unauthenticated else ""
     loaded = _load(config, scorers, overrides)
     level = logs.configure(loaded.server.log_level, loaded.server.log_format)
     again = partial(_read_config, config, scorers, overrides)
     try:
         asyncio.run(serve_async(loaded, port_file, again, level))
-    except (AddressInUse, TelemetryError, OSError) as error:
+    except (AddressInUse, ConfigError, TelemetryError, OSError) as error:
         _fail(str(error))
 
 
@@ -146,8 +154,13 @@ def list_scorers(url: UrlOption = DEFAULT_URL) -> None:
 def check(file: Annotated[Path, typer.Argument(help="The TOML file.")]) -> None:
     """Say whether a config file can be used, the environment included."""
     from reward_server.devices import device_problem
+    from reward_server.security.guard import open_guard
 
     loaded = _load(file)
+    try:
+        open_guard(loaded.server)
+    except ConfigError as error:
+        _fail(f"{file}: {error}")
     for name, section in loaded.scorers.items():
         # A warning only: the file may be meant for another host.
         for device in dict.fromkeys(() if section.targets else section.devices):

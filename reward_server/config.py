@@ -70,6 +70,15 @@ class ServerConfig(_Section):
 
     http: Address = Field("127.0.0.1:8000", description="HOST:PORT of the HTTP API, or 'off'")
     grpc: Address = Field("127.0.0.1:50051", description="HOST:PORT of the gRPC API, or 'off'")
+    allow_unauthenticated: bool = Field(
+        False, description="listen beyond loopback although nobody has to say who they are"
+    )
+    keys_file: str = Field("", description="file of API keys; then every request needs one")
+    tls_cert_file: str = Field("", description="certificate chain (PEM): both APIs speak TLS")
+    tls_key_file: str = Field("", description="private key of tls_cert_file (PEM)")
+    tls_client_ca_file: str = Field(
+        "", description="CA (PEM): callers must show a certificate that it signed (mTLS)"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "console", "json"] = Field(
         "auto", description="auto: console on a terminal, JSON lines otherwise"

@@ -14,6 +14,7 @@ from reward_client.types import ScoreRequest, ScoreResponse
 @dataclass(slots=True)
 class _Flight:
     request: ScoreRequest
+    owner: str
     task: asyncio.Task[ScoreResponse]
     waiters: int = 0
 
@@ -22,24 +23,30 @@ class Flights:
     """All requests in flight."""
 
     def __init__(self) -> None:
-        self._by_id: dict[str, _Flight] = {}
+        self._by_id: dict[tuple[str, str], _Flight] = {}
 
     async def join(
         self,
         request: ScoreRequest,
+        owner: str,
         start: Callable[[], Coroutine[Any, Any, ScoreResponse]],
     ) -> ScoreResponse:
         """Wait for the request's answer; start it unless it is in flight.
 
         Cancelling the last caller cancels the work.
 
+        Args:
+            request: with its id.
+            owner: whose it is; requests of different owners never meet, whatever their ids.
+            start: begins the work.
+
         Raises:
             InvalidArgument: another request with the same id is in flight.
         """
-        flight = self._by_id.get(request.request_id)
+        flight = self._by_id.get((owner, request.request_id))
         if flight is None:
-            flight = _Flight(request, asyncio.create_task(start()))
-            self._by_id[request.request_id] = flight
+            flight = _Flight(request, owner, asyncio.create_task(start()))
+            self._by_id[owner, request.request_id] = flight
             flight.task.add_done_callback(lambda _: self._forget(flight))
         elif flight.request != request:
             raise InvalidArgument(
@@ -70,5 +77,6 @@ class Flights:
             flight.task.cancel()
 
     def _forget(self, flight: _Flight) -> None:
-        if self._by_id.get(flight.request.request_id) is flight:
-            del self._by_id[flight.request.request_id]
+        key = flight.owner, flight.request.request_id
+        if self._by_id.get(key) is flight:
+            del self._by_id[key]

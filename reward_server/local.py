@@ -7,6 +7,7 @@ import asyncio
 from reward_client.types import ScoreRequest, ScoreResponse
 from reward_server.config import Config
 from reward_server.metrics import Metrics
+from reward_server.security.access import Caller
 from reward_server.service import RewardService
 
 
@@ -32,6 +33,6 @@ async def _score(config: Config, request: ScoreRequest) -> ScoreResponse:
         while any(info.state == "STARTING" for info in service.infos()):
             await changed.wait()
             changed.clear()
-        return await service.score(request, client="")
+        return await service.score(request, caller=Caller("here"))
     finally:
         await service.stop()

@@ -31,6 +31,7 @@ from reward_server.flights import Flights
 from reward_server.hops import check_no_loop
 from reward_server.metrics import Metrics
 from reward_server.roster import Changes, Roster
+from reward_server.security.access import Access, Caller
 
 T = TypeVar("T")
 _DRAINING_RETRY_AFTER_S = 1.0
@@ -39,8 +40,16 @@ _DRAINING_RETRY_AFTER_S = 1.0
 class RewardService:
     """Every transport is a thin layer over `score`, `infos` and `is_ready`."""
 
-    def __init__(self, config: Config, metrics: Metrics) -> None:
+    def __init__(self, config: Config, metrics: Metrics, access: Access | None = None) -> None:
+        """Prepare the service; nothing is started.
+
+        Args:
+            config: what to serve.
+            metrics: where to count.
+            access: who may ask for what; default: everybody for everything.
+        """
         server = config.server
+        self.access = access or Access()
         self.config = config
         self.metrics = metrics
         self._id = uuid.uuid4().hex
@@ -109,7 +118,7 @@ class RewardService:
         self,
         request: ScoreRequest,
         *,
-        client: str,
+        caller: Caller,
         deadline_s: float | None = None,
         via: tuple[str, ...] = (),
     ) -> ScoreResponse:
@@ -119,7 +128,7 @@ class RewardService:
 
         Args:
             request: as it arrived; nothing about it has been checked.
-            client: who asks, for fairness.
+            caller: who asks, from `access.identify`.
             deadline_s: seconds from now after which nobody wants the answer.
             via: ids of the servers the request came through.
 
@@ -132,16 +141,17 @@ class RewardService:
                 "the server is shutting down: try again, or another replica",
                 retry_after_s=_DRAINING_RETRY_AFTER_S,
             )
+        self.access.permit(caller, request)
         if not request.request_id:
             request = replace(request, request_id=uuid.uuid4().hex)
         allowed_s = self.config.server.default_deadline_s if deadline_s is None else deadline_s
         deadline_at_s = time.monotonic() + allowed_s
         return await self._flights.join(
-            request, lambda: self._run(request, client, deadline_at_s, via)
+            request, caller.owner, lambda: self._run(request, caller, deadline_at_s, via)
         )
 
     async def _run(
-        self, request: ScoreRequest, client: str, deadline_at_s: float, via: tuple[str, ...]
+        self, request: ScoreRequest, caller: Caller, deadline_at_s: float, via: tuple[str, ...]
     ) -> ScoreResponse:
         arrival_s = time.monotonic()
         broken = self._check(request)
@@ -149,8 +159,9 @@ class RewardService:
         names = [backend.name for backend in backends]
         size_bytes = wire_bytes(request.items)
         with (
+            self.access.charged(caller, len(request.items) * len(backends)),
             self._roster.lease(backends),
-            self._admission.admit(names, len(request.items), size_bytes, client) as ticket,
+            self._admission.admit(names, len(request.items), size_bytes, caller.name) as ticket,
         ):
             decoded, errors = {}, broken
             if any(backend.needs_pixels for backend in backends):
@@ -158,7 +169,9 @@ class RewardService:
                     decoded, errors = await self._decode(request, broken)
                 self._decoded(backends, time.monotonic() - arrival_s)
                 ticket.grow(sum(3 * found.pixels for found in decoded.values()))
-            call = Call(request, backends, arrival_s, client, deadline_at_s, ticket.answered, via)
+            call = Call(
+                request, backends, arrival_s, caller.name, deadline_at_s, ticket.answered, via
+            )
             return await self._dispatcher.run(call, decoded, errors)
 
     def _check(self, request: ScoreRequest) -> Mapping[int, ItemError]:

@@ -27,7 +27,7 @@ else:
 ROOT = Path(__file__).parents[1]
 LOCKS = Path("docker/locks")
 FAMILIES = {
-    "gateway": ("server", "otel"),
+    "gateway": ("gateway", "otel"),
     "ocr": ("server", "ocr", "otel"),
     "preference": ("server", "preference", "geneval", "otel"),
     "trainer": ("train",),

@@ -247,7 +247,9 @@ def connect(
 
     try:
         env = Environment.read(environment or {})
-        client = RewardClient(settings.url, api_key=env.api_key, timeout_s=settings.deadline_s)
+        client = RewardClient(
+            settings.url, api_key=env.api_key, tls=env.tls, timeout_s=settings.deadline_s
+        )
     except (ValueError, RewardError) as error:
         raise ConfigError(f"rewards.url={settings.url}: {error}") from None
     return RewardService(client, settings)

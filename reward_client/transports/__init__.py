@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from reward_client.errors import InvalidArgument
+from reward_client.tls import TlsFiles
 from reward_client.transports.base import AsyncTransport, Endpoint, Transport, parse_url
 from reward_client.transports.fake import AsyncFakeTransport, FakeTransport
 
@@ -22,37 +24,51 @@ _NO_GRPC = (
 )
 
 
-def open_transport(url: str, api_key: str | None, max_message_bytes: int) -> Transport:
+def open_transport(
+    url: str, api_key: str | None, max_message_bytes: int, tls: TlsFiles | None = None
+) -> Transport:
     """Prepare a transport for `url`; nothing is sent yet.
 
     Raises:
-        InvalidArgument: the url has no known scheme or no host.
+        InvalidArgument: the url has no known scheme or no host, or a TLS file cannot be used.
         ImportError: the url says grpc and grpcio is not installed.
     """
-    endpoint = parse_url(url)
+    endpoint = _endpoint(url, tls)
     if endpoint.is_grpc:
         try:
             from reward_client.transports.grpc_sync import GrpcTransport
         except ModuleNotFoundError as error:
             raise _missing(error) from error
-        return GrpcTransport(endpoint, api_key, max_message_bytes)
+        return GrpcTransport(endpoint, api_key, max_message_bytes, tls)
     from reward_client.transports.http import HttpTransport
 
-    return HttpTransport(endpoint, api_key)
+    return HttpTransport(endpoint, api_key, tls)
 
 
-def open_async_transport(url: str, api_key: str | None, max_message_bytes: int) -> AsyncTransport:
+def open_async_transport(
+    url: str, api_key: str | None, max_message_bytes: int, tls: TlsFiles | None = None
+) -> AsyncTransport:
     """As `open_transport`, for asyncio; connects on first use, in the loop that uses it."""
-    endpoint = parse_url(url)
+    endpoint = _endpoint(url, tls)
     if endpoint.is_grpc:
         try:
             from reward_client.transports.grpc_aio import AsyncGrpcTransport
         except ModuleNotFoundError as error:
             raise _missing(error) from error
-        return AsyncGrpcTransport(endpoint, api_key, max_message_bytes)
+        return AsyncGrpcTransport(endpoint, api_key, max_message_bytes, tls)
     from reward_client.transports.http import AsyncHttpTransport
 
-    return AsyncHttpTransport(endpoint, api_key)
+    return AsyncHttpTransport(endpoint, api_key, tls)
+
+
+def _endpoint(url: str, tls: TlsFiles | None) -> Endpoint:
+    endpoint = parse_url(url)
+    if tls is not None and not endpoint.is_tls:
+        raise InvalidArgument(
+            f"url {url!r} is not encrypted, so TLS files are of no use:"
+            f" write {endpoint.scheme}s:// instead"
+        )
+    return endpoint
 
 
 def _missing(error: ModuleNotFoundError) -> ModuleNotFoundError:

@@ -14,6 +14,7 @@ from reward_client import tracing
 from reward_client._pb.reward.v1 import reward_pb2 as pb
 from reward_client._pb.reward.v1 import reward_pb2_grpc
 from reward_client.errors import RewardError
+from reward_client.tls import TlsFiles, grpc_pem
 from reward_client.transports.base import AsyncCalls, Endpoint
 from reward_client.transports.grpc_common import (
     channel_options,
@@ -28,8 +29,16 @@ from reward_client.transports.grpc_common import (
 class AsyncGrpcTransport:
     """One channel, opened on first use because it belongs to the running event loop."""
 
-    def __init__(self, endpoint: Endpoint, api_key: str | None, max_message_bytes: int) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        api_key: str | None,
+        max_message_bytes: int,
+        tls: TlsFiles | None = None,
+    ) -> None:
         self._endpoint = endpoint
+        # Read now, so that a missing file is told where it was named.
+        self._pem = grpc_pem(tls)
         self._options = channel_options(endpoint, max_message_bytes)
         self._metadata = metadata(api_key)
         self._channel: grpc.aio.Channel | None = None
@@ -59,7 +68,7 @@ class AsyncGrpcTransport:
         if self._channel is None:
             target = self._endpoint.target
             if self._endpoint.is_tls:
-                credentials = grpc.ssl_channel_credentials()
+                credentials = grpc.ssl_channel_credentials(*self._pem)
                 self._channel = grpc.aio.secure_channel(target, credentials, self._options)
             else:
                 self._channel = grpc.aio.insecure_channel(target, self._options)

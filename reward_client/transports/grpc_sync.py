@@ -13,6 +13,7 @@ import grpc
 from reward_client import tracing
 from reward_client._pb.reward.v1 import reward_pb2 as pb
 from reward_client._pb.reward.v1 import reward_pb2_grpc
+from reward_client.tls import TlsFiles, grpc_pem
 from reward_client.transports.base import Calls, Endpoint
 from reward_client.transports.futures import fail, resolve
 from reward_client.transports.grpc_common import (
@@ -28,10 +29,16 @@ from reward_client.transports.grpc_common import (
 class GrpcTransport:
     """One channel, shared by all threads; reconnects by itself."""
 
-    def __init__(self, endpoint: Endpoint, api_key: str | None, max_message_bytes: int) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        api_key: str | None,
+        max_message_bytes: int,
+        tls: TlsFiles | None = None,
+    ) -> None:
         options = channel_options(endpoint, max_message_bytes)
         if endpoint.is_tls:
-            credentials = grpc.ssl_channel_credentials()
+            credentials = grpc.ssl_channel_credentials(*grpc_pem(tls))
             self._channel = grpc.secure_channel(endpoint.target, credentials, options)
         else:
             self._channel = grpc.insecure_channel(endpoint.target, options)

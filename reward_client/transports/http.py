@@ -25,6 +25,7 @@ from reward_client.errors import (
     code_from_http,
     error_for,
 )
+from reward_client.tls import TlsFiles, ssl_context
 from reward_client.transports.base import (
     DEADLINE_HEADER,
     PROTOBUF_TYPE,
@@ -46,8 +47,10 @@ _MAX_QUOTED_CHARS = 300
 class HttpTransport:
     """A pool of connections, shared by all threads: `AsyncHttpTransport` in a loop of its own."""
 
-    def __init__(self, endpoint: Endpoint, api_key: str | None) -> None:
-        self._async = AsyncHttpTransport(endpoint, api_key)
+    def __init__(
+        self, endpoint: Endpoint, api_key: str | None, tls: TlsFiles | None = None
+    ) -> None:
+        self._async = AsyncHttpTransport(endpoint, api_key, tls)
         self._url = endpoint.url
         self._thread = LoopThread("reward-client-http")
         self._closed = False
@@ -80,12 +83,15 @@ class HttpTransport:
 class AsyncHttpTransport:
     """A pool of connections for one event loop; the deadline bounds the whole call."""
 
-    def __init__(self, endpoint: Endpoint, api_key: str | None) -> None:
+    def __init__(
+        self, endpoint: Endpoint, api_key: str | None, tls: TlsFiles | None = None
+    ) -> None:
         self._url = endpoint.url
         self._client = httpx.AsyncClient(
             base_url=_base_url(endpoint),
             headers=_headers(api_key),
             trust_env=not endpoint.is_loopback,
+            verify=ssl_context(tls) or True,
         )
 
     async def score(self, message: pb.ScoreRequest, deadline_s: float) -> pb.ScoreResponse:

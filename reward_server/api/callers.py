@@ -1,4 +1,4 @@
-"""Who asks over HTTP, and whether they still listen."""
+"""Whether those who ask over HTTP still listen."""
 
 from __future__ import annotations
 
@@ -10,11 +10,6 @@ from fastapi import Request
 
 from reward_client.errors import Cancelled
 from reward_client.types import ScoreResponse
-
-
-def client_of(request: Request) -> str:
-    """The caller's address and port."""
-    return f"{request.client.host}:{request.client.port}" if request.client else "unknown"
 
 
 async def unless_disconnected(

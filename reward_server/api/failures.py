@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import structlog
+import math
 
-from reward_client.errors import Internal, RewardError
+import structlog
+from fastapi.responses import JSONResponse, Response
+
+from reward_client import json_mirror
+from reward_client.errors import STATUS, Internal, RewardError
 
 
 def as_reward_error(error: Exception) -> RewardError:
@@ -13,3 +17,12 @@ def as_reward_error(error: Exception) -> RewardError:
         return error
     structlog.get_logger().error("bug", exc_info=error)
     return Internal(f"a bug of the server ({type(error).__name__}): see its log")
+
+
+def error_response(error: RewardError) -> Response:
+    """The JSON body, the status and Retry-After of an error."""
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+        headers["retry-after-ms"] = str(math.ceil(1e3 * error.retry_after_s))
+    return JSONResponse(json_mirror.error_to_json(error), STATUS[error.code].http, headers)

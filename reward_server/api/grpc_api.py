@@ -9,40 +9,48 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import grpc
 import grpc.aio
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from reward_client import convert, tracing
 from reward_client._pb.reward.v1 import reward_pb2 as pb
-from reward_client.errors import STATUS, Internal, InvalidArgument, RewardError
-from reward_client.transports.base import ERROR_INFO_KEY, PUSHBACK_MS_KEY
+from reward_client.errors import InvalidArgument, RewardError
 from reward_client.types import ScoreRequest
 from reward_server.api.failures import as_reward_error
+from reward_server.api.grpc_guard import KeysAtTheDoor, abort_with, caller_of
 from reward_server.api.watch import RequestWatch
 from reward_server.config import ServerConfig
 from reward_server.hops import Hop, read_hop
+from reward_server.security.access import Caller
+from reward_server.security.tls import ServerTls
 from reward_server.service import RewardService
 
 SERVICE_NAME = "reward.v1.RewardService"
 SCORE_SPAN = f"{SERVICE_NAME}/Score"
 _STREAM_WINDOW = 64  # requests of one stream in flight; reading pauses beyond
+_NO_COMPRESSION = 1  # a bit per algorithm; the first means none
 _HEALTH = health_pb2.HealthCheckResponse
 
 
 class GrpcApi:
     """A grpc.aio server on one address."""
 
-    def __init__(self, service: RewardService, config: ServerConfig) -> None:
+    def __init__(
+        self, service: RewardService, config: ServerConfig, tls: ServerTls | None = None
+    ) -> None:
         self._service = service
+        self._tls = tls
         self._watch = RequestWatch("grpc", service.metrics, config.slow_request_s)
         self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
         self._changed = asyncio.Event()
         self._server = grpc.aio.server(
+            interceptors=[KeysAtTheDoor(service.access, service.metrics)],
             options=[
                 ("grpc.max_receive_message_length", config.max_message_bytes),
                 ("grpc.max_send_message_length", -1),
@@ -52,7 +60,9 @@ class GrpcApi:
                 ("grpc.keepalive_time_ms", int(1e3 * config.client_timeout_s)),
                 ("grpc.keepalive_timeout_ms", int(1e3 * config.client_timeout_s)),
                 ("grpc.http2.max_pings_without_data", 0),
-            ]
+                # Images are compressed already; what else would unpack is somebody's bomb.
+                ("grpc.compression_enabled_algorithms_bitset", _NO_COMPRESSION),
+            ],
         )
         self._server.add_generic_rpc_handlers((self._handlers(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -67,7 +77,10 @@ class GrpcApi:
             OSError: the address cannot be had.
         """
         try:
-            port = self._server.add_insecure_port(address)
+            if self._tls is None:
+                port = self._server.add_insecure_port(address)
+            else:
+                port = self._server.add_secure_port(address, self._tls.grpc_credentials())
         except RuntimeError as error:
             raise OSError(f"cannot listen on {address}") from error
         if port == 0:
@@ -120,14 +133,16 @@ class GrpcApi:
     async def _score(self, body: bytes, context: Any) -> pb.ScoreResponse:
         outcome = await self._answer(body, context)
         if isinstance(outcome, RewardError):
-            return await _abort(context, outcome)
+            return await abort_with(context, outcome)
         return outcome
 
     async def _list_scorers(self, body: bytes, context: Any) -> pb.ListScorersResponse:
         try:
-            infos = self._service.infos(via=_hop(context).via)
+            access, caller = self._service.access, caller_of(self._service.access, context)
+            infos = self._service.infos(via=_hop(context, caller).via)
         except RewardError as error:
-            return await _abort(context, error)
+            return await abort_with(context, error)
+        infos = [info for info in infos if access.may_use(caller, info.name)]
         return pb.ListScorersResponse(scorers=[convert.info_to_proto(info) for info in infos])
 
     async def _score_stream(
@@ -163,7 +178,11 @@ class GrpcApi:
             reader.cancel()
 
     async def _answer(self, body: bytes, context: Any) -> pb.ScoreResponse | RewardError:
-        hop = _hop(context)
+        try:
+            caller = caller_of(self._service.access, context)
+        except RewardError as error:  # revoked since the door
+            return error
+        hop = _hop(context, caller)
         with self._watch.request(SCORE_SPAN, hop.client, _headers(context)) as seen:
             try:
                 with tracing.span("receive"):
@@ -171,7 +190,7 @@ class GrpcApi:
                 left_s = context.time_remaining()
                 response = await self._service.score(
                     seen.request,
-                    client=hop.client,
+                    caller=replace(caller, name=hop.client),
                     # Without a deadline grpc.aio says None or a value beyond all use.
                     deadline_s=left_s if left_s is not None and math.isfinite(left_s) else None,
                     via=hop.via,
@@ -207,8 +226,8 @@ class _TaskSet:
                 task.cancel()
 
 
-def _hop(context: Any) -> Hop:
-    return read_hop(context.invocation_metadata(), context.peer())
+def _hop(context: Any, caller: Caller) -> Hop:
+    return read_hop(context.invocation_metadata(), caller.name)
 
 
 def _parse(body: bytes) -> ScoreRequest:
@@ -228,16 +247,6 @@ def _request_id(body: bytes) -> str:
         return pb.ScoreRequest.FromString(body).request_id
     except DecodeError:
         return ""
-
-
-async def _abort(context: Any, error: RewardError) -> Any:
-    info: Message = convert.error_to_proto(error)
-    trailers: list[tuple[str, str | bytes]] = [(ERROR_INFO_KEY, info.SerializeToString())]
-    if error.retry_after_s is not None:
-        trailers.append((PUSHBACK_MS_KEY, str(math.ceil(1e3 * error.retry_after_s))))
-    status = grpc.StatusCode[STATUS[error.code].grpc]
-    await context.abort(status, error.message, tuple(trailers))
-    raise Internal("context.abort returned")
 
 
 def _serving(is_ready: bool) -> Any:

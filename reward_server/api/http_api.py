@@ -15,13 +15,14 @@ from starlette.requests import ClientDisconnect
 
 from reward_client import convert, json_mirror, tracing
 from reward_client._pb.reward.v1 import reward_pb2 as pb
-from reward_client.errors import STATUS, Cancelled, InvalidArgument, RewardError
+from reward_client.errors import Cancelled, InvalidArgument
 from reward_client.transports.base import DEADLINE_HEADER, PROTOBUF_TYPE
 from reward_client.types import Code, ScoreRequest, ScoreResponse
 from reward_server.api import openapi
 from reward_server.api.bodies import parse_form, parse_json, parse_protobuf, read_body
-from reward_server.api.callers import client_of, unless_disconnected
-from reward_server.api.failures import as_reward_error
+from reward_server.api.callers import unless_disconnected
+from reward_server.api.failures import as_reward_error, error_response
+from reward_server.api.http_guard import caller_of, is_known
 from reward_server.api.watch import RequestWatch
 from reward_server.service import RewardService
 from reward_server.telemetry import NO_TELEMETRY
@@ -67,15 +68,15 @@ class _HttpApi:
 
     async def score(self, request: Request) -> Response:
         is_binary = PROTOBUF_TYPE in request.headers.get("content-type", "")
-        caller = client_of(request)
-        with self._watch.request("POST /v1/score", caller, request.headers) as seen:
+        caller = caller_of(request)
+        with self._watch.request("POST /v1/score", caller.name, request.headers) as seen:
             try:
                 with tracing.span("receive"):
                     seen.request = await self._parse_unless_disconnected(request)
                 response = await unless_disconnected(
                     request,
                     self._service.score(
-                        seen.request, client=caller, deadline_s=_deadline_s(request)
+                        seen.request, caller=caller, deadline_s=_deadline_s(request)
                     ),
                 )
                 content, media_type = await self._service.in_thread(
@@ -88,7 +89,8 @@ class _HttpApi:
             return Response(content, media_type=media_type)
 
     async def scorers(self, request: Request) -> Response:
-        infos = self._service.infos()
+        access, caller = self._service.access, caller_of(request)
+        infos = [info for info in self._service.infos() if access.may_use(caller, info.name)]
         if PROTOBUF_TYPE in request.headers.get("accept", ""):
             message = pb.ListScorersResponse(scorers=[convert.info_to_proto(i) for i in infos])
             return Response(message.SerializeToString(), media_type=PROTOBUF_TYPE)
@@ -97,19 +99,20 @@ class _HttpApi:
     async def livez(self) -> Response:
         return JSONResponse({"status": "alive"})
 
-    async def readyz(self, scorer: str = "") -> Response:
+    async def readyz(self, request: Request, scorer: str = "") -> Response:
         infos = {info.name: info for info in self._service.infos()}
         states = {name: info.state for name, info in infos.items()}
         if scorer:
             states = {scorer: states.get(scorer, "UNKNOWN")}
         is_ready = all(state == "READY" for state in states.values())
         body: dict[str, Any] = {"ready": is_ready, "scorers": states}
-        # Why not, for whoever looks at a pod that does not come up.
-        body["errors"] = {
-            name: infos[name].last_error
-            for name, state in states.items()
-            if state != "READY" and name in infos and infos[name].last_error
-        }
+        # Why not, for whoever looks at a pod that does not come up; not for strangers.
+        if is_known(request):
+            body["errors"] = {
+                name: infos[name].last_error
+                for name, state in states.items()
+                if state != "READY" and name in infos and infos[name].last_error
+            }
         return JSONResponse(body, 200 if is_ready else 503)
 
     async def metrics(self) -> Response:
@@ -152,15 +155,6 @@ class _HttpApi:
             )
         body = await read_body(request, self._max_message_bytes)
         return await self._service.in_thread(lambda: parse(body))
-
-
-def error_response(error: RewardError) -> Response:
-    """The JSON body, the status and Retry-After of an error."""
-    headers = {}
-    if error.retry_after_s is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
-        headers["retry-after-ms"] = str(math.ceil(1e3 * error.retry_after_s))
-    return JSONResponse(json_mirror.error_to_json(error), STATUS[error.code].http, headers)
 
 
 def _serialised(response: ScoreResponse, is_binary: bool) -> tuple[bytes, str]:

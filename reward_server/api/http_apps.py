@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from starlette.types import ASGIApp
 
 from reward_server.api.http_api import create_app
+from reward_server.api.http_guard import KeysAtTheDoor
 from reward_server.api.legacy.routes import add_routes, port_apps
 from reward_server.config import Config
 from reward_server.service import RewardService
@@ -42,4 +43,6 @@ def http_apps(service: RewardService, config: Config) -> tuple[HttpApp, ...]:
             HttpApp(f"legacy_{name}", address, f"[server] legacy_ports.{name}", app)
             for name, address, app in port_apps(service)
         ]
-    return tuple(apps)
+    return tuple(
+        replace(app, app=KeysAtTheDoor(app.app, service.access, service.metrics)) for app in apps
+    )

@@ -5,24 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Iterator
+import ssl
 
-import uvicorn
 from starlette.types import ASGIApp
 
+from reward_server.api.http_server import HttpServer
 from reward_server.api.patience import patient_protocol
 
 
 class AddressInUse(Exception):
     """An address cannot be listened on; one line that says what to do."""
-
-
-class _Uvicorn(uvicorn.Server):
-    """uvicorn without its signal handlers: the server drains first and stops it afterwards."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 class HttpListener:
@@ -38,7 +30,7 @@ class HttpListener:
 
     def __init__(self, address: str, hint: str) -> None:
         self._socket = bind(address, hint)
-        self._server: _Uvicorn | None = None
+        self._server: HttpServer | None = None
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -46,16 +38,16 @@ class HttpListener:
         """The port in use."""
         return int(self._socket.getsockname()[1])
 
-    def start(self, app: ASGIApp, client_timeout_s: float, max_connections: int) -> None:
+    def start(
+        self,
+        app: ASGIApp,
+        client_timeout_s: float,
+        max_connections: int,
+        tls: ssl.SSLContext | None,
+    ) -> None:
         """Serve the application; returns at once."""
-        config = uvicorn.Config(
-            app,
-            http=patient_protocol(client_timeout_s, max_connections),
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-        )
-        self._server = _Uvicorn(config)
+        protocol = patient_protocol(client_timeout_s, max_connections)
+        self._server = HttpServer(app, protocol, tls)
         self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]))
 
     async def stop(self, grace_s: float) -> None:

@@ -65,6 +65,7 @@ def test_public_names() -> None:
         "ScorerInfo",
         "ScorerResult",
         "ScorerSelector",
+        "TlsFiles",
         "Unauthenticated",
         "Unavailable",
         "error_for",

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-import sys
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from bare_python import bare_environment
 from server_process import BAD, Server, eventually, items, run_cli, running
 
 from reward_client import Code, RewardClient, ScorerInfo, Unavailable
@@ -17,20 +16,6 @@ from reward_server.memory_guard import RUNAWAY_FACTOR
 
 LEAKY = "tests.scorers_bad.leaky:Leaky"
 LIMIT_MIB = 250
-# All that a worker process imports before its scorer does.
-WORKER_PACKAGES = ("numpy", "msgspec", "PIL")
-
-
-def bare_environment(folder: Path) -> Path:
-    """An interpreter that has the packages of a worker and nothing else, protobuf included."""
-    command = [sys.executable, "-m", "venv", "--without-pip", str(folder)]
-    subprocess.run(command, check=True, timeout=60)
-    here = Path(sysconfig.get_path("platlib"))
-    (there,) = folder.glob("lib/python3*/site-packages")
-    for name in (*WORKER_PACKAGES, "numpy.libs", "pillow.libs"):
-        if (here / name).exists():
-            (there / name).symlink_to(here / name)
-    return folder / "bin" / "python"
 
 
 @pytest.fixture(scope="module")

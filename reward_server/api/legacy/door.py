@@ -12,8 +12,9 @@ from reward_client import tracing
 from reward_client.errors import Cancelled, RewardError
 from reward_client.types import ScoreRequest, ScoreResponse
 from reward_server.api.bodies import read_body
-from reward_server.api.callers import client_of, unless_disconnected
+from reward_server.api.callers import unless_disconnected
 from reward_server.api.failures import as_reward_error
+from reward_server.api.http_guard import caller_of
 from reward_server.api.watch import RequestWatch, Seen
 from reward_server.service import RewardService
 
@@ -40,7 +41,7 @@ class Door:
         failing: Callable[[RewardError], Response],
     ) -> Response:
         """Let a handler answer a request, or the dialect word why it cannot."""
-        with self._watch.request(self._name, client_of(http), http.headers) as seen:
+        with self._watch.request(self._name, caller_of(http).name, http.headers) as seen:
             try:
                 return await handler(Visit(http, seen, self.service, self._deadline_s))
             except Exception as error:  # the boundary: whatever it is, the caller gets a status
@@ -72,6 +73,6 @@ class Visit:
         self._seen.request = request
         self._seen.response = await unless_disconnected(
             self.http,
-            self._service.score(request, client=self._seen.caller, deadline_s=self._deadline_s),
+            self._service.score(request, caller=caller_of(self.http), deadline_s=self._deadline_s),
         )
         return self._seen.response

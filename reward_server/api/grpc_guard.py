@@ -1,0 +1,91 @@
+"""Asks for the API key before anything else of a gRPC call is looked at; refuses with reasons."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from reward_client import convert
+from reward_client.errors import STATUS, Internal, RewardError, Unauthenticated
+from reward_client.transports.base import ERROR_INFO_KEY, PUSHBACK_MS_KEY
+from reward_server.metrics import Metrics
+from reward_server.security.access import Access, Caller
+
+# Orchestrators probe without keys. Whatever else is added needs one, reflection included.
+_OPEN_METHODS = "/grpc.health.v1.Health/"
+
+
+class KeysAtTheDoor(grpc.aio.ServerInterceptor):
+    """No valid key, no call, on whichever service."""
+
+    def __init__(self, access: Access, metrics: Metrics) -> None:
+        self._access = access
+        self._metrics = metrics
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Let the call through, or put one that refuses in its place."""
+        handler = await continuation(handler_call_details)
+        details: Any = handler_call_details  # grpc's stubs leave its attributes out
+        if handler is None or details.method.startswith(_OPEN_METHODS):
+            return handler
+        try:
+            self._access.identify(_authorization(details.invocation_metadata), "")
+        except Unauthenticated as error:
+            self._metrics.requests.labels("grpc", error.code.value).inc()
+            return _refusing(handler, error)
+        return handler
+
+
+def caller_of(access: Access, context: Any) -> Caller:
+    """Who makes a call.
+
+    Raises:
+        Unauthenticated: its key has just been revoked.
+    """
+    auth = context.auth_context()
+    names = auth.get("x509_subject_alternative_name") or auth.get("x509_common_name")
+    peer = names[0].decode("utf-8", "replace") if names else context.peer()
+    return access.identify(_authorization(context.invocation_metadata()), peer)
+
+
+async def abort_with(context: Any, error: RewardError) -> Any:
+    """End a call with an error, told in full in its trailers; never returns."""
+    info = convert.error_to_proto(error)
+    trailers: list[tuple[str, str | bytes]] = [(ERROR_INFO_KEY, info.SerializeToString())]
+    if error.retry_after_s is not None:
+        trailers.append((PUSHBACK_MS_KEY, str(math.ceil(1e3 * error.retry_after_s))))
+    status = grpc.StatusCode[STATUS[error.code].grpc]
+    await context.abort(status, error.message, tuple(trailers))
+    raise Internal("context.abort returned")
+
+
+def _authorization(pairs: Iterable[tuple[str, str | bytes]] | None) -> str | None:
+    for key, value in pairs or ():
+        if key == "authorization" and isinstance(value, str):
+            return value
+    return None
+
+
+def _refusing(handler: Any, error: RewardError) -> grpc.RpcMethodHandler:
+    async def refuse(_: Any, context: Any) -> Any:
+        return await abort_with(context, error)
+
+    async def refuse_stream(_: Any, context: Any) -> Any:
+        await abort_with(context, error)
+        yield  # never reached; makes this what a streaming handler must be
+
+    makers: dict[tuple[bool, bool], Any] = {
+        (False, False): lambda: grpc.unary_unary_rpc_method_handler(refuse),
+        (False, True): lambda: grpc.unary_stream_rpc_method_handler(refuse_stream),
+        (True, False): lambda: grpc.stream_unary_rpc_method_handler(refuse),
+        (True, True): lambda: grpc.stream_stream_rpc_method_handler(refuse_stream),
+    }
+    return makers[handler.request_streaming, handler.response_streaming]()

@@ -1,0 +1,1 @@
+"""Who may ask: keys, certificates, and what a server must have before it leaves loopback."""
