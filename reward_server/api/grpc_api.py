@@ -24,6 +24,8 @@ from reward_client.errors import InvalidArgument, RewardError
 from reward_client.types import ScoreRequest
 from reward_server.api.failures import as_reward_error
 from reward_server.api.grpc_guard import KeysAtTheDoor, abort_with, caller_of
+from reward_server.api.legacy import oip_grpc
+from reward_server.api.legacy.oip_grpc import OipGrpcApi
 from reward_server.api.watch import RequestWatch
 from reward_server.config import ServerConfig
 from reward_server.hops import Hop, read_hop
@@ -66,7 +68,11 @@ class GrpcApi:
         )
         self._server.add_generic_rpc_handlers((self._handlers(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = [SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME]
+        if config.legacy:
+            inference = OipGrpcApi(service, config.slow_request_s)
+            self._server.add_generic_rpc_handlers((inference.handlers(),))
+            names.append(oip_grpc.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
         self._health_task: asyncio.Task[None] | None = None
 
