@@ -148,6 +148,8 @@ class ScorerConfig(_Section):
     upstream_api_key_env: str = Field("", description="environment variable with the key to send")
     upstream_tls: bool = Field(False, description="TLS, checked against the system's roots")
     upstream_ca_file: str = Field("", description="TLS, checked against this PEM file")
+    upstream_cert_file: str = Field("", description="TLS: PEM certificate to show (mTLS)")
+    upstream_key_file: str = Field("", description="its private key")
 
     @property
     def targets(self) -> tuple[str, ...]:
