@@ -5,7 +5,8 @@ Run: OMP_NUM_THREADS=1 python -m benchmarks.gateway [--seconds 8] [--rounds 3] [
 Starts one server with the scorer `jpeg` and a gateway before it, both on this machine, and lets
 closed loops of one and of several threads send requests of 8 raw images each. Rounds alternate
 between direct and gateway, so that a machine that becomes slower meanwhile does so for both;
-printed are medians over the rounds. Scores must be the same.
+printed are medians over the rounds, and the CPU time of the gateway's process per item, which a
+busy machine changes least. Scores must be the same.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from reward_client import Image, Item, RewardClient
 
@@ -34,16 +36,17 @@ HEAD = '[server]\nhttp = "127.0.0.1:0"\ngrpc = "127.0.0.1:0"\nlog_level = "error
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one run: items per second, and seconds per request."""
+    """Of one run: items, items per second, and seconds per request."""
 
+    items: int
     items_per_s: float
     p50_s: float
     p99_s: float
 
 
 @contextmanager
-def serving(folder: Path, toml: str) -> Iterator[str]:
-    """A server of its own process; its gRPC address."""
+def serving(folder: Path, toml: str) -> Iterator[tuple[str, psutil.Process]]:
+    """A server of its own process; its gRPC address, and the process."""
     folder.mkdir()
     config, ports = folder / "config.toml", folder / "ports.json"
     config.write_text(HEAD + toml)
@@ -56,7 +59,7 @@ def serving(folder: Path, toml: str) -> Iterator[str]:
         address = f"127.0.0.1:{json.loads(ports.read_text())['grpc']}"
         with RewardClient(f"grpc://{address}") as client:
             client.wait_ready(["jpeg"])
-        yield address
+        yield address, psutil.Process(process.pid)
     finally:
         process.terminate()
         process.wait()
@@ -81,8 +84,9 @@ def measured(address: str, items: list[Item], threads: int, seconds: float) -> F
         for worker in workers:
             worker.join()
         spent_s = time.perf_counter() - begin_s
+    n = len(latencies) * len(items)
     cuts = statistics.quantiles(latencies, n=100)
-    return Figures(len(latencies) * len(items) / spent_s, cuts[49], cuts[98])
+    return Figures(n, n / spent_s, cuts[49], cuts[98])
 
 
 def main() -> None:
@@ -96,32 +100,40 @@ def main() -> None:
     print(
         f"{os.cpu_count()} CPUs, {ITEMS} raw images of {options.size}x{options.size} px a request"
     )
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        serving(Path(folder) / "far", "[scorers.jpeg]\n") as far,
-    ):
-        near_toml = f'[scorers.jpeg]\nupstream = "{far}"\n'
-        with serving(Path(folder) / "near", near_toml) as near:
-            ways = {"direct": far, "gateway": near}
-            scores = []
-            for address in ways.values():
-                with RewardClient(f"grpc://{address}") as client:
-                    scores.append(client.score(items, ["jpeg"]).results["jpeg"].scores)
-            if scores[0] != scores[1]:
-                raise SystemExit(f"the scores differ: {scores}")
-            for threads in (1, 4):
-                runs: dict[str, list[Figures]] = {way: [] for way in ways}
-                for _ in range(options.rounds):
-                    for way, address in ways.items():
-                        runs[way].append(measured(address, items, threads, options.seconds))
-                for way, figures in runs.items():
-                    rate = statistics.median(f.items_per_s for f in figures)
-                    p50 = statistics.median(f.p50_s for f in figures)
-                    p99 = statistics.median(f.p99_s for f in figures)
-                    print(
-                        f"{threads} threads, {way:8s} {rate:7.1f} items/s"
-                        f"   p50 {1e3 * p50:6.1f} ms   p99 {1e3 * p99:6.1f} ms"
-                    )
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        far, _ = stack.enter_context(serving(Path(folder) / "far", "[scorers.jpeg]\n"))
+        toml = f'[scorers.jpeg]\nupstream = "{far}"\n'
+        near, gateway = stack.enter_context(serving(Path(folder) / "near", toml))
+        ways = {"direct": far, "gateway": near}
+        check_scores(list(ways.values()), items)
+        for threads in (1, 4):
+            runs: dict[str, list[Figures]] = {way: [] for way in ways}
+            begin_s = sum(gateway.cpu_times()[:2])
+            for _ in range(options.rounds):
+                for way, address in ways.items():
+                    runs[way].append(measured(address, items, threads, options.seconds))
+            cpu_s = sum(gateway.cpu_times()[:2]) - begin_s
+            for way, figures in runs.items():
+                rate = statistics.median(f.items_per_s for f in figures)
+                p50 = statistics.median(f.p50_s for f in figures)
+                p99 = statistics.median(f.p99_s for f in figures)
+                print(
+                    f"{threads} threads, {way:8s} {rate:7.1f} items/s"
+                    f"   p50 {1e3 * p50:6.1f} ms   p99 {1e3 * p99:6.1f} ms"
+                )
+            through = sum(f.items for f in runs["gateway"])
+            print(
+                f"{threads} threads, CPU time of the gateway: {1e3 * cpu_s / through:.2f} ms/item"
+            )
+
+
+def check_scores(addresses: list[str], items: list[Item]) -> None:
+    scores = []
+    for address in addresses:
+        with RewardClient(f"grpc://{address}") as client:
+            scores.append(client.score(items, ["jpeg"]).results["jpeg"].scores)
+    if len(set(scores)) != 1:
+        raise SystemExit(f"the scores differ: {scores}")
 
 
 if __name__ == "__main__":
