@@ -29,6 +29,7 @@ from reward_server.api.legacy.oip_grpc import OipGrpcApi
 from reward_server.api.watch import RequestWatch
 from reward_server.config import ServerConfig
 from reward_server.hops import Hop, read_hop
+from reward_server.limits import RequestLimits, check_message
 from reward_server.security.access import Caller
 from reward_server.security.tls import ServerTls
 from reward_server.service import RewardService
@@ -160,7 +161,9 @@ class GrpcApi:
         async def one(body: bytes) -> None:
             outcome = await self._answer(body, context)
             if isinstance(outcome, RewardError):
-                name = await self._service.in_thread(lambda: _request_id(body))
+                name = await self._service.in_thread(
+                    lambda: _request_id(body, self._service.limits)
+                )
                 error = convert.error_to_proto(outcome)
                 await answers.put(pb.ScoreStreamResponse(request_id=name, error=error))
             else:
@@ -192,7 +195,9 @@ class GrpcApi:
         with self._watch.request(SCORE_SPAN, hop.client, _headers(context)) as seen:
             try:
                 with tracing.span("receive"):
-                    seen.request = await self._service.in_thread(lambda: _parse(body))
+                    seen.request = await self._service.in_thread(
+                        lambda: _parse(body, self._service.limits)
+                    )
                 left_s = context.time_remaining()
                 response = await self._service.score(
                     seen.request,
@@ -236,7 +241,8 @@ def _hop(context: Any, caller: Caller) -> Hop:
     return read_hop(context.invocation_metadata(), caller.name)
 
 
-def _parse(body: bytes) -> ScoreRequest:
+def _parse(body: bytes, limits: RequestLimits) -> ScoreRequest:
+    check_message(body, limits)
     try:
         message = pb.ScoreRequest.FromString(body)
     except DecodeError as error:
@@ -248,10 +254,11 @@ def _headers(context: Any) -> dict[str, Any]:
     return {key: value for key, value in context.invocation_metadata() or ()}  # noqa: C416
 
 
-def _request_id(body: bytes) -> str:
+def _request_id(body: bytes, limits: RequestLimits) -> str:
     try:
+        check_message(body, limits)
         return pb.ScoreRequest.FromString(body).request_id
-    except DecodeError:
+    except (DecodeError, InvalidArgument):
         return ""
 
 
