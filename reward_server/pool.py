@@ -119,7 +119,8 @@ class ScorerPool:
     def info(self) -> ScorerInfo:
         """The description clients get."""
         state = self.state
-        error = self.last_error if state == "FAILED" else ""
+        # Also while it is tried again: a start that takes minutes has then gone wrong before.
+        error = self.last_error if state in ("FAILED", "STARTING") else ""
         described = self.described
         if described is None:
             return ScorerInfo(self.name, "", "", (), (), "", (0.0, 0.0), state, error)
