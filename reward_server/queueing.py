@@ -30,12 +30,14 @@ class Answer:
         batch: number of the batch, unique per queue; 0 if it never ran.
         queue_s: seconds waited for the batch.
         compute_s: seconds the whole batch took.
+        fingerprint: of the worker that computed it; empty if none did.
     """
 
     outcome: Score | Failure
     batch: int = 0
     queue_s: float = 0.0
     compute_s: float = 0.0
+    fingerprint: str = ""
 
 
 @dataclass(slots=True, eq=False)
@@ -122,13 +124,13 @@ class WorkQueue:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(changed.wait(), timeout_s)
 
-    def finish(self, works: Sequence[Work], done: BatchDone) -> None:
-        """Hand out the outcomes of a batch that was taken."""
+    def finish(self, works: Sequence[Work], done: BatchDone, fingerprint: str = "") -> None:
+        """Hand out the outcomes of a batch that was taken, by a worker of this fingerprint."""
         number = next(self._batches)
         self._metrics.compute_seconds.labels(self._name).observe(done.compute_s)
         for work, outcome in zip(works, done.outcomes, strict=True):
             queue_s = work.taken_s - work.job.arrival_s
-            work.resolve(Answer(outcome, number, queue_s, done.compute_s))
+            work.resolve(Answer(outcome, number, queue_s, done.compute_s, fingerprint))
         self._running -= len(works)
         self._gauge()
 

@@ -221,7 +221,8 @@ class Replica:
             self._queue.requeue(works, "the server stops")
             raise
         else:
-            self._queue.finish(works, done)
+            fingerprint = self.described.fingerprint if self.described else ""
+            self._queue.finish(works, done, fingerprint)
             self._device_memory_bytes = done.device_memory_bytes
             if done.max_pixels and done.max_pixels < self._max_pixels:
                 self._max_pixels = done.max_pixels
