@@ -1,4 +1,4 @@
-"""Scores that need not be computed again: in memory, bounded in bytes, least recently used go first.
+"""Scores that need not be computed again: in memory, bounded in bytes, oldest use goes first.
 
 The key is a digest over everything that a score depends on: scorer, version, fingerprint (weights,
 preprocessing, code, dtype), transform, prompt, spec and the decoded pixels. Failures are never
@@ -89,7 +89,7 @@ def _key(
     digest.update(len(encoded).to_bytes(8, "big"))
     digest.update(encoded)
     for image in images:
-        digest.update(np.ascontiguousarray(image))
+        digest.update(np.ascontiguousarray(image).data)
     return digest.digest()
 
 

@@ -1,4 +1,4 @@
-"""Looks the items of a scorer up in the result cache before they are queued, and keeps what is new."""
+"""Looks items up in the result cache before they are queued, and keeps the scores that are new."""
 
 from __future__ import annotations
 
