@@ -23,7 +23,7 @@ from reward_client._pb.reward.v1 import reward_pb2 as pb
 from reward_client.errors import InvalidArgument, RewardError
 from reward_client.types import ScoreRequest
 from reward_server.api.failures import as_reward_error
-from reward_server.api.grpc_guard import KeysAtTheDoor, abort_with, caller_of
+from reward_server.api.grpc_guard import KeysAtTheDoor, refuse_with, caller_of
 from reward_server.api.watch import RequestWatch
 from reward_server.config import ServerConfig
 from reward_server.hops import Hop, read_hop
@@ -133,7 +133,8 @@ class GrpcApi:
     async def _score(self, body: bytes, context: Any) -> pb.ScoreResponse:
         outcome = await self._answer(body, context)
         if isinstance(outcome, RewardError):
-            return await abort_with(context, outcome)
+            refuse_with(context, outcome)
+            return pb.ScoreResponse()
         return outcome
 
     async def _list_scorers(self, body: bytes, context: Any) -> pb.ListScorersResponse:
@@ -141,7 +142,8 @@ class GrpcApi:
             access, caller = self._service.access, caller_of(self._service.access, context)
             infos = self._service.infos(via=_hop(context, caller).via)
         except RewardError as error:
-            return await abort_with(context, error)
+            refuse_with(context, error)
+            return pb.ListScorersResponse()
         infos = [info for info in infos if access.may_use(caller, info.name)]
         return pb.ListScorersResponse(scorers=[convert.info_to_proto(info) for info in infos])
 
