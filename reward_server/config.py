@@ -135,6 +135,7 @@ class ScorerConfig(_Section):
     start_timeout_s: float = Field(600.0, gt=0, description="to load, warm up and self-test")
     memory_limit_bytes: int = Field(
         0, ge=0, description="resident memory of a worker beyond which it is replaced; 0: none"
+    )
     cache: CachePolicy = Field(
         "eval", description="use of [server] cache_bytes: 'never', 'eval' (not for TRAIN), 'always'"
     )
