@@ -23,7 +23,7 @@ from reward_client._pb.reward.v1 import reward_pb2 as pb
 from reward_client.errors import InvalidArgument, RewardError
 from reward_client.types import ScoreRequest
 from reward_server.api.failures import as_reward_error
-from reward_server.api.grpc_guard import KeysAtTheDoor, refuse_with, caller_of
+from reward_server.api.grpc_guard import KeysAtTheDoor, caller_of, refuse_with
 from reward_server.api.watch import RequestWatch
 from reward_server.config import ServerConfig
 from reward_server.hops import Hop, read_hop

@@ -201,8 +201,8 @@ def test_a_client_with_one_item_does_not_wait_for_one_with_many(server: Server) 
             watched.answered(sent, client.score(sent, ["slow"]))
             passed = before - waiting(server)
         # The batch that runs and its own are ahead of it; some more pass while this test asks.
-        assert passed <= 5 * BATCH_ITEMS, f"{passed} of {before} items went first"
-        assert before > 2 * 5 * BATCH_ITEMS
+        assert passed <= before / 2, f"{passed} of {before} items went first"
+        assert before > 20
         for answer in backlog.answers():
             watched.answered(*answer)
 
