@@ -78,7 +78,7 @@ fmt: install ## format, and fix what lint can fix
 type: install ## check types
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 
-protos: ## generate reward_client/_pb from protos/ (with the pinned generator, in .venv-protos)
+protos: ## generate the _pb packages from protos/ (with the pinned generator, in .venv-protos)
 	@test -x .venv-protos/bin/python || $(PYTHON) -m venv .venv-protos
 	@.venv-protos/bin/python -m pip install --quiet 'grpcio-tools==1.72.2' 'setuptools<81'
 	@.venv-protos/bin/python scripts/gen_protos.py

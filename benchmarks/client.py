@@ -4,7 +4,8 @@ Run: OMP_NUM_THREADS=1 python -m benchmarks.client [--seconds 3] [--side 512]
 
 The scorer is examples/brightness_scorer.py, which costs next to nothing: what is measured is
 encoding, transport, decoding and everything around them. Requests carry 8 pictures, each encoded
-when it is sent, as a trainer does. Client and server share the machine's cores.
+when it is sent, as a trainer does. Client and server share the machine's cores. CPU time, of
+client, server and worker together, is disturbed less by other processes than wall time.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from reward_client import Encoding, Item, RewardClient, codec
 
@@ -42,8 +44,8 @@ scorer = "examples.brightness_scorer:BrightnessScorer"
 
 
 @contextmanager
-def serving() -> Iterator[dict[str, str]]:
-    """A server in a process of its own; the urls of its two APIs."""
+def serving() -> Iterator[tuple[psutil.Process, dict[str, str]]]:
+    """A server in a process of its own, and the urls of its two APIs."""
     with tempfile.TemporaryDirectory() as folder:
         config, ports = Path(folder) / "config.toml", Path(folder) / "ports.json"
         config.write_text(CONFIG)
@@ -55,10 +57,9 @@ def serving() -> Iterator[dict[str, str]]:
                     raise SystemExit("the server ended at start")
                 time.sleep(0.05)
             found = json.loads(ports.read_text())
-            yield {
-                "gRPC": f"grpc://127.0.0.1:{found['grpc']}",
-                "HTTP": f"http://127.0.0.1:{found['http']}",
-            }
+            urls = {"gRPC": f"grpc://127.0.0.1:{found['grpc']}"}
+            urls["HTTP"] = f"http://127.0.0.1:{found['http']}"
+            yield psutil.Process(server.pid), urls
         finally:
             server.terminate()
             server.wait()
@@ -77,10 +78,16 @@ def pictures(side_px: int) -> list[np.ndarray]:
     return found
 
 
-def images_per_s(
+def cpu_s(server: psutil.Process) -> float:
+    """CPU seconds used so far by this process, the server and its workers."""
+    times = [p.cpu_times() for p in (server, *server.children(recursive=True))]
+    return time.process_time() + sum(t.user + t.system for t in times)
+
+
+def measure(
     url: str, arrays: list[np.ndarray], encoding: Encoding, threads: int, seconds: float
-) -> float:
-    """Scored pictures per second of wall time, encoding included."""
+) -> tuple[int, float]:
+    """Number of scored pictures and seconds of wall time, encoding included."""
     done = [0] * threads
     with RewardClient(url) as client:
         client.wait_ready(["brightness"])
@@ -98,7 +105,7 @@ def images_per_s(
             worker.start()
         for worker in workers:
             worker.join()
-        return sum(done) / (time.perf_counter() - start_s)
+        return sum(done), time.perf_counter() - start_s
 
 
 def main() -> None:
@@ -107,18 +114,20 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=512, help="of the pictures, in px")
     args = parser.parse_args()
     arrays = pictures(args.side)
-    print(f"{'encoding':22}{'KiB/image':>10}{'encode ms':>11}", end="")
     cases = [(api, threads) for api in ("gRPC", "HTTP") for threads in (1, 8)]
-    print("".join(f"{f'{api} x{threads}':>10}" for api, threads in cases) + "   images/s")
-    with serving() as urls:
+    heads = "".join(f"{f'{api} x{threads}':>15}" for api, threads in cases)
+    print(f"{'encoding':20}{'KiB':>5}{'encode ms':>11}{heads}   images/s (CPU ms/image)")
+    with serving() as (server, urls):
         for encoding in ENCODINGS:
-            start_s = time.perf_counter()
+            start_s = time.process_time()
             size = sum(len(codec.encode(array, encoding).data) for array in arrays)
-            encode_ms = 1e3 * (time.perf_counter() - start_s) / len(arrays)
-            print(f"{encoding.value:22}{size / BATCH / 1024:10.0f}{encode_ms:11.2f}", end="")
+            encode_ms = 1e3 * (time.process_time() - start_s) / len(arrays)
+            print(f"{encoding.value:20}{size / BATCH / 1024:5.0f}{encode_ms:11.2f}", end="")
             for api, threads in cases:
-                rate = images_per_s(urls[api], arrays, encoding, threads, args.seconds)
-                print(f"{rate:10.0f}", end="", flush=True)
+                before_s = cpu_s(server)
+                count, wall_s = measure(urls[api], arrays, encoding, threads, args.seconds)
+                cpu_ms = 1e3 * (cpu_s(server) - before_s) / count
+                print(f"{f'{count / wall_s:.0f} ({cpu_ms:.1f})':>15}", end="", flush=True)
             print()
 
 

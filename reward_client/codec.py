@@ -7,6 +7,7 @@ for PNG. QOI and zstd-raw halve the bytes at 1-2 ms and need `pip install flow-r
 from __future__ import annotations
 
 import io
+import os
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import numpy as np
 import PIL.Image
 
 from reward_client.errors import InvalidArgument
+from reward_client.image_headers import size_of
 from reward_client.types import Encoding, Image, UInt8Image
 from reward_client.validation import RAW_ENCODINGS, image_problem
 
@@ -31,6 +33,8 @@ _EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "R
 }
 _QOI_HEADER = struct.Struct(">4sIIBB")  # magic, width, height, channels, colour space
 _QOI_END = b"\0" * 7 + b"\1"
+_QOI_PROBE_PIXELS = 8
+_QOI_LONGEST_RUN = 62
 _ZSTD_WINDOW_LIMIT_BYTES = 1 << 27
 
 
@@ -93,7 +97,25 @@ def decode(image: Image, limits: DecodeLimits | None = None) -> UInt8Image:
 
     Raises:
         InvalidArgument: over a limit, truncated, corrupt, of another format or size than declared,
-            animated, more than 8 bits per channel, or the package for its encoding is missing.
+            with several pictures or something else behind it, more than 8 bits per channel, or the
+            package for its encoding is missing.
+    """
+    width, height = checked_size(image, limits)
+    if image.encoding in RAW_ENCODINGS:
+        data = image.data
+        if image.encoding is Encoding.RAW_U8_RGB_HWC_ZSTD:
+            data = _decompress(data, image.width * image.height * 3)
+        return np.frombuffer(data, np.uint8).reshape(image.height, image.width, 3).copy()
+    if image.encoding is Encoding.QOI:
+        return _decode_qoi(image.data, width, height)
+    return _decode_with_pillow(image, width, height)
+
+
+def checked_size(image: Image, limits: DecodeLimits | None = None) -> tuple[int, int]:
+    """The width and height in pixels by the header alone, all limits checked, nothing decoded.
+
+    Raises:
+        InvalidArgument: as `decode`, as far as the header and the structure of the file tell.
     """
     limits = limits or DecodeLimits()
     if (problem := image_problem(image)) is not None:
@@ -104,13 +126,11 @@ def decode(image: Image, limits: DecodeLimits | None = None) -> UInt8Image:
         )
     if image.encoding in RAW_ENCODINGS:
         _check_size(image.width, image.height, limits)
-        data = image.data
-        if image.encoding is Encoding.RAW_U8_RGB_HWC_ZSTD:
-            data = _decompress(data, image.width * image.height * 3)
-        return np.frombuffer(data, np.uint8).reshape(image.height, image.width, 3).copy()
-    if image.encoding is Encoding.QOI:
-        return _decode_qoi(image, limits)
-    return _decode_with_pillow(image, limits)
+        return image.width, image.height
+    width, height = size_of(image.data, image.encoding)
+    _check_size(width, height, limits)
+    _check_declared(image, width, height)
+    return width, height
 
 
 def is_lossy(image: Image | Encoding) -> bool:
@@ -203,40 +223,36 @@ def _decompress(data: bytes, expected_bytes: int) -> bytes:
     return raw
 
 
-def _decode_qoi(image: Image, limits: DecodeLimits) -> UInt8Image:
-    data = image.data
-    if len(data) < _QOI_HEADER.size + len(_QOI_END):
-        raise InvalidArgument(f"QOI data of {len(data)} bytes are too short to be an image")
-    magic, width, height, channels, _ = _QOI_HEADER.unpack_from(data)
-    if magic != b"qoif" or channels not in (3, 4) or not (width and height):
-        raise InvalidArgument("the data have no valid QOI header")
-    _check_size(width, height, limits)
-    _check_declared(image, width, height)
-    # The decoder fills missing pixels silently, so truncation has to be told by the end marker.
-    if not data.endswith(_QOI_END):
-        raise InvalidArgument("truncated QOI data: the end marker is missing")
+def _decode_qoi(data: bytes, width: int, height: int) -> UInt8Image:
+    # Some decoders fill missing pixels with the last one, or leave surplus ones, and say nothing.
+    # Random pixels put behind the true ones come out right behind them only if exactly those were
+    # there; a run of the last one fills their row up.
+    rows = -(-_QOI_PROBE_PIXELS // width)
+    runs, rest = divmod(rows * width - _QOI_PROBE_PIXELS, _QOI_LONGEST_RUN)
+    probe = np.frombuffer(os.urandom(3 * _QOI_PROBE_PIXELS), np.uint8).reshape(-1, 3)
+    chunks = b"".join(b"\xfe" + pixel.tobytes() for pixel in probe)
+    chunks += bytes([0xC0 | _QOI_LONGEST_RUN - 1]) * runs + (
+        bytes([0xC0 | rest - 1]) if rest else b""
+    )
+    channels, colours = data[12], data[13]
+    header = _QOI_HEADER.pack(b"qoif", width, height + rows, channels, colours)
+    extended = header + data[_QOI_HEADER.size : -len(_QOI_END)] + chunks + _QOI_END
     try:
-        pixels = _package("qoi", Encoding.QOI).decode(data)
+        pixels = np.asarray(_package("qoi", Encoding.QOI).decode(extended))
     except (ValueError, RuntimeError) as error:
         raise InvalidArgument(f"corrupt QOI data: {error}") from error
-    return np.array(pixels[:, :, :3], dtype=np.uint8)
+    found = pixels[height:].reshape(-1, channels)[:_QOI_PROBE_PIXELS, :3]
+    if not np.array_equal(found, probe):
+        raise InvalidArgument(f"the QOI data do not hold exactly {width}x{height} px")
+    return np.array(pixels[:height, :, :3], dtype=np.uint8)
 
 
-def _decode_with_pillow(image: Image, limits: DecodeLimits) -> UInt8Image:
+def _decode_with_pillow(image: Image, width: int, height: int) -> UInt8Image:
     name = _PILLOW_FORMATS[image.encoding]
-    if image.encoding is Encoding.WEBP:
-        # Pillow allocates a WebP's canvas on open, so its size has to be known before.
-        _check_size(*_webp_size(image.data), limits)
     try:
         with PIL.Image.open(io.BytesIO(image.data), formats=[name]) as picture:
-            width, height = picture.size
-            _check_size(width, height, limits)
-            _check_declared(image, width, height)
-            # A JPEG with several pictures is a phone's: its first one is the photograph.
-            if name != "JPEG" and getattr(picture, "is_animated", False):
-                raise InvalidArgument(
-                    f"animated {name} is not accepted: send the frames as separate images"
-                )
+            if picture.size != (width, height) or getattr(picture, "n_frames", 1) != 1:
+                raise InvalidArgument(f"the {name} data contradict their own header")
             return to_rgb_array(picture)
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
         raise InvalidArgument(f"too many pixels: {error}") from error
@@ -244,24 +260,6 @@ def _decode_with_pillow(image: Image, limits: DecodeLimits) -> UInt8Image:
         raise InvalidArgument(f"the data are not a readable {name} image") from error
     except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
         raise InvalidArgument(f"corrupt or truncated {name} data: {error}") from error
-
-
-def _webp_size(data: bytes) -> tuple[int, int]:
-    # https://developers.google.com/speed/webp/docs/riff_container
-    header = data[12:30].ljust(18, b"\0")
-    if header.startswith(b"VP8X"):
-        canvas = header[12:18]
-        return (
-            int.from_bytes(canvas[:3], "little") + 1,
-            int.from_bytes(canvas[3:], "little") + 1,
-        )
-    if header.startswith(b"VP8L"):
-        bits = int.from_bytes(header[9:13], "little")
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    if header.startswith(b"VP8 "):
-        width, height = struct.unpack_from("<HH", header, 14)
-        return width & 0x3FFF, height & 0x3FFF
-    raise InvalidArgument("the data are not a readable WEBP image")
 
 
 def _package(name: str, encoding: Encoding) -> ModuleType:

@@ -43,16 +43,18 @@ def request_to_proto(request: ScoreRequest) -> pb.ScoreRequest:
     Raises:
         InvalidArgument: a spec does not fit its kind; names the item and the key.
     """
-    return pb.ScoreRequest(
+    message = pb.ScoreRequest(
         request_id=request.request_id,
         scorers=[
             pb.ScorerSelector(name=s.name, version=s.version, transform=s.transform)
             for s in request.scorers
         ],
-        items=[item_to_proto(item) for item in request.items],
         priority=request.priority.value,
         include_details=request.include_details,
     )
+    for item in request.items:
+        fill_item(item, message.items.add())
+    return message
 
 
 def request_from_proto(message: pb.ScoreRequest) -> ScoreRequest:
@@ -76,19 +78,28 @@ def request_from_proto(message: pb.ScoreRequest) -> ScoreRequest:
 
 def item_to_proto(item: Item) -> pb.Item:
     """Build the message of one item; raises InvalidArgument if a value cannot be sent."""
+    message = pb.Item()
+    fill_item(item, message)
+    return message
+
+
+def fill_item(item: Item, message: pb.Item) -> None:
+    """Fill the message of one item; raises InvalidArgument if a value cannot be sent.
+
+    In place, because a message that is put into another one is copied, pixels and all.
+    """
     try:
-        message = pb.Item(
-            id=item.id,
-            prompt=item.prompt,
-            images=[image_to_proto(image) for image in item.images],
-            references=[image_to_proto(image) for image in item.references],
-        )
+        message.id = item.id
+        message.prompt = item.prompt
+        for image in item.images:
+            fill_image(image, message.images.add())
+        for image in item.references:
+            fill_image(image, message.references.add())
         if item.spec is not None:
             spec_to_proto(item.spec, item.spec_kind, message)
     except (ValueError, TypeError) as error:
         # Text that is not valid Unicode, or a size beyond 32 bits.
         raise InvalidArgument(f"item {item.id!r} cannot be sent: {error}") from error
-    return message
 
 
 def item_from_proto(message: pb.Item) -> Item:
@@ -104,14 +115,12 @@ def item_from_proto(message: pb.Item) -> Item:
     )
 
 
-def image_to_proto(image: Image) -> pb.Media:
-    """Build the message of one image."""
-    return pb.Media(
-        data=image.data,
-        encoding=image.encoding.value,
-        width=image.width,
-        height=image.height,
-    )
+def fill_image(image: Image, message: pb.Media) -> None:
+    """Fill the message of one image."""
+    message.data = image.data
+    message.encoding = getattr(pb.Media, image.encoding.value)
+    message.width = image.width
+    message.height = image.height
 
 
 def _images_from_proto(messages: Iterable[pb.Media], where: str) -> tuple[Image, ...]:

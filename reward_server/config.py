@@ -92,6 +92,13 @@ class ServerConfig(_Section):
     max_queue_bytes: int = Field(2 << 30, ge=1 << 16, description="decoded pixels held, in bytes")
     max_image_bytes: int = Field(64 << 20, ge=1, description="bytes of one encoded image")
     max_image_pixels: int = Field(4096 * 4096, ge=1, description="pixels of one image")
+    max_image_side_px: int = Field(16384, ge=1, description="width and height of one image")
+    max_frames: int = Field(512, ge=1, description="images of one item, and its references")
+    max_prompt_chars: int = Field(1 << 16, ge=1, description="characters of one prompt")
+    max_id_chars: int = Field(1024, ge=64, description="characters of the id of an item or request")
+    max_spec_depth: int = Field(32, ge=1, le=64, description="levels of one item's spec")
+    max_spec_chars: int = Field(1 << 18, ge=1, description="size of one item's spec")
+    max_values: int = Field(400_000, ge=1000, description="fields or JSON values of one request")
     default_deadline_s: float = Field(
         300.0, gt=0, description="for requests that come without a deadline"
     )
@@ -153,6 +160,8 @@ class ScorerConfig(_Section):
     upstream_api_key_env: str = Field("", description="environment variable with the key to send")
     upstream_tls: bool = Field(False, description="TLS, checked against the system's roots")
     upstream_ca_file: str = Field("", description="TLS, checked against this PEM file")
+    upstream_cert_file: str = Field("", description="TLS: PEM certificate to show (mTLS)")
+    upstream_key_file: str = Field("", description="its private key")
 
     @property
     def targets(self) -> tuple[str, ...]:

@@ -55,6 +55,26 @@ def decode_item(item: Item, limits: DecodeLimits) -> DecodedItem | ItemError:
     return DecodedItem(item, found["images"], found["references"], is_lossy)
 
 
+def decoded_bytes(item: Item, limits: DecodeLimits) -> int | ItemError:
+    """Bytes that an item's pixels will take, by the headers of its images; nothing is decoded."""
+    total = 0
+    for field, images in (("images", item.images), ("references", item.references)):
+        for position, image in enumerate(images):
+            size = _size(image, limits)
+            if isinstance(size, str):
+                where = f"item {item.id!r}, {field}[{position}]"
+                return ItemError(Code.INVALID_ARGUMENT, f"{where}: {size}")
+            total += 3 * size[0] * size[1]
+    return total
+
+
+def _size(image: Image, limits: DecodeLimits) -> tuple[int, int] | str:
+    try:
+        return codec.checked_size(image, limits)
+    except RewardError as error:
+        return error.message
+
+
 def _decode(image: Image, limits: DecodeLimits) -> UInt8Image | str:
     try:
         return codec.decode(image, limits)

@@ -103,7 +103,8 @@ def create(family: Family, folder: Path, python: str) -> Path:
     inside = python_of(folder)
     if not inside.exists():
         _run([python, "-m", "venv", str(folder)])
-    _run([str(inside), "-m", "pip", "install", *_requirement(family)])
+    # Isolated: what PYTHONPATH or this folder offer is not in the environment.
+    _run([str(inside), "-I", "-m", "pip", "install", *_requirement(family)])
     return inside
 
 
@@ -178,17 +179,17 @@ def _modules_for(scorer: str, engine: str) -> tuple[str, ...]:
 
 def _requirement(family: Family) -> list[str]:
     """Pip's arguments for this very distribution with the family's extra."""
+    checkout = Path(__file__).resolve().parents[1]
+    if (checkout / "pyproject.toml").is_file():
+        constraints = checkout / "constraints.txt"
+        pins = ["--constraint", str(constraints)] if constraints.is_file() else []
+        source = f"{checkout}[{family.extra}]"
+        return [*(pins if family.is_constrained else []), "--editable", source]
     distribution = metadata.distribution(DISTRIBUTION)
-    origin = json.loads(distribution.read_text("direct_url.json") or "{}")
-    url = str(origin.get("url", ""))
-    if not url.startswith("file://"):
-        source = f" @ {url}" if url else f"=={distribution.version}"
-        return [f"{DISTRIBUTION}[{family.extra}]{source}"]
-    path = Path(url.removeprefix("file://"))
-    editable = ["--editable"] if origin.get("dir_info", {}).get("editable") else []
-    constraints = path / "constraints.txt"
-    pins = ["--constraint", str(constraints)] if constraints.is_file() else []
-    return [*(pins if family.is_constrained else []), *editable, f"{path}[{family.extra}]"]
+    url = json.loads(distribution.read_text("direct_url.json") or "{}").get("url")
+    return [
+        f"{DISTRIBUTION}[{family.extra}]" + (f" @ {url}" if url else f"=={distribution.version}")
+    ]
 
 
 def _run(command: list[str], *, quiet: bool = False) -> str:

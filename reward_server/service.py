@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TypeVar
@@ -14,6 +14,7 @@ from reward_client import tracing
 from reward_client.codec import DecodeLimits
 from reward_client.errors import InvalidArgument, NotFound, Unavailable
 from reward_client.types import (
+    Code,
     ItemError,
     ScoreRequest,
     ScoreResponse,
@@ -26,10 +27,11 @@ from reward_server.backend import Backend
 from reward_server.backends import open_backend
 from reward_server.cache import ResultCache
 from reward_server.config import Config
-from reward_server.decoding import DecodedItem, decode_item, wire_bytes
+from reward_server.decoding import DecodedItem, decode_item, decoded_bytes, wire_bytes
 from reward_server.dispatch import Call, Dispatcher
 from reward_server.flights import Flights
 from reward_server.hops import check_no_loop
+from reward_server.limits import RequestLimits, item_limit_problem
 from reward_server.metrics import Metrics
 from reward_server.roster import Changes, Roster
 from reward_server.security.access import Access, Caller
@@ -69,8 +71,11 @@ class RewardService:
         metrics.limit_bytes.set_function(lambda: self._admission.max_bytes)
         metrics.watch(self.infos)
         self._limits = DecodeLimits(
-            max_bytes=server.max_image_bytes, max_pixels=server.max_image_pixels
+            max_bytes=server.max_image_bytes,
+            max_pixels=server.max_image_pixels,
+            max_side_px=server.max_image_side_px,
         )
+        self.limits = RequestLimits.of(server)
         self._threads = ThreadPoolExecutor(server.decode_threads, thread_name_prefix="decode")
         self._flights = Flights()
         self._dispatcher = Dispatcher(metrics)
@@ -168,9 +173,10 @@ class RewardService:
             decoded, errors = {}, broken
             if any(backend.needs_pixels for backend in backends):
                 with tracing.span("decode"):
-                    decoded, errors = await self._decode(request, broken)
+                    sizes, broken = await self._measure(request, broken)
+                    ticket.grow(self._fitting(sum(sizes.values())))
+                    decoded, errors = await self._decode(request, sizes, broken)
                 self._decoded(backends, time.monotonic() - arrival_s)
-                ticket.grow(sum(3 * found.pixels for found in decoded.values()))
             call = Call(
                 request, backends, arrival_s, caller.name, deadline_at_s, ticket.answered, via
             )
@@ -179,17 +185,30 @@ class RewardService:
     def _check(self, request: ScoreRequest) -> Mapping[int, ItemError]:
         """Raise if the whole request is wrong, else return the items that are."""
         limit = self.config.server.max_items
+        if len(request.request_id) > self.limits.id_chars:
+            raise InvalidArgument(
+                f"request_id has {len(request.request_id)} characters, the limit is"
+                f" {self.limits.id_chars}"
+            )
         if len(request.items) > limit:
             raise InvalidArgument(
                 f"the request has {len(request.items)} items, the limit is {limit}: split it"
             )
+        problems = {
+            index: ItemError(Code.INVALID_ARGUMENT, problem)
+            for index, item in enumerate(request.items)
+            if (problem := item_limit_problem(item, self.limits)) is not None
+        }
         try:
             check_request(request)
         except InvalidArgument as error:
-            if not error.items or len(error.items) == len(request.items):
+            if not error.items:
                 raise
-            return error.items
-        return {}
+            problems = {**error.items, **problems}
+        if problems and len(problems) == len(request.items):
+            first = problems[min(problems)].message
+            raise InvalidArgument(first, items=problems)
+        return problems
 
     def _select(self, selector: ScorerSelector) -> Backend:
         backend = self._roster.get(selector.name)
@@ -210,10 +229,33 @@ class RewardService:
             )
         return backend
 
-    async def _decode(
+    async def _measure(
         self, request: ScoreRequest, broken: Mapping[int, ItemError]
+    ) -> tuple[dict[int, int], dict[int, ItemError]]:
+        """Bytes that each item will take once decoded, by the headers of its images."""
+        sizes, errors = {}, dict(broken)
+        good = [(i, item) for i, item in enumerate(request.items) if i not in broken]
+        outcomes = await self.in_thread(lambda: [decoded_bytes(i, self._limits) for _, i in good])
+        for (index, _), outcome in zip(good, outcomes, strict=True):
+            if isinstance(outcome, ItemError):
+                errors[index] = outcome
+            else:
+                sizes[index] = outcome
+        return sizes, errors
+
+    def _fitting(self, size_bytes: int) -> int:
+        limit = self.config.server.max_queue_bytes
+        if size_bytes > limit:
+            raise InvalidArgument(
+                f"the images of the request take {size_bytes} bytes once decoded, the server holds"
+                f" {limit}: send smaller requests"
+            )
+        return size_bytes
+
+    async def _decode(
+        self, request: ScoreRequest, good: Iterable[int], broken: Mapping[int, ItemError]
     ) -> tuple[dict[int, DecodedItem], dict[int, ItemError]]:
-        good = [index for index in range(len(request.items)) if index not in broken]
+        good = list(good)
         found = await asyncio.gather(
             *(
                 self.in_thread(lambda item=request.items[i]: decode_item(item, self._limits))

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import uuid
+from collections.abc import AsyncGenerator
 
 from fastapi import Request
 from google.protobuf.message import DecodeError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from reward_client import codec, convert, json_mirror
 from reward_client._pb.reward.v1 import reward_pb2 as pb
 from reward_client.errors import InvalidArgument
 from reward_client.types import Image, Item, Priority, ScoreRequest, ScorerSelector
+from reward_server.limits import RequestLimits, check_json_items, check_message, load_json
 
+_MAX_UTF8_BYTES = 4
 _FORM_FIELDS = frozenset({"images", "prompt", "scorers", "spec", "priority", "include_details"})
 
 
@@ -31,8 +33,9 @@ async def read_body(request: Request, limit_bytes: int) -> bytes:
     return b"".join(parts)
 
 
-def parse_protobuf(body: bytes) -> ScoreRequest:
+def parse_protobuf(body: bytes, limits: RequestLimits) -> ScoreRequest:
     """Read a serialised `reward.v1.ScoreRequest`; raises InvalidArgument."""
+    check_message(body, limits)
     try:
         message = pb.ScoreRequest.FromString(body)
     except DecodeError as error:
@@ -40,16 +43,14 @@ def parse_protobuf(body: bytes) -> ScoreRequest:
     return convert.request_from_proto(message)
 
 
-def parse_json(body: bytes) -> ScoreRequest:
+def parse_json(body: bytes, limits: RequestLimits) -> ScoreRequest:
     """Read a ScoreRequest as JSON with base64 images; raises InvalidArgument."""
-    try:
-        decoded = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise InvalidArgument(f"the body is not JSON: {error}") from error
+    decoded = load_json(body, limits)
+    check_json_items(decoded, limits)
     return json_mirror.request_from_json(decoded)
 
 
-async def parse_form(request: Request, limit_bytes: int) -> ScoreRequest:
+async def parse_form(request: Request, limit_bytes: int, limits: RequestLimits) -> ScoreRequest:
     """Read a form for people with curl: files `images`, texts `prompt`, `scorers`, `spec`.
 
     One file is one item. `prompt` and `spec` are given once for all files, or once per file.
@@ -58,10 +59,15 @@ async def parse_form(request: Request, limit_bytes: int) -> ScoreRequest:
     Raises:
         InvalidArgument: anything else; names the field.
     """
-    if int(request.headers.get("content-length") or 0) > limit_bytes:
-        raise _too_large(limit_bytes)
+    parser = _FormInMemory(
+        request.headers,
+        _bounded(request, limit_bytes),
+        max_files=limits.items,
+        max_fields=2 * limits.items + len(_FORM_FIELDS),
+        max_part_size=max(limits.spec_chars, limits.prompt_chars) * _MAX_UTF8_BYTES,
+    )
     try:
-        form = await request.form(max_files=512, max_fields=2048, max_part_size=1 << 20)
+        form = await parser.parse()
     except (MultiPartException, HTTPException) as error:
         reason = getattr(error, "message", None) or getattr(error, "detail", "")
         raise InvalidArgument(f"the body is not a valid form: {reason}") from error
@@ -78,18 +84,36 @@ async def parse_form(request: Request, limit_bytes: int) -> ScoreRequest:
         texts = {key: [str(v) for v in form.getlist(key)] for key in _FORM_FIELDS - {"images"}}
     finally:
         await form.close()
-    return _request_from_form(data, names, texts)
+    return _request_from_form(data, names, texts, limits)
+
+
+class _FormInMemory(MultiPartParser):
+    """Starlette's parser; the size is bounded, so nothing need go to disk."""
+
+    spool_max_size = 1 << 62
+
+
+async def _bounded(request: Request, limit_bytes: int) -> AsyncGenerator[bytes, None]:
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit_bytes:
+            raise _too_large(limit_bytes)
+        yield part
 
 
 def _request_from_form(
-    data: list[bytes], names: list[str], texts: dict[str, list[str]]
+    data: list[bytes],
+    names: list[str],
+    texts: dict[str, list[str]],
+    limits: RequestLimits,
 ) -> ScoreRequest:
     prompts = _per_file("prompt", texts["prompt"] or [""], len(data))
     specs = _per_file("spec", texts["spec"] or [""], len(data))
     scorers = [name.strip() for text in texts["scorers"] for name in text.split(",")]
     items = []
     for index, (content, name) in enumerate(zip(data, names, strict=True)):
-        item = _item_with_spec(f"{index}:{name}", specs[index])
+        item = _item_with_spec(f"{index}:{name}", specs[index], limits)
         image = Image(content, codec.sniff(content, what=f"images[{index}] ({name})"))
         items.append(Item(item.id, prompts[index], (image,), (), item.spec, item.spec_kind))
     priority = (texts["priority"] or ["TRAIN"])[0].upper()
@@ -104,12 +128,12 @@ def _request_from_form(
     )
 
 
-def _item_with_spec(item_id: str, spec: str) -> Item:
-    decoded: object = {}
+def _item_with_spec(item_id: str, spec: str, limits: RequestLimits) -> Item:
     try:
-        decoded = json.loads(spec) if spec else {}
-    except (ValueError, RecursionError) as error:
-        raise InvalidArgument(f"item {item_id!r}, spec is not JSON: {error}") from error
+        decoded = load_json(spec.encode("utf-8", "replace"), limits) if spec else {}
+    except InvalidArgument as error:
+        message = error.message.removeprefix("the body")
+        raise InvalidArgument(f"item {item_id!r}, spec{message}") from error
     if not isinstance(decoded, dict) or not set(decoded) <= {"geneval", "ocr", "metadata"}:
         raise InvalidArgument(
             f"item {item_id!r}, spec: expected an object with one key geneval, ocr or metadata"

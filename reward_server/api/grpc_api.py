@@ -24,9 +24,12 @@ from reward_client.errors import InvalidArgument, RewardError
 from reward_client.types import ScoreRequest
 from reward_server.api.failures import as_reward_error
 from reward_server.api.grpc_guard import KeysAtTheDoor, caller_of, refuse_with
+from reward_server.api.legacy import oip_grpc
+from reward_server.api.legacy.oip_grpc import OipGrpcApi
 from reward_server.api.watch import RequestWatch
 from reward_server.config import ServerConfig
 from reward_server.hops import Hop, read_hop
+from reward_server.limits import RequestLimits, check_message
 from reward_server.security.access import Caller
 from reward_server.security.tls import ServerTls
 from reward_server.service import RewardService
@@ -66,7 +69,11 @@ class GrpcApi:
         )
         self._server.add_generic_rpc_handlers((self._handlers(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = [SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME]
+        if config.legacy:
+            inference = OipGrpcApi(service, config.slow_request_s)
+            self._server.add_generic_rpc_handlers((inference.handlers(),))
+            names.append(oip_grpc.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
         self._health_task: asyncio.Task[None] | None = None
 
@@ -156,7 +163,9 @@ class GrpcApi:
         async def one(body: bytes) -> None:
             outcome = await self._answer(body, context)
             if isinstance(outcome, RewardError):
-                name = await self._service.in_thread(lambda: _request_id(body))
+                name = await self._service.in_thread(
+                    lambda: _request_id(body, self._service.limits)
+                )
                 error = convert.error_to_proto(outcome)
                 await answers.put(pb.ScoreStreamResponse(request_id=name, error=error))
             else:
@@ -188,7 +197,9 @@ class GrpcApi:
         with self._watch.request(SCORE_SPAN, hop.client, _headers(context)) as seen:
             try:
                 with tracing.span("receive"):
-                    seen.request = await self._service.in_thread(lambda: _parse(body))
+                    seen.request = await self._service.in_thread(
+                        lambda: _parse(body, self._service.limits)
+                    )
                 left_s = context.time_remaining()
                 response = await self._service.score(
                     seen.request,
@@ -232,7 +243,8 @@ def _hop(context: Any, caller: Caller) -> Hop:
     return read_hop(context.invocation_metadata(), caller.name)
 
 
-def _parse(body: bytes) -> ScoreRequest:
+def _parse(body: bytes, limits: RequestLimits) -> ScoreRequest:
+    check_message(body, limits)
     try:
         message = pb.ScoreRequest.FromString(body)
     except DecodeError as error:
@@ -244,10 +256,11 @@ def _headers(context: Any) -> dict[str, Any]:
     return {key: value for key, value in context.invocation_metadata() or ()}  # noqa: C416
 
 
-def _request_id(body: bytes) -> str:
+def _request_id(body: bytes, limits: RequestLimits) -> str:
     try:
+        check_message(body, limits)
         return pb.ScoreRequest.FromString(body).request_id
-    except DecodeError:
+    except (DecodeError, InvalidArgument):
         return ""
 
 

@@ -24,6 +24,7 @@ from reward_server.api.callers import unless_disconnected
 from reward_server.api.failures import as_reward_error, error_response
 from reward_server.api.http_guard import caller_of, is_known
 from reward_server.api.watch import RequestWatch
+from reward_server.limits import RequestLimits
 from reward_server.service import RewardService
 
 _PAGE = Path(__file__).with_name("page.html")
@@ -134,8 +135,8 @@ class _HttpApi:
     async def _parse(self, request: Request) -> ScoreRequest:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind == "multipart/form-data":
-            return await parse_form(request, self._max_message_bytes)
-        parsers: dict[str, Callable[[bytes], ScoreRequest]] = {
+            return await parse_form(request, self._max_message_bytes, self._service.limits)
+        parsers: dict[str, Callable[[bytes, RequestLimits], ScoreRequest]] = {
             PROTOBUF_TYPE: parse_protobuf,
             "application/json": parse_json,
             "": parse_json,
@@ -147,7 +148,7 @@ class _HttpApi:
                 f" multipart/form-data or {PROTOBUF_TYPE}"
             )
         body = await read_body(request, self._max_message_bytes)
-        return await self._service.in_thread(lambda: parse(body))
+        return await self._service.in_thread(lambda: parse(body, self._service.limits))
 
 
 def _serialised(response: ScoreResponse, is_binary: bool) -> tuple[bytes, str]:

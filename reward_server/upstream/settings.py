@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from reward_client.errors import InvalidArgument
+from reward_client.tls import TlsFiles, grpc_pem
 from reward_server.upstream.choice import Policy
 from reward_server.upstream.targets import Target, parse_target
 
@@ -34,7 +35,7 @@ class UpstreamSettings:
         wait_s: how long items wait for an endpoint when none is usable.
         api_key: sent to every endpoint, or None.
         is_tls: whether connections are encrypted.
-        root_certificates: PEM to check servers against, or None for the system's.
+        pem: (roots, private key, certificate chain) as gRPC takes them, each or None.
     """
 
     targets: tuple[Target, ...]
@@ -44,7 +45,7 @@ class UpstreamSettings:
     wait_s: float
     api_key: str | None = None
     is_tls: bool = False
-    root_certificates: bytes | None = None
+    pem: tuple[bytes | None, bytes | None, bytes | None] = (None, None, None)
 
 
 def check_keys(name: str, section: ScorerConfig) -> None:
@@ -85,15 +86,14 @@ def read_settings(
                 f"{where}.upstream_api_key_env: the environment variable"
                 f" {section.upstream_api_key_env} is not set"
             )
-    roots = None
-    if section.upstream_ca_file:
-        try:
-            roots = Path(section.upstream_ca_file).read_bytes()
-        except OSError as error:
-            raise UpstreamConfigError(
-                f"{where}.upstream_ca_file: cannot read {section.upstream_ca_file}:"
-                f" {error.strerror}"
-            ) from error
+    files = [section.upstream_ca_file, section.upstream_cert_file, section.upstream_key_file]
+    try:
+        tls = TlsFiles(*(file or None for file in files)) if any(files) else None
+        pem = grpc_pem(tls)
+    except InvalidArgument as error:
+        message = error.message.replace("client_cert_file", "upstream_cert_file")
+        message = message.replace("client_key_file", "upstream_key_file")
+        raise UpstreamConfigError(f"{where}: {message}") from error
     return UpstreamSettings(
         targets=tuple(parse_target(text) for text in section.targets),
         scorer=section.upstream_scorer or name,
@@ -101,6 +101,6 @@ def read_settings(
         max_part_items=section.max_batch_items,
         wait_s=section.upstream_wait_s,
         api_key=api_key,
-        is_tls=section.upstream_tls or roots is not None,
-        root_certificates=roots,
+        is_tls=section.upstream_tls or tls is not None,
+        pem=pem,
     )

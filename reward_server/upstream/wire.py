@@ -85,5 +85,5 @@ def _channel(url: str, address: Address, settings: UpstreamSettings) -> grpc.aio
     if not settings.is_tls:
         return grpc.aio.insecure_channel(endpoint.target, options)
     options.append(("grpc.ssl_target_name_override", address.name))
-    credentials = grpc.ssl_channel_credentials(settings.root_certificates)
+    credentials = grpc.ssl_channel_credentials(*settings.pem)
     return grpc.aio.secure_channel(endpoint.target, credentials, options)

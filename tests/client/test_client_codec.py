@@ -160,9 +160,9 @@ def png_bomb(side_px: int) -> bytes:
     [
         Image(png_bomb(5000), Encoding.PNG),
         Image(png_bomb(60_000), Encoding.PNG),
-        Image(struct.pack(">4sIIBB", b"qoif", 2**31, 2**31, 3, 0) + bytes(9), Encoding.QOI),
+        Image(struct.pack(">4sIIBB", b"qoif", 2**31, 2**31, 3, 0) + bytes(8) + b"\1", Encoding.QOI),
         Image(
-            b"RIFF\x2a\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + b"\xfe\x3f\0" * 2 + bytes(40),
+            b"RIFF\x3e\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + b"\xfe\x3f\0" * 2 + bytes(40),
             Encoding.WEBP,
         ),
         Image(b"x", Encoding.RAW_U8_RGB_HWC_ZSTD, 2**16, 2**16),

@@ -128,17 +128,24 @@ def load_generator() -> ModuleType:
     return module
 
 
-def test_generated_code_belongs_to_the_protos() -> None:
-    from reward_client import _pb
+@pytest.mark.parametrize("folder", ["reward", "inference"])
+def test_generated_code_belongs_to_the_protos(folder: str) -> None:
+    generator = load_generator()
+    package = importlib.import_module(generator.PACKAGES[folder])
+    assert generator.protos_sha256(folder) == package.PROTOS_SHA256, "run `make protos`"
 
-    assert load_generator().protos_sha256() == _pb.PROTOS_SHA256, "run `make protos`"
+
+def test_every_proto_has_a_package() -> None:
+    generator = load_generator()
+    assert {path.name for path in generator.PROTOS.iterdir()} == set(generator.PACKAGES)
 
 
-def test_regenerating_changes_nothing() -> None:
+@pytest.mark.parametrize("folder", ["reward", "inference"])
+def test_regenerating_changes_nothing(folder: str) -> None:
     generator = load_generator()
     if generator.generator_version() != generator.GENERATOR:
         pytest.skip(f"needs grpcio-tools=={generator.GENERATOR}; the digest was compared")
-    assert generator.differences(generator.generate()) == []
+    assert generator.differences(folder, generator.generate(folder)) == []
 
 
 def test_generated_code_accepts_protobuf_6_31_and_grpcio_1_72_2() -> None:

@@ -1,0 +1,66 @@
+"""JSON bodies with base64 images, checked by hand: every mistake names its field in one line."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from typing import Any
+
+from reward_client import codec
+from reward_client.errors import InvalidArgument
+from reward_client.types import Image
+
+
+def read_object(body: bytes) -> dict[str, Any]:
+    """Parse a JSON object; raises InvalidArgument."""
+    try:
+        found = json.loads(body, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise InvalidArgument(f"the body is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise InvalidArgument(f"the body is a JSON {_name(found)}, expected an object")
+    return found
+
+
+def list_at(message: dict[str, Any], key: str, where: str = "") -> list[Any]:
+    """A list that must be there; raises InvalidArgument."""
+    found = message.get(key)
+    if not isinstance(found, list):
+        raise InvalidArgument(f"{where}{key}: expected a list, got {_name(found)}")
+    return found
+
+
+def text_at(message: dict[str, Any], key: str, where: str = "") -> str:
+    """A string that must be there; raises InvalidArgument."""
+    return as_text(message.get(key), f"{where}{key}")
+
+
+def as_text(value: object, where: str) -> str:
+    """A string that can be sent on; raises InvalidArgument."""
+    if not isinstance(value, str):
+        raise InvalidArgument(f"{where}: expected a string, got {_name(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidArgument(f"{where}: holds half a character (a lone surrogate)") from error
+    return value
+
+
+def image_at(value: object, where: str) -> Image:
+    """A base64 image file; raises InvalidArgument."""
+    if not isinstance(value, str):
+        raise InvalidArgument(f"{where}: expected a base64 string, got {_name(value)}")
+    try:
+        data = base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidArgument(f"{where}: not base64: {error}") from error
+    return Image(data, codec.sniff(data, what=where))
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+def _name(value: object) -> str:
+    return "nothing" if value is None else type(value).__name__

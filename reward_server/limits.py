@@ -1,0 +1,230 @@
+"""What a request may hold, checked before anything is built from its bytes.
+
+A message of some megabytes can stand for gigabytes of objects: sixteen million empty items, arrays
+nested in arrays. So the bytes are looked over first, in their own format and with a budget.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.descriptor import FieldDescriptor
+
+from reward_client._pb.reward.v1 import reward_pb2 as pb
+from reward_client.errors import InvalidArgument
+from reward_client.types import Item
+from reward_server.config import ServerConfig
+
+# Around a spec there are the request, its items, and the spec's own levels of messages.
+_DEPTH_AROUND_SPEC = 8
+_MAX_MESSAGE_DEPTH = 100  # protobuf's own
+_LENGTH_DELIMITED = 2
+_FIXED_BYTES = {1: 8, 5: 4}
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """Bounds of one request.
+
+    Attributes:
+        items: per request.
+        frames: images of one item, and likewise references.
+        prompt_chars: of one prompt.
+        id_chars: of one item's id, and of the request's.
+        spec_depth: levels of lists and objects in one spec.
+        spec_chars: of one spec: text, keys, and one for every other value.
+        values: fields or JSON values in a whole request.
+    """
+
+    items: int = 512
+    frames: int = 512
+    prompt_chars: int = 1 << 16
+    id_chars: int = 1024
+    spec_depth: int = 32
+    spec_chars: int = 1 << 18
+    values: int = 400_000
+
+    @classmethod
+    def of(cls, server: ServerConfig) -> RequestLimits:
+        """The limits that a config sets."""
+        return cls(
+            items=server.max_items,
+            frames=server.max_frames,
+            prompt_chars=server.max_prompt_chars,
+            id_chars=server.max_id_chars,
+            spec_depth=server.max_spec_depth,
+            spec_chars=server.max_spec_chars,
+            values=server.max_values,
+        )
+
+
+def load_json(body: bytes, limits: RequestLimits) -> Any:
+    """Read JSON that is neither too deep nor made of too many values.
+
+    Raises:
+        InvalidArgument: it is, or it is not JSON.
+    """
+    # Inside of strings these count too; base64 has none of them, prompts have few.
+    values = body.count(b",") + body.count(b"[") + body.count(b"{")
+    if values > limits.values:
+        raise InvalidArgument(
+            f"the body has about {values} JSON values, the limit is {limits.values}: split it"
+        )
+    try:
+        decoded = json.loads(body)
+    except RecursionError as error:
+        raise _too_deep("the body", limits) from error
+    except ValueError as error:
+        raise InvalidArgument(f"the body is not JSON: {error}") from error
+    if depth_of(decoded, limits.spec_depth + _DEPTH_AROUND_SPEC) is None:
+        raise _too_deep("the body", limits)
+    return decoded
+
+
+def check_json_items(decoded: object, limits: RequestLimits) -> None:
+    """Raise InvalidArgument if a JSON request has too many items; before messages are built."""
+    found = decoded.get("items") if isinstance(decoded, Mapping) else None
+    if isinstance(found, list):
+        _check_items(len(found), limits)
+
+
+def check_message(body: bytes, limits: RequestLimits) -> None:
+    """Look a serialised `reward.v1.ScoreRequest` over, without parsing it.
+
+    What is malformed passes: the parser says so better.
+
+    Raises:
+        InvalidArgument: too many items, too many fields in total, or nested too deeply.
+    """
+    if len(body) <= 2 * min(limits.values, limits.items):  # a field takes two bytes at least
+        return
+    _Walk(limits).message(memoryview(body), pb.ScoreRequest.DESCRIPTOR, 0)
+
+
+def item_limit_problem(item: Item, limits: RequestLimits) -> str | None:
+    """Which limit an item exceeds, in one line that names item and field, or None."""
+    if len(item.id) > limits.id_chars:
+        start = item.id[:40]
+        return (
+            f"item {start!r}...: id has {len(item.id)} characters, the limit is {limits.id_chars}"
+        )
+    where = f"item {item.id!r}"
+    if len(item.prompt) > limits.prompt_chars:
+        return (
+            f"{where}: prompt has {len(item.prompt)} characters, the limit is {limits.prompt_chars}"
+        )
+    for field, images in (("images", item.images), ("references", item.references)):
+        if len(images) > limits.frames:
+            return (
+                f"{where}: {field} has {len(images)} pictures, the limit is {limits.frames}:"
+                " send fewer frames"
+            )
+    return _spec_problem(item, limits) if item.spec is not None else None
+
+
+def _spec_problem(item: Item, limits: RequestLimits) -> str | None:
+    where = f"item {item.id!r}"
+    chars = depth_of(dict(item.spec or {}), limits.spec_depth)
+    if chars is None:
+        return f"{where}: spec is nested deeper than {limits.spec_depth}"
+    if chars > limits.spec_chars:
+        return f"{where}: spec has {chars} characters, the limit is {limits.spec_chars}"
+    return None
+
+
+def depth_of(value: object, max_depth: int) -> int | None:
+    """The size in characters of a JSON-like value; None if it is nested deeper than `max_depth`."""
+    todo: list[tuple[object, int]] = [(value, 1)]
+    chars = 0
+    while todo:
+        entry, depth = todo.pop()
+        if isinstance(entry, str):
+            chars += len(entry)
+        elif isinstance(entry, Mapping | list | tuple):
+            if depth > max_depth:
+                return None
+            if isinstance(entry, Mapping):
+                chars += sum(len(str(key)) for key in entry)
+                todo += [(child, depth + 1) for child in entry.values()]
+            else:
+                todo += [(child, depth + 1) for child in entry]
+        chars += 1
+    return chars
+
+
+class _Walk:
+    """Counts the fields of a message as it lies on the wire, and stops at the limit."""
+
+    def __init__(self, limits: RequestLimits) -> None:
+        self._limits = limits
+        self._values = 0
+        self._items = 0
+
+    def message(self, data: memoryview, kind: Any, depth: int) -> bool:
+        """Walk one message; returns False where it is malformed, which ends the walk."""
+        if depth > _MAX_MESSAGE_DEPTH:
+            raise InvalidArgument(f"the message is nested deeper than {_MAX_MESSAGE_DEPTH}")
+        at = 0
+        while at < len(data):
+            tag, at = _varint(data, at)
+            if at < 0:
+                return False
+            self._count(depth, tag >> 3)
+            wire_type = tag & 7
+            if wire_type == 0:
+                _, at = _varint(data, at)
+            elif wire_type == _LENGTH_DELIMITED:
+                length, at = _varint(data, at)
+                if at < 0 or at + length > len(data):
+                    return False
+                field = kind.fields_by_number.get(tag >> 3)
+                if field is not None and field.type == FieldDescriptor.TYPE_MESSAGE:
+                    part = data[at : at + length]
+                    if not self.message(part, field.message_type, depth + 1):
+                        return False
+                at += length
+            elif wire_type in _FIXED_BYTES:
+                at += _FIXED_BYTES[wire_type]
+            else:
+                return False
+            if at < 0:
+                return False
+        return True
+
+    def _count(self, depth: int, number: int) -> None:
+        self._values += 1
+        if self._values > self._limits.values:
+            raise InvalidArgument(
+                f"the message has more than {self._limits.values} fields: split it"
+            )
+        if depth == 0 and number == pb.ScoreRequest.ITEMS_FIELD_NUMBER:
+            self._items += 1
+            _check_items(self._items, self._limits)
+
+
+def _check_items(n: int, limits: RequestLimits) -> None:
+    if n > limits.items:
+        raise InvalidArgument(
+            f"the request has more items than the limit of {limits.items}: split it"
+        )
+
+
+def _too_deep(what: str, limits: RequestLimits) -> InvalidArgument:
+    depth = limits.spec_depth + _DEPTH_AROUND_SPEC
+    return InvalidArgument(f"{what} is JSON nested deeper than {depth}")
+
+
+def _varint(data: memoryview, at: int) -> tuple[int, int]:
+    """(value, position behind it); a position of -1 if there is no varint."""
+    value = shift = 0
+    while at < len(data) and shift < 70:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if not byte & 0x80:
+            return value, at
+        shift += 7
+    return 0, -1
