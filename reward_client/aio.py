@@ -17,6 +17,7 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any
 
+from reward_client import tracing
 from reward_client.endpoints import EndpointState, Hedge, Preference
 from reward_client.env import Environment
 from reward_client.exchange import Attempt, Exchange
@@ -99,11 +100,12 @@ class AsyncRewardClient:
         """Score N items with each of the scorers; as `RewardClient.score`."""
         request = make_request(items, scorers, priority, include_details, request_id)
         batch = Batch.start(self._session, request, deadline_s, progress)
-        async with _Driver(self._session, batch.exchange, self._begin_score) as driver:
-            while not batch.exchange.is_idle:
-                await driver.step()
-                batch.take()
-        return batch.response()
+        with tracing.span("reward.score", "CLIENT", tracing.about(request)):
+            async with _Driver(self._session, batch.exchange, self._begin_score) as driver:
+                while not batch.exchange.is_idle:
+                    await driver.step()
+                    batch.take()
+            return batch.response()
 
     def score_stream(
         self,

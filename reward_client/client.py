@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
+from reward_client import tracing
 from reward_client.endpoints import EndpointState, Hedge, Preference
 from reward_client.env import Environment
 from reward_client.errors import RewardError
@@ -149,11 +150,14 @@ class RewardClient:
         """
         request = make_request(items, scorers, priority, include_details, request_id)
         batch = Batch.start(self._session, request, deadline_s, progress)
-        with _Driver(self._session, batch.exchange, self._begin_score) as driver:
+        with (
+            tracing.span("reward.score", "CLIENT", tracing.about(request)),
+            _Driver(self._session, batch.exchange, self._begin_score) as driver,
+        ):
             while not batch.exchange.is_idle:
                 driver.step()
                 batch.take()
-        return batch.response()
+            return batch.response()
 
     def score_stream(
         self,

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from reward_client.errors import RewardError
+from reward_client.types import ScoreRequest
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, SpanContext
@@ -22,8 +23,11 @@ Attributes = Mapping[str, str | bool | int | float | Sequence[str]]
 
 
 def api() -> Any:
-    """The module `opentelemetry.trace`, or None in a process that has not imported it."""
-    return sys.modules.get("opentelemetry.trace")
+    """The module `opentelemetry.trace`, or None in a process that has not set up tracing."""
+    trace = sys.modules.get("opentelemetry.trace")
+    if trace is None or isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+        return None
+    return trace
 
 
 @contextmanager
@@ -60,6 +64,15 @@ def span(
         except BaseException as error:
             fail(current, error)
             raise
+
+
+def about(request: ScoreRequest) -> Attributes:
+    """What a span tells about a request: names and counts, no texts."""
+    return {
+        "reward.request_id": request.request_id,
+        "reward.items": len(request.items),
+        "reward.scorers": [selector.name for selector in request.scorers],
+    }
 
 
 def fail(current: Span | None, error: BaseException) -> None:

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import structlog
 
-from reward_server import reloading
+from reward_server import reloading, telemetry
 from reward_server.api.grpc_api import GrpcApi
 from reward_server.api.http_apps import http_apps
 from reward_server.api.listening import HttpListener, bind, in_use
 from reward_server.build_info import build_info
 from reward_server.config import Config
+from reward_server.logs import LogLevel
 from reward_server.metrics import Metrics
 from reward_server.security.guard import log_warnings, open_guard
 from reward_server.service import RewardService
@@ -28,6 +29,7 @@ async def serve(
     config: Config,
     port_file: Path | None = None,
     load_again: Callable[[], Config] | None = None,
+    log_level: LogLevel | None = None,
 ) -> None:
     """Run until SIGTERM or SIGINT, then drain; a second signal skips the draining.
 
@@ -36,6 +38,7 @@ async def serve(
         port_file: where to write `{"http": port, "grpc": port, "pid": pid}` once listening; a
             legacy port is called `legacy_NAME` after its scorer.
         load_again: where SIGHUP gets the config from; None to stay with this one.
+        log_level: what SIGUSR1 and SIGUSR2 change; None to leave them alone.
 
     Raises:
         AddressInUse: before any worker has been started.
@@ -45,8 +48,11 @@ async def serve(
     stopping, hurry = asyncio.Event(), asyncio.Event()
     guard = open_guard(config.server)
     _on_signals(stopping, hurry)
-    metrics = Metrics()
-    metrics.tell_build(build_info())
+    if log_level is not None:
+        log_level.follow_signals()
+    build, metrics = build_info(), Metrics()
+    metrics.tell_build(build)
+    stop_traces = telemetry.start(config.server.otlp_endpoint, build)
     service = RewardService(config, metrics, guard.access)
     listeners: list[HttpListener] = []
     grpc_api = GrpcApi(service, config.server, guard.tls) if config.server.grpc != "off" else None
@@ -80,6 +86,7 @@ async def serve(
         if grpc_api is not None:
             await grpc_api.stop(_GRACE_S)
         await service.stop()
+        stop_traces()
         if port_file is not None:
             port_file.unlink(missing_ok=True)
     log.info("stopped")

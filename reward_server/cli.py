@@ -63,20 +63,24 @@ def serve(
         bool, typer.Option("--allow-unauthenticated", help="Beyond loopback without keys or mTLS.")
     ] = False,
 ) -> None:
-    """Serve until SIGTERM; then finish what is in flight and exit 0. SIGHUP reloads the config."""
+    """Serve until SIGTERM; then finish what is in flight and exit 0. SIGHUP reloads the config.
+
+    SIGUSR1 makes the log say more, SIGUSR2 less, one level each.
+    """
     from reward_server import logs
     from reward_server.api.listening import AddressInUse
     from reward_server.app import serve as serve_async
+    from reward_server.telemetry import TelemetryError
 
     overrides = {"HTTP": f"'{http}'" if http else "", "GRPC": f"'{grpc}'" if grpc else ""}
     overrides["LEGACY"] = "true" if legacy else ""
     overrides["ALLOW_UNAUTHENTICATED"] = "true" if allow_unauthenticated else ""
     loaded = _load(config, scorers, overrides)
-    logs.configure(loaded.server.log_level, loaded.server.log_format)
+    level = logs.configure(loaded.server.log_level, loaded.server.log_format)
     again = partial(_read_config, config, scorers, overrides)
     try:
-        asyncio.run(serve_async(loaded, port_file, again))
-    except (AddressInUse, ConfigError, OSError) as error:
+        asyncio.run(serve_async(loaded, port_file, again, level))
+    except (AddressInUse, ConfigError, TelemetryError, OSError) as error:
         _fail(str(error))
 
 

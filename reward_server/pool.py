@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from reward_client.errors import RewardError, Unavailable
 from reward_client.types import ScorerInfo, ScorerResult, ScorerState
+from reward_server import spans
 from reward_server.backend import Order
 from reward_server.cache import ResultCache
 from reward_server.cache_use import CacheUse
@@ -126,6 +127,7 @@ class ScorerPool:
             left_s = order.deadline_at_s - time.monotonic()
             await asyncio.wait([work.answer for work in works], timeout=left_s)
             self._cache.keep(share.works, unknown, info)
+            spans.tell(works)
             return gathered(order, share, self.info())
         finally:
             self.queue.withdraw(works)

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,41 @@ from reward_server.batching import Job, Limits, Shares, plan
 from reward_server.ipc import BatchDone, Failure, ItemMessage, Score
 from reward_server.metrics import Metrics
 
+if TYPE_CHECKING:
+    from opentelemetry.trace import SpanContext
+
 MAX_CRASHES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """Where a batch ran."""
+
+    replica: str
+    device: str
+    pid: int
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """When and where a batch ran, for those who trace; times are on the monotonic clock.
+
+    Attributes:
+        worker: the process.
+        taken_s: when it left the queue.
+        begin_s: when the worker began to compute.
+        done_s: when its answer had come back.
+        items: of all requests together.
+        traces: the spans its items belong to, each once.
+    """
+
+    worker: Worker
+    taken_s: float
+    begin_s: float
+    done_s: float
+    items: int
+    traces: tuple[SpanContext, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +66,7 @@ class Answer:
         queue_s: seconds waited for the batch.
         compute_s: seconds the whole batch took.
         fingerprint: of the worker that computed it; empty if none did.
+        ran: more about the batch, if any of its items is traced.
     """
 
     outcome: Score | Failure
@@ -38,6 +74,7 @@ class Answer:
     queue_s: float = 0.0
     compute_s: float = 0.0
     fingerprint: str = ""
+    ran: Ran | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -49,6 +86,7 @@ class Work:
     images: Sequence[NDArray[np.uint8]]
     details: bool
     answer: asyncio.Future[Answer]
+    trace: SpanContext | None = None
     crashes: int = 0
     taken_s: float = field(default=math.nan)
 
@@ -124,13 +162,15 @@ class WorkQueue:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(changed.wait(), timeout_s)
 
-    def finish(self, works: Sequence[Work], done: BatchDone, fingerprint: str = "") -> None:
-        """Hand out the outcomes of a batch that was taken, by a worker of this fingerprint."""
+    def finish(self, works: Sequence[Work], done: BatchDone, worker: Worker | None = None) -> None:
+        """Hand out the outcomes of a batch that was taken, and that `worker` ran."""
         number = next(self._batches)
+        ran = _ran(works, done, worker)
+        fingerprint = worker.fingerprint if worker else ""
         self._metrics.compute_seconds.labels(self._name).observe(done.compute_s)
         for work, outcome in zip(works, done.outcomes, strict=True):
             queue_s = work.taken_s - work.job.arrival_s
-            work.resolve(Answer(outcome, number, queue_s, done.compute_s, fingerprint))
+            work.resolve(Answer(outcome, number, queue_s, done.compute_s, fingerprint, ran))
         self._running -= len(works)
         self._gauge()
 
@@ -174,6 +214,20 @@ class WorkQueue:
 
     def _gauge(self) -> None:
         self._metrics.queue_items.labels(self._name).set(len(self._waiting) + self._running)
+
+
+def _ran(works: Sequence[Work], done: BatchDone, worker: Worker | None) -> Ran | None:
+    traces = {work.trace.span_id: work.trace for work in works if work.trace is not None}
+    if worker is None or not traces:
+        return None
+    return Ran(
+        worker=worker,
+        taken_s=works[0].taken_s,
+        begin_s=done.begin_s,
+        done_s=time.monotonic(),
+        items=len(works),
+        traces=tuple(traces.values()),
+    )
 
 
 _EXPIRED = Failure(

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from reward_client import tracing
 from reward_client.errors import RewardError, error_for
 from reward_client.types import Code, ItemError, ScorerInfo, ScorerResult
 from reward_server import gathering
@@ -47,12 +48,14 @@ def share_of(order: Order, info: ScorerInfo, keys: Iterator[int]) -> Share:
         RewardError: no item can be scored.
     """
     errors, works = dict(order.errors), {}
+    trace = tracing.current_context()
     transform = order.selector.transform or info.default_transform
     for index, found in order.decoded.items():
         if problem := missing_input(found.item, info.name, info.inputs):
             errors[index] = problem
         else:
             works[index] = _work(order, found, info, transform, next(keys))
+            works[index].trace = trace
     if not works:
         raise nothing_to_do(errors)
     return Share(works, errors)

@@ -18,7 +18,7 @@ from reward_server.ipc import BatchDone, Hello, Ready
 from reward_server.memory_guard import MemoryGuard, rss_bytes
 from reward_server.metrics import Metrics
 from reward_server.process import WorkerDied, WorkerProcess, WorkerRefused
-from reward_server.queueing import Work, WorkQueue
+from reward_server.queueing import Work, Worker, WorkQueue
 
 MAX_LOSSES = 5
 _BACKOFF_FIRST_S = 0.1
@@ -222,7 +222,8 @@ class Replica:
             raise
         else:
             fingerprint = self.described.fingerprint if self.described else ""
-            self._queue.finish(works, done, fingerprint)
+            runner = Worker(str(self._index), self._device, worker.pid, fingerprint)
+            self._queue.finish(works, done, runner)
             self._device_memory_bytes = done.device_memory_bytes
             if done.max_pixels and done.max_pixels < self._max_pixels:
                 self._max_pixels = done.max_pixels

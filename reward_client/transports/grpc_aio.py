@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from reward_client import tracing
 from reward_client._pb.reward.v1 import reward_pb2 as pb
 from reward_client._pb.reward.v1 import reward_pb2_grpc
 from reward_client.errors import RewardError
@@ -74,8 +75,9 @@ class AsyncGrpcTransport:
         return reward_pb2_grpc.RewardServiceStub(self._channel)
 
     async def _call(self, method: Callable[..., Any], message: Any, deadline_s: float) -> Any:
+        pairs = (*self._metadata, *tracing.headers())
         try:
-            return await method(message, timeout=deadline_s, metadata=self._metadata)
+            return await method(message, timeout=deadline_s, metadata=pairs)
         except grpc.aio.AioRpcError as error:
             trailers: Any = error.trailing_metadata()
             raise reward_error(self._endpoint.url, error, trailers) from error

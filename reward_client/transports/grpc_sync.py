@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 
+from reward_client import tracing
 from reward_client._pb.reward.v1 import reward_pb2 as pb
 from reward_client._pb.reward.v1 import reward_pb2_grpc
 from reward_client.tls import TlsFiles, grpc_pem
@@ -63,8 +64,9 @@ class GrpcTransport:
 
     def _begin(self, method: Any, message: Any, deadline_s: float) -> Future[Any]:
         future: Future[Any] = Future()
+        pairs = (*self._metadata, *tracing.headers())
         try:
-            call = method.future(message, timeout=deadline_s, metadata=self._metadata)
+            call = method.future(message, timeout=deadline_s, metadata=pairs)
         except ValueError as error:
             raise closed_error(self._url) from error
         future.add_done_callback(lambda future: call.cancel() if future.cancelled() else None)

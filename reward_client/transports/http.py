@@ -14,7 +14,7 @@ import httpx
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError, Message
 
-from reward_client import json_mirror
+from reward_client import json_mirror, tracing
 from reward_client._pb.reward.v1 import reward_pb2 as pb
 from reward_client.errors import (
     Cancelled,
@@ -137,6 +137,7 @@ def _score_request(
     client: httpx.AsyncClient, message: pb.ScoreRequest, deadline_s: float
 ) -> httpx.Request:
     headers = {"content-type": PROTOBUF_TYPE, DEADLINE_HEADER: f"{deadline_s * 1e3:.0f}"}
+    headers |= dict(tracing.headers())
     body = message.SerializeToString()
     return client.build_request(
         "POST", "/v1/score", content=body, headers=headers, timeout=_timeout(deadline_s)

@@ -26,13 +26,20 @@ from reward_server.api.http_guard import caller_of, is_known
 from reward_server.api.watch import RequestWatch
 from reward_server.limits import RequestLimits
 from reward_server.service import RewardService
+from reward_server.telemetry import NO_TELEMETRY
 
 _PAGE = Path(__file__).with_name("page.html")
 
 
 def create_app(service: RewardService, max_message_bytes: int) -> FastAPI:
     """The ASGI application over a service; it starts and stops nothing."""
-    app = FastAPI(title="flow-reward", version="1", description=openapi.DESCRIPTION, redoc_url=None)
+    app = FastAPI(
+        title="flow-reward",
+        version="1",
+        description=openapi.DESCRIPTION,
+        redoc_url=None,
+        telemetry=NO_TELEMETRY,
+    )
     api = _HttpApi(service, max_message_bytes)
     app.add_api_route(
         "/v1/score",

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from reward_client import tracing
 from reward_client.errors import (
     DeadlineExceeded,
     Internal,
@@ -82,8 +83,10 @@ class Sender:
         left_s = order.deadline_at_s - time.monotonic()
         if left_s <= 0:
             raise DeadlineExceeded("the deadline passed before an endpoint could be asked")
-        headers = hop_headers(order.client, order.via, self.own_id)
-        answer = await link.score(body, len(part.indices), left_s, headers)
+        where = {"server.address": str(link.address), "reward.scorer": self.settings.scorer}
+        with tracing.span("forward", "CLIENT", where):
+            headers = (*hop_headers(order.client, order.via, self.own_id), *tracing.headers())
+            answer = await link.score(body, len(part.indices), left_s, headers)
         try:
             result = await asyncio.to_thread(parts.read_answer, answer, part, self.settings.scorer)
         except Internal as error:

@@ -11,6 +11,7 @@ from reward_server.api.legacy.oip_http import OipHttpApi
 from reward_server.api.legacy.pickle_api import PickleApi
 from reward_server.api.legacy.unirl import UniRLApi
 from reward_server.service import RewardService
+from reward_server.telemetry import NO_TELEMETRY
 
 
 def add_routes(app: FastAPI, service: RewardService) -> None:
@@ -51,7 +52,7 @@ def port_apps(service: RewardService) -> list[tuple[str, str, ASGIApp]]:
 
 
 def _pickle_port(service: RewardService, scorer: str) -> FastAPI:
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, telemetry=NO_TELEMETRY)
     api = PickleApi(service)
 
     async def post(http: Request) -> Response:
