@@ -6,10 +6,10 @@ family=$1 pinned=
 shift
 pip() { /opt/pip/bin/pip --python /opt/venv/bin/python "$@"; }
 for package in "$@"; do
-  pinned="$pinned $(grep "^$package==" /constraints.txt)"
+  pinned="$pinned $(grep "^$package==" /locks/constraints.txt)"
 done
 # shellcheck disable=SC2086  # one word per package
-[ $# = 0 ] || pip install --constraint /constraints.txt $pinned
+[ $# = 0 ] || pip install --constraint /locks/constraints.txt $pinned
 pip install --no-deps --require-hashes -r "/locks/$family.txt"
 pip check
 site=$(/opt/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')

@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
     AfterValidator,
@@ -57,6 +57,7 @@ def _device(value: str) -> str:
     return value
 
 
+CachePolicy: TypeAlias = Literal["never", "eval", "always"]
 Address = Annotated[str, AfterValidator(_address)]
 Device = Annotated[str, AfterValidator(_device)]
 
@@ -112,6 +113,7 @@ class ServerConfig(_Section):
     otlp_endpoint: str = Field(
         "", description="OTLP/HTTP collector of traces; default: the OTEL_* variables, or off"
     )
+    cache_bytes: int = Field(0, ge=0, description="bytes of scores kept for repeated items; 0: off")
     decode_threads: int = Field(2, ge=1, description="threads that decode images")
     legacy: bool = Field(False, description="also speak the dialects of existing clients")
     legacy_ports: dict[str, Address] = Field(
@@ -140,6 +142,9 @@ class ScorerConfig(_Section):
     start_timeout_s: float = Field(600.0, gt=0, description="to load, warm up and self-test")
     memory_limit_bytes: int = Field(
         0, ge=0, description="resident memory of a worker beyond which it is replaced; 0: none"
+    )
+    cache: CachePolicy = Field(
+        "eval", description="use of [server] cache_bytes: 'never', 'eval' (not for TRAIN), 'always'"
     )
     cool_down_s: float = Field(
         60.0, gt=0, description="after five lost workers in a row, until the next one is tried"

@@ -150,6 +150,21 @@ class Metrics:
             "reward_ready_workers", "Workers that can score.", ["scorer"], registry=self.registry
         )
 
+        self.cache_hits = Counter(
+            "reward_cache_hits",
+            "Items answered from the result cache.",
+            ["scorer"],
+            registry=self.registry,
+        )
+        self.cache_misses = Counter(
+            "reward_cache_misses",
+            "Items looked up in the result cache in vain.",
+            ["scorer"],
+            registry=self.registry,
+        )
+        self.cache_bytes = Gauge(
+            "reward_cache_bytes", "Bytes of scores in the result cache.", registry=self.registry
+        )
         self.upstream = UpstreamMetrics(self.registry)
         self.recent_scores: defaultdict[str, ScoreWindow] = defaultdict(ScoreWindow)
         ProcessCollector(registry=self.registry)

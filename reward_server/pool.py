@@ -12,6 +12,8 @@ from reward_client.errors import RewardError, Unavailable
 from reward_client.types import ScorerInfo, ScorerResult, ScorerState
 from reward_server import spans
 from reward_server.backend import Order
+from reward_server.cache import ResultCache
+from reward_server.cache_use import CacheUse
 from reward_server.config import ScorerConfig
 from reward_server.metrics import Metrics
 from reward_server.queueing import WorkQueue
@@ -27,9 +29,15 @@ class ScorerPool:
     needs_pixels = True
 
     def __init__(
-        self, name: str, config: ScorerConfig, metrics: Metrics, on_change: Callable[[], None]
+        self,
+        name: str,
+        config: ScorerConfig,
+        metrics: Metrics,
+        on_change: Callable[[], None],
+        cache: ResultCache,
     ) -> None:
         self.name = name
+        self._cache = CacheUse(cache, config.cache, metrics)
         self.queue = WorkQueue(name, metrics)
         self._on_change = on_change
         self._draining = False
@@ -105,12 +113,20 @@ class ScorerPool:
         Raises:
             RewardError: no item can be scored.
         """
-        share = share_of(order, self.info(), self._keys)
+        info = self.info()
+        share = share_of(order, info, self._keys)
         works = share.works.values()
+        details = order.request.include_details
         try:
-            self.queue.put(works)
+            unknown = await self._cache.answer_known(
+                share.works, info, order.request.priority, details=details
+            )
+            if (refusal := self.refusal()) is not None:
+                raise refusal
+            self.queue.put(work for work in works if not work.answer.done())
             left_s = order.deadline_at_s - time.monotonic()
             await asyncio.wait([work.answer for work in works], timeout=left_s)
+            self._cache.keep(share.works, unknown, info)
             spans.tell(works)
             return gathered(order, share, self.info())
         finally:
@@ -119,7 +135,8 @@ class ScorerPool:
     def info(self) -> ScorerInfo:
         """The description clients get."""
         state = self.state
-        error = self.last_error if state == "FAILED" else ""
+        # Also while it is tried again: a start that takes minutes has then gone wrong before.
+        error = self.last_error if state in ("FAILED", "STARTING") else ""
         described = self.described
         if described is None:
             return ScorerInfo(self.name, "", "", (), (), "", (0.0, 0.0), state, error)

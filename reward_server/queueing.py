@@ -32,6 +32,7 @@ class Worker:
     replica: str
     device: str
     pid: int
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ class Answer:
         batch: number of the batch, unique per queue; 0 if it never ran.
         queue_s: seconds waited for the batch.
         compute_s: seconds the whole batch took.
+        fingerprint: of the worker that computed it; empty if none did.
         ran: more about the batch, if any of its items is traced.
     """
 
@@ -71,6 +73,7 @@ class Answer:
     batch: int = 0
     queue_s: float = 0.0
     compute_s: float = 0.0
+    fingerprint: str = ""
     ran: Ran | None = None
 
 
@@ -163,10 +166,11 @@ class WorkQueue:
         """Hand out the outcomes of a batch that was taken, and that `worker` ran."""
         number = next(self._batches)
         ran = _ran(works, done, worker)
+        fingerprint = worker.fingerprint if worker else ""
         self._metrics.compute_seconds.labels(self._name).observe(done.compute_s)
         for work, outcome in zip(works, done.outcomes, strict=True):
             queue_s = work.taken_s - work.job.arrival_s
-            work.resolve(Answer(outcome, number, queue_s, done.compute_s, ran))
+            work.resolve(Answer(outcome, number, queue_s, done.compute_s, fingerprint, ran))
         self._running -= len(works)
         self._gauge()
 

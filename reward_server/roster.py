@@ -98,6 +98,9 @@ class Roster:
         """Make the roster equal to a config; returns at once, unchanged scorers notice nothing.
 
         Scorers that have FAILED are tried again, whether or not their config has changed.
+
+        Raises:
+            Exception: a scorer cannot be built; then nothing has changed.
         """
         old = self._seats
         changes = Changes(
@@ -114,11 +117,15 @@ class Roster:
                 and old[name].backend.info().state == "FAILED"
             ),
         )
+        fresh = {name: self._seat(name, scorers[name]) for name in changes.added}
+        successors = {name: self._seat(name, scorers[name]) for name in changes.replaced}
         for name in changes.removed:
             self._retire(old[name])
-        self._seats = {name: old.get(name) or self._start(name, scorers[name]) for name in scorers}
-        for name, config in scorers.items():
-            self._succeed(name, config if name in changes.replaced else None)
+        self._seats = {name: old.get(name) or fresh[name] for name in scorers}
+        for seat in fresh.values():
+            seat.backend.start()
+        for name in scorers:
+            self._succeed(name, successors.get(name))
         for name in changes.retried:
             old[name].backend.retry()
         self._on_change()
@@ -143,23 +150,19 @@ class Roster:
         # Asked about the name, not the seat: by the time a backend changes, it may sit elsewhere.
         return _Seat(config, self._make_backend(name, config, lambda: self._changed(name)))
 
-    def _start(self, name: str, config: ScorerConfig) -> _Seat:
-        seat = self._seat(name, config)
-        seat.backend.start()
-        return seat
-
-    def _succeed(self, name: str, config: ScorerConfig | None) -> None:
+    def _succeed(self, name: str, wanted: _Seat | None) -> None:
         """Let a new version load beside the present one; None if the present one stays."""
         seat = self._seats[name]
-        successor = seat.successor
-        if successor is not None and successor.config == config:
-            successor.backend.retry()
+        loading = seat.successor
+        if loading is not None and wanted is not None and loading.config == wanted.config:
+            loading.backend.retry()
             return
-        if successor is not None:
+        if loading is not None:
             seat.successor = None
-            self._retire(successor)
-        if config is not None:
-            seat.successor = self._start(name, config)
+            self._retire(loading)
+        if wanted is not None:
+            seat.successor = wanted
+            wanted.backend.start()
             self._changed(name)
 
     def _changed(self, name: str) -> None:

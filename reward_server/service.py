@@ -25,6 +25,7 @@ from reward_client.validation import check_request, unknown_scorer
 from reward_server.admission import Admission
 from reward_server.backend import Backend
 from reward_server.backends import open_backend
+from reward_server.cache import ResultCache
 from reward_server.config import Config
 from reward_server.decoding import DecodedItem, decode_item, decoded_bytes, wire_bytes
 from reward_server.dispatch import Call, Dispatcher
@@ -56,10 +57,11 @@ class RewardService:
         self.metrics = metrics
         self._id = uuid.uuid4().hex
         self._listeners: list[Callable[[], None]] = []
+        cache = ResultCache(server.cache_bytes)
         self._roster = Roster(
             config.scorers,
             lambda name, section, changed: open_backend(
-                name, section, metrics, changed, server_id=self._id
+                name, section, metrics, changed, cache=cache, server_id=self._id
             ),
             self._notify,
         )

@@ -221,7 +221,9 @@ class Replica:
             self._queue.requeue(works, "the server stops")
             raise
         else:
-            self._queue.finish(works, done, Worker(str(self._index), self._device, worker.pid))
+            fingerprint = self.described.fingerprint if self.described else ""
+            runner = Worker(str(self._index), self._device, worker.pid, fingerprint)
+            self._queue.finish(works, done, runner)
             self._device_memory_bytes = done.device_memory_bytes
             if done.max_pixels and done.max_pixels < self._max_pixels:
                 self._max_pixels = done.max_pixels

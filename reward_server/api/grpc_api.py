@@ -23,7 +23,7 @@ from reward_client._pb.reward.v1 import reward_pb2 as pb
 from reward_client.errors import InvalidArgument, RewardError
 from reward_client.types import ScoreRequest
 from reward_server.api.failures import as_reward_error
-from reward_server.api.grpc_guard import KeysAtTheDoor, abort_with, caller_of
+from reward_server.api.grpc_guard import KeysAtTheDoor, caller_of, refuse_with
 from reward_server.api.legacy import oip_grpc
 from reward_server.api.legacy.oip_grpc import OipGrpcApi
 from reward_server.api.watch import RequestWatch
@@ -140,7 +140,8 @@ class GrpcApi:
     async def _score(self, body: bytes, context: Any) -> pb.ScoreResponse:
         outcome = await self._answer(body, context)
         if isinstance(outcome, RewardError):
-            return await abort_with(context, outcome)
+            refuse_with(context, outcome)
+            return pb.ScoreResponse()
         return outcome
 
     async def _list_scorers(self, body: bytes, context: Any) -> pb.ListScorersResponse:
@@ -148,7 +149,8 @@ class GrpcApi:
             access, caller = self._service.access, caller_of(self._service.access, context)
             infos = self._service.infos(via=_hop(context, caller).via)
         except RewardError as error:
-            return await abort_with(context, error)
+            refuse_with(context, error)
+            return pb.ListScorersResponse()
         infos = [info for info in infos if access.may_use(caller, info.name)]
         return pb.ListScorersResponse(scorers=[convert.info_to_proto(info) for info in infos])
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
 import grpc
 import grpc.aio
 
 from reward_client import convert
-from reward_client.errors import STATUS, Internal, RewardError, Unauthenticated
+from reward_client.errors import STATUS, RewardError, Unauthenticated
 from reward_client.transports.base import ERROR_INFO_KEY, PUSHBACK_MS_KEY
 from reward_server.metrics import Metrics
 from reward_server.security.access import Access, Caller
@@ -56,15 +56,19 @@ def caller_of(access: Access, context: Any) -> Caller:
     return access.identify(_authorization(context.invocation_metadata()), peer)
 
 
-async def abort_with(context: Any, error: RewardError) -> Any:
-    """End a call with an error, told in full in its trailers; never returns."""
+def refuse_with(context: Any, error: RewardError) -> None:
+    """Give a call an error status, told in full in its trailers; no client reads its response.
+
+    `context.abort` raises an exception that grpc.aio (1.85) never frees, and with it the frames it
+    went through: under overload a server would leak every request that it refuses.
+    """
     info = convert.error_to_proto(error)
     trailers: list[tuple[str, str | bytes]] = [(ERROR_INFO_KEY, info.SerializeToString())]
     if error.retry_after_s is not None:
         trailers.append((PUSHBACK_MS_KEY, str(math.ceil(1e3 * error.retry_after_s))))
-    status = grpc.StatusCode[STATUS[error.code].grpc]
-    await context.abort(status, error.message, tuple(trailers))
-    raise Internal("context.abort returned")
+    context.set_code(grpc.StatusCode[STATUS[error.code].grpc])
+    context.set_details(error.message)
+    context.set_trailing_metadata(tuple(trailers))
 
 
 def _authorization(pairs: Iterable[tuple[str, str | bytes]] | None) -> str | None:
@@ -75,12 +79,14 @@ def _authorization(pairs: Iterable[tuple[str, str | bytes]] | None) -> str | Non
 
 
 def _refusing(handler: Any, error: RewardError) -> grpc.RpcMethodHandler:
-    async def refuse(_: Any, context: Any) -> Any:
-        return await abort_with(context, error)
+    async def refuse(_: Any, context: Any) -> bytes:
+        refuse_with(context, error)
+        return b""
 
-    async def refuse_stream(_: Any, context: Any) -> Any:
-        await abort_with(context, error)
-        yield  # never reached; makes this what a streaming handler must be
+    async def refuse_stream(_: Any, context: Any) -> AsyncIterator[bytes]:
+        refuse_with(context, error)
+        for nothing in ():
+            yield nothing
 
     makers: dict[tuple[bool, bool], Any] = {
         (False, False): lambda: grpc.unary_unary_rpc_method_handler(refuse),

@@ -7,10 +7,14 @@ the mean of the image.
 from __future__ import annotations
 
 import os
+import resource
 import signal
+import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from reward_client.types import Code
 from reward_server.scorers.base import (
@@ -148,3 +152,59 @@ class SlowToLoad(Mean):
 
     def load(self, device: str) -> None:
         time.sleep(4.0)
+
+
+class DiesWhile(Mean):
+    """Dies while loading as long as a file exists."""
+
+    def __init__(self, file: str) -> None:
+        super().__init__()
+        self._file = Path(file)
+
+    def load(self, device: str) -> None:
+        if self._file.exists():
+            print("no weights today", flush=True)
+            os._exit(3)
+
+
+class WrongUntil(Mean):
+    """Fails its self-test until a file exists."""
+
+    def __init__(self, file: str) -> None:
+        super().__init__()
+        self._file = Path(file)
+
+    def self_test(self) -> None:
+        if not self._file.exists():
+            raise SelfTestError("not blessed yet")
+
+
+class Hungry(Mean):
+    """Needs memory for every item, under a limit that the operating system enforces."""
+
+    def __init__(self, room_bytes: int, item_bytes: int) -> None:
+        super().__init__()
+        self._room_bytes = room_bytes
+        self._item_bytes = item_bytes
+
+    def load(self, device: str) -> None:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + self._room_bytes
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+
+    def score(self, batch: Sequence[ScoreInput], *, details: bool) -> list[Outcome]:
+        activations = np.ones(len(batch) * self._item_bytes, np.uint8)
+        assert activations[-1] == 1
+        return super().score(batch, details=details)
+
+
+class Parent(Mean):
+    """Has a child process that holds its output open, and dies without it on request."""
+
+    def load(self, device: str) -> None:
+        self._child = subprocess.Popen(["sleep", "3600"])
+
+    def one(self, item: ScoreInput, details: bool) -> Outcome:
+        if item.prompt == "crash":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().one(item, details)

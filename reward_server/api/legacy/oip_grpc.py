@@ -14,7 +14,7 @@ from reward_client.types import ScoreRequest, ScorerInfo, ScorerSelector
 from reward_client.validation import unknown_scorer
 from reward_server._pb.inference.v2 import inference_pb2 as pb
 from reward_server.api.failures import as_reward_error
-from reward_server.api.grpc_guard import abort_with, caller_of
+from reward_server.api.grpc_guard import caller_of, refuse_with
 from reward_server.api.legacy import oip
 from reward_server.api.watch import RequestWatch, Seen
 from reward_server.security.access import Caller
@@ -64,7 +64,8 @@ class OipGrpcApi:
             asked = _read(pb.ModelReadyRequest, body)
             info = self._info(asked.name, asked.version)
         except RewardError as error:
-            return await abort_with(context, error)
+            refuse_with(context, error)
+            return pb.ModelReadyResponse()
         return pb.ModelReadyResponse(ready=info.state == "READY")
 
     async def _model(self, body: bytes, context: Any) -> Message:
@@ -72,7 +73,8 @@ class OipGrpcApi:
             asked = _read(pb.ModelMetadataRequest, body)
             info = self._info(asked.name, asked.version)
         except RewardError as error:
-            return await abort_with(context, error)
+            refuse_with(context, error)
+            return pb.ModelMetadataResponse()
         described = pb.ModelMetadataResponse.TensorMetadata
         return pb.ModelMetadataResponse(
             name=info.name,
@@ -87,13 +89,15 @@ class OipGrpcApi:
         try:
             caller = caller_of(self._service.access, context)
         except RewardError as error:
-            return await abort_with(context, error)
+            refuse_with(context, error)
+            return pb.ModelInferResponse()
         with self._watch.request(f"{SERVICE_NAME}/ModelInfer", caller.name, headers) as seen:
             try:
                 return await self._score(body, context, caller, seen)
             except Exception as error:  # the boundary: whatever it is, the caller gets a status
                 seen.failure = as_reward_error(error)
-        return await abort_with(context, seen.failure)
+        refuse_with(context, seen.failure)
+        return pb.ModelInferResponse()
 
     async def _score(self, body: bytes, context: Any, caller: Caller, seen: Seen) -> Message:
         asked = await self._service.in_thread(lambda: _read(pb.ModelInferRequest, body))
