@@ -28,7 +28,7 @@ import httpx
 import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from reward_client import Image, Item, RewardClient, RewardError
+from reward_client import Image, Item, RewardClient
 
 SIDE_PX = 512
 ITEMS = 16  # 12.6 MB of pixels
@@ -53,10 +53,7 @@ def load(kind: str, urls: dict[str, str], stop: Event) -> None:
     items = [Item(f"{i}", "", (Image.from_array(p),)) for i, p in enumerate(pixels)]
     with RewardClient(urls[kind], timeout_s=60) as client:
         while not stop.is_set():
-            try:
-                client.score(items, ["jpeg"])
-            except RewardError as error:
-                print(f"load: {error.message}", file=sys.stderr)
+            client.score(items, ["jpeg"])
 
 
 def ask(kind: str, urls: dict[str, str], seconds: float, found: Any) -> None:
