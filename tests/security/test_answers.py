@@ -9,7 +9,7 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from server_process import ROOT, Server, eventually, grey, items, running
+from server_process import ROOT, Server, eventually, items, running
 
 from reward_client import Image, Item, RewardClient, RewardError
 from reward_client.types import Encoding
