@@ -23,7 +23,7 @@ from reward_server.batching import Job, Limits
 from reward_server.log_budget import BURST_LINES, LINES_PER_S, LogBudget
 from reward_server.score_window import WINDOW_SCORES, ScoreWindow
 
-TOML = f"""{HEADER}slow_request_s = 0.4
+TOML = f"""{HEADER}slow_request_s = 2
 [scorers.mean]
 scorer = "{BAD}:Obedient"
 max_batch_items = 4
@@ -160,7 +160,8 @@ def test_a_restarted_worker_keeps_its_past_error(server: Server) -> None:
 
         def is_back() -> bool:
             (new,) = {i.name: i for i in client.list_scorers()}["mean"].replicas
-            return new.state == "READY" and new.pid != old.pid
+            # An instant after the kill it is still READY, without a process.
+            return new.state == "READY" and new.pid not in (None, old.pid)
 
         eventually(is_back)
         (new,) = {i.name: i for i in client.list_scorers()}["mean"].replicas
@@ -176,14 +177,15 @@ def lines(server: Server, request_id: str) -> list[dict[str, object]]:
 def test_one_line_per_failed_or_slow_request_and_none_for_a_good_one(server: Server) -> None:
     with server.client(attempts=1) as client:
         client.score(items([SECRET]), ["mean"], request_id="good")
-        client.score(items([SECRET]), ["slow"], request_id="late")
+        # Ten times half a second on two replicas.
+        client.score(items([SECRET] * 10), ["slow"], request_id="late")
         client.score(items(["nan", SECRET]), ["mean"], request_id="half")
         with pytest.raises(RewardError):
             client.score(items([SECRET]), ["absent"], request_id="bad\nevent")
     assert lines(server, "good") == []
     (slow,) = lines(server, "late")
     assert (slow["event"], slow["level"]) == ("slow request", "warning")
-    assert float(str(slow["seconds"])) > 0.4
+    assert float(str(slow["seconds"])) > 2
     (half,) = lines(server, "half")
     assert (half["code"], half["failed_items"]) == ("OK", {"INTERNAL": 1})
     (bad,) = lines(server, "bad?event")
