@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -38,8 +40,6 @@ def start(folder: Path, log: Path, **env: str) -> Server:
         )
     server = Server(process, log, {})
     eventually(ports.exists, 60)
-    import json
-
     server.ports = json.loads(ports.read_text())
     with server.client() as client:
         client.wait_ready((), 60)
@@ -133,8 +133,6 @@ def test_a_clock_that_jumps_moves_no_deadline(tmp_path: Path) -> None:
             for seconds in (year_s, -year_s, 0):
                 with server.client(attempts=1) as client:
                     sent = items(["ok"] * 40)
-                    from concurrent.futures import ThreadPoolExecutor
-
                     with ThreadPoolExecutor(1) as pool:
                         waiting = pool.submit(client.score, sent, ["slow"], deadline_s=30)
                         eventually(lambda: server.metric("reward_queue_items") > 0)
@@ -155,6 +153,11 @@ def test_a_clock_that_jumps_moves_no_deadline(tmp_path: Path) -> None:
 
 # Who may ask for the time of day, and why it does not matter when that jumps.
 WALL_CLOCK = {
+    "reward_client/transports/http.py": "Retry-After may be a date; deadlines bound it",
+    "reward_server/scorers/judges/endpoint.py": "Retry-After may be a date; the wait is bounded",
+    "reward_server/scorers/judges/fake_endpoint.py": "a date in a card that nobody reads",
+    "reward_server/security/tls.py": "certificates expire by the wall clock",
+    "reward_server/weights/transfer.py": "Retry-After may be a date; the wait is bounded",
     "reward_server/spans.py": "start times of spans, which collectors want in wall-clock time",
 }
 
