@@ -81,6 +81,8 @@ def load_json(body: bytes, limits: RequestLimits) -> Any:
         raise InvalidArgument(f"the body is not JSON: {error}") from error
     if depth_of(decoded, limits.spec_depth + _DEPTH_AROUND_SPEC) is None:
         raise _too_deep("the body", limits)
+    if b"\\u" in body and not _is_unicode(decoded):
+        raise InvalidArgument("the body has half a surrogate pair in a string: send valid Unicode")
     return decoded
 
 
@@ -215,6 +217,15 @@ def _check_items(n: int, limits: RequestLimits) -> None:
 def _too_deep(what: str, limits: RequestLimits) -> InvalidArgument:
     depth = limits.spec_depth + _DEPTH_AROUND_SPEC
     return InvalidArgument(f"{what} is JSON nested deeper than {depth}")
+
+
+def _is_unicode(decoded: object) -> bool:
+    """Whether all strings can be written as UTF-8, which protobuf takes for granted."""
+    try:
+        json.dumps(decoded, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:

@@ -9,15 +9,16 @@ from fastapi.responses import JSONResponse, Response
 
 from reward_client import json_mirror
 from reward_client.errors import STATUS, Internal, RewardError
+from reward_server.api.redaction import redacted_error
 
 
 def as_reward_error(error: Exception) -> RewardError:
-    """A RewardError as it is; anything else is a bug of the server: logged, and told briefly."""
+    """A RewardError without paths; anything else is a bug of the server: logged, told briefly."""
     if isinstance(error, RewardError):
         # Its traceback holds frames, which hold the request and the error itself: a cycle that
         # would keep the bytes of refused requests until the next full garbage collection.
         error.__traceback__ = error.__cause__ = error.__context__ = None
-        return error
+        return redacted_error(error)
     structlog.get_logger().error("bug", exc_info=error)
     return Internal(f"a bug of the server ({type(error).__name__}): see its log")
 

@@ -26,6 +26,7 @@ from reward_server.api.failures import as_reward_error
 from reward_server.api.grpc_guard import KeysAtTheDoor, caller_of, refuse_with
 from reward_server.api.legacy import oip_grpc
 from reward_server.api.legacy.oip_grpc import OipGrpcApi
+from reward_server.api.redaction import redacted_infos, redacted_response
 from reward_server.api.watch import RequestWatch
 from reward_server.config import ServerConfig
 from reward_server.hops import Hop, read_hop
@@ -151,7 +152,7 @@ class GrpcApi:
         except RewardError as error:
             refuse_with(context, error)
             return pb.ListScorersResponse()
-        infos = [info for info in infos if access.may_use(caller, info.name)]
+        infos = [i for i in redacted_infos(infos) if access.may_use(caller, i.name)]
         return pb.ListScorersResponse(scorers=[convert.info_to_proto(info) for info in infos])
 
     async def _score_stream(
@@ -208,7 +209,9 @@ class GrpcApi:
                     deadline_s=left_s if left_s is not None and math.isfinite(left_s) else None,
                     via=hop.via,
                 )
-                message = await self._service.in_thread(lambda: convert.response_to_proto(response))
+                message = await self._service.in_thread(
+                    lambda: convert.response_to_proto(redacted_response(response))
+                )
             except Exception as error:  # the boundary: whatever it is, the caller gets a status
                 seen.failure = as_reward_error(error)
                 return seen.failure

@@ -17,12 +17,13 @@ from reward_client import convert, json_mirror, tracing
 from reward_client._pb.reward.v1 import reward_pb2 as pb
 from reward_client.errors import Cancelled, InvalidArgument
 from reward_client.transports.base import DEADLINE_HEADER, PROTOBUF_TYPE
-from reward_client.types import Code, ScoreRequest, ScoreResponse
+from reward_client.types import Code, ScoreRequest, ScoreResponse, ScorerInfo
 from reward_server.api import openapi
 from reward_server.api.bodies import parse_form, parse_json, parse_protobuf, read_body
 from reward_server.api.callers import unless_disconnected
 from reward_server.api.failures import as_reward_error, error_response
 from reward_server.api.http_guard import caller_of, is_known
+from reward_server.api.redaction import redacted_infos, redacted_response
 from reward_server.api.watch import RequestWatch
 from reward_server.limits import RequestLimits
 from reward_server.service import RewardService
@@ -81,7 +82,7 @@ class _HttpApi:
                     ),
                 )
                 content, media_type = await self._service.in_thread(
-                    lambda: _serialised(response, is_binary)
+                    lambda: _serialised(redacted_response(response), is_binary)
                 )
             except Exception as error:  # the boundary: whatever it is, the caller gets a status
                 seen.failure = as_reward_error(error)
@@ -91,17 +92,20 @@ class _HttpApi:
 
     async def scorers(self, request: Request) -> Response:
         access, caller = self._service.access, caller_of(request)
-        infos = [info for info in self._service.infos() if access.may_use(caller, info.name)]
+        infos = [info for info in self._infos() if access.may_use(caller, info.name)]
         if PROTOBUF_TYPE in request.headers.get("accept", ""):
             message = pb.ListScorersResponse(scorers=[convert.info_to_proto(i) for i in infos])
             return Response(message.SerializeToString(), media_type=PROTOBUF_TYPE)
         return JSONResponse(json_mirror.infos_to_json(infos))
 
+    def _infos(self) -> list[ScorerInfo]:
+        return redacted_infos(self._service.infos())
+
     async def livez(self) -> Response:
         return JSONResponse({"status": "alive"})
 
     async def readyz(self, request: Request, scorer: str = "") -> Response:
-        infos = {info.name: info for info in self._service.infos()}
+        infos = {info.name: info for info in self._infos()}
         states = {name: info.state for name, info in infos.items()}
         if scorer:
             states = {scorer: states.get(scorer, "UNKNOWN")}

@@ -1,10 +1,200 @@
-"""Every parser that sees bytes from outside."""
+"""Every parser that sees bytes from outside; a new one is one entry in `TARGETS`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
+import PIL.Image
+from starlette.requests import Request
+
+from reward_client import Encoding, Image, InvalidArgument, Item, codec, convert
+from reward_client.codec import DecodeLimits
+from reward_client.types import ScoreRequest, ScorerSelector
+from reward_client.validation import check_request
+from reward_server.api.bodies import parse_form, parse_json, parse_protobuf
+from reward_server.limits import RequestLimits, item_limit_problem
+from reward_server.scorers.geneval.spec import parse as parse_spec
 from tests.fuzz.harness import Target
 from tests.fuzz.pickles import PICKLE
 
-TARGETS: Mapping[str, Target] = {"pickle": PICKLE}
+_LIMITS = DecodeLimits(max_bytes=1 << 16, max_pixels=1 << 14, max_side_px=1 << 9)
+_REQUEST_LIMITS = RequestLimits(items=16, frames=8, values=5000)
+_ROW = {
+    "tag": "position",
+    "include": [
+        {"class": "star", "count": 1},
+        {"class": "disc", "count": 2, "color": "red", "position": ["left of", 0]},
+    ],
+    "exclude": [{"class": "cube", "count": 3}],
+}
+
+
+def _pixels(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def _pictures(encoding: Encoding) -> Sequence[bytes]:
+    found = [codec.encode(_pixels(h, w), encoding).data for h, w in ((1, 1), (9, 7), (24, 16))]
+    flat = np.full((40, 30, 3), 77, np.uint8)
+    found.append(codec.encode(flat, encoding).data)
+    variants: dict[Encoding, list[tuple[str, dict[str, object]]]] = {
+        Encoding.PNG: [("P", {}), ("L", {}), ("RGBA", {}), ("1", {})],
+        Encoding.JPEG: [("L", {}), ("RGB", {"progressive": True}), ("CMYK", {})],
+        Encoding.WEBP: [("RGB", {"lossless": False}), ("RGBA", {"lossless": True})],
+    }
+    for mode, options in variants.get(encoding, []):
+        buffer = io.BytesIO()
+        picture = PIL.Image.fromarray(_pixels(9, 11)).convert(mode)
+        picture.save(buffer, encoding.value, **options)  # pyright: ignore[reportArgumentType]
+        found.append(buffer.getvalue())
+    return found
+
+
+def _image(encoding: Encoding, tokens: tuple[bytes, ...]) -> Target:
+    def run(data: bytes) -> None:
+        pixels = codec.decode(Image(data, encoding), _LIMITS)
+        assert pixels.dtype == np.uint8
+        assert pixels.ndim == 3
+        assert pixels.shape[0] * pixels.shape[1] <= _LIMITS.max_pixels
+
+    return Target(run, lambda: _pictures(encoding), (InvalidArgument,), tokens)
+
+
+def _sized(encoding: Encoding) -> Target:
+    """Raw encodings have their size beside the data: here in the first four bytes."""
+
+    def run(data: bytes) -> None:
+        width, height = int.from_bytes(data[:2], "little"), int.from_bytes(data[2:4], "little")
+        pixels = codec.decode(Image(data[4:], encoding, width, height), _LIMITS)
+        assert pixels.shape == (height, width, 3)
+
+    def seeds() -> Sequence[bytes]:
+        return [
+            w.to_bytes(2, "little")
+            + h.to_bytes(2, "little")
+            + codec.encode(_pixels(h, w), encoding).data
+            for h, w in ((1, 1), (9, 7), (24, 16))
+        ]
+
+    return Target(run, seeds, (InvalidArgument,), (b"\x28\xb5\x2f\xfd",))
+
+
+def _checked(request: ScoreRequest) -> None:
+    """What the service does with a request before it decodes."""
+    for item in request.items:
+        item_limit_problem(item, _REQUEST_LIMITS)
+    check_request(request)
+    for item in request.items:
+        for image in (*item.images, *item.references):
+            codec.checked_size(image, _LIMITS)
+
+
+def _requests() -> list[ScoreRequest]:
+    picture = Image(codec.encode(_pixels(4, 4), Encoding.PNG).data, Encoding.PNG)
+    raw = codec.encode(_pixels(2, 3), Encoding.RAW_U8_RGB_HWC)
+    plain = Item("a", "a red star", (picture, raw), (raw,))
+    rows = Item("b", "p", (picture,), (), _ROW, "geneval")
+    text = Item("c", 'a sign "STOP"', (picture,), (), {"target": "STOP"}, "ocr")
+    free = Item("d", "", (raw,), (), {"a": [1, {"b": None}], "c": "d"}, "metadata")
+    selectors = (ScorerSelector("jpeg", "1", "raw"),)
+    return [
+        ScoreRequest("r", selectors, (plain, rows)),
+        ScoreRequest("r", selectors, (text, free), include_details=True),
+    ]
+
+
+def _protobuf(data: bytes) -> None:
+    _checked(parse_protobuf(data, _REQUEST_LIMITS))
+
+
+def _json(data: bytes) -> None:
+    _checked(parse_json(data, _REQUEST_LIMITS))
+
+
+def _json_seeds() -> Sequence[bytes]:
+    from reward_client import json_mirror
+
+    return [json.dumps(json_mirror.request_to_json(request)).encode() for request in _requests()]
+
+
+def _form(loop: asyncio.AbstractEventLoop) -> Callable[[bytes], None]:
+    def run(data: bytes) -> None:
+        async def receive() -> dict[str, object]:
+            return {"type": "http.request", "body": data, "more_body": False}
+
+        headers = [(b"content-type", b"multipart/form-data; boundary=bound")]
+        scope = {"type": "http", "method": "POST", "headers": headers, "path": "/"}
+        request = Request(scope, receive)  # pyright: ignore[reportArgumentType]
+        _checked(loop.run_until_complete(parse_form(request, 1 << 16, _REQUEST_LIMITS)))
+
+    return run
+
+
+def _form_seeds() -> Sequence[bytes]:
+    def part(name: str, content: bytes, extra: str = "") -> bytes:
+        head = f'--bound\r\nContent-Disposition: form-data; name="{name}"{extra}\r\n\r\n'
+        return head.encode() + content + b"\r\n"
+
+    png = codec.encode(_pixels(4, 4), Encoding.PNG).data
+    spec = json.dumps({"geneval": _ROW}).encode()
+    image = part("images", png, '; filename="a.png"')
+    end = b"--bound--\r\n"
+    return [
+        image + part("scorers", b"jpeg,ocr") + part("prompt", b"p") + part("spec", spec) + end,
+        image * 2 + part("scorers", b"jpeg") + part("priority", b"EVAL") + end,
+    ]
+
+
+def _spec(data: bytes) -> None:
+    row = json.loads(data)
+    if isinstance(row, dict):
+        parse_spec(row, ("star", "disc", "cube"), ("red", "blue"))
+
+
+_JSON_TOKENS = (
+    b"null",
+    b"[]",
+    b"{}",
+    b'"',
+    b"1e999",
+    b"-1",
+    b"\\ud800",
+    b"[",
+    b'{"a":',
+    b"NaN",
+    b'"id"',
+)
+_PNG_TOKENS = (b"IHDR", b"IDAT", b"IEND", b"acTL", b"iCCP", b"zTXt", b"PLTE", b"tRNS", b"eXIf")
+_JPEG_TOKENS = tuple(
+    b"\xff" + bytes([code]) for code in (0xC0, 0xC2, 0xC4, 0xD9, 0xDA, 0xDB, 0xE1, 0xE2)
+)
+
+TARGETS: Mapping[str, Target] = {
+    "png": _image(Encoding.PNG, _PNG_TOKENS),
+    "jpeg": _image(Encoding.JPEG, (*_JPEG_TOKENS, b"MPF\0", b"Exif\0\0")),
+    "webp": _image(Encoding.WEBP, (b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF", b"RIFF")),
+    "qoi": _image(Encoding.QOI, (b"qoif", b"\xfe", b"\xff", b"\xfd", b"\0" * 7 + b"\1")),
+    "raw": _sized(Encoding.RAW_U8_RGB_HWC),
+    "zstd": _sized(Encoding.RAW_U8_RGB_HWC_ZSTD),
+    "protobuf": Target(
+        _protobuf,
+        lambda: [convert.request_to_proto(request).SerializeToString() for request in _requests()],
+        (InvalidArgument,),
+        (b"\x1a\x00", b"\x0a\x00", b"\xff" * 9 + b"\x01", b"\x62\x00"),
+    ),
+    "json": Target(_json, _json_seeds, (InvalidArgument,), _JSON_TOKENS),
+    "multipart": Target(
+        _form(asyncio.new_event_loop()),
+        _form_seeds,
+        (InvalidArgument,),
+        (b"--bound\r\n", b"--bound--", b"\r\n", b'name="', b'filename="', b"Content-Type: a/b\r\n"),
+    ),
+    "pickle": PICKLE,
+    "geneval_spec": Target(
+        _spec, lambda: [json.dumps(_ROW).encode()], (ValueError, RecursionError), _JSON_TOKENS
+    ),
+}

@@ -429,3 +429,7 @@ def test_depth_is_counted_without_recursion() -> None:
 def test_load_json_is_json() -> None:
     value = {"a": [1, 2.5, None, True, "x,[{"], "b": {}}
     assert load_json(json.dumps(value).encode(), RequestLimits()) == value
+    assert load_json(rb'"\ud83d\ude00"', RequestLimits()) == "\U0001f600"
+    for text in (rb'"\ud800"', rb'{"\udfff": 1}', rb'[["a\ud83d b"]]'):
+        with pytest.raises(InvalidArgument, match="surrogate"):  # found by fuzzing
+            load_json(text, RequestLimits())

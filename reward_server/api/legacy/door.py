@@ -15,6 +15,7 @@ from reward_server.api.bodies import read_body
 from reward_server.api.callers import unless_disconnected
 from reward_server.api.failures import as_reward_error
 from reward_server.api.http_guard import caller_of
+from reward_server.api.redaction import redacted_response
 from reward_server.api.watch import RequestWatch, Seen
 from reward_server.service import RewardService
 
@@ -75,4 +76,4 @@ class Visit:
             self.http,
             self._service.score(request, caller=caller_of(self.http), deadline_s=self._deadline_s),
         )
-        return self._seen.response
+        return redacted_response(self._seen.response)
