@@ -75,7 +75,12 @@ def try_out(operation: Any, mode: Any) -> list[int]:
         database=None,
         derandomize=EXAMPLES < 100,
         phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[
+            HealthCheck.too_slow,
+            HealthCheck.filter_too_much,
+            HealthCheck.data_too_large,
+            HealthCheck.large_base_example,
+        ],
     )
     @given(case=operation.as_strategy(generation_mode=mode))
     def answers_as_documented(case: Any) -> None:
