@@ -7,6 +7,7 @@ BIN    := $(VENV)/bin
 TASK   ?= geneval
 MODEL  ?= mini
 PROCESSES ?= auto
+MINUTES ?= 10
 ARGS   ?=
 RUNS   ?= 1000000
 # One thread per process: threads that spin-wait on shared cores cost more than they give.
@@ -85,6 +86,9 @@ protos: ## generate the _pb packages from protos/ (with the pinned generator, in
 
 bench: install ## run the benchmarks
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+soak: install ## steady load with faults for MINUTES=10: percentiles, memory, lost = 0, wrong = 0
+	@$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) $(ARGS)
 
 docs: install ## check that the documentation's links and commands resolve
 	@$(BIN)/python -m pytest tests/test_docs.py

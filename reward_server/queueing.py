@@ -143,6 +143,7 @@ class WorkQueue:
             self._shares = decision.shares
             for key in decision.expired:
                 self._fail(self._waiting.pop(key), _EXPIRED)
+            self._gauge()
             if decision.batch:
                 works = [self._waiting.pop(key) for key in decision.batch]
                 for work in works:
