@@ -10,7 +10,7 @@ stopped (SIGSTOP: a real hang), a burst arrives, callers hang up, and the config
 reloaded with SIGHUP.
 
 Exit status 1 if an item was lost (no score in the end, the client's retries included), a score was
-wrong, or the memory of the server grew by more than `--max-growth-mb` over the second half.
+wrong, or the server's own memory grew by more than `--max-growth-mb` over the second half.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Tally:
     lost: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
-    rss_mb: list[tuple[float, float]] = field(default_factory=list)
+    memory_mb: list[tuple[float, float, float]] = field(default_factory=list)
 
 
 def known_pictures() -> list[Known]:
@@ -123,10 +123,12 @@ class Server:
         pids = [event["pid"] for event in events if event.get("event") == "worker started"]
         return [pid for pid in pids if Path(f"/proc/{pid}/statm").exists()]
 
-    def rss_mb(self) -> float:
-        """Resident memory of the server process, without its workers."""
-        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+    def memory_mb(self) -> tuple[float, float]:
+        """Memory of the server process: its own, and the arenas that it shares with its workers."""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        sizes = dict(line.split(":", 1) for line in lines)
+        own, shared = (int(sizes[key].split()[0]) / 1e3 for key in ("RssAnon", "RssShmem"))
+        return own, shared
 
 
 class Load:
@@ -245,7 +247,7 @@ async def soak(server: Server, minutes: float, rate: float, fault_every_s: float
 
     async def measure() -> None:
         while True:
-            tally.rss_mb.append((time.monotonic() - begin_s, server.rss_mb()))
+            tally.memory_mb.append((time.monotonic() - begin_s, *server.memory_mb()))
             await asyncio.sleep(1.0)
 
     helpers = [asyncio.create_task(inject()), asyncio.create_task(measure())]
@@ -262,12 +264,12 @@ async def soak(server: Server, minutes: float, rate: float, fault_every_s: float
     return tally
 
 
-def growth_mb(samples: list[tuple[float, float]]) -> tuple[float, float]:
-    """Slope of the second half in MB per minute, and what it grew by over that time."""
+def growth_mb(samples: list[tuple[float, float, float]]) -> tuple[float, float]:
+    """Slope of the server's own memory over the second half, in MB per minute and in MB."""
     late = samples[len(samples) // 2 :]
     if len(late) < 3:
         return 0.0, 0.0
-    times_s, sizes_mb = np.array(late).T
+    times_s, sizes_mb, _ = np.array(late).T
     per_s = float(np.polyfit(times_s, sizes_mb, 1)[0])
     return 60 * per_s, per_s * float(times_s[-1] - times_s[0])
 
@@ -277,13 +279,18 @@ def report(tally: Tally, exit_status: int, max_growth_mb: float) -> bool:
     p50, p95, p99, worst = 1e3 * np.percentile(
         tally.latencies_s or [float("nan")], [50, 95, 99, 100]
     )
-    slope, grown = growth_mb(tally.rss_mb)
+    slope, grown = growth_mb(tally.memory_mb)
     lost, wrong = sum(tally.lost.values()), len(tally.wrong)
     print(f"requests answered {len(tally.latencies_s)}, items x scorers {tally.items}")
     print("faults            " + ", ".join(f"{n} x {name}" for name, n in tally.faults.items()))
     print(f"latency ms        p50 {p50:.0f}  p95 {p95:.0f}  p99 {p99:.0f}  max {worst:.0f}")
-    first, last = tally.rss_mb[0][1], tally.rss_mb[-1][1]
-    print(f"server RSS        {first:.0f} -> {last:.0f} MB, second half {slope:+.2f} MB/min")
+    quarters = [tally.memory_mb[int(q * (len(tally.memory_mb) - 1) / 4)] for q in range(5)]
+    print(
+        "own memory MB     "
+        + " -> ".join(f"{own:.0f}" for _, own, _ in quarters)
+        + f", second half {slope:+.2f} MB/min"
+    )
+    print("arenas MB         " + " -> ".join(f"{shared:.0f}" for _, _, shared in quarters))
     print(f"lost {lost}  wrong {wrong}  exit status on SIGTERM {exit_status}")
     for message, count in [*tally.lost.items(), *Counter(tally.wrong).items()][:10]:
         print(f"  {count} x {message}")
