@@ -74,7 +74,7 @@ def load_json(body: bytes, limits: RequestLimits) -> Any:
             f"the body has about {values} JSON values, the limit is {limits.values}: split it"
         )
     try:
-        decoded = json.loads(body)
+        decoded = json.loads(body, parse_constant=_refuse_constant)
     except RecursionError as error:
         raise _too_deep("the body", limits) from error
     except ValueError as error:
@@ -212,6 +212,10 @@ def _check_items(n: int, limits: RequestLimits) -> None:
         raise InvalidArgument(
             f"the request has more items than the limit of {limits.items}: split it"
         )
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number of JSON")
 
 
 def _too_deep(what: str, limits: RequestLimits) -> InvalidArgument:

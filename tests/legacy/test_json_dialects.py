@@ -60,7 +60,7 @@ def test_flow_factory_hears_at_once_what_will_not_get_better(web: httpx.Client) 
         ({"prompt": ["a"], "image": [b64(b"GIF89a")]}, "image[0] is not a PNG"),
         ({"prompt": ["a"]}, "`images`: the item has none"),
         ({"prompt": [1], "image": [good]}, "prompt[0]: expected a string"),
-        ({"prompt": ["\ud800"], "image": [good]}, "lone surrogate"),
+        ({"prompt": ["\ud800"], "image": [good]}, "surrogate pair"),
         ({"prompt": ["a"], "image": [good], "condition_videos": [[[good]]]}, "condition_videos"),
     ):
         answer = compute(web, "ocr", **message)
@@ -145,6 +145,22 @@ def test_unirl(web: httpx.Client) -> None:
 )
 def test_unirl_bad_requests_are_400_with_detail(web: httpx.Client, body: Any, words: str) -> None:
     answer = web.post("/score", json=body)
+    assert answer.status_code == 400
+    assert words in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b'{"requests": ' + b"[" * 200 + b"]" * 200 + b"}", "nested deeper"),
+        (b'{"requests": [' + b"1," * 500_000 + b"1]}", "JSON values, the limit is"),
+        (b'{"requests": [NaN]}', "NaN is not a number of JSON"),
+    ],
+)
+def test_json_is_bounded_as_that_of_the_other_apis(
+    web: httpx.Client, body: bytes, words: str
+) -> None:
+    answer = web.post("/score", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 400
     assert words in answer.json()["detail"]
 

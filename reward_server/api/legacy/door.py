@@ -17,6 +17,7 @@ from reward_server.api.failures import as_reward_error
 from reward_server.api.http_guard import caller_of
 from reward_server.api.redaction import redacted_response
 from reward_server.api.watch import RequestWatch, Seen
+from reward_server.limits import RequestLimits
 from reward_server.service import RewardService
 
 
@@ -60,6 +61,11 @@ class Visit:
         self._seen = seen
         self._service = service
         self._deadline_s = min(deadline_s, service.config.server.default_deadline_s)
+
+    @property
+    def limits(self) -> RequestLimits:
+        """What a body may hold."""
+        return RequestLimits.of(self._service.config.server)
 
     async def body(self) -> bytes:
         """The request's body; raises InvalidArgument over `max_message_bytes`, or Cancelled."""

@@ -19,6 +19,7 @@ from reward_server.api.failures import error_response
 from reward_server.api.legacy.door import Door, Visit
 from reward_server.api.legacy.json_bodies import as_text, image_at, list_at, read_object
 from reward_server.api.legacy.whole import whole_error
+from reward_server.limits import RequestLimits
 from reward_server.service import RewardService
 
 _CLIENT_WAITS_S = 60.0
@@ -48,7 +49,7 @@ class FlowFactoryApi:
 
         async def answer(visit: Visit) -> Response:
             body = await visit.body()
-            items = await self._service.in_thread(lambda: parse(body))
+            items = await self._service.in_thread(lambda: parse(body, visit.limits))
             request = ScoreRequest("", (ScorerSelector(scorer),), items)
             result = (await visit.score(request)).results[scorer]
             if (error := whole_error(result)) is not None:
@@ -58,9 +59,9 @@ class FlowFactoryApi:
         return await self._door.answer(http, answer, _failure)
 
 
-def parse(body: bytes) -> tuple[Item, ...]:
+def parse(body: bytes, limits: RequestLimits) -> tuple[Item, ...]:
     """Read a request; raises InvalidArgument."""
-    message = read_object(body)
+    message = read_object(body, limits)
     prompts = list_at(message, "prompt")
     if not prompts:
         raise InvalidArgument("prompt: the list is empty: send at least one")

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 from typing import Any
 
 from reward_client import codec
 from reward_client.errors import InvalidArgument
 from reward_client.types import Image
+from reward_server.limits import RequestLimits, load_json
 
 
-def read_object(body: bytes) -> dict[str, Any]:
-    """Parse a JSON object; raises InvalidArgument."""
-    try:
-        found = json.loads(body, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise InvalidArgument(f"the body is not JSON: {error}") from error
+def read_object(body: bytes, limits: RequestLimits) -> dict[str, Any]:
+    """Parse a JSON object within the limits; raises InvalidArgument."""
+    found = load_json(body, limits)
     if not isinstance(found, dict):
         raise InvalidArgument(f"the body is a JSON {_name(found)}, expected an object")
     return found
@@ -37,13 +34,9 @@ def text_at(message: dict[str, Any], key: str, where: str = "") -> str:
 
 
 def as_text(value: object, where: str) -> str:
-    """A string that can be sent on; raises InvalidArgument."""
+    """A string; raises InvalidArgument."""
     if not isinstance(value, str):
         raise InvalidArgument(f"{where}: expected a string, got {_name(value)}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidArgument(f"{where}: holds half a character (a lone surrogate)") from error
     return value
 
 
@@ -56,10 +49,6 @@ def image_at(value: object, where: str) -> Image:
     except (binascii.Error, ValueError) as error:
         raise InvalidArgument(f"{where}: not base64: {error}") from error
     return Image(data, codec.sniff(data, what=where))
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number of JSON")
 
 
 def _name(value: object) -> str:

@@ -16,6 +16,7 @@ from reward_server._pb.inference.v2 import inference_pb2 as pb
 from reward_server.api.failures import as_reward_error
 from reward_server.api.grpc_guard import caller_of, refuse_with
 from reward_server.api.legacy import oip
+from reward_server.api.redaction import redacted_response
 from reward_server.api.watch import RequestWatch, Seen
 from reward_server.security.access import Caller
 from reward_server.service import RewardService
@@ -111,6 +112,7 @@ class OipGrpcApi:
             caller=caller,
             deadline_s=left_s if left_s is not None and math.isfinite(left_s) else None,
         )
+        response = redacted_response(response)
         result = response.results[name]
         outputs = oip.outputs_from(result, [output.name for output in asked.outputs])
         seen.response = response

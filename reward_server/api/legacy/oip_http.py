@@ -19,6 +19,7 @@ from reward_client.validation import unknown_scorer
 from reward_server.api.legacy import oip
 from reward_server.api.legacy.door import Door, Visit
 from reward_server.api.legacy.json_bodies import as_text, list_at, read_object, text_at
+from reward_server.limits import RequestLimits
 from reward_server.service import RewardService
 
 HEADER = "inference-header-content-length"
@@ -83,7 +84,7 @@ class OipHttpApi:
         async def answer(visit: Visit) -> Response:
             body = await visit.body()
             header = http.headers.get(HEADER)
-            asked = await self._service.in_thread(lambda: parse(body, header))
+            asked = await self._service.in_thread(lambda: parse(body, header, visit.limits))
             items = await self._service.in_thread(lambda: oip.items_from(asked.tensors))
             self._info(name, version)
             request = ScoreRequest("", (ScorerSelector(name, version),), items)
@@ -103,15 +104,16 @@ class OipHttpApi:
         return infos[name]
 
 
-def parse(body: bytes, json_length: str | None) -> Infer:
+def parse(body: bytes, json_length: str | None, limits: RequestLimits) -> Infer:
     """Read a request; raises InvalidArgument.
 
     Args:
         body: JSON, and behind it the binary tensors in order.
         json_length: bytes of JSON in the body, as the header says; None for all.
+        limits: of the JSON.
     """
     size = len(body) if json_length is None else _size(json_length, len(body), HEADER)
-    message, rest = read_object(body[:size]), memoryview(body)[size:]
+    message, rest = read_object(body[:size], limits), memoryview(body)[size:]
     tensors = []
     for index, entry in enumerate(list_at(message, "inputs")):
         read, rest = _input(entry, f"inputs[{index}].", rest)

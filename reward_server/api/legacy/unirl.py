@@ -22,6 +22,7 @@ from reward_client.validation import unknown_scorer
 from reward_server.api.failures import error_response
 from reward_server.api.legacy.door import Door, Visit
 from reward_server.api.legacy.json_bodies import as_text, image_at, list_at, read_object, text_at
+from reward_server.limits import RequestLimits
 from reward_server.service import RewardService
 
 PROTOCOL = "1"
@@ -72,7 +73,7 @@ class UniRLApi:
 
     async def _score(self, visit: Visit) -> Response:
         body = await visit.body()
-        entries = await self._service.in_thread(lambda: parse(body))
+        entries = await self._service.in_thread(lambda: parse(body, visit.limits))
         names = [info.name for info in self._service.infos()]
         for name in dict.fromkeys(name for entry in entries for name in entry.rewards):
             if name not in names:
@@ -119,9 +120,9 @@ class UniRLApi:
                     results[i][name] = _metrics(result, place)
 
 
-def parse(body: bytes) -> list[Asked]:
+def parse(body: bytes, limits: RequestLimits) -> list[Asked]:
     """Read a request; raises InvalidArgument if no entry of it can be answered."""
-    message = read_object(body)
+    message = read_object(body, limits)
     version = message.get("protocol_version", PROTOCOL)
     if version != PROTOCOL:
         raise InvalidArgument(f"protocol_version: {version!r:.40}, expected {PROTOCOL!r}")
