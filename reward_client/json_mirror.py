@@ -32,7 +32,7 @@ def request_from_json(body: object) -> ScoreRequest:
     message = pb.ScoreRequest()
     try:
         json_format.ParseDict(_with_geneval_rows_adapted(body), message)
-    except (json_format.ParseError, TypeError, ValueError) as error:
+    except (json_format.ParseError, TypeError, ValueError, OverflowError) as error:
         raise InvalidArgument(f"the body is not a ScoreRequest: {_one_line(error)}") from error
     return convert.request_from_proto(message)
 
@@ -47,7 +47,7 @@ def response_from_json(body: Mapping[str, Any]) -> ScoreResponse:
     message = pb.ScoreResponse()
     try:
         json_format.ParseDict(_with_nulls_as_nan(body), message)
-    except (json_format.ParseError, TypeError, ValueError) as error:
+    except (json_format.ParseError, TypeError, ValueError, OverflowError) as error:
         raise Internal(f"the body is not a ScoreResponse: {_one_line(error)}") from error
     return convert.response_from_proto(message)
 
@@ -86,7 +86,7 @@ def error_from_json(body: object) -> RewardError | None:
     message = pb.ErrorInfo()
     try:
         json_format.ParseDict(dict(body["error"]), message, ignore_unknown_fields=True)
-    except (json_format.ParseError, TypeError, ValueError):
+    except (json_format.ParseError, TypeError, ValueError, OverflowError):
         return None
     return convert.error_from_proto(message)
 

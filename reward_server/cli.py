@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -39,6 +40,7 @@ ConfigOption = Annotated[
 ]
 UrlOption = Annotated[str, typer.Option(help="The server: grpc://HOST:PORT or http://HOST:PORT.")]
 NO_OVERRIDES: Mapping[str, str] = MappingProxyType({})
+DEFAULT_HTTP_URL = "http://127.0.0.1:8000"
 DEFAULT_URL = "grpc://127.0.0.1:50051"
 
 
@@ -146,6 +148,37 @@ def list_scorers(url: UrlOption = DEFAULT_URL) -> None:
 
     try:
         tables.show_scorers(ask.list_infos(url))
+    except RewardError as error:
+        _fail(error.message)
+
+
+@app.command()
+def top(
+    url: Annotated[
+        str, typer.Argument(help="http://HOST:PORT of the server.", envvar="REWARD_URL")
+    ] = DEFAULT_HTTP_URL,
+    once: Annotated[bool, typer.Option("--once", help="Print one frame and end.")] = False,
+    interval: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 1.0,
+) -> None:
+    """Watch a server live: load, latency, failures, memory per scorer. q or Ctrl-C ends it.
+
+    REWARD_API_KEY and REWARD_CA_FILE are used as by the client.
+    """
+    import sys
+
+    from reward_client.env import Environment
+    from reward_server.top import screen
+    from reward_server.top.reading import Reader, Unreachable
+
+    try:
+        reader = Reader(url, Environment.read(os.environ))
+        with contextlib.closing(reader), contextlib.suppress(KeyboardInterrupt):
+            if once or not sys.stdout.isatty():
+                screen.once(reader, interval)
+            else:
+                screen.watch(reader, interval)
+    except Unreachable as error:
+        _fail(f"{url} does not answer ({error}): is the server running and the address right?")
     except RewardError as error:
         _fail(error.message)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import ClientDisconnect
 
@@ -18,7 +18,7 @@ from reward_client._pb.reward.v1 import reward_pb2 as pb
 from reward_client.errors import Cancelled, InvalidArgument
 from reward_client.transports.base import DEADLINE_HEADER, PROTOBUF_TYPE
 from reward_client.types import Code, ScoreRequest, ScoreResponse, ScorerInfo
-from reward_server.api import openapi
+from reward_server.api import openapi, openapi_answers
 from reward_server.api.bodies import parse_form, parse_json, parse_protobuf, read_body
 from reward_server.api.callers import unless_disconnected
 from reward_server.api.failures import as_reward_error, error_response
@@ -49,14 +49,16 @@ def create_app(service: RewardService, max_message_bytes: int) -> FastAPI:
         response_class=JSONResponse,
         summary="Score items with one or several scorers",
         openapi_extra=openapi.SCORE,
-        responses=openapi.ERRORS,
+        responses=openapi_answers.SCORE,
     )
-    app.add_api_route(
-        "/v1/scorers", api.scorers, methods=["GET"], summary="List the scorers, ready or not"
-    )
-    app.add_api_route("/livez", api.livez, methods=["GET"], summary="Is the process alive?")
-    app.add_api_route("/readyz", api.readyz, methods=["GET"], summary="Are all scorers ready?")
-    app.add_api_route("/metrics", api.metrics, methods=["GET"], summary="Prometheus metrics")
+    for path, endpoint, summary, answers in (
+        ("/v1/scorers", api.scorers, "List the scorers, ready or not", openapi_answers.SCORERS),
+        ("/livez", api.livez, "Is the process alive?", openapi_answers.LIVEZ),
+        ("/readyz", api.readyz, "Are all scorers ready?", openapi_answers.READYZ),
+        ("/metrics", api.metrics, "Prometheus metrics", openapi_answers.METRICS),
+    ):
+        kind = PlainTextResponse if path == "/metrics" else JSONResponse
+        app.add_api_route(path, endpoint, response_class=kind, summary=summary, responses=answers)
     app.add_api_route("/", api.page, methods=["GET"], include_in_schema=False)
     app.add_exception_handler(404, api.no_such_page)
     return app

@@ -94,6 +94,8 @@ SCORE: dict[str, Any] = {
 }
 
 _MEANING = {
+    Code.UNAUTHENTICATED: "The API key is missing or wrong.",
+    Code.PERMISSION_DENIED: "The API key does not allow this.",
     Code.INVALID_ARGUMENT: "The request is wrong; `items` names the items at fault.",
     Code.NOT_FOUND: "No such scorer, version or transform; the nearest name is told.",
     Code.RESOURCE_EXHAUSTED: "The server is full: come back after `Retry-After` seconds.",
@@ -122,4 +124,9 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         "content": {"application/json": {"schema": _ERROR}},
     }
     for code, meaning in _MEANING.items()
+}
+# Of what needs a key but nothing else.
+NOT_ALLOWED: dict[int | str, dict[str, Any]] = {
+    status: ERRORS[status]
+    for status in (STATUS[Code.UNAUTHENTICATED].http, STATUS[Code.PERMISSION_DENIED].http)
 }

@@ -433,3 +433,11 @@ def test_load_json_is_json() -> None:
     for text in (rb'"\ud800"', rb'{"\udfff": 1}', rb'[["a\ud83d b"]]'):
         with pytest.raises(InvalidArgument, match="surrogate"):  # found by fuzzing
             load_json(text, RequestLimits())
+
+
+def test_a_number_beyond_all_numbers_is_refused(server: Server) -> None:
+    # Found by fuzzing: an infinite whole number was a bug of the server, 500.
+    row = '{"tag":"t","include":[{"class":"star","count":1e999}]}'
+    text = json.dumps(body(geneval="ROW")).replace('"ROW"', row)
+    kind = {"content-type": "application/json"}
+    assert "not a ScoreRequest" in refusal(server, content=text.encode(), headers=kind)

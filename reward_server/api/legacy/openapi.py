@@ -36,7 +36,7 @@ def _route(
         "summary": summary,
         "tags": [tag],
         "response_class": JSONResponse,
-        "responses": {200: _answers(ok, "OK"), **errors},
+        "responses": {200: _answers(ok, "OK"), **openapi.NOT_ALLOWED, **errors},
         "openapi_extra": extra if body else None,
     }
 
@@ -44,7 +44,7 @@ def _route(
 PICKLE: dict[str, Any] = {"include_in_schema": False, "response_class": Response}
 
 _FF, _UNIRL, _OIP = "Flow-Factory", "UniRL", "Open Inference Protocol v2"
-_B64_LISTS = {"type": "array", "nullable": True, "items": _STRINGS}
+_B64_LISTS = {"type": ["array", "null"], "items": _STRINGS}
 FF_HEALTH = _route(
     _FF,
     "Is the scorer ready?",

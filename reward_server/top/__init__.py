@@ -1,0 +1,1 @@
+"""`reward-server top`: how a running server does, live."""
