@@ -88,7 +88,7 @@ class ServerConfig(_Section):
     max_message_bytes: int = Field(
         32 << 20, ge=1 << 16, description="bytes per request as it arrives (base64 is a third more)"
     )
-    max_queue_items: int = Field(4096, ge=1, description="items waiting, times scorers asked")
+    max_queue_items: int = Field(4096, ge=1, description="items held at once, per scorer")
     max_queue_bytes: int = Field(2 << 30, ge=1 << 16, description="decoded pixels held, in bytes")
     max_image_bytes: int = Field(64 << 20, ge=1, description="bytes of one encoded image")
     max_image_pixels: int = Field(4096 * 4096, ge=1, description="pixels of one image")

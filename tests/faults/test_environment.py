@@ -157,6 +157,7 @@ WALL_CLOCK = {
     "reward_server/scorers/judges/endpoint.py": "Retry-After may be a date; the wait is bounded",
     "reward_server/scorers/judges/fake_endpoint.py": "a date in a card that nobody reads",
     "reward_server/security/tls.py": "certificates expire by the wall clock",
+    "reward_server/top/screen.py": "shows people the time of day",
     "reward_server/weights/transfer.py": "Retry-After may be a date; the wait is bounded",
     "reward_server/spans.py": "start times of spans, which collectors want in wall-clock time",
 }
