@@ -35,6 +35,27 @@ def assert_same(ours: Instances, theirs: Found | Instances, score: float = 1e-5)
     assert np.array_equal(ours.masks[mine], theirs.masks[other])
 
 
+def assert_close(ours: Instances, theirs: Found) -> None:
+    """The same instances, as far as two kinds of CPU agree.
+
+    What is stored was computed with AVX-512, where all is equal but for 1.6e-7 in the scores. With
+    AVX2 sums are added in another order, of which thresholded attention masks make 6e-5 in the
+    scores and single pixels of masks; scores that are nearly equal then change places.
+    """
+    left = list(range(len(ours.labels)))
+    for label, score, mask in zip(theirs.labels, theirs.scores, theirs.masks, strict=True):
+        found = [
+            i
+            for i in left
+            if ours.labels[i] == label
+            and abs(ours.scores[i] - score) < 2e-4
+            and (ours.masks[i] != mask).mean() < 2e-3
+        ]
+        assert found, f"no instance of class {label} with score {score}"
+        left.remove(min(found, key=lambda i: float((ours.masks[i] != mask).mean())))
+    assert not left
+
+
 @pytest.mark.parametrize("pipeline", ["mmdet2", "mmdet3"])
 def test_finds_what_mmdet_finds(pipeline: str) -> None:
     segmenter = made(pipeline=pipeline)
@@ -42,7 +63,7 @@ def test_finds_what_mmdet_finds(pipeline: str) -> None:
         theirs = found_by_mmdet(index, pipeline)
         assert len(theirs.labels) == 100
         assert 0.1 < theirs.masks.mean() < 0.9  # the random network does not see all or nothing
-        assert_same(segmenter.segment([picture])[0], theirs)
+        assert_close(segmenter.segment([picture])[0], theirs)
 
 
 def test_a_batch_is_its_pictures_one_by_one(loaded: Mask2FormerSegmenter) -> None:

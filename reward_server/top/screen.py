@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import select
+import signal
 import sys
 import time
 from collections import deque
@@ -40,8 +41,12 @@ def watch(reader: Reader, interval_s: float) -> None:
     seen: deque[Snapshot] = deque()
     away_since_s: float | None = None
     note = ""
-    with _keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
-        while True:
+    with (
+        _keys() as pressed,
+        _interrupts() as interrupted,
+        Live(console=console, screen=True, auto_refresh=False) as live,
+    ):
+        while not interrupted():
             try:
                 seen.append(reader.read())
                 away_since_s, note = None, ""
@@ -188,6 +193,17 @@ COLUMNS = (
     Column("memory", 7, 9, lambda row: Text(_size(row.rss_bytes))),
     Column("gpu", 6, 10, lambda row: Text(_size(row.gpu_bytes))),
 )
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed; an exception could be lost inside a library's callback."""
+    asked: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: asked.append(number))
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager
