@@ -13,7 +13,7 @@ import torch
 import torch.multiprocessing as mp
 import typer
 
-from trainer.mini.data import SceneStream, write_prompt_files
+from trainer.mini.data import SceneStream, read_mixture, write_prompt_files
 from trainer.mini.pipeline import WEIGHTS_DIR, assemble, save
 from trainer.mini.pretrain import Denoiser, PretrainConfig, pretrain
 from trainer.mini.vae import build_vae, polish_decoder, train_vae
@@ -34,6 +34,9 @@ Steps = Annotated[int, typer.Option(help="optimiser steps of the transformer")]
 Seed = Annotated[int, typer.Option(help="of weights, scenes and noise")]
 Bf16 = Annotated[bool, typer.Option(help="fast where the CPU has bfloat16 instructions")]
 Rate = Annotated[float, typer.Option(help="peak learning rate")]
+Decay = Annotated[float, typer.Option(help="last share of the steps over which the rate falls")]
+EmaDecay = Annotated[float, typer.Option(help="of the average of the weights that is saved")]
+Mixture = Annotated[str, typer.Option(help="kinds of scenes, e.g. color_attr=2,colors=1")]
 
 
 @app.command()
@@ -74,6 +77,9 @@ def go_on(
     processes: Processes = 2,
     steps: Steps = 1000,
     learning_rate: Rate = _DEFAULTS.learning_rate,
+    decay_fraction: Decay = _DEFAULTS.decay_fraction,
+    ema_decay: EmaDecay = _DEFAULTS.ema_decay,
+    mixture: Mixture = "",
     bf16: Bf16 = _DEFAULTS.bf16,
     seed: Seed = 1,
 ) -> None:
@@ -81,8 +87,18 @@ def go_on(
     _prepare(work)
     start = work / "start.pt"
     torch.save(Denoiser.of_pipeline(pipeline).state_dict(), start)
-    config = replace(
-        PretrainConfig(), steps=steps, learning_rate=learning_rate, bf16=bf16, seed=seed
+    try:
+        read_mixture(mixture)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    config = PretrainConfig(
+        steps=steps,
+        learning_rate=learning_rate,
+        decay_fraction=decay_fraction,
+        ema_decay=ema_decay,
+        mixture=mixture,
+        bf16=bf16,
+        seed=seed,
     )
     _pretrain(config, processes, pipeline / "vae", work, out, start)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,22 +25,46 @@ MIXTURE: dict[str, float] = {
 }
 
 
+def read_mixture(text: str) -> dict[str, float]:
+    """Shares such as `color_attr=2,colors=1,word=1`, normalised to sum to 1; empty: `MIXTURE`.
+
+    Raises:
+        ValueError: a kind that does not exist, a share that is not a positive number.
+    """
+    if not text:
+        return dict(MIXTURE)
+    shares: dict[str, float] = {}
+    for part in text.split(","):
+        kind, _, share = part.strip().partition("=")
+        if kind not in (*TAGS, "word"):
+            raise ValueError(f"mixture: {kind!r} is not a kind; use {', '.join((*TAGS, 'word'))}")
+        try:
+            shares[kind] = float(share)
+        except ValueError:
+            raise ValueError(f"mixture: {part.strip()!r} is not kind=share") from None
+        if not 0 < shares[kind] < float("inf"):
+            raise ValueError(f"mixture: the share of {kind} must be positive, not {share}")
+    total = sum(shares.values())
+    return {kind: share / total for kind, share in shares.items()}
+
+
 class SceneStream:
-    """Draws training scenes at random: a kind by `MIXTURE`, a train row, a layout.
+    """Draws training scenes at random: a kind by `mixture`, a train row, a layout.
 
     Held-out rows are never drawn, so a test prompt is new to pretraining as well as to RL.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, mixture: Mapping[str, float] = MIXTURE) -> None:
         train, _ = split()
         words, _ = split_words()
         self._rows = {tag: [row for row in train if row["tag"] == tag] for tag in TAGS}
         self._rows["word"] = words
+        self._kinds, self._shares = list(mixture), list(mixture.values())
         self._rng = np.random.default_rng(seed)
 
     def draw(self) -> tuple[Scene, str]:
         """One scene and its caption."""
-        kind = str(self._rng.choice(list(MIXTURE), p=list(MIXTURE.values())))
+        kind = str(self._rng.choice(self._kinds, p=self._shares))
         rows = self._rows[kind]
         row = rows[int(self._rng.integers(len(rows)))]
         if kind == "word":

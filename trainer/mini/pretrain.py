@@ -21,7 +21,7 @@ from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-from trainer.mini.data import SceneStream
+from trainer.mini.data import SceneStream, read_mixture
 from trainer.mini.muon import Muon
 from trainer.mini.text import HIDDEN, build_text_encoder, build_tokenizer
 from trainer.mini.vae import encode
@@ -51,6 +51,7 @@ class PretrainConfig:
         ring_size: encoded scenes kept by each process.
         reuse: how many times an encoded scene is used, on average.
         seed: of weights, scenes and noise.
+        mixture: share of each kind of scene, as `read_mixture` reads it; empty: `MIXTURE`.
     """
 
     steps: int = 1750
@@ -65,11 +66,13 @@ class PretrainConfig:
     ring_size: int = 16384
     reuse: int = 8
     seed: int = 0
+    mixture: str = ""
 
     def rate(self, step: int) -> float:
         """Learning rate as a share of its peak at `step`."""
-        decay_steps = max(1.0, self.steps * self.decay_fraction)
-        return min(1.0, (step + 1) / self.warmup_steps, (self.steps - step) / decay_steps)
+        warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        decay_steps = self.steps * self.decay_fraction
+        return warm if decay_steps < 1 else min(warm, (self.steps - step) / decay_steps)
 
 
 class Denoiser(nn.Module):
@@ -156,7 +159,9 @@ class _Ring:
     def __init__(
         self, config: PretrainConfig, vae: AutoencoderKL, model: Denoiser, rank: int
     ) -> None:
-        self._stream = SceneStream(seed=config.seed * 1000 + rank + 1)
+        self._stream = SceneStream(
+            seed=config.seed * 1000 + rank + 1, mixture=read_mixture(config.mixture)
+        )
         self._vae, self._model, self._size = vae, model, config.ring_size
         self._latents = torch.empty(config.ring_size, 16, 8, 8)
         self._ids = torch.empty(config.ring_size, 14, dtype=torch.long)
