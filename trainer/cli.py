@@ -14,6 +14,7 @@ from rich.table import Table
 
 from trainer import config
 from trainer.errors import ConfigError, TrainerError
+from trainer.preset import header, preset_names
 from trainer.settings import Settings
 
 STOPPED = 130
@@ -128,9 +129,8 @@ def report(run_dir: RunDir) -> None:
 def list_presets() -> None:
     """Name the presets."""
     table = Table("preset", "what it is", box=None)
-    for name in config.preset_names():
-        first = config.preset_path(name).read_text(encoding="utf-8").splitlines()[0]
-        table.add_row(name, first.lstrip("# "))
+    for name in preset_names():
+        table.add_row(name, header(name)[0])
     Console().print(table)
 
 

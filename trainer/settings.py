@@ -24,7 +24,11 @@ class RunSettings(Section):
     """Where a run lives and how long it takes."""
 
     out_dir: str = "runs/latest"
-    """Folder of the run: metrics, checkpoints, images, report. The same folder resumes the run."""
+    """Folder of the run: metrics, checkpoints, images, report. The same folder resumes the run.
+    A file that does not state it gets `runs/` and its own name."""
+    gpus: Count = 0
+    """Processes (one per GPU) that the sizes were chosen for; 0: any number. Others that divide
+    the batch train on the same images per update, only faster or slower; a line says so."""
     seed: int = 42
     """Seed of everything random: prompts, noise, adapter."""
     epochs: Positive = 100
@@ -265,16 +269,18 @@ class TaskSettings(Section):
     """Prompts."""
 
     name: str = "geneval"
-    """Key of `trainer.tasks.TASKS`: geneval, ocr, jpeg, jsonl."""
+    """Key of `trainer.tasks.TASKS`: geneval, ocr, texts, jsonl."""
     train: str = "@mini/data/geneval_train.jsonl"
-    """File of training prompts; `@mini/` stands for the miniature's folder."""
+    """File of training prompts: .jsonl, or .txt with one prompt per line (ocr, texts). `@mini/`
+    stands for the miniature's folder."""
     test: str = "@mini/data/geneval_test.jsonl"
     """File of held-out prompts."""
     category_weights: dict[str, float] = Field(default_factory=dict)
     """How often each category is drawn for training, relative to each other; a category that is
     not named gets 0, and an empty table draws every prompt equally often."""
-    overlap: Literal["error", "warn", "allow"] = "error"
-    """What to do about test prompts that are also in the training file."""
+    overlap: Literal["error", "warn", "allow", "drop"] = "error"
+    """What to do about test prompts that are also in the training file; `drop` leaves them out of
+    the training."""
 
 
 class LoggingSettings(Section):

@@ -32,7 +32,7 @@ from trainer.run_state import (
     write_resolved,
 )
 from trainer.settings import RewardSettings, Settings
-from trainer.tasks import TASKS, category_probabilities, check_overlap
+from trainer.tasks import TASKS, category_probabilities, check_overlap, without
 from trainer.types import Prompt
 from trainer.update import Updater
 
@@ -211,8 +211,11 @@ def load_prompts(
             f"{len(shared)} of {len(test_prompts)} test prompts are also trained on, "
             f"e.g. {shared[0]!r}"
         )
+        if task.overlap == "drop":
+            say(f"{text}: left out of the training")
+            return without(train_prompts, test_prompts), test_prompts
         if task.overlap == "error":
-            raise DataError(f"{text}; remove them, or set task.overlap=warn")
+            raise DataError(f"{text}; set task.overlap=drop to leave them out")
         say(f"warning: {text}")
     return train_prompts, test_prompts
 
