@@ -40,6 +40,6 @@ def _target(place: str, row: Mapping[str, Any]) -> str:
     target = (found[1] or found[2]).strip() if found else ""
     if not target:
         raise DataError(
-            f'{place}: no text to look for; quote it in the prompt (a sign "STOP") or add a "target"'
+            f'{place}: no text to look for; quote it in the prompt (a sign "STOP") or add "target"'
         )
     return target
