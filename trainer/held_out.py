@@ -162,7 +162,7 @@ def draw_images(
     keys: Sequence[tuple[int, int]],
     settings: Settings,
 ) -> Pixels:
-    """Sample one batch as evaluations do; (B, H, W, 3).
+    """Sample one batch as evaluations do; (B, H, W, 3), of videos (B, F, H, W, 3).
 
     Args:
         model: the policy.
@@ -174,7 +174,7 @@ def draw_images(
     sampling = settings.sampling
     scale = sampling.eval_guidance_scale
     scale = sampling.guidance_scale if scale is None else scale
-    shape = model.latent_shape(sampling.resolution_px, sampling.resolution_px)
+    shape = model.latent_shape(*sampling.size)
     noise = [NoiseKey(settings.eval.seed, EVAL_EPOCH, prompt, image) for prompt, image in keys]
     final = sample_ode(
         model,

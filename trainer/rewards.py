@@ -165,7 +165,7 @@ class RewardService:
         """Ask for the scores of images in the background.
 
         Args:
-            images: (B, H, W, 3) uint8 RGB.
+            images: (B, H, W, 3) uint8 RGB; (B, F, H, W, 3) of videos, whose items have F images.
             prompts: the B prompts they were made from.
             terms: what is read from the answer.
             tag: names the batch in item ids and messages.
@@ -174,15 +174,16 @@ class RewardService:
         Returns:
             A future of `Scores`; raises `ServiceLost` or `ServiceError`.
         """
+        stacks = images if images.ndim == 5 else images[:, None]
         items = [
             Item(
                 id=f"{tag}-{index}",
                 prompt=prompt.text,
-                images=(Image.from_array(image),),
+                images=tuple(Image.from_array(frame) for frame in frames),
                 spec=prompt.spec,
                 spec_kind=prompt.spec_kind,
             )
-            for index, (image, prompt) in enumerate(zip(images, prompts, strict=True))
+            for index, (frames, prompt) in enumerate(zip(stacks, prompts, strict=True))
         ]
         return self._pool.submit(self._request, items, tuple(terms), priority)
 

@@ -65,7 +65,7 @@ class ModelSettings(Section):
     """Adapters are scaled by alpha / rank."""
     lora_targets: tuple[str, ...] = ()
     """Name endings of the layers that get an adapter; empty: the family's attention layers."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     """Type of the forward pass; trained weights are always float32. `auto`: bfloat16 where the GPU
     or CPU is faster with it."""
     max_sequence_length: Count = 256
@@ -102,7 +102,19 @@ class SamplingSettings(Section):
     negative_prompt: str = ""
     """What guidance moves away from."""
     resolution_px: Positive = 64
-    """Width and height of the images."""
+    """Width and height of the images, unless stated apart."""
+    height_px: Count = 0
+    """Height, where it is not `resolution_px`; 0: it is."""
+    width_px: Count = 0
+    """Width, where it is not `resolution_px`; 0: it is."""
+    num_frames: Positive = 1
+    """Frames of a video model; 1 for images."""
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Height and width in pixels, and the number of frames."""
+        side = self.resolution_px
+        return self.height_px or side, self.width_px or side, self.num_frames
 
 
 class BatchSettings(Section):

@@ -224,7 +224,7 @@ def load_model(settings: Settings, device: torch.device, *, cached_prompts: int 
     """Load the base model, ready to be trained.
 
     Raises:
-        ConfigError: there is no such model.
+        ConfigError: there is no such model, or it cannot make images of this size.
     """
     chosen = settings.model
     place = resolve_path(chosen.path)
@@ -239,10 +239,15 @@ def load_model(settings: Settings, device: torch.device, *, cached_prompts: int 
         seed=settings.run.seed,
     )
     try:
-        return MODELS[chosen.family](place if place.exists() else chosen.path, options)
+        model = MODELS[chosen.family](place if place.exists() else chosen.path, options)
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise ConfigError(f"model.path={chosen.path}: {first}") from error
+    try:
+        model.latent_shape(*settings.sampling.size)
+    except ValueError as error:
+        raise ConfigError(f"sampling: {error}") from error
+    return model
 
 
 def restore(
