@@ -83,6 +83,11 @@ def loss_config(settings: Settings) -> LossConfig:
         raise ConfigError(f"loss: {error}") from None
 
 
+def keeps_reference(settings: Settings) -> bool:
+    """Whether the base model stays at hand: always under an adapter, else if the KL is trained."""
+    return settings.model.finetune == "lora" or settings.loss.kl_beta > 0
+
+
 def resolve_path(text: str) -> Path:
     """A path of the settings; `@mini/` stands for the miniature's folder."""
     return MINI / text.removeprefix("@mini/") if text.startswith("@mini/") else Path(text)

@@ -8,8 +8,9 @@ import time
 from trainer.console import epoch_line, evaluation_line
 from trainer.epoch import train_epoch
 from trainer.errors import ServiceError, ServiceLost
+from trainer.eval_plan import spread
 from trainer.grids import save_png, sheet
-from trainer.held_out import Evaluation, evaluate_run, metric_terms, spread
+from trainer.held_out import Evaluation, evaluate_run, metric_terms
 from trainer.run import Run, averaged, save, write
 from trainer.run_state import out_of_budget
 
@@ -124,7 +125,10 @@ def evaluate(run: Run, phase: str) -> Evaluation:
         "updates": progress.updates,
         "train_minutes": progress.elapsed_s / 60,
         "metrics": dict(found.metrics),
+        "rewards": dict(found.rewards),
         "watch": dict(found.watch),
+        "outputs": dict(found.outputs),
+        **({} if found.kl is None else {"kl": dict(found.kl)}),
         "failed": found.failed,
         "errors": dict(found.errors),
         "scorers": {name: list(seen) for name, seen in found.scorers.items()},

@@ -273,6 +273,9 @@ class EvalSettings(Section):
     """Seed of the noise: the same in every evaluation and run."""
     metrics: tuple[RewardTerm, ...] = ()
     """What is measured; the first is the headline. Empty: the training rewards."""
+    kl_steps: Count = 4
+    """Steps of an evaluation's sampling at which the velocity is compared with the base model's,
+    which is the KL to the base; each costs one more forward pass. 0: off."""
     samples_shown: Count = 12
     """Prompts whose images are kept at every evaluation, for the report."""
 

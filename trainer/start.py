@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from trainer import checkpoint as checkpoints
-from trainer.config import geometry, resolve_path
+from trainer.config import geometry, keeps_reference, resolve_path
 from trainer.distributed import World, setup_torch
 from trainer.ema import Ema
 from trainer.errors import CheckpointError, ConfigError, DataError
@@ -235,7 +235,7 @@ def load_model(settings: Settings, device: torch.device, *, cached_prompts: int 
         compute_dtype=resolve(chosen.dtype, device),
         max_sequence_length=chosen.max_sequence_length,
         cache_size=max(2048, cached_prompts),
-        keep_reference=settings.loss.kl_beta > 0,
+        keep_reference=keeps_reference(settings),
         seed=settings.run.seed,
     )
     try:

@@ -6,7 +6,7 @@ import torch
 from tiny_sd3 import PROMPTS, SIDE_PX, open_pipeline
 from torch import Tensor
 
-from trainer.evaluate import generate, sample_ode
+from trainer.evaluate import sample_ode
 from trainer.models import MODELS
 from trainer.models.base import FlowModel, LoraSpec, ModelOptions
 from trainer.noise import NoiseKey, initial_noise
@@ -204,24 +204,3 @@ def test_what_cannot_be_is_refused(tiny: Path, tmp_path: Path) -> None:
         model.velocity(torch.zeros(4, 4, 8, 8), torch.tensor(0.5), cond, 4.5)
     with pytest.raises(ValueError, match="lora or full"):
         load(tiny, "some")
-
-
-def test_generated_images_do_not_depend_on_the_part(tiny: Path) -> None:
-    model = load(tiny)
-    rows = list(enumerate(PROMPTS))
-
-    def run(part):
-        batches = list(
-            generate(model, part, resolution_px=SIDE_PX, num_steps=3, images_per_prompt=2,
-                     batch_size=2)
-        )  # fmt: skip
-        return {row: image for b in batches for row, image in zip(b.rows, b.images, strict=True)}
-
-    everything, part = run(rows), run(rows[1:2])
-    assert set(everything) == {(p, s) for p in range(3) for s in range(2)}
-    assert set(part) == {(1, 0), (1, 1)}
-    for row, image in part.items():
-        assert np.array_equal(image, everything[row])
-    assert not np.array_equal(part[1, 0], part[1, 1])
-    with pytest.raises(ValueError, match="at least 1"):
-        next(generate(model, rows, resolution_px=SIDE_PX, batch_size=0))
