@@ -26,13 +26,14 @@ FREE: Mapping[str, frozenset[str]] = {
             "save_every_epochs",
             "keep_checkpoints",
             "threads",
+            "stop_on_alarm",
         }
     ),
     "rewards": frozenset(
         {"url", "deadline_s", "patience_s", "retry_pause_s", "requests_in_flight"}
     ),
     "logging": frozenset({"tensorboard", "wandb_project"}),
-    "eval": frozenset({"every_epochs", "every_minutes"}),
+    "eval": frozenset({"every_epochs", "every_minutes", "alarm_fall"}),
 }
 
 

@@ -48,6 +48,9 @@ class RunSettings(Section):
     """CPU threads of PyTorch per process. Small models run fastest with one."""
     deterministic: bool = True
     """Only deterministic kernels, so that a resumed run gives the same numbers."""
+    stop_on_alarm: bool = False
+    """Save and end when an alarm begins (eval.alarm_fall); the same command goes on all the same.
+    """
 
 
 class ModelSettings(Section):
@@ -207,6 +210,8 @@ class RewardTerm(Section):
     """Weight in the sum (rewards only)."""
     label: str = ""
     """Name in logs and report; empty: made from scorer and component."""
+    alarm_fall: Fraction | None = None
+    """For a watched reward: its own eval.alarm_fall."""
 
     @property
     def name(self) -> str:
@@ -273,6 +278,10 @@ class EvalSettings(Section):
     """Seed of the noise: the same in every evaluation and run."""
     metrics: tuple[RewardTerm, ...] = ()
     """What is measured; the first is the headline. Empty: the training rewards."""
+    alarm_fall: Fraction = 0.10
+    """An alarm begins when a watched reward or the diversity has fallen by this share of the base's
+    value, or what is measured by this share of its best, beyond the 95 % intervals, while the
+    trained reward rose."""
     kl_steps: Count = 4
     """Steps of an evaluation's sampling at which the velocity is compared with the base model's,
     which is the KL to the base; each costs one more forward pass. 0: off."""
