@@ -65,7 +65,7 @@ def test_a_hacked_reward_is_one_alarm_with_everything_in_its_line() -> None:
     (alarm,) = alarms(rows, Rules())
     assert text(alarm) == (
         "reward hacking? colour purity fell 14 % (0.90 -> 0.77) while geneval.strict rose 22 %; "
-        "(0.50 -> 0.61); look at samples/curve_000120.png"
+        "look at samples/curve_000120.png"
     )
     assert active([alarm]) == [alarm]
     # The log has it once, at the evaluation where it begins, and says when it is over.
