@@ -14,6 +14,7 @@ from rich.table import Table
 
 from trainer import config
 from trainer.errors import ConfigError, TrainerError
+from trainer.preset import header, preset_names
 from trainer.settings import Settings
 
 STOPPED = 130
@@ -62,7 +63,7 @@ def train(
 
     console = Console(soft_wrap=True, highlight=False)
     with _stop_on_signal(console) as stop:
-        outcome = train_run(settings, say=lambda text: console.print(_escape(text)), stop=stop)
+        outcome = train_run(settings, say=_printer(console), stop=stop)
     if not outcome.reason:
         console.print(f"stopped and saved in {outcome.run_dir}; the same command continues")
         raise typer.Exit(STOPPED)
@@ -128,9 +129,8 @@ def report(run_dir: RunDir) -> None:
 def list_presets() -> None:
     """Name the presets."""
     table = Table("preset", "what it is", box=None)
-    for name in config.preset_names():
-        first = config.preset_path(name).read_text(encoding="utf-8").splitlines()[0]
-        table.add_row(name, first.lstrip("# "))
+    for name in preset_names():
+        table.add_row(name, header(name)[0])
     Console().print(table)
 
 
@@ -177,6 +177,16 @@ def _quiet_libraries() -> None:
     for logging in (diffusers_logging, transformers_logging):
         logging.set_verbosity_error()
         logging.disable_progress_bar()
+
+
+def _printer(console: Console) -> Callable[[str], None]:
+    """Prints lines of a run; alarms and warnings so that they are not overlooked."""
+    styles = {"alarm:": "bold red", "warning:": "yellow"}
+
+    def say(text: str) -> None:
+        console.print(_escape(text), style=styles.get(text.split(" ", 1)[0]))
+
+    return say
 
 
 def _escape(text: str) -> str:

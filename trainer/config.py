@@ -4,17 +4,17 @@ Everything that can be wrong with the settings alone is found here, before anyth
 """
 
 import copy
-import difflib
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, did_you_mean
+from trainer.geometry import geometry
 from trainer.losses.base import LossConfig
+from trainer.preset import preset_path, read
 from trainer.rollout import RolloutConfig
 from trainer.settings import Settings
 
@@ -23,71 +23,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
-PRESETS = Path(__file__).parent / "presets"
 MINI = Path(__file__).parent / "mini"
-
-
-@dataclass(frozen=True, slots=True)
-class Geometry:
-    """The batch arithmetic of one epoch, for one of `world_size` processes.
-
-    Attributes:
-        images: images per epoch, all processes together.
-        images_per_rank: images per epoch of this process.
-        rollout_batches: sampling batches of this process.
-        micro_batches: training forwards of this process per window step.
-        micro_batch_size: images of one training forward.
-        micro_per_update: training micro-batches between two updates.
-    """
-
-    images: int
-    images_per_rank: int
-    rollout_batches: int
-    micro_batches: int
-    micro_batch_size: int
-    micro_per_update: int
-
-
-def geometry(settings: Settings, world_size: int = 1) -> Geometry:
-    """Derive the batch arithmetic.
-
-    Raises:
-        ConfigError: sizes that do not divide each other; the message says which and what fits.
-    """
-    batch = settings.batch
-    images = batch.prompts_per_epoch * batch.images_per_prompt
-    product = f"{batch.prompts_per_epoch} prompts x {batch.images_per_prompt} images = {images}"
-    if images % world_size:
-        raise ConfigError(f"batch: {product} do not divide by {world_size} processes")
-    per_rank = images // world_size
-    if per_rank % batch.rollout_batch_size:
-        fits = [n for n in range(1, per_rank + 1) if per_rank % n == 0]
-        near = min(fits, key=lambda n: abs(n - batch.rollout_batch_size))
-        raise ConfigError(
-            f"batch.rollout_batch_size={batch.rollout_batch_size} does not divide the {per_rank} "
-            f"images per process ({product}, {world_size} processes); the nearest that does is "
-            f"{near}"
-        )
-    micro = batch.train_batch_size or batch.rollout_batch_size
-    if batch.rollout_batch_size % micro:
-        raise ConfigError(
-            f"batch.train_batch_size={micro} does not divide "
-            f"batch.rollout_batch_size={batch.rollout_batch_size}"
-        )
-    count = per_rank // micro
-    if count % batch.optimizer_steps_per_epoch:
-        raise ConfigError(
-            f"batch.optimizer_steps_per_epoch={batch.optimizer_steps_per_epoch} does not divide "
-            f"the {count} training batches per process ({per_rank} images / {micro})"
-        )
-    return Geometry(
-        images=images,
-        images_per_rank=per_rank,
-        rollout_batches=per_rank // batch.rollout_batch_size,
-        micro_batches=count,
-        micro_batch_size=micro,
-        micro_per_update=count // batch.optimizer_steps_per_epoch,
-    )
 
 
 def rollout_config(settings: Settings) -> RolloutConfig:
@@ -147,59 +83,44 @@ def loss_config(settings: Settings) -> LossConfig:
         raise ConfigError(f"loss: {error}") from None
 
 
+def keeps_reference(settings: Settings) -> bool:
+    """Whether the base model stays at hand: always under an adapter, else if the KL is trained."""
+    return settings.model.finetune == "lora" or settings.loss.kl_beta > 0
+
+
 def resolve_path(text: str) -> Path:
     """A path of the settings; `@mini/` stands for the miniature's folder."""
     return MINI / text.removeprefix("@mini/") if text.startswith("@mini/") else Path(text)
-
-
-def preset_names() -> list[str]:
-    """The presets that are shipped."""
-    return sorted(path.stem for path in PRESETS.glob("*.toml"))
-
-
-def preset_path(name_or_path: str) -> Path:
-    """The file of a preset's name, or the file itself.
-
-    Raises:
-        ConfigError: there is no such preset or file.
-    """
-    if name_or_path.endswith(".toml"):
-        path = Path(name_or_path)
-        if not path.is_file():
-            raise ConfigError(f"there is no settings file {name_or_path}")
-        return path
-    if name_or_path not in preset_names():
-        raise ConfigError(
-            f"unknown preset {name_or_path!r}{_nearest(name_or_path, preset_names())}; "
-            f"there are {', '.join(preset_names())}, or give a .toml file"
-        )
-    return PRESETS / f"{name_or_path}.toml"
 
 
 def load(
     name_or_path: str,
     overrides: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
+    *,
+    world_size: int = 0,
 ) -> Settings:
     """Read and check the settings of a run.
 
     Args:
         name_or_path: name of a preset, or a .toml file.
         overrides: `section.key=value` texts; values as in TOML, bare words are strings.
-        environment: process environment; REWARD_URL is used.
+        environment: process environment; REWARD_URL and torchrun's WORLD_SIZE are used.
+        world_size: the number of processes that the sizes are checked for; 0: that of the
+            environment, else 1.
 
     Raises:
         ConfigError: anything unknown, malformed or contradictory, in one line.
     """
-    path = preset_path(name_or_path)
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path.name} is not valid TOML: {error}") from None
-    url = (environment or {}).get("REWARD_URL")
-    if url:
+    environment = environment or {}
+    table = read(name_or_path)
+    if url := environment.get("REWARD_URL"):
         table.setdefault("rewards", {})["url"] = url
-    return parse(apply_overrides(table, overrides), source=path.name)
+    return parse(
+        apply_overrides(table, overrides),
+        source=preset_path(name_or_path).name,
+        world_size=world_size or int(environment.get("WORLD_SIZE", "1")),
+    )
 
 
 def apply_overrides(table: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -214,8 +135,8 @@ def apply_overrides(table: dict[str, Any], overrides: Sequence[str]) -> dict[str
     return changed
 
 
-def parse(table: Mapping[str, Any], *, source: str = "settings") -> Settings:
-    """Check a nested table of settings.
+def parse(table: Mapping[str, Any], *, source: str = "settings", world_size: int = 1) -> Settings:
+    """Check a nested table of settings, for a number of processes.
 
     Raises:
         ConfigError: see `load`.
@@ -224,7 +145,7 @@ def parse(table: Mapping[str, Any], *, source: str = "settings") -> Settings:
         settings = Settings.model_validate(table)
     except ValidationError as error:
         raise ConfigError(f"{source}: {_explain(error)}") from None
-    _check(settings)
+    _check(settings, world_size)
     return settings
 
 
@@ -245,7 +166,7 @@ def _override(table: dict[str, Any], text: str) -> None:
     table[parts[-1]] = parsed
 
 
-def _check(settings: Settings) -> None:
+def _check(settings: Settings, world_size: int) -> None:
     from trainer.losses import LOSSES
     from trainer.models import MODELS
     from trainer.tasks import TASKS
@@ -257,7 +178,7 @@ def _check(settings: Settings) -> None:
     ):
         if value not in known:
             raise ConfigError(
-                f"{name}: unknown {value!r}{_nearest(value, list(known))}; "
+                f"{name}: unknown {value!r}{did_you_mean(value, list(known))}; "
                 f"one of {', '.join(known)}"
             )
     if not settings.rewards.train:
@@ -278,7 +199,7 @@ def _check(settings: Settings) -> None:
             )
     if any(weight < 0 for weight in settings.task.category_weights.values()):
         raise ConfigError("task.category_weights must not be negative")
-    geometry(settings)
+    geometry(settings, world_size)
     rollout_config(settings)
     loss_config(settings)
 
@@ -289,7 +210,7 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         name = str(first["loc"][-1])
         known = _fields_at(Settings, first["loc"][:-1])
-        return f"unknown setting {where}{_nearest(name, known)}"
+        return f"unknown setting {where}{did_you_mean(name, known)}"
     value = first.get("input")
     shown = "" if isinstance(value, dict) or first["type"] == "missing" else f" (got {value!r})"
     return f"{where}: {first['msg'].lower()}{shown}"
@@ -305,8 +226,3 @@ def _fields_at(model: type[BaseModel], path: Sequence[Any]) -> list[str]:
         inner = [item for item in getattr(annotation, "__args__", ()) if isinstance(item, type)]
         current = annotation if isinstance(annotation, type) else inner[0]
     return list(current.model_fields)
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" (did you mean {found[0]!r}?)" if found else ""

@@ -117,7 +117,6 @@ def sample_batch(
         negative: the encoded negative prompt, or None.
     """
     settings, epoch = run.settings, run.progress.epoch
-    side = settings.sampling.resolution_px
     chosen = [run.train[image.prompt] for image in images]
     cond = run.model.encode_prompts([prompt.text for prompt in chosen])
     batch = rollout(
@@ -125,7 +124,7 @@ def sample_batch(
         cond,
         [image.key for image in images],
         run.updater.config,
-        latent_shape=run.model.latent_shape(side, side),
+        latent_shape=run.model.latent_shape(*settings.sampling.size),
         window=draw_window(run.updater.config, settings.run.seed, epoch, number),
         negative=negative,
     )

@@ -4,12 +4,17 @@
 """
 
 import time
+from typing import Any
 
+from trainer.alarms import Rules, active, as_rows
 from trainer.console import epoch_line, evaluation_line
 from trainer.epoch import train_epoch
 from trainer.errors import ServiceError, ServiceLost
+from trainer.eval_plan import spread
 from trainer.grids import save_png, sheet
-from trainer.held_out import Evaluation, evaluate_run, metric_terms, spread
+from trainer.held_out import Evaluation, evaluate_run, metric_terms
+from trainer.metrics import read
+from trainer.monitor import judge
 from trainer.run import Run, averaged, save, write
 from trainer.run_state import out_of_budget
 
@@ -48,7 +53,7 @@ def train(run: Run) -> str:
 
 def _over(run: Run) -> str:
     # Clocks differ between processes; the main one decides.
-    return run.world.broadcast(out_of_budget(run.settings, run.progress))
+    return run.world.broadcast(out_of_budget(run.settings, run.progress) or run.alarmed)
 
 
 def _epoch(run: Run) -> None:
@@ -124,7 +129,10 @@ def evaluate(run: Run, phase: str) -> Evaluation:
         "updates": progress.updates,
         "train_minutes": progress.elapsed_s / 60,
         "metrics": dict(found.metrics),
+        "rewards": dict(found.rewards),
         "watch": dict(found.watch),
+        "outputs": dict(found.outputs),
+        **({} if found.kl is None else {"kl": dict(found.kl)}),
         "failed": found.failed,
         "errors": dict(found.errors),
         "scorers": {name: list(seen) for name, seen in found.scorers.items()},
@@ -138,6 +146,19 @@ def evaluate(run: Run, phase: str) -> Evaluation:
         save_png(run.run_dir / samples, pixels)
         if run.log is not None:
             run.log.image("samples", pixels, progress.epoch)
-    write(run, row)
-    run.say(evaluation_line(row))
+    _judge(run, row)
     return found
+
+
+def _judge(run: Run, row: dict[str, Any]) -> None:
+    """Write an evaluation's row with the alarms of the run, and say what is new."""
+    rules = Rules.of(run.settings)
+    # The main process has the metrics; what it decides holds for all.
+    judged = judge(read(run.run_dir), row, rules) if run.world.is_main else None
+    found, lines = run.world.broadcast(judged)
+    write(run, {**row, "alarms": as_rows(active(found))})
+    for line in (evaluation_line(row), *lines):
+        run.say(line)
+    begun = [alarm for alarm in active(found) if alarm.epoch == row["epoch"]]
+    if begun and run.settings.run.stop_on_alarm:
+        run.alarmed = f"alarm: {begun[0].name} fell"

@@ -39,6 +39,7 @@ class Run:
         say: prints one line, on the main process.
         stop: asked between epochs whether to save and stop.
         scorers: fingerprint of each scorer as last seen.
+        alarmed: the alarm that ends the run, or an empty text.
     """
 
     settings: Settings
@@ -56,6 +57,7 @@ class Run:
     say: Callable[[str], None]
     stop: Callable[[], bool]
     scorers: dict[str, str] = field(default_factory=dict)
+    alarmed: str = ""
 
 
 def averaged(run: Run) -> AbstractContextManager[None]:

@@ -18,13 +18,22 @@ RESOLVED = "config.json"
 # Settings that may differ between a run and its resumption: they do not change its numbers.
 FREE: Mapping[str, frozenset[str]] = {
     "run": frozenset(
-        {"out_dir", "epochs", "max_minutes", "save_every_epochs", "keep_checkpoints", "threads"}
+        {
+            "out_dir",
+            "gpus",
+            "epochs",
+            "max_minutes",
+            "save_every_epochs",
+            "keep_checkpoints",
+            "threads",
+            "stop_on_alarm",
+        }
     ),
     "rewards": frozenset(
         {"url", "deadline_s", "patience_s", "retry_pause_s", "requests_in_flight"}
     ),
     "logging": frozenset({"tensorboard", "wandb_project"}),
-    "eval": frozenset({"every_epochs", "every_minutes"}),
+    "eval": frozenset({"every_epochs", "every_minutes", "alarm_fall"}),
 }
 
 

@@ -24,7 +24,11 @@ class RunSettings(Section):
     """Where a run lives and how long it takes."""
 
     out_dir: str = "runs/latest"
-    """Folder of the run: metrics, checkpoints, images, report. The same folder resumes the run."""
+    """Folder of the run: metrics, checkpoints, images, report. The same folder resumes the run.
+    A file that does not state it gets `runs/` and its own name."""
+    gpus: Count = 0
+    """Processes (one per GPU) that the sizes were chosen for; 0: any number. Others that divide
+    the batch train on the same images per update, only faster or slower; a line says so."""
     seed: int = 42
     """Seed of everything random: prompts, noise, adapter."""
     epochs: Positive = 100
@@ -44,6 +48,9 @@ class RunSettings(Section):
     """CPU threads of PyTorch per process. Small models run fastest with one."""
     deterministic: bool = True
     """Only deterministic kernels, so that a resumed run gives the same numbers."""
+    stop_on_alarm: bool = False
+    """Save and end when an alarm begins (eval.alarm_fall); the same command goes on all the same.
+    """
 
 
 class ModelSettings(Section):
@@ -61,7 +68,7 @@ class ModelSettings(Section):
     """Adapters are scaled by alpha / rank."""
     lora_targets: tuple[str, ...] = ()
     """Name endings of the layers that get an adapter; empty: the family's attention layers."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     """Type of the forward pass; trained weights are always float32. `auto`: bfloat16 where the GPU
     or CPU is faster with it."""
     max_sequence_length: Count = 256
@@ -98,7 +105,19 @@ class SamplingSettings(Section):
     negative_prompt: str = ""
     """What guidance moves away from."""
     resolution_px: Positive = 64
-    """Width and height of the images."""
+    """Width and height of the images, unless stated apart."""
+    height_px: Count = 0
+    """Height, where it is not `resolution_px`; 0: it is."""
+    width_px: Count = 0
+    """Width, where it is not `resolution_px`; 0: it is."""
+    num_frames: Positive = 1
+    """Frames of a video model; 1 for images."""
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Height and width in pixels, and the number of frames."""
+        side = self.resolution_px
+        return self.height_px or side, self.width_px or side, self.num_frames
 
 
 class BatchSettings(Section):
@@ -191,6 +210,8 @@ class RewardTerm(Section):
     """Weight in the sum (rewards only)."""
     label: str = ""
     """Name in logs and report; empty: made from scorer and component."""
+    alarm_fall: Fraction | None = None
+    """For a watched reward: its own eval.alarm_fall."""
 
     @property
     def name(self) -> str:
@@ -257,6 +278,13 @@ class EvalSettings(Section):
     """Seed of the noise: the same in every evaluation and run."""
     metrics: tuple[RewardTerm, ...] = ()
     """What is measured; the first is the headline. Empty: the training rewards."""
+    alarm_fall: Fraction = 0.10
+    """An alarm begins when a watched reward or the diversity has fallen by this share of the base's
+    value, or what is measured by this share of its best, beyond the 95 % intervals, while the
+    trained reward rose."""
+    kl_steps: Count = 4
+    """Steps of an evaluation's sampling at which the velocity is compared with the base model's,
+    which is the KL to the base; each costs one more forward pass. 0: off."""
     samples_shown: Count = 12
     """Prompts whose images are kept at every evaluation, for the report."""
 
@@ -265,16 +293,18 @@ class TaskSettings(Section):
     """Prompts."""
 
     name: str = "geneval"
-    """Key of `trainer.tasks.TASKS`: geneval, ocr, jpeg, jsonl."""
+    """Key of `trainer.tasks.TASKS`: geneval, ocr, texts, jsonl."""
     train: str = "@mini/data/geneval_train.jsonl"
-    """File of training prompts; `@mini/` stands for the miniature's folder."""
+    """File of training prompts: .jsonl, or .txt with one prompt per line (ocr, texts). `@mini/`
+    stands for the miniature's folder."""
     test: str = "@mini/data/geneval_test.jsonl"
     """File of held-out prompts."""
     category_weights: dict[str, float] = Field(default_factory=dict)
     """How often each category is drawn for training, relative to each other; a category that is
     not named gets 0, and an empty table draws every prompt equally often."""
-    overlap: Literal["error", "warn", "allow"] = "error"
-    """What to do about test prompts that are also in the training file."""
+    overlap: Literal["error", "warn", "allow", "drop"] = "error"
+    """What to do about test prompts that are also in the training file; `drop` leaves them out of
+    the training."""
 
 
 class LoggingSettings(Section):
