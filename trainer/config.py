@@ -13,10 +13,12 @@ from pydantic import BaseModel, ValidationError
 
 from trainer.errors import ConfigError, did_you_mean
 from trainer.geometry import geometry
-from trainer.losses.base import LossConfig
+from trainer.losses import LOSSES, LossConfig
 from trainer.preset import preset_path, read
 from trainer.rollout import RolloutConfig
 from trainer.settings import Settings
+from trainer.step_weights import check_numbers
+from trainer.windows import WindowPlan
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -33,12 +35,18 @@ def rollout_config(settings: Settings) -> RolloutConfig:
         ConfigError: a window that does not fit, or another contradiction.
     """
     sampling = settings.sampling
+    name = settings.loss.algorithm
+    loss = LOSSES[name]
     deterministic = sampling.sde == "ode"
-    if deterministic != (settings.loss.algorithm == "nft"):
+    if loss.learns_from == "images" and not deterministic:
         raise ConfigError(
-            "sampling.sde=ode and loss.algorithm=nft belong together: nft learns from finished "
-            f"images, the others from stochastic steps (got {sampling.sde} and "
-            f"{settings.loss.algorithm})"
+            f"loss.algorithm={name} learns from finished images: set sampling.sde=ode, not "
+            f"{sampling.sde}"
+        )
+    if loss.learns_from == "steps" and deterministic:
+        raise ConfigError(
+            f"loss.algorithm={name} learns from stochastic steps: set sampling.sde to flow_sde, "
+            f"cps or dance; ode is for {_learning_from('images')}"
         )
     if deterministic and sampling.shared_noise:
         raise ConfigError(
@@ -53,11 +61,29 @@ def rollout_config(settings: Settings) -> RolloutConfig:
             noise_level=sampling.noise_level,
             window_size=sampling.window_size,
             window_range=None if deterministic else (sampling.window_start, end),
+            window_plan=WindowPlan(
+                strategy=sampling.window_strategy,
+                stride=sampling.window_stride,
+                epochs=sampling.window_epochs,
+                roll_back=sampling.window_roll_back,
+                decay_rate=sampling.window_decay_rate,
+                decay_after=sampling.window_decay_after,
+            ),
             guidance_scale=sampling.guidance_scale,
-            keep_means=settings.loss.algorithm == "grpo_guard",
+            keep_means=loss.keep_means,
         )
     except ValueError as error:
         raise ConfigError(f"sampling: {error}") from None
+
+
+def _learning_from(what: str) -> str:
+    return ", ".join(name for name, loss in LOSSES.items() if loss.learns_from == what)
+
+
+def training_guidance(settings: Settings) -> float:
+    """The guidance scale of the policy in updates."""
+    scale = settings.loss.guidance_scale
+    return settings.sampling.guidance_scale if scale is None else scale
 
 
 def loss_config(settings: Settings) -> LossConfig:
@@ -75,17 +101,23 @@ def loss_config(settings: Settings) -> LossConfig:
             kl_beta=loss.kl_beta,
             kl_form=loss.kl_form,
             fold=settings.batch.fold_steps,
+            step_weights=loss.step_weights,
+            noise_levels=loss.noise_levels,
+            ema_kl_beta=loss.ema_kl_beta,
             nft_beta=loss.nft_beta,
-            nft_times=loss.nft_times,
             advantage_max=settings.advantage.clip,
+            awm_weighting=loss.awm_weighting,
+            awm_power=loss.awm_power,
+            dpo_beta=loss.dpo_beta,
         )
     except ValueError as error:
         raise ConfigError(f"loss: {error}") from None
 
 
 def keeps_reference(settings: Settings) -> bool:
-    """Whether the base model stays at hand: always under an adapter, else if the KL is trained."""
-    return settings.model.finetune == "lora" or settings.loss.kl_beta > 0
+    """Whether the base model stays at hand: always under an adapter, else if the loss uses it."""
+    trained = settings.loss.kl_beta > 0 or LOSSES[settings.loss.algorithm].reference
+    return settings.model.finetune == "lora" or trained
 
 
 def resolve_path(text: str) -> Path:
@@ -167,7 +199,6 @@ def _override(table: dict[str, Any], text: str) -> None:
 
 
 def _check(settings: Settings, world_size: int) -> None:
-    from trainer.losses import LOSSES
     from trainer.models import MODELS
     from trainer.tasks import TASKS
 
@@ -202,6 +233,42 @@ def _check(settings: Settings, world_size: int) -> None:
     geometry(settings, world_size)
     rollout_config(settings)
     loss_config(settings)
+    _check_loss(settings)
+    _check_filter(settings, names)
+
+
+def _check_loss(settings: Settings) -> None:
+    name, loss = settings.loss.algorithm, settings.loss
+    entry = LOSSES[name]
+    if entry.learns_from == "images" and loss.step_weights != "uniform":
+        raise ConfigError(
+            f"loss.step_weights weighs stochastic steps; loss.algorithm={name} has none "
+            "(awm_weighting weighs the noise levels of awm)"
+        )
+    if isinstance(loss.step_weights, tuple):
+        try:
+            check_numbers(loss.step_weights, rollout_config(settings))
+        except ValueError as error:
+            raise ConfigError(f"loss.{error}") from None
+    if loss.ema_kl_beta and (entry.learns_from == "steps" or not settings.ema.enabled):
+        raise ConfigError(
+            "loss.ema_kl_beta needs ema.enabled=true and a loss on finished images "
+            f"({_learning_from('images')})"
+        )
+    if entry.prepare is not None and settings.batch.optimizer_steps_per_epoch != 1:
+        raise ConfigError(
+            f"loss.algorithm={name} compares images of one update, and groups are spread over all "
+            "updates of an epoch: set batch.optimizer_steps_per_epoch=1"
+        )
+
+
+def _check_filter(settings: Settings, names: Sequence[str]) -> None:
+    chosen = settings.filter.reward
+    if chosen and chosen not in names:
+        raise ConfigError(
+            f"filter.reward: unknown {chosen!r}{did_you_mean(chosen, names)}; rewards.train has "
+            f"{', '.join(names)}"
+        )
 
 
 def _explain(error: ValidationError) -> str:

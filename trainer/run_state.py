@@ -4,7 +4,7 @@ import fcntl
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class Progress:
         evaluated_epoch: epoch of the last evaluation.
         evaluated_s: `elapsed_s` at the last evaluation.
         best: best headline of any evaluation so far and its epoch.
+        filter: what the prompt filter remembers, see `trainer.prompt_filter`.
     """
 
     epoch: int = 0
@@ -61,6 +62,7 @@ class Progress:
     evaluated_s: float = 0.0
     best: float | None = None
     best_epoch: int = 0
+    filter: list[list[int]] = field(default_factory=list)
 
     @staticmethod
     def read(table: Mapping[str, Any]) -> "Progress":

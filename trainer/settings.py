@@ -85,7 +85,7 @@ class SamplingSettings(Section):
     eval_num_steps: Positive = 40
     """Deterministic sampling steps in evaluations (T_eval)."""
     sde: Literal["flow_sde", "cps", "dance", "ode"] = "flow_sde"
-    """Kind of the stochastic steps; `ode` has none and is for `nft`."""
+    """Kind of the stochastic steps; `ode` has none and is for losses on finished images."""
     noise_level: Annotated[float, Field(gt=0)] = 0.7
     """The paper's a: strength of the noise of a stochastic step."""
     shared_noise: bool = False
@@ -98,6 +98,19 @@ class SamplingSettings(Section):
     """First step that may lie in the window."""
     window_end: Count = 0
     """The window ends before this step; 0: before the last step."""
+    window_strategy: Literal["random", "progressive", "decay", "exp_decay"] = "random"
+    """How a window of window_size steps moves: drawn anew for every batch (Flow-GRPO-Fast), or over
+    the steps as training goes on (MixGRPO); docs/algorithms.md has the formulas."""
+    window_stride: Positive = 1
+    """Steps by which a moving window moves."""
+    window_epochs: Positive = 25
+    """Epochs that a moving window stays (`decay`, `exp_decay`: at its first position)."""
+    window_roll_back: bool = True
+    """A moving window begins again after its last position; otherwise it stays there."""
+    window_decay_rate: Annotated[float, Field(ge=0)] = 0.1
+    """`exp_decay`: how fast the stay shortens per step."""
+    window_decay_after: Count = 13
+    """`exp_decay`: step after which the stay shortens."""
     guidance_scale: float = 1.0
     """Classifier-free guidance while training; 1 needs no second forward pass."""
     eval_guidance_scale: float | None = None
@@ -168,7 +181,10 @@ class LossSettings(Section):
     """The objective."""
 
     algorithm: str = "grpo"
-    """Key of `trainer.losses.LOSSES`."""
+    """Key of `trainer.losses.LOSSES`: grpo, grpo_guard (on stochastic steps); nft, awm, dpo, sft,
+    rwr (on finished images)."""
+    guidance_scale: float | None = None
+    """Guidance of the policy and the reference in updates; unset: as in sampling."""
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 1e-4
     """The ratio is clipped below 1 - clip_low."""
     clip_high: Annotated[float, Field(gt=0)] = 1e-4
@@ -178,10 +194,24 @@ class LossSettings(Section):
     distance of the velocities."""
     kl_beta: Annotated[float, Field(ge=0)] = 0.04
     """Weight of the KL to the base model; 0 saves the reference's forward pass."""
+    step_weights: Literal["uniform", "noise"] | tuple[float, ...] = "uniform"
+    """Weight of the policy gradient at each stochastic step: all alike, by the noise that the step
+    adds (TempFlow-GRPO), or one number per sampling step."""
+    noise_levels: Positive = 4
+    """Noise levels per image and update (losses on finished images)."""
+    ema_kl_beta: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the squared distance to the velocity of the averaged weights (losses on finished
+    images); 0 saves their forward pass."""
     nft_beta: Annotated[float, Field(gt=0)] = 1.0
     """Strength of the guidance between the old and the new policy (nft)."""
-    nft_times: Positive = 4
-    """Noise levels per image and update (nft)."""
+    awm_weighting: Literal["uniform", "t", "t2", "huber", "ghuber"] = "uniform"
+    """How the matching error at a noise level counts (awm)."""
+    awm_power: Annotated[float, Field(gt=0)] = 0.25
+    """Exponent of the weighting `ghuber` (awm)."""
+    dpo_beta: Annotated[float, Field(gt=0)] = 100.0
+    """How sharply the best and the worst image of a group are told apart (dpo)."""
+    rwr_temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Images are weighed by exp(advantage / temperature) (rwr)."""
 
 
 class AdvantageSettings(Section):
@@ -191,8 +221,9 @@ class AdvantageSettings(Section):
     """Divide by the standard deviation of the group, or of the whole epoch."""
     clip: Annotated[float, Field(gt=0)] = 5.0
     """Largest absolute advantage."""
-    combine: Literal["sum", "per_reward"] = "sum"
-    """Several rewards: add them up and normalise, or normalise each and add them up."""
+    combine: Literal["sum", "per_reward", "gdpo"] = "sum"
+    """Several rewards: add them up and normalise, or normalise each and add them up; `gdpo` divides
+    that sum by its deviation over the epoch, and always normalises within groups."""
     eps: Annotated[float, Field(gt=0)] = 1e-4
     """Added to the standard deviation."""
 
@@ -307,6 +338,24 @@ class TaskSettings(Section):
     the training."""
 
 
+class FilterSettings(Section):
+    """Prompts that are solved rest, so that images go to those that still teach something."""
+
+    enabled: bool = False
+    """Let solved prompts rest."""
+    reward: str = ""
+    """Name of the training reward that decides; empty: the first."""
+    solved_at: float = 0.95
+    """A prompt's group is solved when its mean reward is at least this."""
+    visits: Positive = 2
+    """Solved groups in a row after which the prompt rests."""
+    rest_epochs: Positive = 50
+    """Epochs that it rests; then it is drawn again, and rests again if it is still solved."""
+    min_active: Fraction = 0.25
+    """Share of the prompts that stay in play (and at least as many as an epoch draws): beyond it,
+    those whose rest ends first are woken."""
+
+
 class LoggingSettings(Section):
     """Where numbers go, besides `metrics.jsonl` and the report, which are always written."""
 
@@ -330,4 +379,5 @@ class Settings(Section):
     ema: EmaSettings = EmaSettings()
     eval: EvalSettings = EvalSettings()
     task: TaskSettings = TaskSettings()
+    filter: FilterSettings = FilterSettings()
     logging: LoggingSettings = LoggingSettings()

@@ -153,6 +153,7 @@ def opened(
             if average.enabled
             else None
         )
+        updater.average = ema
         progress = Progress() if stored is None else restore(stored, updater, ema, world)
         known = newest(read(run_dir)[: progress.metrics_lines])
         if stored is not None:
