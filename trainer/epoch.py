@@ -62,7 +62,8 @@ def train_epoch(run: Run) -> dict[str, Any]:
         rank=run.world.rank,
         world_size=run.world.size,
     )
-    negative = _negative(run)
+    # Whether and how it is used is the family's matter.
+    negative = run.model.encode_prompts([settings.sampling.negative_prompt])
     size, first = settings.batch.rollout_batch_size, run.world.rank * len(images)
     with run.updater.sampling():
         sampled = [
@@ -112,16 +113,14 @@ def train_epoch(run: Run) -> dict[str, Any]:
     }
 
 
-def sample_batch(
-    run: Run, images: Sequence[Draw], number: int, negative: Conditioning | None
-) -> Sampled:
+def sample_batch(run: Run, images: Sequence[Draw], number: int, negative: Conditioning) -> Sampled:
     """Sample and decode one batch, and ask for its scores.
 
     Args:
         run: the run.
         images: what to sample.
         number: number of the first image in the epoch, which names the batch on all processes.
-        negative: the encoded negative prompt, or None.
+        negative: the encoded negative prompt.
     """
     settings, epoch = run.settings, run.progress.epoch
     chosen = [run.train[image.prompt] for image in images]
@@ -175,7 +174,7 @@ def update(
     run: Run,
     sampled: Sequence[Sampled],
     found: Advantages,
-    negative: Conditioning | None,
+    negative: Conditioning,
 ) -> list[list[dict[str, float]]]:
     """Do the epoch's updates; return the metrics of each, by process.
 
@@ -183,7 +182,7 @@ def update(
         run: the run.
         sampled: the batches of this process.
         found: advantages of the images of all processes.
-        negative: the encoded negative prompt, or None.
+        negative: the encoded negative prompt.
     """
     device = run.model.device
     offset = run.world.rank * sum(len(item.batch) for item in sampled)
@@ -279,10 +278,3 @@ def _by_category(run: Run, prompts: Sequence[int], values: MaskedArray) -> dict[
 def _mean(values: MaskedArray) -> float | None:
     kept = values.compressed()
     return float(kept.mean()) if kept.size else None
-
-
-def _negative(run: Run) -> Conditioning | None:
-    scales = (run.settings.sampling.guidance_scale, training_guidance(run.settings))
-    if scales == (1.0, 1.0):
-        return None
-    return run.model.encode_prompts([run.settings.sampling.negative_prompt])

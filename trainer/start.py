@@ -238,6 +238,7 @@ def load_model(settings: Settings, device: torch.device, *, cached_prompts: int 
         cache_size=max(2048, cached_prompts),
         keep_reference=keeps_reference(settings),
         seed=settings.run.seed,
+        true_cfg_scale=chosen.true_cfg_scale,
     )
     try:
         model = MODELS[chosen.family](place if place.exists() else chosen.path, options)
