@@ -50,5 +50,5 @@ def test_without_a_guidance_embedding_guidance_is_classifier_free(tmp_path: Path
         v, v_without = (model.velocity(x, torch.tensor(0.5), c) for c in (cond, negative.expand(2)))
         guided = model.velocity(x, torch.tensor(0.5), cond, 3.5, negative)
     assert torch.allclose(guided, v_without + 3.5 * (v - v_without), atol=1e-5)
-    with pytest.raises(ValueError, match="no guidance embedding: leave model.true_cfg_scale at 1"):
+    with pytest.raises(ValueError, match="no guidance embedding: leave"):
         load(tmp_path / "two", guidance_embeds=False, true_cfg_scale=2.0)
