@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_parts import PROMPTS, SIDE_PX
+from tiny_parts import PROMPTS
 from tiny_sd3 import open_pipeline
 
 from trainer.models import MODELS
