@@ -16,7 +16,6 @@ from numpy.ma import MaskedArray
 
 from trainer import prompt_filter
 from trainer.advantages import Advantages, advantages
-from trainer.config import training_guidance
 from trainer.errors import ServiceLost, TrainerError
 from trainer.losses import LOSSES, TrainBatch
 from trainer.models.base import Conditioning
