@@ -101,6 +101,8 @@ def scene(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _choose(tag: str, count: int, seed: int, allowed: Callable[[Row], bool]) -> list[Row]:
     """`count` different rows of a category, or all of them as often as it takes."""
+    if not count:
+        return []
     size = SIZES[tag]
     chosen: dict[int, Row] = {}
     if count * 4 < size:
@@ -113,7 +115,7 @@ def _choose(tag: str, count: int, seed: int, allowed: Callable[[Row], bool]) -> 
             if len(chosen) == count:
                 return list(chosen.values())
     rows = [row for row in (row_of(tag, index) for index in range(size)) if allowed(row)]
-    if count and not rows:
+    if not rows:
         raise DataError(f"no prompt of category {tag} is left: all of them are excluded")
     rows = shuffled(rows, tag, seed)
     return [rows[place % len(rows)] for place in range(count)]
