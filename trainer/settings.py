@@ -79,6 +79,9 @@ class ModelSettings(Section):
     embedded `sampling.guidance_scale`; 1 does without."""
     keep_encoders: bool = False
     """Keep the text encoders in memory after all prompts have been encoded."""
+    prompt_cache_gb: Annotated[float, Field(gt=0)] = 16.0
+    """Main memory for encoded prompts, per process, in 10^9 bytes. Where not all prompts fit, the
+    encoders are kept and prompts are encoded when they are drawn."""
 
 
 class SamplingSettings(Section):

@@ -218,7 +218,7 @@ def test_prompts_are_encoded_once_and_the_encoders_leave(
     case: Case, folders: dict[str, Path]
 ) -> None:
     at_first = _encoders()
-    model = load(case, folders[case.name], cache_size=len(PROMPTS) + 1)
+    model = load(case, folders[case.name])
     assert _encoders() > at_first
     before = images(case, model).unit
     together = model.encode_prompts(PROMPTS)

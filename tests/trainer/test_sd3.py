@@ -35,7 +35,10 @@ def test_sigmas_are_the_scheduler_s(tiny: Path, steps: int) -> None:
 
 
 def test_the_prompt_cache_is_bounded(tiny: Path) -> None:
-    model = load(tiny, cache_size=2)
+    one = load(tiny).encode_prompts(PROMPTS[:1]).num_bytes
+    model = load(tiny, cache_bytes=2 * one)
+    assert model.can_cache(PROMPTS[:2])
+    assert not model.can_cache(PROMPTS)
     model.encode_prompts(PROMPTS)
     model.drop_encoders()
     model.encode_prompts(PROMPTS[1:])
