@@ -91,7 +91,7 @@ class SamplingSettings(Section):
     """Sampling steps while training (T_train)."""
     eval_num_steps: Positive = 40
     """Deterministic sampling steps in evaluations (T_eval)."""
-    sde: Literal["flow_sde", "cps", "dance", "ode"] = "flow_sde"
+    sde: Literal["flow_sde", "cps", "dance", "linear", "ode"] = "flow_sde"
     """Kind of the stochastic steps; `ode` has none and is for losses on finished images."""
     noise_level: Annotated[float, Field(gt=0)] = 0.7
     """The paper's a: strength of the noise of a stochastic step."""

@@ -3,7 +3,13 @@
 from tokenizers import pre_tokenizers
 from transformers import Qwen2Tokenizer
 
-MARKS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+# Qwen-Image drops the first 34 tokens, which are those before the prompt. As one token per byte they
+# would be more, so most of the instruction is a single one here.
+INSTRUCTION = (
+    "Describe the image by detailing the color, shape, size, texture, quantity, text, spatial "
+    "relationships of the objects and background:"
+)
+MARKS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", INSTRUCTION[:-17])
 CHAT = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
