@@ -3,7 +3,7 @@
 from tokenizers import pre_tokenizers
 from transformers import Qwen2Tokenizer
 
-# Qwen-Image drops the first 34 tokens, which are those before the prompt. As one token per byte they
+# Qwen-Image drops the first 34 tokens, those before the prompt. As one token per byte they
 # would be more, so most of the instruction is a single one here.
 INSTRUCTION = (
     "Describe the image by detailing the color, shape, size, texture, quantity, text, spatial "
