@@ -1,5 +1,6 @@
 """A WanPipeline in the real format (2.1, 2.2 with two experts, 2.2 5B), tiny and random."""
 
+import string
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,12 +12,18 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
     FlowMatchEulerDiscreteScheduler,
 )
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
-from tiny_sd3 import t5_tokenizer
 from transformers import UMT5Config, UMT5EncoderModel
+from transformers.models.t5 import T5Tokenizer
 
 Kind = Literal["wan2.1", "wan2.2", "wan2.2-5b"]
 FLOW_SHIFT = 3.0
 BOUNDARY = 0.875
+
+
+def letters_tokenizer() -> T5Tokenizer:
+    """Every letter is a token, so prompts of other lengths have other numbers of tokens."""
+    pieces = ["<pad>", "</s>", "<unk>", "▁", *string.ascii_lowercase]
+    return T5Tokenizer(vocab=[(piece, -1.0) for piece in pieces], extra_ids=0)
 
 
 def transformer(seed: int) -> WanTransformer3DModel:
@@ -35,9 +42,15 @@ def transformer(seed: int) -> WanTransformer3DModel:
     )
 
 
-def build(folder: Path, kind: Kind = "wan2.1") -> Path:
-    """Save the pipeline with the UniPC scheduler of the published ones; the same weights always."""
-    tokenizer = t5_tokenizer()
+def build(folder: Path, kind: Kind = "wan2.1", *, unipc: bool = False) -> Path:
+    """Save the pipeline; the same weights every time.
+
+    Args:
+        folder: where.
+        kind: one network, two experts, or one with a time per token.
+        unipc: with the scheduler of the published pipelines, not with an Euler scheduler.
+    """
+    tokenizer: Any = letters_tokenizer()
     torch.manual_seed(1)
     encoder = UMT5EncoderModel(
         UMT5Config(
@@ -71,15 +84,16 @@ def build(folder: Path, kind: Kind = "wan2.1") -> Path:
         "vae": vae,
         "scheduler": UniPCMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=FLOW_SHIFT
-        ),
+        )
+        if unipc
+        else FlowMatchEulerDiscreteScheduler(shift=FLOW_SHIFT),
     }
     WanPipeline(**parts).save_pretrained(folder)
     return folder
 
 
 def open_pipeline(folder: Path) -> Any:
-    """Load it as any user of diffusers would, with the Euler scheduler of the same shift."""
+    """Load it as any user of diffusers would."""
     pipe = WanPipeline.from_pretrained(str(folder), local_files_only=True)
-    pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=pipe.scheduler.config.flow_shift)
     pipe.set_progress_bar_config(disable=True)
     return pipe
