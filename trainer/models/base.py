@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from trainer.models.conditioning import Conditioning
 from trainer.models.precision import DTYPES
 
-__all__ = ["Conditioning", "Decoded", "Experts", "Finetune", "FlowModel", "LoraSpec", "ModelOptions"]
+__all__ = [
+    "Conditioning",
+    "Decoded",
+    "Experts",
+    "Finetune",
+    "FlowModel",
+    "LoraSpec",
+    "ModelOptions",
+]
 
 Finetune = Literal["lora", "full"]
 Experts = Literal["both", "high_noise", "low_noise"]

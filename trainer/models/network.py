@@ -41,7 +41,9 @@ class Network:
         self._lora = options.finetune == "lora"
         for part in parts.values():
             part.requires_grad_(False).eval()
-        self.trained: Any = next(iter(parts.values())) if len(parts) == 1 else nn.ModuleDict(parts)
+        # The dict would not be in eval mode although its members are.
+        several = nn.ModuleDict(parts).eval()
+        self.trained: Any = several if len(parts) > 1 else next(iter(parts.values()))
         self._frozen: Any = None
         if self._lora:
             for part in parts.values():

@@ -5,76 +5,90 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
 from torch import Tensor
 
 from trainer.models.adapter import Adapter
 from trainer.models.base import ModelOptions
 from trainer.models.conditioning import MASK, Conditioning
-from trainer.models.family import euler_sigmas, image_size, resolution_shift
-from trainer.models.loading import load_pipeline
-from trainer.models.video_vae import latent_statistics
-
-# Attention and MLPs of both streams, as in the official training (train_qwenimage.py).
-LORA_TARGETS: tuple[str, ...] = (
-    "attn.add_k_proj",
-    "attn.add_q_proj",
-    "attn.add_v_proj",
-    "attn.to_add_out",
-    "attn.to_k",
-    "attn.to_q",
-    "attn.to_v",
-    "attn.to_out.0",
-    "img_mlp.net.0.proj",
-    "img_mlp.net.2",
-    "txt_mlp.net.0.proj",
-    "txt_mlp.net.2",
+from trainer.models.family import (
+    decode_video,
+    euler_sigmas,
+    expanded,
+    image_size,
+    resolution_shift,
+    sequence_length,
 )
+from trainer.models.loading import load_pipeline
+
+# Latents are (C, h, w) outside; the transformer sees each 2x2 patch as one token.
+PATCH = 2
 
 
 class QwenImage:
-    """A ``QwenImagePipeline`` as a ``Family``; latents are (C, h, w), not packed into patches."""
+    """The family of ``QwenImagePipeline``; see ``Family``."""
 
-    encoders = ("text_encoder",)
-    networks = ("transformer",)
-    lora_targets = LORA_TARGETS
+    encoders: tuple[str, ...] = ("text_encoder",)
+    networks: tuple[str, ...] = ("transformer",)
+    # The official targets (train_qwenimage.py): attention and MLPs of both streams; its rank is 64
+    # and its alpha 128.
+    lora_targets: tuple[str, ...] = (
+        "attn.to_k",
+        "attn.to_q",
+        "attn.to_v",
+        "attn.to_out.0",
+        "attn.add_k_proj",
+        "attn.add_q_proj",
+        "attn.add_v_proj",
+        "attn.to_add_out",
+        "img_mlp.net.0.proj",
+        "img_mlp.net.2",
+        "txt_mlp.net.0.proj",
+        "txt_mlp.net.2",
+    )
 
     def __init__(self, pipe: Any, options: ModelOptions) -> None:
-        """Take over a loaded pipeline."""
+        """Take over a loaded pipeline.
+
+        Raises:
+            ValueError: A model whose guidance is embedded (none is published), or prompts longer
+                than the pipeline takes.
+        """
         if pipe.transformer.config.guidance_embeds:
-            raise ValueError("this Qwen-Image is distilled for embedded guidance: not supported")
+            raise ValueError("a Qwen-Image with a guidance embedding is not supported")
         self.pipe = pipe
-        self._max_sequence_length = options.max_sequence_length
+        self._device = options.device
+        self._tokens = sequence_length(options.max_sequence_length, 1024)
 
     def encode(self, prompt: str) -> Conditioning:
-        """One prompt, (1, L, D) with L its number of tokens, and its mask."""
+        """``embeds`` (1, L, D), as long as the prompt."""
         embeds, _ = self.pipe.encode_prompt(
             [prompt],
-            device=self.pipe.text_encoder.device,
-            max_sequence_length=self._max_sequence_length,
+            device=self._device,
+            max_sequence_length=self._tokens,
         )
         return Conditioning(
             {"embeds": embeds, MASK: torch.ones(embeds.shape[:2], dtype=torch.bool)}
         )
 
     def latent_shape(self, height_px: int, width_px: int, num_frames: int) -> tuple[int, ...]:
-        """(C, h, w); see ``FlowModel``."""
+        """(channels, height, width), not packed: noise and steps do not depend on packing."""
         scale = self.pipe.vae_scale_factor
-        image_size(height_px, width_px, num_frames, 2 * scale)
-        channels = self.pipe.transformer.config.in_channels // 4
+        image_size(height_px, width_px, num_frames, scale * PATCH)
+        channels = self.pipe.transformer.config.in_channels // PATCH**2
         return (channels, height_px // scale, width_px // scale)
 
     def sigmas(self, num_steps: int, latent_shape: tuple[int, ...] | None) -> Tensor:
-        """Shifted by resolution, and ending where ``shift_terminal`` says; see ``FlowModel``."""
-        if latent_shape is None:
-            raise ValueError("Qwen-Image shifts by resolution: the latent shape is needed")
+        """Shifted by resolution, and stretched to end at the scheduler's ``shift_terminal``."""
         config = self.pipe.scheduler.config
-        return euler_sigmas(
-            config,
-            num_steps,
-            mu=resolution_shift(config, latent_shape[1] * latent_shape[2] / 4),
-            sigmas=np.linspace(1.0, 1 / num_steps, num_steps).tolist(),
-        )
+        levels = np.linspace(1.0, 1 / num_steps, num_steps).tolist()
+        if not config.use_dynamic_shifting:
+            return euler_sigmas(config, num_steps, sigmas=levels)
+        if latent_shape is None:
+            raise ValueError("this scheduler shifts by resolution: the latent shape is needed")
+        tokens = (latent_shape[1] // PATCH) * (latent_shape[2] // PATCH)
+        return euler_sigmas(config, num_steps, mu=resolution_shift(config, tokens), sigmas=levels)
 
     def velocity(
         self,
@@ -85,57 +99,48 @@ class QwenImage:
         guidance_scale: float,
         negative: Conditioning | None,
     ) -> Tensor:
-        """The pipeline's true CFG: the guided prediction keeps the norm of the conditional one.
+        """With the pipeline's "true" guidance: guided tokens keep the norm of the conditional ones.
 
-        The norm is that of each 2x2 patch of the latents, over its channels.
+        Two forward passes, not one of a doubled batch: padding one prompt to the other's length
+        costs attention over all of the image.
         """
-        packed, height, width = pack(x), x.shape[2], x.shape[3]
-        shapes = [[(1, height // 2, width // 2)]] * len(x)
-        # The pipeline divides the scheduler's time again: so that both round alike.
-        time = sigma * self.pipe.scheduler.config.num_train_timesteps / 1000
-
-        def forward(prompts: Conditioning) -> Tensor:
-            mask = prompts[MASK]
-            return network(
-                hidden_states=packed,
-                timestep=time,
-                encoder_hidden_states=prompts["embeds"],
-                encoder_hidden_states_mask=None if mask.all() else mask,
-                img_shapes=shapes,
-                return_dict=False,
-            )[0].float()
-
-        v = forward(cond)
+        rows, columns = x.shape[2] // PATCH, x.shape[3] // PATCH
+        tokens = F.pixel_unshuffle(x, PATCH).flatten(2).transpose(1, 2)
+        v = self._forward(network, tokens, sigma, cond, (rows, columns))
         if guidance_scale != 1.0:
-            if negative is None:
-                raise ValueError("guidance needs the encoded negative prompt")
-            unconditional = forward(negative.expand(len(x)))
-            combined = unconditional + guidance_scale * (v - unconditional)
+            without = self._forward(
+                network, tokens, sigma, expanded(negative, len(x)), (rows, columns)
+            )
+            combined = without + guidance_scale * (v - without)
             v = combined * (v.norm(dim=-1, keepdim=True) / combined.norm(dim=-1, keepdim=True))
-        return unpack(v, height, width)
+        return F.pixel_shuffle(v.transpose(1, 2).unflatten(2, (rows, columns)), PATCH)
+
+    def _forward(
+        self,
+        network: Any,
+        tokens: Tensor,
+        sigma: Tensor,
+        cond: Conditioning,
+        shape: tuple[int, int],
+    ) -> Tensor:
+        mask = cond[MASK]
+        return network(
+            hidden_states=tokens,
+            # Multiplied by the scheduler and divided by the pipeline: both round.
+            timestep=sigma * self.pipe.scheduler.config.num_train_timesteps / 1000,
+            encoder_hidden_states=cond["embeds"],
+            encoder_hidden_states_mask=None if mask.all() else mask,
+            img_shapes=[[(1, *shape)]] * len(tokens),
+            return_dict=False,
+        )[0].float()
 
     def decode(self, latents: Tensor) -> Tensor:
-        """The VAE is that of a video with one frame; see ``Family``."""
-        mean, std = latent_statistics(self.pipe.vae, latents)
-        frames = latents[:, :, None] * std + mean
-        return self.pipe.vae.decode(frames, return_dict=False)[0][:, :, 0]
-
-
-def pack(latents: Tensor) -> Tensor:
-    """(B, C, h, w) to one row per patch of 2x2, (B, h w / 4, 4 C)."""
-    batch, channels, height, width = latents.shape
-    patches = latents.reshape(batch, channels, height // 2, 2, width // 2, 2)
-    return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, height * width // 4, 4 * channels)
-
-
-def unpack(rows: Tensor, height: int, width: int) -> Tensor:
-    """What ``pack`` packed, (B, C, h, w)."""
-    batch, _, size = rows.shape
-    patches = rows.reshape(batch, height // 2, width // 2, size // 4, 2, 2)
-    return patches.permute(0, 3, 1, 4, 2, 5).reshape(batch, size // 4, height, width)
+        """(B, 3, H, W): the VAE is that of a video, which has one frame here."""
+        return decode_video(self.pipe.vae, latents[:, :, None])[:, :, 0]
 
 
 def load(path_or_id: str | Path, options: ModelOptions) -> Adapter:
     """Load Qwen-Image; see ``load_pipeline``."""
-    pipe = load_pipeline(QwenImagePipeline, path_or_id, options)
-    return Adapter(QwenImage(pipe, options), options)
+    return Adapter(
+        QwenImage(load_pipeline(QwenImagePipeline, path_or_id, options), options), options
+    )
