@@ -11,7 +11,7 @@ from trainer.console import epoch_line, evaluation_line
 from trainer.epoch import train_epoch
 from trainer.errors import ServiceError, ServiceLost
 from trainer.eval_plan import spread
-from trainer.grids import save_png, sheet
+from trainer.grids import save_png, sheet, strip
 from trainer.held_out import Evaluation, evaluate_run, metric_terms
 from trainer.metrics import read
 from trainer.monitor import judge
@@ -142,7 +142,7 @@ def evaluate(run: Run, phase: str) -> Evaluation:
         "seconds": time.perf_counter() - begin,
     }
     if run.world.is_main and shown:
-        pixels = sheet([found.shown[index] for index in shown], columns=len(shown))
+        pixels = sheet([strip(found.shown[index]) for index in shown], columns=len(shown))
         save_png(run.run_dir / samples, pixels)
         if run.log is not None:
             run.log.image("samples", pixels, progress.epoch)
