@@ -122,8 +122,7 @@ def grpo_step(case: Case, model: FlowModel) -> dict[str, float]:
     )
     advantage = torch.tensor([1.0, -1.0, 0.5, -0.5])
     valid = torch.ones(len(KEYS), dtype=torch.bool)
-    (metrics,) = updater.epoch([TrainBatch(batch, cond, advantage, valid, negative)], epoch=0)
-    return metrics
+    return updater.update([TrainBatch(batch, cond, advantage, valid, negative)])
 
 
 def test_every_family_is_held_to_the_contract() -> None:
