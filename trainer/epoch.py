@@ -15,13 +15,15 @@ import torch
 from numpy.ma import MaskedArray
 
 from trainer.advantages import Advantages, advantages
+from trainer.distributed import shared
 from trainer.errors import ServiceLost, TrainerError
 from trainer.losses import TrainBatch
 from trainer.models.base import Conditioning
 from trainer.rewards import Scores, merge
 from trainer.rollout import RolloutBatch, draw_window, rollout
-from trainer.run import Run
+from trainer.run import Run, check_stop
 from trainer.sampler import Draw, draw_prompts, draws
+from trainer.waiting import scores_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,7 @@ def sample_batch(
         number: number of the first image in the epoch, which names the batch on all processes.
         negative: the encoded negative prompt, or None.
     """
+    check_stop(run)
     settings, epoch = run.settings, run.progress.epoch
     side = settings.sampling.resolution_px
     chosen = [run.train[image.prompt] for image in images]
@@ -143,15 +146,12 @@ def collect(run: Run, pending: Sequence["Future[Scores]"]) -> Scores:
 
     Raises:
         ServiceError: on every process, if any process lost the service or too much failed.
+        Stopped: on every process, if any was asked to stop.
     """
-    try:
-        mine: Scores | TrainerError = merge([future.result() for future in pending])
-    except TrainerError as error:
-        mine = error
-    parts = run.world.gather(mine)
+    parts = run.world.gather(scores_of(pending, run.stop))
     for part in parts:
         if isinstance(part, TrainerError):
-            raise part
+            raise shared(part)
     scores = merge(parts)
     names = [term.name for term in run.settings.rewards.train]
     failed = float((~scores.valid(names)).mean())

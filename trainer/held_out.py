@@ -5,7 +5,7 @@ Accuracies are means over the images of a category; the headline is the mean of 
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -14,16 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reward_client import Priority
-from trainer.distributed import World
+from trainer.distributed import World, shared
 from trainer.diversity import DIVERSITIES
-from trainer.errors import TrainerError
+from trainer.errors import Stopped, TrainerError
 from trainer.evaluate import EVAL_EPOCH, Estimate, sample_ode, summarise
 from trainer.models.base import FlowModel
 from trainer.noise import NoiseKey, initial_noise
 from trainer.provenance import joined
-from trainer.rewards import RewardService, Scores, merge
+from trainer.rewards import RewardService, Scores
 from trainer.settings import RewardTerm, Settings
 from trainer.types import Prompt
+from trainer.waiting import scores_of
 
 Pixels = NDArray[np.uint8]
 
@@ -90,6 +91,7 @@ def evaluate_run(
     images_per_prompt: int,
     shown: Sequence[int] = (),
     tag: str = "eval",
+    stop: Callable[[], object] = lambda: False,
 ) -> Evaluation:
     """Evaluate the model as it is (the caller puts the EMA weights in).
 
@@ -103,9 +105,11 @@ def evaluate_run(
         images_per_prompt: images of each.
         shown: prompts whose first image is kept.
         tag: names the evaluation in item ids.
+        stop: whether this process was asked to stop; asked between batches.
 
     Raises:
         ServiceError: the service refused or went away.
+        Stopped: on every process, if any was asked to stop.
     """
     terms = tuple({t.name: t for t in (*metric_terms(settings), *settings.rewards.watch)}.values())
     mine = list(indices)[world.rank :: world.size]
@@ -114,6 +118,8 @@ def evaluate_run(
     pixels_of: dict[int, list[Pixels]] = defaultdict(list)
     jobs = [(index, sample) for index in mine for sample in range(images_per_prompt)]
     for start in range(0, len(jobs), settings.eval.batch_size):
+        if world.any(bool(stop())):
+            raise Stopped("asked to stop")
         batch = jobs[start : start + settings.eval.batch_size]
         chosen = [prompts[index] for index, _ in batch]
         images = draw_images(model, chosen, batch, settings)
@@ -134,12 +140,8 @@ def evaluate_run(
         }
         for name, measure in DIVERSITIES.items()
     }
-    try:
-        scores = merge([future.result() for future in futures]) if futures else None
-        problem = None
-    except TrainerError as error:
-        # The other processes have to know, or they would wait for this one.
-        scores, problem = None, error
+    found = scores_of(futures, stop)
+    scores, problem = (None, found) if isinstance(found, TrainerError) else (found, None)
     part = {
         "problem": problem,
         "rows": jobs,
@@ -152,7 +154,7 @@ def evaluate_run(
     parts = world.gather(part)
     for other in parts:
         if other["problem"] is not None:
-            raise other["problem"]
+            raise shared(other["problem"])
     return _collect(parts, prompts, settings, terms)
 
 

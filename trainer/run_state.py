@@ -11,6 +11,7 @@ from typing import Any
 from trainer.errors import CheckpointError, ConfigError
 from trainer.metrics import write_json
 from trainer.settings import Settings
+from trainer.storage import storing
 
 RESULT = "result.json"
 RESOLVED = "config.json"
@@ -18,7 +19,15 @@ RESOLVED = "config.json"
 # Settings that may differ between a run and its resumption: they do not change its numbers.
 FREE: Mapping[str, frozenset[str]] = {
     "run": frozenset(
-        {"out_dir", "epochs", "max_minutes", "save_every_epochs", "keep_checkpoints", "threads"}
+        {
+            "out_dir",
+            "epochs",
+            "max_minutes",
+            "save_every_epochs",
+            "keep_checkpoints",
+            "any_world_size",
+            "peer_timeout_s",
+        }
     ),
     "rewards": frozenset(
         {"url", "deadline_s", "patience_s", "retry_pause_s", "requests_in_flight"}
@@ -136,11 +145,12 @@ def write_resolved(
     run_dir: Path, settings: Settings, versions: Mapping[str, str], scorers: Mapping[str, str]
 ) -> None:
     """Write what this process runs with: settings, package versions, scorer fingerprints."""
-    write_json(
-        run_dir / RESOLVED,
-        {
-            "settings": settings.model_dump(mode="json"),
-            "versions": dict(versions),
-            "scorers": dict(scorers),
-        },
-    )
+    with storing(f"settings in {run_dir}"):
+        write_json(
+            run_dir / RESOLVED,
+            {
+                "settings": settings.model_dump(mode="json"),
+                "versions": dict(versions),
+                "scorers": dict(scorers),
+            },
+        )
