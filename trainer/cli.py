@@ -67,7 +67,7 @@ def train(
     if bool(name) == bool(preset):
         raise ConfigError("name one preset, e.g. flow-train train mini_geneval")
     settings = _settings(name or preset, overrides, out)
-    _quiet_libraries()
+    quiet_libraries()
     from trainer.start import train_run
 
     console = Console(soft_wrap=True, highlight=False)
@@ -107,7 +107,7 @@ def sample(
     checkpoint: Stored = "latest",
 ) -> None:
     """Draw prompts with the trained model of a run."""
-    _quiet_libraries()
+    quiet_libraries()
     from trainer.offline import sample_run
 
     drawn = sample_run(
@@ -128,7 +128,7 @@ def evaluate(
 
     Prints a table; the run itself is not changed.
     """
-    _quiet_libraries()
+    quiet_libraries()
     from trainer.offline import evaluate_checkpoint
 
     console = Console(soft_wrap=True, highlight=False)
@@ -178,7 +178,7 @@ def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Loading bars and advice about optional packages are no use to someone who trains."""
     import diffusers.utils.logging as diffusers_logging
     import transformers.utils.logging as transformers_logging

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +35,9 @@ def storing(what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        number = error.errno if isinstance(error, OSError) else None
+        # Safetensors writes by itself and has only words for what the system said.
+        said = re.search(r"os error (\d+)", str(error))
+        number = error.errno if isinstance(error, OSError) else said and int(said[1])
         reason = os.strerror(number) if number else str(error)
         hint = HINTS.get(number or 0, "see to the disk")
         raise StorageError(

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from reward_client import Item
 from tests.trainer_run.fake_service import score_pixels, service_with
@@ -47,7 +48,7 @@ class Death:
     """Ends this process at the nth event of a kind, as nothing in the trainer could.
 
     Args:
-        when: `open` (the service is connected), `item` (an image is to be scored), `step` (the
+        when: `connect` (to the service), `item` (an image is to be scored), `step` (the
             optimiser has stepped), or an audit event of Python such as `os.rename`.
         match: what the event's text has to contain.
         nth: which of the matching events.
@@ -90,9 +91,6 @@ class Death:
     def lie_in_wait(self) -> Callable[[RewardSettings], RewardService]:
         """Look out for the event; gives what connects to the fake service."""
         sys.addaudithook(lambda event, args: self.event(event, " ".join(str(a) for a in args[:2])))
-        torch.optim.Optimizer.profile_hook_step  # noqa: B018 - loads the module's hooks
-        from torch.optim.optimizer import register_optimizer_step_post_hook
-
         register_optimizer_step_post_hook(lambda *_: self.event("step", ""))
 
         def score(name: str, item: Item) -> float:
@@ -100,7 +98,7 @@ class Death:
             return score_pixels(name, item)
 
         def connect(settings: RewardSettings) -> RewardService:
-            self.event("open", "")
+            self.event("connect", "")
             return service_with(score)(settings)
 
         return connect
@@ -108,6 +106,7 @@ class Death:
 
 def train(table: dict[str, Any], death: dict[str, Any] | None) -> int:
     """One process of a run; its exit code."""
+    cli.quiet_libraries()
     connect = Death(**death).lie_in_wait() if death else service_with()
     try:
         train_run(parse(table), open_service=connect, say=lambda text: print(text, flush=True))

@@ -7,9 +7,12 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tests.server.server_process import is_running
 
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE_S = 240.0
@@ -33,11 +36,16 @@ class Child:
             time.sleep(0.05)
         return code
 
-    def said(self, text: str, timeout_s: float = PATIENCE_S) -> None:
+    def said(self, text: str) -> None:
         """Wait until the process has written a text."""
-        deadline = time.monotonic() + timeout_s
-        while text not in self.log.read_text():
-            assert time.monotonic() < deadline, f"{text!r} is not in:\n{self.log.read_text()}"
+        self.until(lambda: text in self.log.read_text())
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until something holds, while the process lives."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not condition():
+            assert is_running(self.pid), f"the process has ended:\n{self.log.read_text()}"
+            assert time.monotonic() < deadline, f"it did not happen:\n{self.log.read_text()}"
             time.sleep(0.05)
 
 

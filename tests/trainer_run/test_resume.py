@@ -16,7 +16,7 @@ from trainer import checkpoint
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 KILLED, TOO_LARGE = -9, -25
-PEER_LOST = 6
+PEER_LOST, DISK = 6, 5
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,8 @@ def kills(run_dir: Path) -> list[tuple[dict[str, Any], int]]:
     """Every death of a run in order, and what it ends with."""
     metrics = {"grow": 100, "grown": str(run_dir / "metrics.jsonl")}
     return [
-        ({"when": "open"}, KILLED),
+        ({"when": "open", "match": ".lock"}, KILLED),
+        ({"when": "connect"}, KILLED),
         ({"when": "item", "match": "base-"}, KILLED),
         ({"when": "os.rename", "match": ".writing-epoch_000000"}, KILLED),
         # The first of the epoch's two batches.
@@ -97,3 +98,107 @@ def assert_same_state(one: Path, other: Path) -> None:
         p.name for p in checkpoint.present(other)
     )
     assert (one / "checkpoints/best").readlink() == (other / "checkpoints/best").readlink()
+
+
+def test_two_processes_killed_together_or_alone_end_with_identical_numbers(
+    nursery: Nursery, short: dict[str, Any], tmp_path: Path
+) -> None:
+    """Who is left alone ends in bounded time, in one line, with the exit code for it."""
+    short["batch"]["rollout_batch_size"] = 1
+    whole = elsewhere(short, tmp_path / "whole")
+    assert [rank.wait() for rank in nursery.ranks(whole, [None, None])] == [0, 0]
+    run_dir = tmp_path / "killed"
+    killed = elsewhere(short, run_dir)
+    renaming = {"when": "os.rename", "match": ".writing-epoch_000002"}
+    # Each process samples two of the four images of an epoch.
+    deaths: list[tuple[dict[str, Any] | None, dict[str, Any] | None]] = [
+        (None, {"when": "connect"}),
+        (None, {"when": "item", "match": "e1-", "nth": 1}),
+        ({"when": "item", "match": "e1-", "nth": 2, "after_s": 0.5}, None),
+        (None, {"when": "step", "nth": 3}),
+        (renaming, None),
+        (renaming, {"when": "step", "nth": 4}),
+        ({"when": "item", "match": "curve-4"}, None),
+    ]
+    for pair in deaths:
+        ranks = nursery.ranks(killed, list(pair))
+        for rank, death in zip(ranks, pair, strict=True):
+            code = rank.wait(60)
+            output = rank.log.read_text()
+            if death is not None:
+                assert code == KILLED, output
+            elif code != KILLED:
+                assert code == PEER_LOST, output
+                (line,) = [text for text in output.splitlines() if text.startswith("error:")]
+                assert "another process of this run is gone" in line
+                assert "Traceback" not in output
+        assert not (run_dir / "result.json").exists()
+    assert [rank.wait() for rank in nursery.ranks(killed, [None, None])] == [0, 0]
+    assert_same_run(tmp_path / "whole", run_dir)
+    assert_same_state(tmp_path / "whole", run_dir)
+    # One process alone is refused, and told how.
+    killed["run"] = {**killed["run"], "epochs": 7}
+    alone = nursery.start("train", killed, None)
+    assert alone.wait() == 2
+    assert "written by 2 process(es), this run has 1" in alone.log.read_text()
+    killed["run"]["any_world_size"] = True
+    alone = nursery.start("train", killed, None)
+    assert alone.wait() == 0
+    assert "warning: the checkpoint was written by 2" in alone.log.read_text()
+    assert json.loads((run_dir / "result.json").read_text())["epoch"] == 7
+
+
+def test_a_full_disk_is_one_line_and_costs_nothing(
+    nursery: Nursery, short: dict[str, Any], tmp_path: Path
+) -> None:
+    whole = elsewhere(short, tmp_path / "whole")
+    assert nursery.start("train", whole, None).wait() == 0
+    size = sum(p.stat().st_size for p in (tmp_path / "whole/checkpoints/best").iterdir())
+    disk = elsewhere(short, tmp_path / "disk" / "run")
+    # Room for one checkpoint and a half.
+    child = nursery.start("full_disk", disk, 3 * size // 2 // 1024, str(tmp_path / "copy"))
+    code = child.wait()
+    if code == 99:
+        pytest.skip("mounts are forbidden here")
+    output = child.log.read_text()
+    assert code == DISK, output
+    (line,) = [text for text in output.splitlines() if text.startswith("error:")]
+    assert "epoch_000002: No space left on device; what was saved before is whole" in line
+    assert "resuming" in output
+    assert_same_run(tmp_path / "whole", tmp_path / "copy")
+    assert_same_state(tmp_path / "whole", tmp_path / "copy")
+
+
+def test_whatever_cannot_be_written_is_one_line_and_resumable(
+    nursery: Nursery, short: dict[str, Any], tmp_path: Path
+) -> None:
+    """Files may grow no further from a moment on: metrics, samples, checkpoint, model."""
+    whole = elsewhere(short, tmp_path / "whole")
+    assert nursery.start("train", whole, None).wait() == 0
+    run_dir = tmp_path / "limited"
+    limited = elsewhere(short, run_dir)
+    metrics = str(run_dir / "metrics.jsonl")
+    limits: list[tuple[dict[str, Any], str]] = [
+        ({"when": "item", "match": "e0-", "nth": 4, "grow": 50, "grown": metrics}, "metrics"),
+        ({"when": "os.mkdir", "match": ".writing-epoch_000002", "grow": 3000}, "checkpoint"),
+        ({"when": "os.mkdir", "match": "/model", "grow": 4000}, "the model"),
+    ]
+    sample = run_dir / "samples" / "base_000000.png"
+    sample.parent.mkdir(parents=True)
+    sample.symlink_to("/dev/full")
+    child = nursery.start("train", limited, None)
+    assert child.wait() == DISK, child.log.read_text()
+    assert f"error: cannot write samples {sample}: No space left" in child.log.read_text()
+    sample.unlink()
+    for limit, what in limits:
+        child = nursery.start("train", limited, {**limit, "fatal": False})
+        assert child.wait() == DISK, child.log.read_text()
+        output = child.log.read_text()
+        (line,) = [text for text in output.splitlines() if text.startswith("error:")]
+        assert line.startswith(f"error: cannot write {what}")
+        assert "large" in line
+        assert "Traceback" not in output
+        assert not list(run_dir.glob("checkpoints/.writing-*"))
+    assert nursery.start("train", limited, None).wait() == 0
+    assert_same_run(tmp_path / "whole", run_dir)
+    assert_same_state(tmp_path / "whole", run_dir)
