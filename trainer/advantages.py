@@ -3,11 +3,18 @@
 A_i = (r_i - mean of its group) / (std + eps), where std is the group's or that of all rewards.
 Items that failed are neither numbers nor zeros: they take no part in any mean or std, get the
 advantage 0 and are marked invalid, so that the loss leaves them out.
+
+Some losses want a choice instead of a number. It is made here, from A, because only here whole
+groups are seen; a constant group offers none:
+    relative     A itself
+    best         1 for the best of the group (all that tie), the others are not used
+    best_worst   1 for the best and -1 for the worst (the first that ties), the others are not used
+    softmax      exp(A / temperature), divided by its mean over the group
 """
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +22,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 StdKind = Literal["group", "global"]
-CombineKind = Literal["sum", "per_reward"]
+CombineKind = Literal["sum", "per_reward", "gdpo"]
+Mode = Literal["relative", "best", "best_worst", "softmax"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +33,15 @@ class Advantages:
     Attributes:
         values: (N,) float64; 0 for failed items and for members of constant groups.
         valid: (N,) bool, False for failed items.
+        used: (N,) bool, what the loss averages over: the valid items, or the chosen ones of them.
+        groups: (N,) number of each item's group, in order of appearance.
         stats: Plain numbers for the log, see ``advantages``.
     """
 
     values: Floats
     valid: Bools
+    used: Bools
+    groups: NDArray[np.int64]
     stats: Mapping[str, float | None]
 
 
@@ -57,6 +69,32 @@ def _normalise(rewards: Floats, codes: NDArray[np.int64], valid: Bools, std: Std
     return out, np.array(spreads)
 
 
+def _choose(
+    relative: Floats, codes: NDArray[np.int64], valid: Bools, mode: Mode, temperature: float
+) -> tuple[Floats, Bools]:
+    """What the losses get, and which items they use; see the module's head."""
+    if mode == "relative":
+        return relative, valid
+    out, used = np.zeros_like(relative), np.zeros_like(valid)
+    for code in np.unique(codes[valid]):
+        members = np.flatnonzero((codes == code) & valid)
+        values = relative[members]
+        if values.max() == values.min():
+            continue
+        if mode == "best_worst":
+            chosen = members[[values.argmax(), values.argmin()]]
+            out[chosen] = (1.0, -1.0)
+        elif mode == "best":
+            chosen = members[values == values.max()]
+            out[chosen] = 1.0
+        else:
+            chosen = members
+            weights = np.exp((values - values.max()) / temperature)
+            out[chosen] = weights / weights.mean()
+        used[chosen] = True
+    return out, used
+
+
 def advantages(
     rewards: Mapping[str, Sequence[float] | Floats],
     groups: Sequence[Hashable],
@@ -67,6 +105,8 @@ def advantages(
     combine: CombineKind = "sum",
     eps: float = 1e-4,
     clip: float | None = 5.0,
+    mode: Mode = "relative",
+    temperature: float = 1.0,
 ) -> Advantages:
     """Turn the rewards of one epoch into advantages.
 
@@ -77,15 +117,20 @@ def advantages(
         valid: N flags, False where any reward of the item failed; None when nothing failed.
         std: Divide by the deviation (ddof 0) of the group, or of all valid rewards of the call.
         combine: ``sum`` adds the weighted raw rewards, then normalises (official); ``per_reward``
-            normalises each reward by itself, then adds them weighted (for unlike scales).
+            normalises each reward by itself, then adds them weighted (for unlike scales); ``gdpo``
+            does so with the group's deviation whatever ``std`` is, and divides the sum by its
+            deviation over all valid items (arXiv:2601.05242).
         eps: Added to the deviation.
         clip: Bound of the absolute advantage, or None.
+        mode: What the losses get, see the module's head; the choice is made before clipping,
+            ``softmax`` is of the clipped values.
+        temperature: Of ``softmax``, > 0.
 
     Returns:
-        Values, valid mask and stats: ``reward_mean``, ``reward_std`` (of valid items, weighted
+        Values, masks, groups and stats: ``reward_mean``, ``reward_std`` (of valid items, weighted
         sum), ``group_std_mean``, ``zero_std_groups`` (fraction of groups), ``failed_items``
         (fraction), ``clipped`` (fraction of valid), ``informative`` (fraction of all items with a
-        non-zero advantage).
+        non-zero advantage that the loss uses).
 
     Raises:
         ValueError: No rewards, lengths that differ, a weight missing or unknown, or a valid item
@@ -97,8 +142,9 @@ def advantages(
     weight = dict.fromkeys(names, 1.0) if weights is None else dict(weights)
     if set(weight) != set(names):
         raise ValueError(f"weights are for {sorted(weight)}, rewards for {sorted(names)}")
-    if std not in ("group", "global") or combine not in ("sum", "per_reward"):
-        raise ValueError(f"unknown std {std!r} or combine {combine!r}")
+    for value, kind in ((std, StdKind), (combine, CombineKind), (mode, Mode)):
+        if value not in get_args(kind):
+            raise ValueError(f"unknown {value!r}; one of {', '.join(get_args(kind))}")
     codes, count = _codes(groups), len(groups)
     ok = np.ones(count, dtype=bool) if valid is None else np.asarray(valid, dtype=bool)
     raw = {name: np.asarray(values, dtype=np.float64) for name, values in rewards.items()}
@@ -110,13 +156,20 @@ def advantages(
     clean = {name: np.where(ok, values, 0.0) for name, values in raw.items()}
     total: Floats = sum((weight[n] * clean[n] for n in names), start=np.zeros(count))
     out, spreads = _normalise(total, codes, ok, std, eps)
-    if combine == "per_reward":
-        parts = (weight[n] * _normalise(clean[n], codes, ok, std, eps)[0] for n in names)
+    if combine != "sum":
+        kind = "group" if combine == "gdpo" else std
+        parts = (weight[n] * _normalise(clean[n], codes, ok, kind, eps)[0] for n in names)
         out = sum(parts, start=np.zeros(count))
-    clipped = 0.0
+    if combine == "gdpo" and ok.any():
+        # Its mean is 0 already, group by group; subtracting it would move constant groups.
+        out = out / (np.std(out[ok]) + eps)
+    bounded, clipped = out, 0.0
     if clip is not None:
         clipped = float((np.abs(out) > clip).sum() / max(ok.sum(), 1))
-        out = np.clip(out, -clip, clip)
+        bounded = np.clip(out, -clip, clip)
+    # Clipping makes ties: best and worst are looked for without it.
+    ranked = out if mode in ("best", "best_worst") else bounded
+    final, used = _choose(ranked, codes, ok, mode, temperature)
     good = total[ok]
     stats = {
         "reward_mean": float(good.mean()) if good.size else None,
@@ -125,6 +178,6 @@ def advantages(
         "zero_std_groups": float((spreads == 0).mean()) if spreads.size else None,
         "failed_items": float(1 - ok.mean()) if count else 0.0,
         "clipped": clipped,
-        "informative": float((out != 0).mean()) if count else 0.0,
+        "informative": float(((final != 0) & used).mean()) if count else 0.0,
     }
-    return Advantages(out, ok, stats)
+    return Advantages(final, ok, used, codes, stats)

@@ -27,6 +27,10 @@ LATEST = "latest"
 MANIFEST = "manifest.json"
 PROGRESS = "progress.json"
 FORMAT = 1
+REMEDY = (
+    "start with the model that the run was started with, or in another folder with "
+    "--set run.out_dir="
+)
 
 
 class DamagedError(CheckpointError):
@@ -275,13 +279,15 @@ def restore_parameters(parameters: Mapping[str, Tensor], tensors: Mapping[str, T
     """
     if set(parameters) != set(tensors):
         name = sorted(set(parameters) ^ set(tensors))[0]
-        raise CheckpointError(f"the checkpoint is of another model or finetune mode ({name})")
+        raise CheckpointError(
+            f"the checkpoint is of another model: {name} is in one only; {REMEDY}"
+        )
     with torch.no_grad():
         for name, parameter in parameters.items():
             if parameter.shape != tensors[name].shape:
                 raise CheckpointError(
                     f"{name}: the checkpoint has shape {tuple(tensors[name].shape)}, the model "
-                    f"{tuple(parameter.shape)}"
+                    f"{tuple(parameter.shape)}; {REMEDY}"
                 )
             parameter.copy_(tensors[name])
 

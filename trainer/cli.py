@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from trainer import config
 from trainer.errors import ConfigError, TrainerError
+from trainer.preset import header, preset_names
 from trainer.settings import Settings
 from trainer.stopping import stop_signals
 from trainer.storage import storing
@@ -71,10 +73,11 @@ def train(
     from trainer.start import train_run
 
     console = Console(soft_wrap=True, highlight=False)
+    printed = _printer(console)
 
     def say(text: str) -> None:
         if _is_main():
-            console.print(_escape(text))
+            printed(text)
 
     with stop_signals(say) as stop:
         outcome = train_run(settings, say=say, stop=stop)
@@ -152,9 +155,8 @@ def report(run_dir: RunDir) -> None:
 def list_presets() -> None:
     """Name the presets."""
     table = Table("preset", "what it is", box=None)
-    for name in config.preset_names():
-        first = config.preset_path(name).read_text(encoding="utf-8").splitlines()[0]
-        table.add_row(name, first.lstrip("# "))
+    for name in preset_names():
+        table.add_row(name, header(name)[0])
     Console().print(table)
 
 
@@ -186,6 +188,16 @@ def quiet_libraries() -> None:
     for logging in (diffusers_logging, transformers_logging):
         logging.set_verbosity_error()
         logging.disable_progress_bar()
+
+
+def _printer(console: Console) -> Callable[[str], None]:
+    """Prints lines of a run; alarms and warnings so that they are not overlooked."""
+    styles = {"alarm:": "bold red", "warning:": "yellow"}
+
+    def say(text: str) -> None:
+        console.print(_escape(text), style=styles.get(text.split(" ", 1)[0]))
+
+    return say
 
 
 def _escape(text: str) -> str:

@@ -4,90 +4,28 @@ Everything that can be wrong with the settings alone is found here, before anyth
 """
 
 import copy
-import difflib
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from trainer.errors import ConfigError
-from trainer.losses.base import LossConfig
+from trainer.errors import ConfigError, did_you_mean
+from trainer.geometry import geometry
+from trainer.losses import LOSSES, LossConfig
+from trainer.preset import preset_path, read
 from trainer.rollout import RolloutConfig
 from trainer.settings import Settings
+from trainer.step_weights import check_numbers
+from trainer.windows import WindowPlan
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
-PRESETS = Path(__file__).parent / "presets"
 MINI = Path(__file__).parent / "mini"
-
-
-@dataclass(frozen=True, slots=True)
-class Geometry:
-    """The batch arithmetic of one epoch, for one of `world_size` processes.
-
-    Attributes:
-        images: images per epoch, all processes together.
-        images_per_rank: images per epoch of this process.
-        rollout_batches: sampling batches of this process.
-        micro_batches: training forwards of this process per window step.
-        micro_batch_size: images of one training forward.
-        micro_per_update: training micro-batches between two updates.
-    """
-
-    images: int
-    images_per_rank: int
-    rollout_batches: int
-    micro_batches: int
-    micro_batch_size: int
-    micro_per_update: int
-
-
-def geometry(settings: Settings, world_size: int = 1) -> Geometry:
-    """Derive the batch arithmetic.
-
-    Raises:
-        ConfigError: sizes that do not divide each other; the message says which and what fits.
-    """
-    batch = settings.batch
-    images = batch.prompts_per_epoch * batch.images_per_prompt
-    product = f"{batch.prompts_per_epoch} prompts x {batch.images_per_prompt} images = {images}"
-    if images % world_size:
-        raise ConfigError(f"batch: {product} do not divide by {world_size} processes")
-    per_rank = images // world_size
-    if per_rank % batch.rollout_batch_size:
-        fits = [n for n in range(1, per_rank + 1) if per_rank % n == 0]
-        near = min(fits, key=lambda n: abs(n - batch.rollout_batch_size))
-        raise ConfigError(
-            f"batch.rollout_batch_size={batch.rollout_batch_size} does not divide the {per_rank} "
-            f"images per process ({product}, {world_size} processes); the nearest that does is "
-            f"{near}"
-        )
-    micro = batch.train_batch_size or batch.rollout_batch_size
-    if batch.rollout_batch_size % micro:
-        raise ConfigError(
-            f"batch.train_batch_size={micro} does not divide "
-            f"batch.rollout_batch_size={batch.rollout_batch_size}"
-        )
-    count = per_rank // micro
-    if count % batch.optimizer_steps_per_epoch:
-        raise ConfigError(
-            f"batch.optimizer_steps_per_epoch={batch.optimizer_steps_per_epoch} does not divide "
-            f"the {count} training batches per process ({per_rank} images / {micro})"
-        )
-    return Geometry(
-        images=images,
-        images_per_rank=per_rank,
-        rollout_batches=per_rank // batch.rollout_batch_size,
-        micro_batches=count,
-        micro_batch_size=micro,
-        micro_per_update=count // batch.optimizer_steps_per_epoch,
-    )
 
 
 def rollout_config(settings: Settings) -> RolloutConfig:
@@ -97,12 +35,18 @@ def rollout_config(settings: Settings) -> RolloutConfig:
         ConfigError: a window that does not fit, or another contradiction.
     """
     sampling = settings.sampling
+    name = settings.loss.algorithm
+    loss = LOSSES[name]
     deterministic = sampling.sde == "ode"
-    if deterministic != (settings.loss.algorithm == "nft"):
+    if loss.learns_from == "images" and not deterministic:
         raise ConfigError(
-            "sampling.sde=ode and loss.algorithm=nft belong together: nft learns from finished "
-            f"images, the others from stochastic steps (got {sampling.sde} and "
-            f"{settings.loss.algorithm})"
+            f"loss.algorithm={name} learns from finished images: set sampling.sde=ode, not "
+            f"{sampling.sde}"
+        )
+    if loss.learns_from == "steps" and deterministic:
+        raise ConfigError(
+            f"loss.algorithm={name} learns from stochastic steps: set sampling.sde to flow_sde, "
+            f"cps or dance; ode is for {_learning_from('images')}"
         )
     if deterministic and sampling.shared_noise:
         raise ConfigError(
@@ -117,11 +61,29 @@ def rollout_config(settings: Settings) -> RolloutConfig:
             noise_level=sampling.noise_level,
             window_size=sampling.window_size,
             window_range=None if deterministic else (sampling.window_start, end),
+            window_plan=WindowPlan(
+                strategy=sampling.window_strategy,
+                stride=sampling.window_stride,
+                epochs=sampling.window_epochs,
+                roll_back=sampling.window_roll_back,
+                decay_rate=sampling.window_decay_rate,
+                decay_after=sampling.window_decay_after,
+            ),
             guidance_scale=sampling.guidance_scale,
-            keep_means=settings.loss.algorithm == "grpo_guard",
+            keep_means=loss.keep_means,
         )
     except ValueError as error:
         raise ConfigError(f"sampling: {error}") from None
+
+
+def _learning_from(what: str) -> str:
+    return ", ".join(name for name, loss in LOSSES.items() if loss.learns_from == what)
+
+
+def training_guidance(settings: Settings) -> float:
+    """The guidance scale of the policy in updates."""
+    scale = settings.loss.guidance_scale
+    return settings.sampling.guidance_scale if scale is None else scale
 
 
 def loss_config(settings: Settings) -> LossConfig:
@@ -139,12 +101,23 @@ def loss_config(settings: Settings) -> LossConfig:
             kl_beta=loss.kl_beta,
             kl_form=loss.kl_form,
             fold=settings.batch.fold_steps,
+            step_weights=loss.step_weights,
+            noise_levels=loss.noise_levels,
+            ema_kl_beta=loss.ema_kl_beta,
             nft_beta=loss.nft_beta,
-            nft_times=loss.nft_times,
             advantage_max=settings.advantage.clip,
+            awm_weighting=loss.awm_weighting,
+            awm_power=loss.awm_power,
+            dpo_beta=loss.dpo_beta,
         )
     except ValueError as error:
         raise ConfigError(f"loss: {error}") from None
+
+
+def keeps_reference(settings: Settings) -> bool:
+    """Whether the base model stays at hand: always under an adapter, else if the loss uses it."""
+    trained = settings.loss.kl_beta > 0 or LOSSES[settings.loss.algorithm].reference
+    return settings.model.finetune == "lora" or trained
 
 
 def resolve_path(text: str) -> Path:
@@ -152,54 +125,34 @@ def resolve_path(text: str) -> Path:
     return MINI / text.removeprefix("@mini/") if text.startswith("@mini/") else Path(text)
 
 
-def preset_names() -> list[str]:
-    """The presets that are shipped."""
-    return sorted(path.stem for path in PRESETS.glob("*.toml"))
-
-
-def preset_path(name_or_path: str) -> Path:
-    """The file of a preset's name, or the file itself.
-
-    Raises:
-        ConfigError: there is no such preset or file.
-    """
-    if name_or_path.endswith(".toml"):
-        path = Path(name_or_path)
-        if not path.is_file():
-            raise ConfigError(f"there is no settings file {name_or_path}")
-        return path
-    if name_or_path not in preset_names():
-        raise ConfigError(
-            f"unknown preset {name_or_path!r}{_nearest(name_or_path, preset_names())}; "
-            f"there are {', '.join(preset_names())}, or give a .toml file"
-        )
-    return PRESETS / f"{name_or_path}.toml"
-
-
 def load(
     name_or_path: str,
     overrides: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
+    *,
+    world_size: int = 0,
 ) -> Settings:
     """Read and check the settings of a run.
 
     Args:
         name_or_path: name of a preset, or a .toml file.
         overrides: `section.key=value` texts; values as in TOML, bare words are strings.
-        environment: process environment; REWARD_URL is used.
+        environment: process environment; REWARD_URL and torchrun's WORLD_SIZE are used.
+        world_size: the number of processes that the sizes are checked for; 0: that of the
+            environment, else 1.
 
     Raises:
         ConfigError: anything unknown, malformed or contradictory, in one line.
     """
-    path = preset_path(name_or_path)
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path.name} is not valid TOML: {error}") from None
-    url = (environment or {}).get("REWARD_URL")
-    if url:
+    environment = environment or {}
+    table = read(name_or_path)
+    if url := environment.get("REWARD_URL"):
         table.setdefault("rewards", {})["url"] = url
-    return parse(apply_overrides(table, overrides), source=path.name)
+    return parse(
+        apply_overrides(table, overrides),
+        source=preset_path(name_or_path).name,
+        world_size=world_size or int(environment.get("WORLD_SIZE", "1")),
+    )
 
 
 def apply_overrides(table: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -214,8 +167,8 @@ def apply_overrides(table: dict[str, Any], overrides: Sequence[str]) -> dict[str
     return changed
 
 
-def parse(table: Mapping[str, Any], *, source: str = "settings") -> Settings:
-    """Check a nested table of settings.
+def parse(table: Mapping[str, Any], *, source: str = "settings", world_size: int = 1) -> Settings:
+    """Check a nested table of settings, for a number of processes.
 
     Raises:
         ConfigError: see `load`.
@@ -224,7 +177,7 @@ def parse(table: Mapping[str, Any], *, source: str = "settings") -> Settings:
         settings = Settings.model_validate(table)
     except ValidationError as error:
         raise ConfigError(f"{source}: {_explain(error)}") from None
-    _check(settings)
+    _check(settings, world_size)
     return settings
 
 
@@ -245,8 +198,7 @@ def _override(table: dict[str, Any], text: str) -> None:
     table[parts[-1]] = parsed
 
 
-def _check(settings: Settings) -> None:
-    from trainer.losses import LOSSES
+def _check(settings: Settings, world_size: int) -> None:
     from trainer.models import MODELS
     from trainer.tasks import TASKS
 
@@ -257,7 +209,7 @@ def _check(settings: Settings) -> None:
     ):
         if value not in known:
             raise ConfigError(
-                f"{name}: unknown {value!r}{_nearest(value, list(known))}; "
+                f"{name}: unknown {value!r}{did_you_mean(value, list(known))}; "
                 f"one of {', '.join(known)}"
             )
     if not settings.rewards.train:
@@ -278,9 +230,45 @@ def _check(settings: Settings) -> None:
             )
     if any(weight < 0 for weight in settings.task.category_weights.values()):
         raise ConfigError("task.category_weights must not be negative")
-    geometry(settings)
+    geometry(settings, world_size)
     rollout_config(settings)
     loss_config(settings)
+    _check_loss(settings)
+    _check_filter(settings, names)
+
+
+def _check_loss(settings: Settings) -> None:
+    name, loss = settings.loss.algorithm, settings.loss
+    entry = LOSSES[name]
+    if entry.learns_from == "images" and loss.step_weights != "uniform":
+        raise ConfigError(
+            f"loss.step_weights weighs stochastic steps; loss.algorithm={name} has none "
+            "(awm_weighting weighs the noise levels of awm)"
+        )
+    if isinstance(loss.step_weights, tuple):
+        try:
+            check_numbers(loss.step_weights, rollout_config(settings))
+        except ValueError as error:
+            raise ConfigError(f"loss.{error}") from None
+    if loss.ema_kl_beta and (entry.learns_from == "steps" or not settings.ema.enabled):
+        raise ConfigError(
+            "loss.ema_kl_beta needs ema.enabled=true and a loss on finished images "
+            f"({_learning_from('images')})"
+        )
+    if entry.prepare is not None and settings.batch.optimizer_steps_per_epoch != 1:
+        raise ConfigError(
+            f"loss.algorithm={name} compares images of one update, and groups are spread over all "
+            "updates of an epoch: set batch.optimizer_steps_per_epoch=1"
+        )
+
+
+def _check_filter(settings: Settings, names: Sequence[str]) -> None:
+    chosen = settings.filter.reward
+    if chosen and chosen not in names:
+        raise ConfigError(
+            f"filter.reward: unknown {chosen!r}{did_you_mean(chosen, names)}; rewards.train has "
+            f"{', '.join(names)}"
+        )
 
 
 def _explain(error: ValidationError) -> str:
@@ -289,7 +277,7 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         name = str(first["loc"][-1])
         known = _fields_at(Settings, first["loc"][:-1])
-        return f"unknown setting {where}{_nearest(name, known)}"
+        return f"unknown setting {where}{did_you_mean(name, known)}"
     value = first.get("input")
     shown = "" if isinstance(value, dict) or first["type"] == "missing" else f" (got {value!r})"
     return f"{where}: {first['msg'].lower()}{shown}"
@@ -305,8 +293,3 @@ def _fields_at(model: type[BaseModel], path: Sequence[Any]) -> list[str]:
         inner = [item for item in getattr(annotation, "__args__", ()) if isinstance(item, type)]
         current = annotation if isinstance(annotation, type) else inner[0]
     return list(current.model_fields)
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" (did you mean {found[0]!r}?)" if found else ""

@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from numpy.ma import MaskedArray
 
+from trainer import prompt_filter
 from trainer.advantages import Advantages, advantages
+from trainer.config import training_guidance
 from trainer.distributed import shared
 from trainer.errors import ServiceLost, TrainerError
-from trainer.losses import TrainBatch
+from trainer.losses import LOSSES, TrainBatch
 from trainer.models.base import Conditioning
 from trainer.rewards import Scores, merge
 from trainer.rollout import RolloutBatch, draw_window, rollout
@@ -46,8 +48,9 @@ def train_epoch(run: Run) -> dict[str, Any]:
     settings, epoch = run.settings, run.progress.epoch
     times: dict[str, float] = {}
     begin = time.perf_counter()
+    asleep = _resting(run)
     prompts = draw_prompts(
-        run.probabilities,
+        prompt_filter.in_play(run.probabilities, asleep),
         settings.batch.prompts_per_epoch,
         seed=settings.run.seed,
         epoch=epoch,
@@ -86,9 +89,12 @@ def train_epoch(run: Run) -> dict[str, Any]:
         combine=settings.advantage.combine,
         eps=settings.advantage.eps,
         clip=settings.advantage.clip,
+        mode=LOSSES[settings.loss.algorithm].advantage,
+        temperature=settings.loss.rwr_temperature,
     )
     updates = update(run, sampled, found, negative)
     times["train"] = time.perf_counter() - begin
+    filtered = _remember(run, prompts, scores, asleep)
     total = len(scores.values[names[0]])
     return {
         "kind": "train",
@@ -96,6 +102,7 @@ def train_epoch(run: Run) -> dict[str, Any]:
         "updates": run.progress.updates,
         "reward": {name: _mean(scores.values[name]) for name in names},
         "categories": _by_category(run, prompts, scores.values[names[0]]),
+        **filtered,
         "advantage": dict(found.stats),
         "failed": int((~found.valid).sum()),
         "errors": dict(scores.errors),
@@ -120,7 +127,6 @@ def sample_batch(
     """
     check_stop(run)
     settings, epoch = run.settings, run.progress.epoch
-    side = settings.sampling.resolution_px
     chosen = [run.train[image.prompt] for image in images]
     cond = run.model.encode_prompts([prompt.text for prompt in chosen])
     batch = rollout(
@@ -128,7 +134,7 @@ def sample_batch(
         cond,
         [image.key for image in images],
         run.updater.config,
-        latent_shape=run.model.latent_shape(side, side),
+        latent_shape=run.model.latent_shape(*settings.sampling.size),
         window=draw_window(run.updater.config, settings.run.seed, epoch, number),
         negative=negative,
     )
@@ -189,8 +195,9 @@ def update(
                 item.batch,
                 item.cond,
                 torch.as_tensor(found.values[rows], dtype=torch.float32, device=device),
-                torch.as_tensor(found.valid[rows], device=device),
+                torch.as_tensor(found.used[rows], device=device),
                 negative,
+                torch.as_tensor(found.groups[rows], device=device),
             )
         )
         offset += len(item.batch)
@@ -218,6 +225,48 @@ def combine_updates(updates: Sequence[Sequence[Mapping[str, float]]]) -> dict[st
     }
 
 
+def _resting(run: Run) -> frozenset[int]:
+    """Training prompts that the filter leaves out of this epoch."""
+    if not run.settings.filter.enabled:
+        return frozenset()
+    return prompt_filter.resting(
+        prompt_filter.read(run.progress.filter),
+        run.settings.filter,
+        run.probabilities,
+        epoch=run.progress.epoch,
+        at_least=run.settings.batch.prompts_per_epoch,
+    )
+
+
+def _remember(
+    run: Run, prompts: Sequence[int], scores: Scores, asleep: frozenset[int]
+) -> dict[str, Any]:
+    """Tell the filter about the epoch's groups; return its part of the metrics."""
+    settings = run.settings.filter
+    if not settings.enabled:
+        return {}
+    values = scores.values[settings.reward or run.settings.rewards.train[0].name]
+    size = run.settings.batch.images_per_prompt
+    means = [_mean(values[place * size : (place + 1) * size]) for place in range(len(prompts))]
+    memory = prompt_filter.advance(
+        prompt_filter.read(run.progress.filter),
+        settings,
+        epoch=run.progress.epoch,
+        prompts=prompts,
+        means=means,
+    )
+    run.progress.filter = prompt_filter.write(memory)
+    eligible = sum(share > 0 for share in run.probabilities)
+    solved = sum(mean is not None and mean >= settings.solved_at for mean in means)
+    return {
+        "prompts": {
+            "active": eligible - len(asleep),
+            "resting": len(asleep),
+            "solved_groups": solved,
+        }
+    }
+
+
 def _by_category(run: Run, prompts: Sequence[int], values: MaskedArray) -> dict[str, float | None]:
     size = run.settings.batch.images_per_prompt
     groups: dict[str, list[MaskedArray]] = {}
@@ -233,6 +282,7 @@ def _mean(values: MaskedArray) -> float | None:
 
 
 def _negative(run: Run) -> Conditioning | None:
-    if run.settings.sampling.guidance_scale == 1.0:
+    scales = (run.settings.sampling.guidance_scale, training_guidance(run.settings))
+    if scales == (1.0, 1.0):
         return None
     return run.model.encode_prompts([run.settings.sampling.negative_prompt])

@@ -3,6 +3,9 @@
 `cli.main` prints the message without a traceback. Everything else is a bug and keeps its traceback.
 """
 
+import difflib
+from collections.abc import Sequence
+
 
 class TrainerError(Exception):
     """Base of the trainer's own errors.
@@ -56,3 +59,9 @@ class Stopped(TrainerError):
     """Someone asked to stop, and every process knows; not an error for who asked."""
 
     exit_code = 0
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """A suggestion for an unknown name, to be appended to a message; empty where none is near."""
+    found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" (did you mean {found[0]!r}?)" if found else ""

@@ -1,6 +1,6 @@
 """Deterministic sampling at fixed seeds, and the statistics of the scores."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,24 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.models.base import Conditioning, FlowModel
-from trainer.noise import NoiseKey, initial_noise
 from trainer.sde import ode
 
 # Evaluation images have an epoch of their own, so their noise never changes during a run.
 EVAL_EPOCH = -1
-
-
-@dataclass(frozen=True, slots=True)
-class EvalBatch:
-    """Some evaluation images.
-
-    Attributes:
-        rows: (prompt index, sample index) of each image.
-        images: (n, H, W, 3) uint8 RGB.
-    """
-
-    rows: tuple[tuple[int, int], ...]
-    images: NDArray[np.uint8]
 
 
 @torch.no_grad()
@@ -40,63 +26,76 @@ def sample_ode(
     negative: Conditioning | None = None,
 ) -> Tensor:
     """Integrate starting noise (B, ...) to final latents by Euler steps."""
-    sigmas = model.sigmas(num_steps, tuple(x.shape[1:]))
-    for index in range(num_steps):
-        sigma, sigma_next = sigmas[index].to(x.device), sigmas[index + 1].to(x.device)
-        v = model.velocity(x, sigma, cond, guidance_scale, negative)
-        x = ode(x, v, sigma, sigma_next, noise_level=0.0, sigma_max=1.0).mean
-    return x
+    guidance = Guidance(guidance_scale, negative)
+    return _integrate(model, cond, x, num_steps, guidance, ())[0]
 
 
-def generate(
+@torch.no_grad()
+def sample_and_compare(
     model: FlowModel,
-    prompts: Sequence[tuple[int, str]],
+    cond: Conditioning,
+    x: Tensor,
+    num_steps: int,
     *,
-    resolution_px: int,
-    num_steps: int = 40,
-    images_per_prompt: int = 4,
-    batch_size: int = 16,
+    compared_steps: int,
     guidance_scale: float = 1.0,
-    negative_prompt: str = "",
-    seed: int = 0,
-) -> Iterator[EvalBatch]:
-    """Yield the images of all prompts, batch by batch, prompt by prompt.
+    negative: Conditioning | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Sample as `sample_ode` does, and measure the distance to the base model on the way.
 
-    The starting noise belongs to (seed, prompt index, sample index): it is the same at every
-    evaluation and whichever part of the prompts a process draws. Put averaged weights in with
-    ``Ema.swap``. Scores can be requested for one batch while the next is sampled.
+    The distance of an image is (v - v_base)^2, averaged over elements and over steps that are
+    spread evenly along its trajectory: `trainer.kl`'s form `velocity`. Up to the weight of each
+    step it is the KL between the two sampling processes. Every step costs one more forward pass.
 
     Args:
-        model: With the weights to be judged.
-        prompts: (index in the data set, text).
-        resolution_px: Side of the square images.
-        num_steps: T_eval deterministic Euler steps.
-        images_per_prompt: Images of every prompt.
-        batch_size: Images sampled at once.
-        guidance_scale: Classifier-free guidance; that of training.
-        negative_prompt: Used with guidance only.
-        seed: Seeds the starting noise.
+        model: The policy, which has a reference.
+        cond: B encoded prompts.
+        x: Starting noise (B, ...).
+        num_steps: Euler steps.
+        compared_steps: At how many of them, at least 1 and at most all; more take all.
+        guidance_scale: Classifier-free guidance of both models.
+        negative: Used with guidance only.
 
-    Raises:
-        ValueError: A count below 1.
+    Returns:
+        The final latents, and the distances (B,), float32, exactly 0 for the base itself.
     """
-    if min(num_steps, images_per_prompt, batch_size) < 1:
-        raise ValueError("num_steps, images_per_prompt and batch_size must be at least 1")
-    shape = model.latent_shape(resolution_px, resolution_px)
-    negative = model.encode_prompts([negative_prompt]) if guidance_scale != 1.0 else None
-    jobs = [(index, text, s) for index, text in prompts for s in range(images_per_prompt)]
-    for start in range(0, len(jobs), batch_size):
-        part = jobs[start : start + batch_size]
-        keys = [NoiseKey(seed, EVAL_EPOCH, index, s) for index, _, s in part]
-        final = sample_ode(
-            model,
-            model.encode_prompts([text for _, text, _ in part]),
-            initial_noise(keys, shape, model.device),
-            num_steps,
-            guidance_scale=guidance_scale,
-            negative=negative,
-        )
-        yield EvalBatch(tuple((index, s) for index, _, s in part), model.decode(final).uint8)
+    at = spread_steps(num_steps, compared_steps)
+    return _integrate(model, cond, x, num_steps, Guidance(guidance_scale, negative), at)
+
+
+def spread_steps(num_steps: int, count: int) -> tuple[int, ...]:
+    """`count` of the steps 0 to num_steps - 1, evenly, each once; all if there are fewer."""
+    taken = min(num_steps, count)
+    return tuple(int((place + 0.5) * num_steps / taken) for place in range(taken))
+
+
+@dataclass(frozen=True, slots=True)
+class Guidance:
+    """Classifier-free guidance: its scale, and what it moves away from (unless the scale is 1)."""
+
+    scale: float
+    negative: Conditioning | None
+
+
+def _integrate(
+    model: FlowModel,
+    cond: Conditioning,
+    x: Tensor,
+    num_steps: int,
+    guidance: Guidance,
+    compared: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    sigmas = model.sigmas(num_steps, tuple(x.shape[1:]))
+    distance = torch.zeros(len(x), device=x.device)
+    for index in range(num_steps):
+        sigma, sigma_next = sigmas[index].to(x.device), sigmas[index + 1].to(x.device)
+        v = model.velocity(x, sigma, cond, guidance.scale, guidance.negative)
+        if index in compared:
+            with model.reference():
+                base = model.velocity(x, sigma, cond, guidance.scale, guidance.negative)
+            distance += ((v - base) ** 2).flatten(1).mean(1) / len(compared)
+        x = ode(x, v, sigma, sigma_next, noise_level=0.0, sigma_max=1.0).mean
+    return x, distance
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,14 +8,19 @@ same ones.
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from trainer import checkpoint as checkpoints
+from trainer.alarms import Rules, active, as_rows
 from trainer.console import epoch_line, evaluation_line
 from trainer.distributed import shared
 from trainer.epoch import train_epoch
 from trainer.errors import ServiceError, ServiceLost, Stopped
+from trainer.eval_plan import spread
 from trainer.grids import save_png, sheet
-from trainer.held_out import Evaluation, evaluate_run, metric_terms, spread
+from trainer.held_out import Evaluation, evaluate_run, metric_terms
+from trainer.metrics import read
+from trainer.monitor import judge
 from trainer.run import Run, averaged, check_stop, save, write
 from trainer.run_state import out_of_budget
 from trainer.storage import storing
@@ -75,7 +80,7 @@ def _mark_best(run: Run) -> None:
 
 def _over(run: Run) -> str:
     # Clocks differ between processes; the main one decides.
-    return run.world.broadcast(out_of_budget(run.settings, run.progress))
+    return run.world.broadcast(out_of_budget(run.settings, run.progress) or run.progress.alarmed)
 
 
 @contextmanager
@@ -166,7 +171,10 @@ def evaluate(run: Run, phase: str) -> Evaluation:
         "updates": progress.updates,
         "train_minutes": progress.elapsed_s / 60,
         "metrics": dict(found.metrics),
+        "rewards": dict(found.rewards),
         "watch": dict(found.watch),
+        "outputs": dict(found.outputs),
+        **({} if found.kl is None else {"kl": dict(found.kl)}),
         "failed": found.failed,
         "errors": dict(found.errors),
         "scorers": {name: list(seen) for name, seen in found.scorers.items()},
@@ -177,8 +185,7 @@ def evaluate(run: Run, phase: str) -> Evaluation:
     }
     if shown:
         run.world.on_main(lambda: _keep_samples(run, found, shown, samples))
-    write(run, row)
-    run.say(evaluation_line(row))
+    _judge(run, row)
     return found
 
 
@@ -205,5 +212,19 @@ def _keep_samples(run: Run, found: Evaluation, shown: Sequence[int], samples: st
     pixels = sheet([found.shown[index] for index in shown], columns=len(shown))
     with storing(f"samples {run.run_dir / samples}"):
         save_png(run.run_dir / samples, pixels)
-    if run.log is not None:
-        run.log.image("samples", pixels, run.progress.epoch)
+        if run.log is not None:
+            run.log.image("samples", pixels, run.progress.epoch)
+
+
+def _judge(run: Run, row: dict[str, Any]) -> None:
+    """Write an evaluation's row with the alarms of the run, and say what is new."""
+    rules = Rules.of(run.settings)
+    # The main process has the metrics; what it decides holds for all.
+    judged = judge(read(run.run_dir), row, rules) if run.world.is_main else None
+    found, lines = run.world.broadcast(judged)
+    write(run, {**row, "alarms": as_rows(active(found))})
+    for line in (evaluation_line(row), *lines):
+        run.say(line)
+    begun = [alarm for alarm in active(found) if alarm.epoch == row["epoch"]]
+    if begun and run.settings.run.stop_on_alarm:
+        run.progress.alarmed = f"alarm: {begun[0].name} fell"

@@ -51,6 +51,10 @@ class NoiseKey:
         """The generator of sampling step ``index``: the same whichever steps are stochastic."""
         return generator("step", self.seed, self.epoch, self.prompt, self.sample, index)
 
+    def loss(self) -> torch.Generator:
+        """The generator of what a loss draws for the image: the same on whichever process."""
+        return generator("loss", self.seed, self.epoch, self.prompt, self.sample)
+
 
 def draw(
     generators: Sequence[torch.Generator], shape: tuple[int, ...], device: torch.device | str

@@ -12,8 +12,9 @@ from trainer import checkpoint as checkpoints
 from trainer.config import apply_overrides, parse, resolve_path
 from trainer.distributed import World, setup_torch
 from trainer.errors import ConfigError
+from trainer.eval_plan import spread
 from trainer.grids import save_png
-from trainer.held_out import draw_images, evaluate_run, metric_terms, spread
+from trainer.held_out import draw_images, evaluate_run, metric_terms
 from trainer.models.base import FlowModel
 from trainer.rewards import connect
 from trainer.run_state import RESOLVED

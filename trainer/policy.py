@@ -5,13 +5,13 @@ same tensors in the same batches, which is why the first ratio of an epoch is ex
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from trainer.models.base import Conditioning, FlowModel
-from trainer.noise import generator
+from trainer.noise import NoiseKey
 from trainer.sde import (
     OFFICIAL_LOG_PROB,
     TRANSITIONS,
@@ -20,6 +20,7 @@ from trainer.sde import (
     log_prob,
     transition,
 )
+from trainer.windows import WindowPlan, window
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class RolloutConfig:
         noise_level: a; 0.7 for SD3 with flow_sde, 0.8 with cps.
         window_size: Number of consecutive stochastic steps; 0 takes all steps but the last.
         window_range: The window lies in [first, end); None is (0, num_steps - 1).
+        window_plan: How the window moves from batch to batch or epoch to epoch.
         guidance_scale: Classifier-free guidance; 1 needs no second forward.
         log_prob_form: None takes the official form of ``kind``.
         keep_means: Store the transition means (GRPO-Guard needs them).
@@ -43,6 +45,7 @@ class RolloutConfig:
     noise_level: float = 0.7
     window_size: int = 0
     window_range: tuple[int, int] | None = None
+    window_plan: WindowPlan = field(default_factory=WindowPlan)
     guidance_scale: float = 1.0
     log_prob_form: LogProbForm | None = None
     keep_means: bool = False
@@ -61,6 +64,10 @@ class RolloutConfig:
             raise ValueError(f"window_range {(first, end)} is not inside 0..{self.num_steps}")
         if not 0 <= self.window_size <= end - first:
             raise ValueError(f"window_size {self.window_size} does not fit into {(first, end)}")
+        if self.window_plan.strategy != "random" and not self.window_size:
+            raise ValueError(
+                f"window_strategy {self.window_plan.strategy} moves a window: set window_size"
+            )
         if self.kind == "cps" and end == self.num_steps:
             raise ValueError("the last step of cps is deterministic; end the window before it")
 
@@ -76,18 +83,13 @@ class RolloutConfig:
 
 
 def draw_window(config: RolloutConfig, seed: int, epoch: int, batch: int = 0) -> tuple[int, ...]:
-    """The stochastic steps of one batch; none for ``ode``.
-
-    One window per batch, the same on every process that names the same batch: windows per image
-    destroy the comparison inside a group.
-    """
+    """The stochastic steps of one batch, see ``trainer.windows``; none for ``ode``."""
     if config.kind == "ode":
         return ()
     first, end = config.allowed
     size = config.window_size or end - first
-    source = generator("window", seed, epoch, batch)
-    start = int(torch.randint(first, end - size + 1, (1,), generator=source))
-    return tuple(range(start, start + size))
+    plan = config.window_plan
+    return window(plan, (first, end), size, seed=seed, epoch=epoch, batch=batch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,7 @@ class RolloutBatch:
         steps: The W step indices, consecutive.
         sigmas: (num_steps + 1,) float32 on the CPU.
         final: (B, ...) latents of the finished images.
+        keys: B names of the images' random numbers; losses draw theirs from them too.
         means: (B, W, ...) transition means, or None.
     """
 
@@ -108,6 +111,7 @@ class RolloutBatch:
     steps: tuple[int, ...]
     sigmas: Tensor
     final: Tensor
+    keys: tuple[NoiseKey, ...]
     means: Tensor | None = None
 
     def __len__(self) -> int:
@@ -121,6 +125,7 @@ class RolloutBatch:
             trajectory=self.trajectory.index_select(0, index),
             log_probs=self.log_probs.index_select(0, index),
             final=self.final.index_select(0, index),
+            keys=tuple(self.keys[row] for row in index.tolist()),
             means=None if self.means is None else self.means.index_select(0, index),
         )
 

@@ -67,6 +67,8 @@ class Scores:
 
     Attributes:
         values: N float64 per term name, masked where the item failed.
+        outputs: the same for everything that the scorers gave: the score as `scorer`, its
+            untransformed value as `scorer.raw`, components as `scorer.component`.
         errors: how often which error occurred, for the log.
         wait_ms: from the request to the answer, retries included.
         fingerprints: what computed the scores, by scorer: one, or several if the service changed.
@@ -76,6 +78,7 @@ class Scores:
     errors: Mapping[str, int]
     wait_ms: float
     fingerprints: Mapping[str, tuple[str, ...]]
+    outputs: Mapping[str, MaskedArray]
 
     def valid(self, names: Sequence[str]) -> NDArray[np.bool_]:
         """(N,) whether every one of these terms has a value."""
@@ -89,7 +92,23 @@ def merge(parts: Sequence[Scores]) -> Scores:
         errors.update(part.errors)
     values = {name: np.ma.concatenate([p.values[name] for p in parts]) for name in parts[0].values}
     fingerprints = joined(part.fingerprints for part in parts)
-    return Scores(values, dict(errors), max(part.wait_ms for part in parts), fingerprints)
+    wait_ms = max(part.wait_ms for part in parts)
+    return Scores(values, dict(errors), wait_ms, fingerprints, _merged_outputs(parts))
+
+
+def _merged_outputs(parts: Sequence[Scores]) -> dict[str, MaskedArray]:
+    """A batch that failed as a whole lacks names that others have: there it has no scores."""
+    counts = [len(next(iter(part.values.values()))) for part in parts]
+    names = dict.fromkeys(name for part in parts for name in part.outputs)
+    return {
+        name: np.ma.concatenate(
+            [
+                part.outputs[name] if name in part.outputs else _masked([None] * count)
+                for part, count in zip(parts, counts, strict=True)
+            ]
+        )
+        for name in names
+    }
 
 
 def selectors(terms: Sequence[RewardTerm]) -> tuple[ScorerSelector, ...]:
@@ -167,7 +186,7 @@ class RewardService:
         """Ask for the scores of images in the background.
 
         Args:
-            images: (B, H, W, 3) uint8 RGB.
+            images: (B, H, W, 3) uint8 RGB; (B, F, H, W, 3) of videos, whose items have F images.
             prompts: the B prompts they were made from.
             terms: what is read from the answer.
             tag: names the batch in item ids and messages.
@@ -176,15 +195,16 @@ class RewardService:
         Returns:
             A future of `Scores`; raises `ServiceLost` or `ServiceError`.
         """
+        stacks = images if images.ndim == 5 else images[:, None]
         items = [
             Item(
                 id=f"{tag}-{index}",
                 prompt=prompt.text,
-                images=(Image.from_array(image),),
+                images=tuple(Image.from_array(frame) for frame in frames),
                 spec=prompt.spec,
                 spec_kind=prompt.spec_kind,
             )
-            for index, (image, prompt) in enumerate(zip(images, prompts, strict=True))
+            for index, (frames, prompt) in enumerate(zip(stacks, prompts, strict=True))
         ]
         return self._pool.submit(self._request, items, tuple(terms), priority)
 
@@ -263,7 +283,7 @@ def _all_failed(
     error: RewardError, count: int, terms: Sequence[RewardTerm], wait_ms: float
 ) -> Scores:
     values = {term.name: _masked([None] * count) for term in terms}
-    return Scores(values, {f"{error.code.value}: {error.message}": count}, wait_ms, {})
+    return Scores(values, {f"{error.code.value}: {error.message}": count}, wait_ms, {}, {})
 
 
 def _read(
@@ -276,7 +296,14 @@ def _read(
         )
     values = {term.name: _column(response.results[term.scorer], term, count) for term in terms}
     fingerprints = {name: (result.fingerprint,) for name, result in response.results.items()}
-    return Scores(values, dict(errors), wait_ms, fingerprints)
+    outputs = {k: v for result in response.results.values() for k, v in _outputs(result).items()}
+    return Scores(values, dict(errors), wait_ms, fingerprints, outputs)
+
+
+def _outputs(result: ScorerResult) -> dict[str, MaskedArray]:
+    columns = {result.name: result.scores, f"{result.name}.raw": result.raw}
+    columns |= {f"{result.name}.{name}": column for name, column in result.components.items()}
+    return {name: _masked(column) for name, column in columns.items()}
 
 
 def _column(result: ScorerResult, term: RewardTerm, count: int) -> MaskedArray:

@@ -88,5 +88,6 @@ def rollout(
         steps=chosen,
         sigmas=sigmas,
         final=x,
+        keys=tuple(keys),
         means=_stack(means, x) if config.keep_means else None,
     )

@@ -4,7 +4,7 @@ import fcntl
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +21,21 @@ FREE: Mapping[str, frozenset[str]] = {
     "run": frozenset(
         {
             "out_dir",
+            "gpus",
             "epochs",
             "max_minutes",
             "save_every_epochs",
             "keep_checkpoints",
             "any_world_size",
             "peer_timeout_s",
+            "stop_on_alarm",
         }
     ),
     "rewards": frozenset(
         {"url", "deadline_s", "patience_s", "retry_pause_s", "requests_in_flight"}
     ),
     "logging": frozenset({"tensorboard", "wandb_project"}),
-    "eval": frozenset({"every_epochs", "every_minutes"}),
+    "eval": frozenset({"every_epochs", "every_minutes", "alarm_fall"}),
 }
 
 
@@ -50,6 +52,8 @@ class Progress:
         evaluated_epoch: epoch of the last evaluation.
         evaluated_s: `elapsed_s` at the last evaluation.
         best: best headline of any evaluation so far and its epoch.
+        filter: what the prompt filter remembers, see `trainer.prompt_filter`.
+        alarmed: the alarm that ends the run, or an empty text.
     """
 
     epoch: int = 0
@@ -61,6 +65,8 @@ class Progress:
     evaluated_s: float = 0.0
     best: float | None = None
     best_epoch: int = 0
+    filter: list[list[int]] = field(default_factory=list)
+    alarmed: str = ""
 
     @staticmethod
     def read(table: Mapping[str, Any]) -> "Progress":
@@ -114,6 +120,14 @@ def finished(run_dir: Path, settings: Settings) -> dict[str, Any] | None:
         return None
     stands = Progress(epoch=result["epoch"], elapsed_s=result["elapsed_s"])
     return result if out_of_budget(settings, stands) else None
+
+
+def reopen(run_dir: Path) -> bool:
+    """A run that had ended goes on: its result is no longer one. Whether it had ended."""
+    ended = (run_dir / RESULT).is_file()
+    with storing(f"{run_dir / RESULT}"):
+        (run_dir / RESULT).unlink(missing_ok=True)
+    return ended
 
 
 def comparable(table: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,11 @@ class RunSettings(Section):
     """Where a run lives and how long it takes."""
 
     out_dir: str = "runs/latest"
-    """Folder of the run: metrics, checkpoints, images, report. The same folder resumes the run."""
+    """Folder of the run: metrics, checkpoints, images, report. The same folder resumes the run.
+    A file that does not state it gets `runs/` and its own name."""
+    gpus: Count = 0
+    """Processes (one per GPU) that the sizes were chosen for; 0: any number. Others that divide
+    the batch train on the same images per update, only faster or slower; a line says so."""
     seed: int = 42
     """Seed of everything random: prompts, noise, adapter."""
     epochs: Positive = 100
@@ -50,6 +54,9 @@ class RunSettings(Section):
     """CPU threads of PyTorch per process. Small models run fastest with one."""
     deterministic: bool = True
     """Only deterministic kernels, so that a resumed run gives the same numbers."""
+    stop_on_alarm: bool = False
+    """Save and end when an alarm begins (eval.alarm_fall); the same command goes on all the same.
+    """
 
 
 class ModelSettings(Section):
@@ -67,7 +74,7 @@ class ModelSettings(Section):
     """Adapters are scaled by alpha / rank."""
     lora_targets: tuple[str, ...] = ()
     """Name endings of the layers that get an adapter; empty: the family's attention layers."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     """Type of the forward pass; trained weights are always float32. `auto`: bfloat16 where the GPU
     or CPU is faster with it."""
     max_sequence_length: Count = 256
@@ -84,7 +91,7 @@ class SamplingSettings(Section):
     eval_num_steps: Positive = 40
     """Deterministic sampling steps in evaluations (T_eval)."""
     sde: Literal["flow_sde", "cps", "dance", "ode"] = "flow_sde"
-    """Kind of the stochastic steps; `ode` has none and is for `nft`."""
+    """Kind of the stochastic steps; `ode` has none and is for losses on finished images."""
     noise_level: Annotated[float, Field(gt=0)] = 0.7
     """The paper's a: strength of the noise of a stochastic step."""
     shared_noise: bool = False
@@ -97,6 +104,19 @@ class SamplingSettings(Section):
     """First step that may lie in the window."""
     window_end: Count = 0
     """The window ends before this step; 0: before the last step."""
+    window_strategy: Literal["random", "progressive", "decay", "exp_decay"] = "random"
+    """How a window of window_size steps moves: drawn anew for every batch (Flow-GRPO-Fast), or over
+    the steps as training goes on (MixGRPO); docs/algorithms.md has the formulas."""
+    window_stride: Positive = 1
+    """Steps by which a moving window moves."""
+    window_epochs: Positive = 25
+    """Epochs that a moving window stays (`decay`, `exp_decay`: at its first position)."""
+    window_roll_back: bool = True
+    """A moving window begins again after its last position; otherwise it stays there."""
+    window_decay_rate: Annotated[float, Field(ge=0)] = 0.1
+    """`exp_decay`: how fast the stay shortens per step."""
+    window_decay_after: Count = 13
+    """`exp_decay`: step after which the stay shortens."""
     guidance_scale: float = 1.0
     """Classifier-free guidance while training; 1 needs no second forward pass."""
     eval_guidance_scale: float | None = None
@@ -104,7 +124,19 @@ class SamplingSettings(Section):
     negative_prompt: str = ""
     """What guidance moves away from."""
     resolution_px: Positive = 64
-    """Width and height of the images."""
+    """Width and height of the images, unless stated apart."""
+    height_px: Count = 0
+    """Height, where it is not `resolution_px`; 0: it is."""
+    width_px: Count = 0
+    """Width, where it is not `resolution_px`; 0: it is."""
+    num_frames: Positive = 1
+    """Frames of a video model; 1 for images."""
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Height and width in pixels, and the number of frames."""
+        side = self.resolution_px
+        return self.height_px or side, self.width_px or side, self.num_frames
 
 
 class BatchSettings(Section):
@@ -155,7 +187,10 @@ class LossSettings(Section):
     """The objective."""
 
     algorithm: str = "grpo"
-    """Key of `trainer.losses.LOSSES`."""
+    """Key of `trainer.losses.LOSSES`: grpo, grpo_guard (on stochastic steps); nft, awm, dpo, sft,
+    rwr (on finished images)."""
+    guidance_scale: float | None = None
+    """Guidance of the policy and the reference in updates; unset: as in sampling."""
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 1e-4
     """The ratio is clipped below 1 - clip_low."""
     clip_high: Annotated[float, Field(gt=0)] = 1e-4
@@ -165,10 +200,24 @@ class LossSettings(Section):
     distance of the velocities."""
     kl_beta: Annotated[float, Field(ge=0)] = 0.04
     """Weight of the KL to the base model; 0 saves the reference's forward pass."""
+    step_weights: Literal["uniform", "noise"] | tuple[float, ...] = "uniform"
+    """Weight of the policy gradient at each stochastic step: all alike, by the noise that the step
+    adds (TempFlow-GRPO), or one number per sampling step."""
+    noise_levels: Positive = 4
+    """Noise levels per image and update (losses on finished images)."""
+    ema_kl_beta: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the squared distance to the velocity of the averaged weights (losses on finished
+    images); 0 saves their forward pass."""
     nft_beta: Annotated[float, Field(gt=0)] = 1.0
     """Strength of the guidance between the old and the new policy (nft)."""
-    nft_times: Positive = 4
-    """Noise levels per image and update (nft)."""
+    awm_weighting: Literal["uniform", "t", "t2", "huber", "ghuber"] = "uniform"
+    """How the matching error at a noise level counts (awm)."""
+    awm_power: Annotated[float, Field(gt=0)] = 0.25
+    """Exponent of the weighting `ghuber` (awm)."""
+    dpo_beta: Annotated[float, Field(gt=0)] = 100.0
+    """How sharply the best and the worst image of a group are told apart (dpo)."""
+    rwr_temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Images are weighed by exp(advantage / temperature) (rwr)."""
 
 
 class AdvantageSettings(Section):
@@ -178,8 +227,9 @@ class AdvantageSettings(Section):
     """Divide by the standard deviation of the group, or of the whole epoch."""
     clip: Annotated[float, Field(gt=0)] = 5.0
     """Largest absolute advantage."""
-    combine: Literal["sum", "per_reward"] = "sum"
-    """Several rewards: add them up and normalise, or normalise each and add them up."""
+    combine: Literal["sum", "per_reward", "gdpo"] = "sum"
+    """Several rewards: add them up and normalise, or normalise each and add them up; `gdpo` divides
+    that sum by its deviation over the epoch, and always normalises within groups."""
     eps: Annotated[float, Field(gt=0)] = 1e-4
     """Added to the standard deviation."""
 
@@ -197,6 +247,8 @@ class RewardTerm(Section):
     """Weight in the sum (rewards only)."""
     label: str = ""
     """Name in logs and report; empty: made from scorer and component."""
+    alarm_fall: Fraction | None = None
+    """For a watched reward: its own eval.alarm_fall."""
 
     @property
     def name(self) -> str:
@@ -263,6 +315,13 @@ class EvalSettings(Section):
     """Seed of the noise: the same in every evaluation and run."""
     metrics: tuple[RewardTerm, ...] = ()
     """What is measured; the first is the headline. Empty: the training rewards."""
+    alarm_fall: Fraction = 0.10
+    """An alarm begins when a watched reward or the diversity has fallen by this share of the base's
+    value, or what is measured by this share of its best, beyond the 95 % intervals, while the
+    trained reward rose."""
+    kl_steps: Count = 4
+    """Steps of an evaluation's sampling at which the velocity is compared with the base model's,
+    which is the KL to the base; each costs one more forward pass. 0: off."""
     samples_shown: Count = 12
     """Prompts whose images are kept at every evaluation, for the report."""
 
@@ -271,16 +330,36 @@ class TaskSettings(Section):
     """Prompts."""
 
     name: str = "geneval"
-    """Key of `trainer.tasks.TASKS`: geneval, ocr, jpeg, jsonl."""
+    """Key of `trainer.tasks.TASKS`: geneval, ocr, texts, jsonl."""
     train: str = "@mini/data/geneval_train.jsonl"
-    """File of training prompts; `@mini/` stands for the miniature's folder."""
+    """File of training prompts: .jsonl, or .txt with one prompt per line (ocr, texts). `@mini/`
+    stands for the miniature's folder."""
     test: str = "@mini/data/geneval_test.jsonl"
     """File of held-out prompts."""
     category_weights: dict[str, float] = Field(default_factory=dict)
     """How often each category is drawn for training, relative to each other; a category that is
     not named gets 0, and an empty table draws every prompt equally often."""
-    overlap: Literal["error", "warn", "allow"] = "error"
-    """What to do about test prompts that are also in the training file."""
+    overlap: Literal["error", "warn", "allow", "drop"] = "error"
+    """What to do about test prompts that are also in the training file; `drop` leaves them out of
+    the training."""
+
+
+class FilterSettings(Section):
+    """Prompts that are solved rest, so that images go to those that still teach something."""
+
+    enabled: bool = False
+    """Let solved prompts rest."""
+    reward: str = ""
+    """Name of the training reward that decides; empty: the first."""
+    solved_at: float = 0.95
+    """A prompt's group is solved when its mean reward is at least this."""
+    visits: Positive = 2
+    """Solved groups in a row after which the prompt rests."""
+    rest_epochs: Positive = 50
+    """Epochs that it rests; then it is drawn again, and rests again if it is still solved."""
+    min_active: Fraction = 0.25
+    """Share of the prompts that stay in play (and at least as many as an epoch draws): beyond it,
+    those whose rest ends first are woken."""
 
 
 class LoggingSettings(Section):
@@ -306,4 +385,5 @@ class Settings(Section):
     ema: EmaSettings = EmaSettings()
     eval: EvalSettings = EvalSettings()
     task: TaskSettings = TaskSettings()
+    filter: FilterSettings = FilterSettings()
     logging: LoggingSettings = LoggingSettings()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from trainer import checkpoint as checkpoints
-from trainer.config import geometry, resolve_path
+from trainer.config import geometry, keeps_reference, resolve_path
 from trainer.distributed import World, setup_torch
 from trainer.ema import Ema
 from trainer.errors import CheckpointError, ConfigError, DataError
@@ -29,11 +29,12 @@ from trainer.run_state import (
     check_same,
     finished,
     locked,
+    reopen,
     write_resolved,
 )
 from trainer.settings import RewardSettings, Settings
 from trainer.storage import storing
-from trainer.tasks import TASKS, category_probabilities, check_overlap
+from trainer.tasks import TASKS, category_probabilities, check_overlap, without
 from trainer.types import Prompt
 from trainer.update import Updater
 
@@ -105,8 +106,9 @@ def train_run(
                 say=quiet,
                 stop=stop,
             ) as run:
-                # Whoever finds it may rely on the run being finished.
-                world.on_main(lambda: (run_dir / RESULT).unlink(missing_ok=True))
+                if world.on_main(lambda: reopen(run_dir)):
+                    # Whoever starts a run again that an alarm has ended wants it to go on.
+                    run.progress.alarmed = ""
                 reason = train(run)
                 if reason:
                     _finish(run, reason)
@@ -161,6 +163,7 @@ def opened(
             if average.enabled
             else None
         )
+        updater.average = ema
         progress = Progress() if stored is None else restore(stored, updater, ema, world)
         rows = world.on_main(lambda: read(run_dir)[: progress.metrics_lines])
         known = newest(rows)
@@ -230,8 +233,11 @@ def load_prompts(
             f"{len(shared)} of {len(test_prompts)} test prompts are also trained on, "
             f"e.g. {shared[0]!r}"
         )
+        if task.overlap == "drop":
+            say(f"{text}: left out of the training")
+            return without(train_prompts, test_prompts), test_prompts
         if task.overlap == "error":
-            raise DataError(f"{text}; remove them, or set task.overlap=warn")
+            raise DataError(f"{text}; set task.overlap=drop to leave them out")
         say(f"warning: {text}")
     return train_prompts, test_prompts
 
@@ -240,7 +246,7 @@ def load_model(settings: Settings, device: torch.device, *, cached_prompts: int 
     """Load the base model, ready to be trained.
 
     Raises:
-        ConfigError: there is no such model.
+        ConfigError: there is no such model, or it cannot make images of this size.
     """
     chosen = settings.model
     place = resolve_path(chosen.path)
@@ -251,14 +257,19 @@ def load_model(settings: Settings, device: torch.device, *, cached_prompts: int 
         compute_dtype=resolve(chosen.dtype, device),
         max_sequence_length=chosen.max_sequence_length,
         cache_size=max(2048, cached_prompts),
-        keep_reference=settings.loss.kl_beta > 0,
+        keep_reference=keeps_reference(settings),
         seed=settings.run.seed,
     )
     try:
-        return MODELS[chosen.family](place if place.exists() else chosen.path, options)
+        model = MODELS[chosen.family](place if place.exists() else chosen.path, options)
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise ConfigError(f"model.path={chosen.path}: {first}") from error
+    try:
+        model.latent_shape(*settings.sampling.size)
+    except ValueError as error:
+        raise ConfigError(f"sampling: {error}") from error
+    return model
 
 
 def check_world(settings: Settings, before: int, world: World, say: Callable[[str], None]) -> None:

@@ -16,9 +16,11 @@ class Prompt:
         spec: The scorer's own row (a GenEval metadata row, ``{"target": ...}`` for OCR), or None.
         spec_kind: Which scorer family ``spec`` belongs to; None when there is no spec.
         group: The category under which metrics are reported (a GenEval tag, for instance).
+        rows: How many rows of its file say the same; that many times as often it is drawn.
     """
 
     text: str
     spec: Mapping[str, Any] | None = None
     spec_kind: SpecKind | None = None
     group: str = ""
+    rows: int = 1

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from trainer.config import loss_config, rollout_config
+from trainer.config import loss_config, rollout_config, training_guidance
 from trainer.distributed import World
 from trainer.ema import Ema
 from trainer.losses import LOSSES, LossContext, TrainBatch
@@ -75,17 +75,7 @@ def split(batch: TrainBatch, size: int) -> Iterator[TrainBatch]:
         yield batch
         return
     for rows in chunks(total, size):
-        index = torch.tensor(rows, device=batch.advantage.device)
-        negative = batch.negative
-        if negative is not None and len(negative) > 1:
-            negative = negative.index_select(rows)
-        yield TrainBatch(
-            batch.rollout.select(rows),
-            batch.cond.index_select(rows),
-            batch.advantage[index],
-            batch.valid[index],
-            negative,
-        )
+        yield batch.select(rows)
 
 
 class Updater:
@@ -95,19 +85,22 @@ class Updater:
         parameters: what is trained, by name.
         config: how the rollout samples.
         updates: optimiser updates done so far.
-        old: the sampling policy, where it is not the trained one (nft).
+        old: the sampling policy's weights, for losses that ask for them (`LossEntry.old`).
+        average: the averaged weights, for `loss.ema_kl_beta`; set once they exist.
     """
 
     def __init__(self, model: FlowModel, settings: Settings, world: World) -> None:
         """Make an optimiser for the model's trainable parameters."""
         self.settings = settings
         self.config = rollout_config(settings)
+        self._training = replace(self.config, guidance_scale=training_guidance(settings))
+        self._entry = LOSSES[settings.loss.algorithm]
         self.parameters = dict(model.trainable_parameters())
         self.updates = 0
-        self.old = Ema(self.parameters) if settings.loss.algorithm == "nft" else None
+        self.old = Ema(self.parameters) if self._entry.old else None
+        self.average: Ema | None = None
         self._model = model
         self._world = world
-        self._loss = LOSSES[settings.loss.algorithm]
         optim = settings.optim
         self.optimizer = torch.optim.AdamW(
             list(self.parameters.values()),
@@ -119,7 +112,12 @@ class Updater:
 
     def sampling(self) -> AbstractContextManager[None]:
         """Inside, the model has the weights that images are sampled with."""
-        return nullcontext() if self.old is None else self.old.swap()
+        if self.old is None:
+            return nullcontext()
+        if self._entry.old == "trailing":
+            return self.old.swap()
+        self.old.blend(0.0)
+        return nullcontext()
 
     def epoch(self, batches: Sequence[TrainBatch], *, epoch: int) -> Iterator[dict[str, float]]:
         """Do the epoch's updates; yield the metrics of each after its optimiser step.
@@ -132,20 +130,17 @@ class Updater:
         per_update = len(parts) // self.settings.batch.optimizer_steps_per_epoch
         for start in range(0, len(order), per_update):
             context = LossContext(
-                self._model,
-                self.config,
-                loss_config(self.settings),
-                self.old,
-                generator("loss", seed, epoch, start, self._world.rank),
+                self._model, self._training, loss_config(self.settings), self.old, self.average
             )
             yield self._update(context, [parts[i] for i in order[start : start + per_update]])
 
     def _prepare(self, batches: Sequence[TrainBatch]) -> list[TrainBatch]:
-        """Cut the rollout into training batches; renew old log-probabilities where sizes differ."""
+        """Cut the rollout into training batches; renew old log-probabilities where they differ."""
         sizes = self.settings.batch
         size = sizes.train_batch_size or sizes.rollout_batch_size
         parts = [part for batch in batches for part in split(batch, size)]
         same = size == sizes.rollout_batch_size and sizes.fold_steps == 1
+        same = same and self._training == self.config
         if same or not batches[0].rollout.steps:
             return parts
         return [
@@ -155,7 +150,7 @@ class Updater:
                     self._model,
                     part.rollout,
                     part.cond,
-                    self.config,
+                    self._training,
                     fold=sizes.fold_steps,
                     negative=part.negative,
                 ),
@@ -169,12 +164,14 @@ class Updater:
         total = self._world.sum(float(sum(int(part.valid.sum()) for part in parts)))
         if total == 0:
             return {"skipped_updates": 1.0}
+        if self._entry.prepare is not None:
+            parts = self._entry.prepare(context, parts, self._world.gather)
         log = MeanLog()
         self.optimizer.zero_grad(set_to_none=True)
         for part in parts:
             # The share of this batch in the mean over all valid images of all processes.
             share = float(part.valid.sum()) / total
-            for term in self._loss(context, part):
+            for term in self._entry.terms(context, part):
                 (term.loss * share).backward()
                 log.add(term.metrics, share)
         return self._step(log)
@@ -191,7 +188,7 @@ class Updater:
         if finite:
             self.optimizer.step()
         self.updates += 1
-        if self.old is not None:
+        if self.old is not None and self._entry.old == "trailing":
             self.old.blend(old_decay(self.updates))
         metrics = log.read()
         if finite:

@@ -8,7 +8,7 @@ not survive here either.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TypeAlias
 
@@ -27,7 +27,8 @@ from reward_client.types import (
     ScorerSelector,
 )
 
-ScoreFn: TypeAlias = Callable[[str, Item], float | ItemError]
+Scored: TypeAlias = "float | ItemError | tuple[float, Mapping[str, float]]"
+ScoreFn: TypeAlias = Callable[[str, Item], Scored]
 
 
 class FakeTransport:
@@ -43,8 +44,9 @@ class FakeTransport:
         """Make a service.
 
         Args:
-            score_fn: returns a finite score, or an `ItemError`; a `RewardError` that it raises
-                fails the request as a whole.
+            score_fn: returns a finite score, or a score and its components by name (the same for
+                every item), or an `ItemError`; a `RewardError` that it raises fails the request as
+                a whole.
             scorers: the names that exist; any other is NOT_FOUND.
             fingerprint: of all scorers.
         """
@@ -105,14 +107,20 @@ class FakeTransport:
     def _result(self, selector: ScorerSelector, items: Sequence[Item]) -> ScorerResult:
         if selector.name not in self._scorers:
             raise validation.unknown_scorer(selector.name, self._scorers)
-        outcomes = [self._score_fn(selector.name, item) for item in items]
-        scores = tuple(None if isinstance(o, ItemError) else float(o) for o in outcomes)
+        outcomes = [_split(self._score_fn(selector.name, item)) for item in items]
+        scores = tuple(None if isinstance(o, ItemError) else o[0] for o in outcomes)
+        found = [o[1] for o in outcomes if not isinstance(o, ItemError)]
+        components = {
+            name: tuple(None if isinstance(o, ItemError) else o[1][name] for o in outcomes)
+            for name in (found[0] if found else ())
+        }
         return ScorerResult(
             name=selector.name,
             version="fake",
             fingerprint=self._fingerprint,
             scores=scores,
             raw=scores,
+            components=components,
             errors={i: o for i, o in enumerate(outcomes) if isinstance(o, ItemError)},
             lossy_input=tuple(any(is_lossy(image) for image in item.images) for item in items),
         )
@@ -139,3 +147,10 @@ class AsyncFakeTransport:
 
     async def close(self) -> None:
         """Nothing to release."""
+
+
+def _split(outcome: Scored) -> ItemError | tuple[float, Mapping[str, float]]:
+    if isinstance(outcome, ItemError):
+        return outcome
+    score, components = outcome if isinstance(outcome, tuple) else (outcome, {})
+    return float(score), components

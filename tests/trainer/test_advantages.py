@@ -103,5 +103,5 @@ def test_what_is_no_reward_is_refused() -> None:
         advantages({"r": [1.0]}, [0], weights={"s": 1.0})
     with pytest.raises(ValueError, match="no rewards"):
         advantages({}, [])
-    with pytest.raises(ValueError, match="unknown std"):
+    with pytest.raises(ValueError, match="unknown 'batch'; one of group, global"):
         advantages({"r": [1.0]}, [0], std="batch")  # pyright: ignore

@@ -5,6 +5,7 @@ import torch
 
 from trainer.losses import LossConfig
 from trainer.losses.grpo import grpo_loss
+from trainer.losses.images import Point
 from trainer.losses.nft import nft_loss, old_decay
 
 
@@ -57,9 +58,9 @@ def test_failed_items_contribute_nothing() -> None:
     assert nothing.item() == 0
 
 
-def nft_gradient(optimality: float, v_old: torch.Tensor, x_t, t, x0) -> torch.Tensor:
+def nft_gradient(optimality: float, v_old: torch.Tensor, point: Point) -> torch.Tensor:
     v = v_old.clone().requires_grad_()
-    each = nft_loss(v, v_old, x_t, t, x0=x0, optimality=torch.full((2,), optimality), beta=1.0)
+    each = nft_loss(v, v_old, point, optimality=torch.full((2,), optimality), beta=1.0)
     (gradient,) = torch.autograd.grad(each.sum(), v)
     return gradient
 
@@ -68,10 +69,9 @@ def test_nft_follows_good_images_and_flees_bad_ones() -> None:
     x0, noise, v_old = torch.randn(3, 2, 4, 8, 8)
     t = torch.tensor([0.3, 0.8])
     time = t.reshape(2, 1, 1, 1)
-    x_t = (1 - time) * x0 + time * noise
-    good, bad, neutral = (nft_gradient(r, v_old, x_t, t, x0) for r in (1.0, 0.0, 0.5))
-    target = noise - x0
-    assert (good * (target - v_old)).sum() < 0
+    point = Point(t, (1 - time) * x0 + time * noise, x0, noise - x0)
+    good, bad, neutral = (nft_gradient(r, v_old, point) for r in (1.0, 0.0, 0.5))
+    assert (good * (point.target - v_old)).sum() < 0
     torch.testing.assert_close(good, -bad)
     assert neutral.abs().max() < 1e-7
 

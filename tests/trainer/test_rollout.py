@@ -5,13 +5,14 @@ import pytest
 import torch
 from tiny_sd3 import PROMPTS, SIDE_PX
 
+from trainer.advantages import advantages
 from trainer.ema import Ema
 from trainer.evaluate import sample_ode
 from trainer.losses import LOSSES, LossConfig, LossContext, TrainBatch
 from trainer.losses.nft import old_decay
 from trainer.models import MODELS
 from trainer.models.base import Finetune, FlowModel, LoraSpec, ModelOptions
-from trainer.noise import NoiseKey, derive_seed, generator, initial_noise
+from trainer.noise import NoiseKey, derive_seed, initial_noise
 from trainer.policy import RolloutConfig, draw_window
 from trainer.replay import flat_log_probs, recompute, refresh
 from trainer.rollout import rollout
@@ -167,39 +168,48 @@ def test_seeds_depend_on_every_part() -> None:
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-@pytest.mark.parametrize("name", ["grpo", "grpo_guard", "nft"])
+@pytest.mark.parametrize("name", list(LOSSES))
 @pytest.mark.parametrize("finetune", ["lora", "full"])
 def test_every_loss_raises_the_reward(tiny: Path, name: str, finetune: Finetune) -> None:
     """The reward is the mean of the first latent channel: a policy that learns must raise it."""
-    model = load(tiny, finetune)
+    model, entry = load(tiny, finetune), LOSSES[name]
     parameters = model.trainable_parameters()
     old = Ema(parameters)
     optimiser = torch.optim.AdamW(
         list(parameters.values()), lr=3e-3 if finetune == "full" else 1e-2
     )
-    kind = "ode" if name == "nft" else "flow_sde"
-    config = RolloutConfig(num_steps=4, kind=kind, window_size=0, keep_means=True)
+    kind = "ode" if entry.learns_from == "images" else "flow_sde"
+    config = RolloutConfig(num_steps=4, kind=kind, window_size=0, keep_means=entry.keep_means)
     loss = LossConfig(name=name, clip_low=0.2, clip_high=0.2, kl_beta=1e-3, kl_form="velocity")
     history = []
     for epoch in range(8):
         keys = [NoiseKey(0, epoch, 0, i) for i in range(16)]
-        with old.swap() if name == "nft" else torch.no_grad():
+        with old.swap() if entry.old == "trailing" else torch.no_grad():
             record, cond, _ = sampled(model, config, keys=keys)
         reward = record.final[:, 0].mean((1, 2))
         history.append(reward.mean().item())
-        advantage = (reward - reward.mean()) / reward.std()
-        valid = torch.ones(16, dtype=torch.bool)
-        valid[3] = False
-        batch = TrainBatch(record, cond, advantage, valid)
-        context = LossContext(model, config, loss, old, generator("loss", epoch))
+        valid = [i != 3 for i in range(16)]
+        found = advantages(
+            {"r": reward.double().numpy()}, [0] * 16, valid=valid, mode=entry.advantage
+        )
+        batch = TrainBatch(
+            record,
+            cond,
+            torch.as_tensor(found.values, dtype=torch.float32),
+            torch.as_tensor(found.used),
+            groups=torch.as_tensor(found.groups),
+        )
+        context = LossContext(model, config, loss, old if entry.old else None)
+        if entry.prepare is not None:
+            (batch,) = entry.prepare(context, [batch], lambda value: [value])
         optimiser.zero_grad()
-        terms = list(LOSSES[name](context, batch))
-        if name != "nft":
-            assert len(terms) == 3
-            assert all(term.metrics["ratio_deviation"] == 0 for term in terms)
+        terms = list(entry.terms(context, batch))
+        assert len(terms) == (3 if entry.learns_from == "steps" else 4)
         for term in terms:
             term.loss.backward()
             assert all(torch.isfinite(value) for value in term.metrics.values())
+            # The first ratio of an epoch is exactly 1, whatever the loss takes for one.
+            assert term.metrics.get("ratio_deviation", 0) == 0
         optimiser.step()
-        old.blend(old_decay(epoch))
+        old.blend(old_decay(epoch) if entry.old == "trailing" else 0.0)
     assert history[-1] > history[0] + 0.1

@@ -1,8 +1,8 @@
 """Starts training processes quickly and lets them die at named points.
 
 Importing the libraries takes longer than a tiny run. This process does it once and forks a child
-for every attempt; requests and answers are JSON lines on stdin and stdout. `tests.trainer_run.nursery`
-is the other end.
+for every attempt; requests and answers are JSON lines on stdin and stdout. The other end is
+`tests.trainer_run.nursery`.
 """
 
 import ctypes

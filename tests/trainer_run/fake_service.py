@@ -4,14 +4,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from reward_client import Item, ItemError
+from reward_client import Item
 from reward_client.client import RewardClient
 from reward_client.codec import decode
-from reward_client.transports.fake import FakeTransport
+from reward_client.transports.fake import FakeTransport, ScoreFn
 from trainer.rewards import RewardService
 from trainer.settings import RewardSettings
-
-ScoreFn = Callable[[str, Item], "float | ItemError"]
 
 
 def score_pixels(scorer: str, item: Item) -> float:

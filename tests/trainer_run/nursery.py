@@ -77,9 +77,7 @@ class Nursery:
         request = {"log": str(log), "job": job, "arguments": arguments, "environment": environment}
         return Child(self, self.ask(request), log)
 
-    def ranks(
-        self, table: dict[str, Any], deaths: list[dict[str, Any] | None]
-    ) -> list[Child]:
+    def ranks(self, table: dict[str, Any], deaths: list[dict[str, Any] | None]) -> list[Child]:
         """A run of one process per entry, each with its own death or none."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

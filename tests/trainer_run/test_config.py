@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 
 from trainer import config
 from trainer.errors import ConfigError
+from trainer.preset import preset_names
 from trainer.settings import Settings
 from trainer.start import load_prompts
 
 
 def test_every_preset_is_valid_and_documents_every_setting() -> None:
-    for name in config.preset_names():
+    for name in preset_names():
         settings = config.load(name)
         for _, section in settings:
             for field, info in type(section).model_fields.items():
@@ -46,17 +47,55 @@ def test_the_miniatures_presets_find_their_prompts(task: str) -> None:
         ("optim.lr", r"section\.key=value"),
         ("run.seed.x=1", r"run\.seed"),
         ("rewards.train=[]", r"rewards\.train is empty"),
-        ("batch.rollout_batch_size=7", r"nearest that does is (6|8)"),
+        (
+            "batch.rollout_batch_size=7",
+            r"does not divide the 96 images .*; use 6, 8 or 4$|use 4, 6 or 8$",
+        ),
         ("batch.train_batch_size=5", r"train_batch_size=5 does not divide"),
         ("batch.optimizer_steps_per_epoch=5", r"optimizer_steps_per_epoch=5 does not divide"),
         ("sampling.window_size=9", r"sampling: window_size 9 does not fit"),
-        ("sampling.sde=ode", r"belong together"),
+        (
+            "sampling.sde=ode",
+            r"grpo learns from stochastic steps: .* ode is for nft, awm, dpo, sft",
+        ),
+        ("loss.algorithm=awm", r"awm learns from finished images: set sampling\.sde=ode"),
+        ("loss.step_weights=[1, 2]", r"loss\.step_weights has 2 numbers for 10 sampling steps"),
+        ("loss.step_weights=[0,0,0,0,0,1,1,1,1,1]", r"nor all 0 in the window's range \(0, 5\)"),
+        ("loss.ema_kl_beta=0.1", r"ema_kl_beta needs .* a loss on finished images"),
+        ("advantage.combine=mean", r"advantage\.combine"),
+        ("filter.reward=soft", r"filter\.reward: unknown 'soft' \(did you mean 'geneval\.soft'"),
+        ("filter.min_active=2", r"filter\.min_active"),
+        ("sampling.window_strategy=sliding", r"sampling\.window_strategy"),
     ],
 )
 def test_a_wrong_setting_is_one_line_that_names_it(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         config.load("mini_geneval_grpo", [override])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["loss.algorithm=dpo", "batch.optimizer_steps_per_epoch=2"],
+            r"optimizer_steps_per_epoch=1",
+        ),
+        (["loss.step_weights=noise"], r"nft has none"),
+        (["loss.ema_kl_beta=1", "ema.enabled=false"], r"needs ema\.enabled=true"),
+    ],
+)
+def test_settings_that_a_loss_on_images_cannot_use(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        config.load("mini_geneval", overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_moving_window_needs_a_size() -> None:
+    with pytest.raises(ConfigError, match="moves a window: set window_size"):
+        config.load(
+            "mini_geneval_grpo", ["sampling.window_strategy=decay", "sampling.window_size=0"]
+        )
 
 
 def test_shared_noise_without_stochastic_steps_is_refused() -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from tests.trainer_run.nursery import Nursery
 from tests.trainer_run.test_run import assert_same_run, elsewhere

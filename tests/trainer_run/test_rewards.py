@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from reward_client import Code, DeadlineExceeded, InvalidArgument, Item, ItemError, Unavailable
+from reward_client.codec import decode
 from tests.trainer_run.fake_service import score_pixels, service_with
 from trainer.errors import ConfigError, ServiceError, ServiceLost
 from trainer.rewards import Scores, connect, merge, selectors
@@ -38,6 +39,23 @@ def test_scores_come_back_by_term_and_in_order() -> None:
     assert scores.values["c"].tolist() == pytest.approx([0, 0, 0])
     assert scores.fingerprints == {"brightness": ("fake",), "contrast": ("fake",)}
     assert scores.valid(["brightness", "c"]).all()
+
+
+def test_a_video_is_one_item_with_its_frames_in_order() -> None:
+    seen: dict[str, list[int]] = {}
+
+    def score(name: str, item: Item) -> float:
+        seen[item.id] = [int(decode(image).max()) for image in item.images]
+        return float(len(item.images))
+
+    service = service_with(score)(settings())
+    try:
+        videos = np.stack([IMAGES, IMAGES[::-1]])
+        scores = service.submit(videos, PROMPTS[:2], (BRIGHT,), tag="t").result(timeout=20)
+    finally:
+        service.close()
+    assert scores.values["brightness"].tolist() == [3, 3]
+    assert seen == {"t-0": [0, 51, 255], "t-1": [255, 51, 0]}
 
 
 def test_a_failed_item_is_a_hole_never_a_number() -> None:

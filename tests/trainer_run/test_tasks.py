@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from trainer.errors import DataError
-from trainer.tasks import TASKS, category_probabilities, check_overlap
+from trainer.tasks import TASKS, category_probabilities, check_overlap, without
 from trainer.types import Prompt
 
 ROW: dict[str, Any] = {
@@ -39,7 +39,7 @@ def test_ocr_and_generic_rows(tmp_path: Path) -> None:
     assert prompt.spec == {"target": "STOP"}
     (prompt,) = TASKS["jsonl"](write(tmp_path / "b.jsonl", {"prompt": "x", "spec": {"k": 1}}))
     assert prompt.spec_kind == "metadata"
-    (prompt,) = TASKS["jpeg"](write(tmp_path / "c.jsonl", ROW))
+    (prompt,) = TASKS["texts"](write(tmp_path / "c.jsonl", ROW))
     assert prompt == Prompt(ROW["prompt"], group="position")
 
 
@@ -61,8 +61,10 @@ def clause(**changes: Any) -> dict[str, Any]:
         ("geneval", clause(position=["beside", 0]), r'"position" must be'),
         ("geneval", clause(position=["left of", 1]), r'"position" must be'),
         ("geneval", clause(position=["left of", 2]), r'"position" must be'),
-        ("geneval", ROW, r"a\.jsonl:2: the prompt .* is already at a\.jsonl:1"),
-        ("ocr", {"prompt": "x"}, r'a\.jsonl:2: "target" must be'),
+        ("geneval", clause(color="blue"), r"a\.jsonl:2: the prompt .* is already at a\.jsonl:1"),
+        ("ocr", {"prompt": "x"}, r"a\.jsonl:2: no text to look for; quote it"),
+        ("ocr", {"prompt": 'a sign " "'}, r"a\.jsonl:2: no text to look for"),
+        ("ocr", {"prompt": "x", "target": 3}, r'a\.jsonl:2: "target" must be'),
         ("jsonl", {"prompt": "x", "spec": 1}, r'a\.jsonl:2: "spec" must be an object'),
         ("jsonl", {"prompt": "x", "spec": {}, "spec_kind": "y"}, r'"spec_kind" must be one of'),
     ],
@@ -81,6 +83,51 @@ def test_missing_empty_and_binary_files(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="cannot be read"):
         TASKS["jsonl"](tmp_path / "b.jsonl")
+
+
+def test_ocr_reads_the_first_quoted_text(tmp_path: Path) -> None:
+    file = tmp_path / "train.txt"
+    file.write_text('A sign "GO  ON" beside "STOP"\n\na mug, \u201cTea\u201d\n', encoding="utf-8")
+    prompts = TASKS["ocr"](file)
+    assert [prompt.spec for prompt in prompts] == [{"target": "GO  ON"}, {"target": "Tea"}]
+    assert prompts[0].text == 'A sign "GO  ON" beside "STOP"'
+    file.write_text("a sign\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"train\.txt:1: no text to look for"):
+        TASKS["ocr"](file)
+
+
+def test_texts_are_lines_or_rows(tmp_path: Path) -> None:
+    file = tmp_path / "train.txt"
+    file.write_text("a cat, {oil painting}\r\n  \nhund\u00e9\n", encoding="utf-8")
+    assert [prompt.text for prompt in TASKS["texts"](file)] == [
+        "a cat, {oil painting}",
+        "hund\u00e9",
+    ]
+    (row,) = TASKS["texts"](write(tmp_path / "a.jsonl", {"prompt": "x", "spec": {"k": 1}}))
+    assert row == Prompt("x")
+
+
+def test_repeated_rows_are_one_prompt_that_is_drawn_as_often(tmp_path: Path) -> None:
+    other = {**ROW, "prompt": "another", "tag": "counting"}
+    prompts = TASKS["geneval"](write(tmp_path / "a.jsonl", ROW, other, ROW, ROW))
+    assert [(prompt.text, prompt.rows) for prompt in prompts] == [
+        (ROW["prompt"], 3),
+        ("another", 1),
+    ]
+    assert category_probabilities(prompts, {}) == [0.75, 0.25]
+    assert category_probabilities(prompts, {"position": 1, "counting": 1}) == [0.5, 0.5]
+
+
+def test_a_missing_official_file_names_the_command(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="flow-train data pull geneval fetches it"):
+        TASKS["geneval"](tmp_path / "geneval" / "train_metadata.jsonl")
+
+
+def test_test_prompts_can_be_left_out_of_the_training() -> None:
+    train = [Prompt("A  red star"), Prompt("a heart")]
+    assert without(train, [Prompt("a red STAR"), Prompt("b")]) == [Prompt("a heart")]
+    with pytest.raises(DataError, match="nothing is left"):
+        without(train[:1], [Prompt("a red star")])
 
 
 def test_overlap_ignores_case_and_spaces() -> None:

@@ -1,10 +1,21 @@
-"""Losses by name; ``trainer.losses.base`` says what a loss is."""
+"""Losses by name, with what each needs; ``trainer.losses.base`` says what a loss is."""
 
-from trainer.losses.base import Loss, LossConfig, LossContext, Term, TrainBatch
+from trainer.losses.awm import awm
+from trainer.losses.base import Loss, LossConfig, LossContext, LossEntry, Term, TrainBatch
+from trainer.losses.dpo import dpo, exchange
 from trainer.losses.grpo import grpo
 from trainer.losses.grpo_guard import grpo_guard
+from trainer.losses.matching import matching
 from trainer.losses.nft import nft
 
-LOSSES: dict[str, Loss] = {"grpo": grpo, "grpo_guard": grpo_guard, "nft": nft}
+LOSSES: dict[str, LossEntry] = {
+    "grpo": LossEntry(grpo, "steps"),
+    "grpo_guard": LossEntry(grpo_guard, "steps", keep_means=True),
+    "nft": LossEntry(nft, "images", old="trailing"),
+    "awm": LossEntry(awm, "images", old="epoch"),
+    "dpo": LossEntry(dpo, "images", "best_worst", reference=True, prepare=exchange),
+    "sft": LossEntry(matching, "images", "best"),
+    "rwr": LossEntry(matching, "images", "softmax"),
+}
 
-__all__ = ["LOSSES", "Loss", "LossConfig", "LossContext", "Term", "TrainBatch"]
+__all__ = ["LOSSES", "Loss", "LossConfig", "LossContext", "LossEntry", "Term", "TrainBatch"]

@@ -9,6 +9,7 @@ from trainer.kl import kl
 from trainer.losses.base import LossContext, Term, TrainBatch
 from trainer.policy import PolicyStep
 from trainer.replay import chunks, flat_log_probs, recompute
+from trainer.step_weights import step_weights
 
 
 def masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:
@@ -72,6 +73,14 @@ def grpo_loss(
     return loss, metrics
 
 
+def step_advantages(context: LossContext, batch: TrainBatch, places: tuple[int, ...]) -> Tensor:
+    """(len(places) * B,) advantages at window steps, position by position, weighted by step."""
+    record = batch.rollout
+    weights = step_weights(context.loss.step_weights, context.rollout, record.sigmas)
+    steps = [record.steps[place] for place in places]
+    return (weights[steps].to(batch.advantage)[:, None] * batch.advantage).flatten()
+
+
 PolicyLoss = Callable[[PolicyStep, TrainBatch, tuple[int, ...]], tuple[Tensor, dict[str, Tensor]]]
 
 
@@ -121,7 +130,7 @@ def grpo(context: LossContext, batch: TrainBatch) -> Iterator[Term]:
         return grpo_loss(
             step.log_prob,
             flat_log_probs(batch.rollout, places),
-            batch.advantage.repeat(len(places)),
+            step_advantages(context, batch, places),
             clip_low=context.loss.clip_low,
             clip_high=context.loss.clip_high,
             valid=batch.valid.repeat(len(places)),

@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 
 from trainer.losses.base import LossContext, Term, TrainBatch
-from trainer.losses.grpo import clipped_surrogate, masked_mean, policy_terms, ratio_metrics
+from trainer.losses.grpo import (
+    clipped_surrogate,
+    masked_mean,
+    policy_terms,
+    ratio_metrics,
+    step_advantages,
+)
 from trainer.policy import PolicyStep
 from trainer.replay import flat_log_probs
 
@@ -42,7 +48,7 @@ def grpo_guard(context: LossContext, batch: TrainBatch) -> Iterator[Term]:
         log_ratio = (step.log_prob - old + shift) * std
         ratio = torch.exp(log_ratio)
         valid = batch.valid.repeat(len(places))
-        advantage = batch.advantage.repeat(len(places))
+        advantage = step_advantages(context, batch, places)
         surrogate = clipped_surrogate(ratio, advantage, loss.clip_low, loss.clip_high)
         value = masked_mean(surrogate / -step.dt, valid)
         metrics = ratio_metrics(log_ratio, ratio, loss.clip_low, loss.clip_high, valid)

@@ -11,6 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from trainer.models.conditioning import Conditioning
+from trainer.models.precision import DTYPES
+
+__all__ = ["Conditioning", "Decoded", "Finetune", "FlowModel", "LoraSpec", "ModelOptions"]
+
 Finetune = Literal["lora", "full"]
 
 
@@ -21,7 +26,7 @@ class LoraSpec:
     Attributes:
         rank: Rank of the update.
         alpha: Scale numerator; the update is multiplied by alpha / rank.
-        targets: Name endings of the linear layers; None takes the family's attention layers.
+        targets: Name endings of the linear layers; None takes the family's.
     """
 
     rank: int = 32
@@ -37,15 +42,17 @@ class ModelOptions:
         finetune: ``lora`` trains an adapter, ``full`` the whole transformer.
         lora: Rank, alpha and targets of the adapter.
         device: Where to run.
-        compute_dtype: float32, or bfloat16 (autocast; trained weights stay float32, the frozen
-            base under LoRA is held in bfloat16).
-        max_sequence_length: Tokens of a T5 encoder; has to be the pipeline's at inference (256 in
-            diffusers; the official training uses 128). Where the encoder is missing, diffusers
-            appends as many zero tokens.
+        compute_dtype: float32, or bfloat16 or float16 (autocast; trained weights stay float32,
+            the frozen base under LoRA is held in it).
+        max_sequence_length: Tokens of the language encoder; has to be the pipeline's at inference
+            (256 for SD3 in diffusers, where the official training uses 128). Where SD3's third
+            encoder is missing, diffusers appends as many zero tokens.
         cache_size: Encoded prompts kept, least recently used first out.
         decode_batch: Images decoded at once.
         keep_reference: Keep a frozen copy under ``full``; without it, no ``reference()``.
         seed: Seeds the adapter's initial weights.
+        true_cfg_scale: FLUX only: guidance by a second forward pass with the negative prompt, on
+            top of the embedded guidance; 1 does without.
     """
 
     finetune: Finetune = "lora"
@@ -57,73 +64,27 @@ class ModelOptions:
     decode_batch: int = 16
     keep_reference: bool = True
     seed: int = 0
+    true_cfg_scale: float = 1.0
 
     def __post_init__(self) -> None:
         if self.finetune not in ("lora", "full"):
             raise ValueError(f"finetune must be lora or full, not {self.finetune!r}")
-        if self.compute_dtype not in (torch.float32, torch.bfloat16):
-            raise ValueError(f"compute_dtype must be float32 or bfloat16: {self.compute_dtype}")
+        if self.compute_dtype not in DTYPES.values():
+            raise ValueError(
+                f"compute_dtype must be one of {', '.join(DTYPES)}, not {self.compute_dtype}"
+            )
         if self.cache_size < 1 or self.decode_batch < 1:
             raise ValueError("cache_size and decode_batch must be at least 1")
 
 
 @dataclass(frozen=True, slots=True)
-class Conditioning:
-    """Encoded prompts of a batch.
-
-    Attributes:
-        prompt_embeds: (B, L, D).
-        pooled: (B, P).
-    """
-
-    prompt_embeds: Tensor
-    pooled: Tensor
-
-    def __len__(self) -> int:
-        return self.prompt_embeds.shape[0]
-
-    def index_select(self, index: Tensor | Sequence[int]) -> "Conditioning":
-        """Rows by position; a row may be taken several times."""
-        rows = torch.as_tensor(index, dtype=torch.long, device=self.prompt_embeds.device)
-        return Conditioning(
-            self.prompt_embeds.index_select(0, rows), self.pooled.index_select(0, rows)
-        )
-
-    def expand(self, count: int) -> "Conditioning":
-        """View a single row as ``count`` rows.
-
-        Raises:
-            ValueError: More than one row.
-        """
-        if len(self) not in (1, count):
-            raise ValueError(f"cannot expand {len(self)} rows to {count}")
-        return Conditioning(self.prompt_embeds.expand(count, -1, -1), self.pooled.expand(count, -1))
-
-    @staticmethod
-    def cat(parts: Sequence["Conditioning"]) -> "Conditioning":
-        """Concatenate batches."""
-        return Conditioning(
-            torch.cat([part.prompt_embeds for part in parts]),
-            torch.cat([part.pooled for part in parts]),
-        )
-
-    def to(
-        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> "Conditioning":
-        """Move and cast both tensors."""
-        return Conditioning(
-            self.prompt_embeds.to(device=device, dtype=dtype),
-            self.pooled.to(device=device, dtype=dtype),
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class Decoded:
-    """Images of a batch.
+    """Images or videos of a batch.
 
     Attributes:
-        unit: (B, 3, H, W) float32 in [0, 1].
-        uint8: (B, H, W, 3) RGB, rounded as diffusers does; what scorers and files get.
+        unit: (B, 3, H, W), of videos (B, F, 3, H, W); float32 in [0, 1].
+        uint8: (B, H, W, 3), of videos (B, F, H, W, 3); RGB, rounded as diffusers does; what
+            scorers and files get.
     """
 
     unit: Tensor
@@ -131,7 +92,7 @@ class Decoded:
 
 
 class FlowModel(Protocol):
-    """A family's adapter. Modules stay in eval mode: dropout would break the first ratio of 1."""
+    """A flow model. Modules stay in eval mode: dropout would break the first ratio of 1."""
 
     @property
     def transformer(self) -> nn.Module:
@@ -155,12 +116,16 @@ class FlowModel(Protocol):
         """Free the text encoders; afterwards only cached prompts can be encoded."""
         ...
 
-    def latent_shape(self, height_px: int, width_px: int) -> tuple[int, ...]:
-        """Shape of one image's latents, without the batch dimension."""
+    def latent_shape(self, height_px: int, width_px: int, num_frames: int = 1) -> tuple[int, ...]:
+        """Shape of one image's or video's latents, without the batch dimension.
+
+        Raises:
+            ValueError: Sizes that the family cannot make; the message names those it can.
+        """
         ...
 
     def sigmas(self, num_steps: int, latent_shape: tuple[int, ...] | None = None) -> Tensor:
-        """The schedule as the family's scheduler gives it: (num_steps + 1,), 1 down to 0, CPU."""
+        """The schedule as the family's pipeline has it: (num_steps + 1,), 1 down to 0, CPU."""
         ...
 
     def velocity(
@@ -175,7 +140,7 @@ class FlowModel(Protocol):
         ...
 
     def decode(self, latents: Tensor) -> Decoded:
-        """Turn final latents (B, ...) into images."""
+        """Turn final latents (B, ...) into images or videos."""
         ...
 
     def reference(self) -> AbstractContextManager[None]:

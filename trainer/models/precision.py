@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
 
 class Float32Attention(TorchFunctionMode):
-    """Keeps attention out of autocast: torch's CPU kernel for its backward is slow in bfloat16."""
+    """Keeps attention out of autocast: torch's CPU kernel for its backward is slow in half."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         """Run attention in float32 and everything else as it is."""
@@ -31,10 +33,10 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def resolve(dtype: str, device: torch.device) -> torch.dtype:
-    """The type of the forward pass for `float32`, `bfloat16` or `auto` (see `has_bfloat16`)."""
+    """The type of the forward pass by its name, or for `auto` by `has_bfloat16`."""
     if dtype == "auto":
         return torch.bfloat16 if has_bfloat16(device) else torch.float32
-    return torch.bfloat16 if dtype == "bfloat16" else torch.float32
+    return DTYPES[dtype]
 
 
 @contextmanager
@@ -43,7 +45,7 @@ def mixed_precision(device_type: str, dtype: torch.dtype) -> Iterator[None]:
 
     Args:
         device_type: `cpu` or `cuda`.
-        dtype: float32 or bfloat16.
+        dtype: float32, bfloat16 or float16.
     """
     if dtype == torch.float32:
         yield

@@ -4,14 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trainer.tasks import generic, geneval, ocr
-from trainer.tasks.files import category_probabilities, check_overlap
+from trainer.tasks.files import category_probabilities, check_overlap, without
 from trainer.types import Prompt
 
 TASKS: dict[str, Callable[[Path], list[Prompt]]] = {
     "geneval": geneval.load,
     "ocr": ocr.load,
-    "jpeg": generic.load_texts,
+    "texts": generic.load_texts,
     "jsonl": generic.load,
 }
 
-__all__ = ["TASKS", "category_probabilities", "check_overlap"]
+__all__ = ["TASKS", "category_probabilities", "check_overlap", "without"]

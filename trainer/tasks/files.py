@@ -1,8 +1,9 @@
-"""What all prompt files have in common: one JSON object per line, errors that name the line."""
+"""What all prompt files have in common: one prompt per line, errors that name the line."""
 
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ from trainer.types import Prompt
 def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (place, row) for every line that is not empty; place reads `file:line`.
 
+    A line is a JSON object, or in a .txt file the prompt itself.
+
     Raises:
         DataError: no such file, not UTF-8, a line that is not a JSON object, or no line at all.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise DataError(f"there is no prompt file {path}") from None
+        raise DataError(f"there is no prompt file {path}{_how_to_get(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}") from None
     empty = True
@@ -28,6 +31,9 @@ def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             continue
         empty = False
         place = f"{path.name}:{number}"
+        if path.suffix == ".txt":
+            yield place, {"prompt": line.strip()}
+            continue
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
@@ -52,39 +58,60 @@ def text_field(place: str, row: Mapping[str, Any], name: str) -> str:
 
 
 def unique(path: Path, prompts: Sequence[tuple[str, Prompt]]) -> list[Prompt]:
-    """The prompts, after checking that none is there twice (groups are told apart by prompt).
+    """The prompts, each once; rows that repeat a prompt make it be drawn more often.
+
+    The published files repeat rows on purpose: a category with few prompts has to come as often as
+    one with many, and evaluations draw each prompt several times. Groups are told apart by prompt.
 
     Raises:
-        DataError: a repeated prompt, with both places.
+        DataError: the same prompt with another specification, with both places.
     """
-    seen: dict[str, str] = {}
+    seen: dict[str, tuple[str, Prompt]] = {}
     for place, prompt in prompts:
-        if prompt.text in seen:
+        first, known = seen.setdefault(prompt.text, (place, prompt))
+        if first == place:
+            continue
+        if known != replace(prompt, rows=known.rows):
             raise DataError(
-                f"{place}: the prompt {prompt.text!r} is already at {seen[prompt.text]}"
+                f"{place}: the prompt {prompt.text!r} is already at {first} and asks for something "
+                "else there"
             )
-        seen[prompt.text] = place
+        seen[prompt.text] = (first, replace(known, rows=known.rows + 1))
     if not prompts:
         raise DataError(f"{path} holds no prompts")
-    return [prompt for _, prompt in prompts]
+    return [prompt for _, prompt in seen.values()]
+
+
+def folded(text: str) -> str:
+    """What makes two prompts the same: the text, letter case and spaces aside."""
+    return " ".join(text.lower().split())
 
 
 def check_overlap(train: Sequence[Prompt], test: Sequence[Prompt]) -> list[str]:
     """The test prompts that are also trained on (letter case and spaces aside)."""
+    known = {folded(prompt.text) for prompt in train}
+    return [prompt.text for prompt in test if folded(prompt.text) in known]
 
-    def key(text: str) -> str:
-        return " ".join(text.lower().split())
 
-    known = {key(prompt.text) for prompt in train}
-    return [prompt.text for prompt in test if key(prompt.text) in known]
+def without(train: Sequence[Prompt], test: Sequence[Prompt]) -> list[Prompt]:
+    """The training prompts that are no test prompts (letter case and spaces aside).
+
+    Raises:
+        DataError: none is left.
+    """
+    held_out = {folded(prompt.text) for prompt in test}
+    kept = [prompt for prompt in train if folded(prompt.text) not in held_out]
+    if not kept:
+        raise DataError("every training prompt is a test prompt as well: nothing is left to train")
+    return kept
 
 
 def category_probabilities(prompts: Sequence[Prompt], weights: Mapping[str, float]) -> list[float]:
-    """How likely each prompt is to be drawn: the weight of its category over the category's size.
+    """How likely each prompt is to be drawn: the weight of its category, shared out by rows.
 
     Args:
         prompts: the training prompts.
-        weights: weight per category; empty makes all prompts equally likely.
+        weights: weight per category; empty makes all rows equally likely.
 
     Returns:
         One probability per prompt, summing to 1.
@@ -92,9 +119,11 @@ def category_probabilities(prompts: Sequence[Prompt], weights: Mapping[str, floa
     Raises:
         DataError: a weight for a category that no prompt has, or no positive weight left.
     """
+    sizes: Counter[str] = Counter()
+    for prompt in prompts:
+        sizes[prompt.group] += prompt.rows
     if not weights:
-        return [1 / len(prompts)] * len(prompts)
-    sizes = Counter(prompt.group for prompt in prompts)
+        return [prompt.rows / sizes.total() for prompt in prompts]
     unknown = sorted(name for name, weight in weights.items() if weight > 0 and name not in sizes)
     if unknown:
         raise DataError(
@@ -104,4 +133,12 @@ def category_probabilities(prompts: Sequence[Prompt], weights: Mapping[str, floa
     total = sum(weights.get(name, 0.0) for name in sizes)
     if total <= 0:
         raise DataError("task.category_weights: every weight is 0")
-    return [weights.get(p.group, 0.0) / total / sizes[p.group] for p in prompts]
+    return [weights.get(p.group, 0.0) / total * p.rows / sizes[p.group] for p in prompts]
+
+
+def _how_to_get(path: Path) -> str:
+    """The command that brings a file, if it is one of the official sets."""
+    from trainer.tasks.official import names_with
+
+    found = names_with(path)
+    return f"; flow-train data pull {found[0]} fetches it" if found else ""

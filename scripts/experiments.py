@@ -1,0 +1,261 @@
+"""The paper's ablations on the miniature: run them, then draw docs/experiments.md's figures.
+
+make serve                                                    # in another terminal
+REWARD_URL=grpc://127.0.0.1:50051 python scripts/experiments.py run --out runs/experiments
+python scripts/experiments.py report --out runs/experiments --docs docs
+
+Every run differs from the reference in the settings that its name says and in nothing else: same
+seed, same prompts in the same order, same evaluation. A run that is there already is not repeated,
+and one that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trainer.charts import Axes, Series, line_chart, moving_average
+
+PRESET = "mini_geneval_grpo"
+REFERENCE = "reference"
+SMOOTHING_EPOCHS = 5
+# One epoch is 96 images; an evaluation is one image of each held-out prompt.
+COMMON = (
+    "run.epochs=24",
+    "run.max_minutes=0",
+    "run.seed=0",
+    "batch.prompts_per_epoch=8",
+    "batch.images_per_prompt=12",
+    "batch.rollout_batch_size=48",
+    "eval.every_epochs=0",
+    "eval.every_minutes=0",
+    "eval.images_per_prompt=1",
+    "logging.tensorboard=false",
+)
+# A figure's page has no style sheet of its own to give the charts their colours.
+STYLE = (
+    "<style>svg{--s1:#2b59e0;--s2:#d9480f;--s3:#1f9d63;--s4:#8a63d2;--s5:#c98a00;--s6:#868e96;"
+    "--grid:#ddd;--ink:#333;background:#fff;font-family:sans-serif}"
+    ".grid{stroke:#ddd}.tick{fill:#555;font-size:11px}</style>"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """One question.
+
+    Attributes:
+        title: what the figure is called.
+        variants: settings by the name of the run; `REFERENCE` is shown beside them in each study.
+    """
+
+    title: str
+    variants: Mapping[str, tuple[str, ...]]
+
+
+STUDIES: dict[str, Study] = {
+    "kl": Study(
+        "KL to the base (reference: 0.04)",
+        {"KL off": ("loss.kl_beta=0",), "KL 0.4": ("loss.kl_beta=0.4",)},
+    ),
+    "group_size": Study(
+        "Group size at 96 images per epoch (reference: 12)",
+        {
+            "G = 4": ("batch.prompts_per_epoch=24", "batch.images_per_prompt=4"),
+            "G = 24": ("batch.prompts_per_epoch=4", "batch.images_per_prompt=24"),
+        },
+    ),
+    "noise": Study(
+        "Noise level (reference: a = 0.7)",
+        {"a = 0.1": ("sampling.noise_level=0.1",), "a = 1.4": ("sampling.noise_level=1.4",)},
+    ),
+    "steps": Study(
+        "Training steps (reference: T = 10)",
+        {
+            "T = 40": (
+                "sampling.num_steps=40",
+                "sampling.window_size=12",
+                "sampling.window_end=20",
+            ),
+            "T = 5": ("sampling.num_steps=5", "sampling.window_size=2", "sampling.window_end=3"),
+        },
+    ),
+    "window": Study(
+        "Stochastic window (reference: 3 of the first 5 steps)",
+        {
+            "all 9 steps": ("sampling.window_size=0", "sampling.window_end=0"),
+            "1 step": ("sampling.window_size=1",),
+        },
+    ),
+    "transition": Study(
+        "Kind of the stochastic steps (reference: flow_sde)",
+        {
+            "cps a = 0.8": (
+                "sampling.sde=cps",
+                "sampling.noise_level=0.8",
+                # Its log-ratio is smaller by 2 std^2: the official code clips at 1e-5 for it.
+                "loss.clip_low=1e-4",
+                "loss.clip_high=1e-4",
+            ),
+            "dance a = 0.7": ("sampling.sde=dance",),
+        },
+    ),
+    "loss": Study(
+        "Loss (reference: grpo)",
+        {
+            "grpo_guard": (
+                "loss.algorithm=grpo_guard",
+                "loss.clip_low=2e-4",
+                "loss.clip_high=2e-4",
+            ),
+            "nft": (
+                "loss.algorithm=nft",
+                "sampling.sde=ode",
+                "sampling.window_size=0",
+                "sampling.window_end=0",
+                "loss.kl_form=velocity",
+                "loss.kl_beta=0.12",
+                "batch.optimizer_steps_per_epoch=1",
+            ),
+        },
+    ),
+}
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
+Out = Annotated[Path, typer.Option(help="folder of the runs")]
+
+
+def slug(name: str) -> str:
+    """A folder name of a variant's name."""
+    return "".join(c if c.isalnum() or c == "." else "_" for c in name.lower())
+
+
+def variants() -> dict[str, tuple[str, ...]]:
+    """Every run by name, the reference first."""
+    found: dict[str, tuple[str, ...]] = {REFERENCE: ()}
+    for study in STUDIES.values():
+        found.update(study.variants)
+    return found
+
+
+@app.command()
+def run(
+    out: Out = Path("runs/experiments"),
+    only: Annotated[list[str] | None, typer.Option(help="studies; all by default")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="for every run")] = None,
+) -> None:
+    """Do the runs that are not there yet, one after the other."""
+    chosen: dict[str, tuple[str, ...]] = {REFERENCE: ()}
+    for name, study in STUDIES.items():
+        if not only or name in only:
+            chosen |= study.variants
+    for name, settings in chosen.items():
+        options = [*COMMON, *settings, *(overrides or ()), f"run.out_dir={out / slug(name)}"]
+        command = [sys.executable, "-m", "trainer", "train", PRESET]
+        for option in options:
+            command += ["--set", option]
+        typer.echo(f"== {name}: {' '.join(settings) or 'the reference'}")
+        if subprocess.run(command, check=False).returncode:
+            raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    out: Out = Path("runs/experiments"),
+    docs: Annotated[Path, typer.Option(help="folder with images/")] = Path("docs"),
+) -> None:
+    """Draw one figure per study and print the tables."""
+    rows = {name: read(out / slug(name)) for name in variants() if (out / slug(name)).is_dir()}
+    for key, study in STUDIES.items():
+        names = [name for name in (REFERENCE, *study.variants) if name in rows]
+        if len(names) < 2:
+            continue
+        path = docs / "images" / f"experiment_{key}.svg"
+        path.write_text(figure({name: rows[name] for name in names}), encoding="utf-8")
+        typer.echo(f"\n### {study.title}\n\n![{study.title}](images/{path.name})\n")
+        typer.echo(table({name: rows[name] for name in names}))
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def reward(row: Mapping[str, Any]) -> float | None:
+    """Mean of the first training reward of an epoch."""
+    return next(iter(row["reward"].values()))
+
+
+def figure(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """An SVG of the training reward by epoch, smoothed."""
+    series = []
+    for color, (name, rows) in enumerate(runs.items(), start=1):
+        epochs = [row for row in rows if row["kind"] == "train"]
+        smooth = moving_average([reward(row) for row in epochs], SMOOTHING_EPOCHS)
+        series.append(Series(name, [row["epoch"] for row in epochs], smooth, color=color))
+    drawn = line_chart(series, Axes(x_label=f"epoch (mean of {SMOOTHING_EPOCHS})"))
+    head, body = drawn[drawn.index("<svg") :].split(">", 1)
+    return f'{head} xmlns="http://www.w3.org/2000/svg">{STYLE}{body}'
+
+
+def table(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """A Markdown table: held-out accuracy before and after, reward, KL, watched rewards, time."""
+    out = [
+        "| run | held-out, base | held-out, after | reward, first 5 | reward, last 5 | KL "
+        "| largest fall of a watched reward | s per epoch |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, rows in runs.items():
+        base, final = (
+            [row for row in rows if row["kind"] == "eval" and row["phase"] == phase]
+            for phase in ("base", "final")
+        )
+        epochs = [row for row in rows if row["kind"] == "train"]
+        if not base or not final or not epochs:
+            out.append(f"| {name} | not finished |||||||")
+            continue
+        seconds = sorted(row["seconds"]["total"] for row in epochs)[len(epochs) // 2]
+        cells = [
+            name,
+            _accuracy(base[-1]),
+            f"**{_accuracy(final[-1])}**",
+            _mean([reward(row) for row in epochs[:5]]),
+            _mean([reward(row) for row in epochs[-5:]]),
+            _mean([row["policy"].get("kl") for row in epochs[-5:]], digits=4),
+            _fall(base[-1]["watch"], final[-1]["watch"]),
+            f"{seconds:.1f}",
+        ]
+        out.append("| " + " | ".join(cells) + " |")
+    return "\n".join(out)
+
+
+def _accuracy(row: Mapping[str, Any]) -> str:
+    found = next(iter(row["metrics"].values()))
+    return f"{found['mean']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+
+
+def _mean(values: Sequence[float | None], digits: int = 3) -> str:
+    kept = [value for value in values if value is not None]
+    return f"{sum(kept) / len(kept):.{digits}f}" if kept else "–"
+
+
+def _fall(base: Mapping[str, Any], final: Mapping[str, Any]) -> str:
+    changes = {
+        name: final[name]["mean"] / base[name]["mean"] - 1
+        for name in base
+        if name in final and base[name]["mean"] and final[name]["mean"] is not None
+    }
+    worst = min(changes, key=lambda name: changes[name])
+    return f"{worst} {changes[worst]:+.0%}"
+
+
+if __name__ == "__main__":
+    app()

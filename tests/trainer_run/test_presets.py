@@ -1,0 +1,179 @@
+"""Presets: how files extend each other, and that the published figures are what they state."""
+
+from pathlib import Path
+
+import pytest
+
+from trainer import config, preset
+from trainer.errors import ConfigError
+from trainer.geometry import geometry, world_sizes
+from trainer.settings import Settings
+
+SIZES = ("", "_8gpu", "_4gpu", "_1gpu")
+FULL = [name for name in preset.preset_names() if not name.startswith("mini_")]
+
+# What was published: GPUs, groups, images per group, batch, sampling batches per GPU, updates,
+# steps, guidance, noise, KL, clip range, and what the advantage is divided by.
+PUBLISHED = {
+    "geneval_sd35m": (32, 48, 24, 9, 4, 2, 10, 4.5, 0.7, 0.04, 1e-4, "global"),
+    "ocr_sd35m": (32, 48, 24, 9, 4, 2, 10, 4.5, 0.7, 0.04, 1e-4, "global"),
+    "pickscore_sd35m": (32, 48, 24, 9, 4, 2, 10, 4.5, 0.7, 0.01, 1e-4, "global"),
+    "ocr_sd35m_4gpu": (4, 16, 16, 8, 8, 2, 10, 4.5, 0.7, 0.04, 1e-4, "global"),
+    "pickscore_sd35m_4gpu": (4, 16, 16, 8, 8, 2, 10, 4.5, 0.7, 0.01, 1e-4, "global"),
+    "ocr_sd35m_1gpu": (1, 8, 8, 8, 8, 2, 10, 4.5, 0.7, 0.04, 1e-4, "global"),
+    "geneval_sd35m_fast_nocfg": (32, 48, 24, 9, 4, 2, 10, 1.0, 0.8, 0.0, 1e-5, "global"),
+    "pickscore_sd35m_fast_nocfg": (32, 64, 18, 9, 4, 2, 10, 1.0, 0.8, 0.0, 1e-5, "global"),
+    "geneval_sd35m_guard": (16, 48, 24, 9, 8, 2, 10, 4.5, 0.7, 0.0, 2e-6, "group"),
+    "ocr_sd35m_guard": (16, 48, 24, 9, 8, 2, 10, 4.5, 0.7, 0.0, 2e-6, "group"),
+    "pickscore_sd35m_guard": (16, 48, 24, 9, 8, 2, 10, 4.5, 0.7, 0.0, 4e-6, "group"),
+    "geneval_sd35m_nft": (8, 48, 24, 9, 16, 1, 10, 1.0, 0.7, 1e-4, 1e-4, "global"),
+    "ocr_sd35m_nft": (8, 48, 24, 9, 16, 2, 10, 1.0, 0.7, 1e-4, 1e-4, "global"),
+    "pickscore_sd35m_nft": (8, 48, 24, 9, 16, 1, 10, 1.0, 0.7, 1e-4, 1e-4, "global"),
+}
+
+
+def figures(settings: Settings) -> tuple[object, ...]:
+    batch = settings.batch
+    return (
+        settings.run.gpus,
+        batch.prompts_per_epoch,
+        batch.images_per_prompt,
+        batch.rollout_batch_size,
+        geometry(settings, settings.run.gpus).rollout_batches,
+        batch.optimizer_steps_per_epoch,
+        settings.sampling.num_steps,
+        settings.sampling.guidance_scale,
+        settings.sampling.noise_level,
+        settings.loss.kl_beta,
+        settings.loss.clip_low,
+        settings.advantage.std,
+    )
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_preset_states_the_published_figures(name: str) -> None:
+    settings = config.load(name)
+    assert figures(settings) == PUBLISHED[name]
+    assert settings.loss.clip_low == settings.loss.clip_high
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_a_preset_is_whole_for_the_number_of_gpus_it_names(name: str) -> None:
+    settings = config.load(name)
+    assert settings.run.gpus > 0
+    found = config.load(name, world_size=settings.run.gpus)
+    assert found == settings
+    assert settings.run.out_dir == f"runs/{name}"
+    first = preset.header(name)[0]
+    assert first.endswith((".", ","))
+    assert "GPU" in " ".join(preset.header(name))
+
+
+@pytest.mark.parametrize("task", ["geneval", "ocr", "pickscore"])
+def test_every_task_has_four_sizes(task: str) -> None:
+    names = [f"{task}_sd35m{size}" for size in SIZES]
+    whole = config.load(names[0])
+    gpus = [config.load(name).run.gpus for name in names]
+    assert gpus == [32, 8, 4, 1]
+    assert sorted(preset.siblings(names[0])) == sorted(names[1:])
+    eight = config.load(names[1])
+    assert eight.batch == whole.batch  # the same global batch
+    assert geometry(eight, 8).images == geometry(whole, 32).images == 48 * 24
+    for name in names:
+        assert config.load(name).task == whole.task
+
+
+def write(folder: Path, **files: str) -> Path:
+    for name, text in files.items():
+        (folder / f"{name}.toml").write_text(text, encoding="utf-8")
+    return folder / f"{next(iter(files))}.toml"
+
+
+def test_a_file_of_ones_own_extends_a_preset(tmp_path: Path) -> None:
+    mine = write(
+        tmp_path,
+        mine='extends = ["common.toml"]\n[optim]\nlr = 1e-5\n',
+        common='extends = "ocr_sd35m_1gpu"\n[optim]\nlr = 2e-5\nweight_decay = 0.5\n',
+    )
+    settings = config.load(str(mine))
+    parent = config.load("ocr_sd35m_1gpu")
+    assert settings.optim.lr == 1e-5
+    assert settings.optim.weight_decay == 0.5
+    assert settings.batch == parent.batch
+    assert settings.run.out_dir == "runs/mine"
+    assert preset.parents(str(mine)) == ["common.toml"]
+
+
+def test_what_comes_later_replaces_the_setting_and_keeps_the_section(tmp_path: Path) -> None:
+    rewards = "[rewards]\ntrain = [{ scorer = 'a' }]\n[task]\ncategory_weights = {x = 1, y = 2}\n"
+    mine = write(
+        tmp_path,
+        mine='extends = ["a.toml", "b.toml"]\n[task]\ncategory_weights = {y = 3}\n',
+        a=rewards + "[run]\nseed = 1\nepochs = 7\n",
+        b="[run]\nseed = 2\nout_dir = 'inherited'\n",
+    )
+    settings = config.load(str(mine))
+    assert (settings.run.seed, settings.run.epochs) == (2, 7)
+    assert settings.task.category_weights == {"y": 3.0}
+    assert settings.run.out_dir == "runs/mine"  # two runs never share a folder by inheritance
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('extends = "mine.toml"', r"mine\.toml extends itself: mine\.toml -> mine\.toml"),
+        ('extends = "other.toml"', r"extends itself: mine\.toml -> other\.toml -> mine\.toml"),
+        ('extends = "genval_sd35m"', r"unknown preset 'genval_sd35m' \(did you mean 'geneval_sd3"),
+        ('extends = "parts/sd35"', r"unknown preset 'parts/sd35' \(did you mean 'parts/sd35m'"),
+        ('extends = "gone.toml"', r"mine\.toml extends gone\.toml: there is no such file"),
+        ("extends = 3", r"extends must be the name of a preset, or a list of names"),
+        ("extends = [3]", r"extends must be the name of a preset, or a list of names"),
+        ("run = 3", r"run: .*\(got 3\)"),
+        ("extend = 'ocr_sd35m'", r"unknown setting extend$"),
+    ],
+)
+def test_a_wrong_extension_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    mine = write(tmp_path, mine=text, other='extends = "mine.toml"')
+    with pytest.raises(ConfigError, match=message) as caught:
+        config.load(str(mine))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "gpus", "message"),
+    [
+        (
+            "batch.rollout_batch_size=10",
+            8,
+            r"rollout_batch_size=10 does not divide the 72 images per process and update "
+            r"\(48 prompts x 24 images = 1152, 8 processes, 2 updates\); use 8, 9 or 12$",
+        ),
+        (
+            "run.seed=1",
+            7,
+            r"48 prompts x 24 images = 1152, in 2 updates, do not divide by 7 processes; "
+            r"use 2, 4 or 8 processes, or batch\.prompts_per_epoch = 21, 42 or 63$",
+        ),
+        ("batch.train_batch_size=2", 8, r"train_batch_size=2 does not divide .*=9; use 1, 3 or 9$"),
+        ("batch.optimizer_steps_per_epoch=5", 8, r"steps_per_epoch=5 does not .*; use 3, 4 or 6$"),
+    ],
+)
+def test_sizes_that_do_not_fit_say_what_does(override: str, gpus: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        config.load("geneval_sd35m", [override], world_size=gpus)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_suggestions_fit() -> None:
+    settings = config.load("geneval_sd35m")
+    assert world_sizes(settings) == [1, 2, 4, 8, 16, 32, 64]
+    for size in (8, 9, 12):
+        config.load("geneval_sd35m", [f"batch.rollout_batch_size={size}"], world_size=8)
+    for prompts in (21, 42, 63):
+        config.load("geneval_sd35m", [f"batch.prompts_per_epoch={prompts}"], world_size=7)
+
+
+def test_torchruns_number_of_processes_is_what_is_checked() -> None:
+    config.load("ocr_sd35m_1gpu", [], {"WORLD_SIZE": "4"})
+    with pytest.raises(ConfigError, match="do not divide by 3 processes; use 1, 2 or 4"):
+        config.load("ocr_sd35m_1gpu", [], {"WORLD_SIZE": "3"})

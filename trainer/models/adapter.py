@@ -1,0 +1,143 @@
+"""A flow model of any family: everything that families have in common."""
+
+import gc
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from trainer.models.base import Decoded, ModelOptions
+from trainer.models.conditioning import Conditioning
+from trainer.models.family import Family, frozen
+from trainer.models.network import Network
+from trainer.models.precision import mixed_precision
+from trainer.models.prompt_cache import PromptCache
+
+
+class Adapter:
+    """Makes a ``FlowModel`` of a family."""
+
+    def __init__(self, family: Family, options: ModelOptions) -> None:
+        """Take over the family's pipeline, loaded in the dtypes of ``trainer.models.loading``."""
+        self._family = family
+        self._options = options
+        self._device = torch.device(options.device)
+        pipe = family.pipe
+        for name in ("vae", *family.encoders, *family.networks):
+            if getattr(pipe, name) is not None:
+                frozen(getattr(pipe, name), self._device)
+        if not any(weight.dim() > 4 for weight in pipe.vae.parameters()):
+            # Convolutions of images are faster in this layout, on CPUs by a third.
+            pipe.vae.to(memory_format=torch.channels_last)
+        self._network = Network(
+            {name: getattr(pipe, name) for name in family.networks}, family.lora_targets, options
+        )
+        self._prompts = PromptCache(family.encode, options.cache_size, self._device)
+
+    @property
+    def transformer(self) -> nn.Module:
+        """The network that is trained; an ``nn.ModuleDict`` where a family has several."""
+        return self._network.trained
+
+    @property
+    def device(self) -> torch.device:
+        """Where latents and conditioning have to be."""
+        return self._device
+
+    def trainable_parameters(self) -> Mapping[str, nn.Parameter]:
+        """Parameters that an optimiser may change, by stable name, in the network's order."""
+        return self._network.trainable()
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """Encode prompts, each only once; one row each, on the device.
+
+        Raises:
+            ValueError: No prompts.
+            RuntimeError: A prompt is not cached and the encoders have been dropped.
+        """
+        return self._prompts.batch(prompts)
+
+    def drop_encoders(self) -> None:
+        """Free the text encoders; afterwards only cached prompts can be encoded."""
+        self._prompts.close()
+        for name in self._family.encoders:
+            setattr(self._family.pipe, name, None)
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def latent_shape(self, height_px: int, width_px: int, num_frames: int = 1) -> tuple[int, ...]:
+        """Shape of one image's or video's latents; ValueError names the sizes there are."""
+        return self._family.latent_shape(height_px, width_px, num_frames)
+
+    def sigmas(self, num_steps: int, latent_shape: tuple[int, ...] | None = None) -> Tensor:
+        """The pipeline's schedule, (num_steps + 1,) float32 on the CPU, 1 down to 0.
+
+        Raises:
+            ValueError: The family shifts by resolution and no latent shape is given.
+        """
+        return self._family.sigmas(num_steps, latent_shape)
+
+    def velocity(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        cond: Conditioning,
+        guidance_scale: float = 1.0,
+        negative: Conditioning | None = None,
+    ) -> Tensor:
+        """Predict v = eps - x_0.
+
+        Args:
+            x: (B, ...) latents.
+            sigma: 0-d or (B,).
+            cond: B encoded prompts.
+            guidance_scale: The family's guidance; 1 is none.
+            negative: One or B encoded negative prompts (usually of "").
+
+        Returns:
+            (B, ...) float32.
+
+        Raises:
+            ValueError: Classifier-free guidance without a negative prompt.
+        """
+        dtype = self._options.compute_dtype
+        with mixed_precision(self._device.type, dtype):
+            v = self._family.velocity(
+                self._network.active,
+                x.to(dtype),
+                sigma.float().expand(len(x)),
+                cond.to(dtype=dtype),
+                guidance_scale,
+                None if negative is None else negative.to(dtype=dtype),
+            )
+        return v.float()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Decoded:
+        """Images or videos of final latents (B, ...), post-processed as the pipeline does."""
+        dtype = self._family.pipe.vae.dtype
+        raw = torch.cat(
+            [
+                self._family.decode(part.to(dtype)).float()
+                for part in latents.split(self._options.decode_batch)
+            ]
+        )
+        # Videos have their frames behind the channels here, and before them outside.
+        unit = (raw * 0.5 + 0.5).clamp(0, 1).movedim(1, -3)
+        pixels = (unit.movedim(-3, -1).cpu().numpy() * 255).round().astype("uint8")
+        return Decoded(unit, pixels)
+
+    def reference(self) -> AbstractContextManager[None]:
+        """Inside, ``velocity`` is that of the untrained model.
+
+        Raises:
+            RuntimeError: Full fine-tuning without ``keep_reference``.
+        """
+        return self._network.reference()
+
+    def save(self, path: Path) -> None:
+        """Write the trained weights; see ``Network.save``."""
+        self._network.save(path, type(self._family.pipe))

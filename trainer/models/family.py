@@ -1,0 +1,164 @@
+"""What a family says about itself, and the pieces that families are put together from.
+
+A family is one file: a class with these members around a loaded pipeline, and a ``load``.
+Everything that is the same for all of them is ``trainer.models.adapter.Adapter``.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+    FlowMatchEulerDiscreteScheduler,
+)
+from torch import Tensor, nn
+
+from trainer.models.conditioning import Conditioning
+
+
+class Family(Protocol):
+    """One family of models around a loaded pipeline.
+
+    Attributes:
+        pipe: The diffusers pipeline, with a ``vae``.
+        encoders: Names of its text encoders.
+        networks: Names of its components that are trained, usually ``transformer`` alone.
+        lora_targets: Name endings of the linear layers that get an adapter.
+    """
+
+    pipe: Any
+    encoders: tuple[str, ...]
+    networks: tuple[str, ...]
+    lora_targets: tuple[str, ...]
+
+    def encode(self, prompt: str) -> Conditioning:
+        """Encode one prompt as the pipeline does; one row."""
+        ...
+
+    def latent_shape(self, height_px: int, width_px: int, num_frames: int) -> tuple[int, ...]:
+        """See ``FlowModel``."""
+        ...
+
+    def sigmas(self, num_steps: int, latent_shape: tuple[int, ...] | None) -> Tensor:
+        """See ``FlowModel``."""
+        ...
+
+    def velocity(
+        self,
+        network: Any,
+        x: Tensor,
+        sigma: Tensor,
+        cond: Conditioning,
+        guidance_scale: float,
+        negative: Conditioning | None,
+    ) -> Tensor:
+        """Predict v = eps - x_0, shape of x.
+
+        Args:
+            network: The component to call (an ``nn.ModuleDict`` of several): the policy's or the
+                reference's.
+            x: (B, ...) latents in the compute dtype.
+            sigma: (B,) float32.
+            cond: B encoded prompts in the compute dtype.
+            guidance_scale: 1 is no guidance.
+            negative: One or B encoded negative prompts.
+        """
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode latents in the VAE's dtype to (B, 3, H, W) or (B, 3, F, H, W) in [-1, 1]."""
+        ...
+
+
+def frozen(module: nn.Module, device: torch.device) -> nn.Module:
+    """Move a module that is not trained, and see to it that it never is."""
+    return module.requires_grad_(False).eval().to(device)
+
+
+def image_size(height_px: int, width_px: int, num_frames: int, multiple_px: int) -> None:
+    """Check the size of a picture.
+
+    Raises:
+        ValueError: Several frames, or sides that are not positive multiples of ``multiple_px``.
+    """
+    if num_frames != 1:
+        raise ValueError(f"this model makes images, not videos of {num_frames} frames")
+    if min(height_px, width_px) <= 0 or height_px % multiple_px or width_px % multiple_px:
+        raise ValueError(
+            f"image sides must be multiples of {multiple_px} px, not {height_px}x{width_px}"
+        )
+
+
+def resolution_shift(config: Any, tokens: float) -> float:
+    """The exponent of a schedule that is shifted by resolution, linear in the image's tokens."""
+    slope = (config.max_shift - config.base_shift) / (
+        config.max_image_seq_len - config.base_image_seq_len
+    )
+    return config.base_shift + slope * (tokens - config.base_image_seq_len)
+
+
+def euler_sigmas(
+    config: Any, num_steps: int, *, mu: float | None = None, sigmas: list[float] | None = None
+) -> Tensor:
+    """What ``FlowMatchEulerDiscreteScheduler`` makes of a number of steps.
+
+    Args:
+        config: The pipeline's ``scheduler.config``.
+        num_steps: Sampling steps.
+        mu: Shift of a schedule that depends on the resolution.
+        sigmas: Unshifted levels (num_steps,), where the pipeline states them itself.
+
+    Returns:
+        (num_steps + 1,) float32 on the CPU, 1 down to 0.
+    """
+    # A scheduler of its own: the pipeline's is also used by whoever samples with the pipeline.
+    scheduler: Any = FlowMatchEulerDiscreteScheduler.from_config(config)
+    if sigmas is None:
+        scheduler.set_timesteps(num_steps, mu=mu)
+    else:
+        scheduler.set_timesteps(sigmas=sigmas, mu=mu)
+    return scheduler.sigmas.float().cpu()
+
+
+Forward = Callable[[Tensor, Tensor, Conditioning], Tensor]
+
+
+def with_and_without(
+    forward: Forward, x: Tensor, sigma: Tensor, cond: Conditioning, negative: Conditioning | None
+) -> tuple[Tensor, Tensor]:
+    """Predictions under the prompt and under the negative prompt, from one doubled batch.
+
+    Args:
+        forward: Predicts (n, ...) from latents (n, ...), sigma (n,) and n encoded prompts.
+        x: (B, ...) latents.
+        sigma: (B,).
+        cond: B encoded prompts.
+        negative: One or B encoded negative prompts.
+
+    Returns:
+        (conditional, unconditional), each (B, ...) float32.
+
+    Raises:
+        ValueError: No negative prompt.
+    """
+    if negative is None:
+        raise ValueError("guidance needs the encoded negative prompt")
+    both = Conditioning.cat([negative.expand(len(x)), cond])
+    v = forward(torch.cat([x, x]), torch.cat([sigma, sigma]), both).float()
+    unconditional, conditional = v.chunk(2)
+    return conditional, unconditional
+
+
+def guided(
+    forward: Forward,
+    x: Tensor,
+    sigma: Tensor,
+    cond: Conditioning,
+    scale: float,
+    negative: Conditioning | None,
+) -> Tensor:
+    """Classifier-free guidance, v_u + scale (v_c - v_u); a scale of 1 needs no second forward."""
+    if scale == 1.0:
+        return forward(x, sigma, cond)
+    conditional, unconditional = with_and_without(forward, x, sigma, cond, negative)
+    return unconditional + scale * (conditional - unconditional)

@@ -1,0 +1,95 @@
+"""Pipelines from a folder or the Hugging Face hub."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.models.base import ModelOptions
+
+INDEX = "model_index.json"
+
+
+def load_pipeline(
+    pipeline: Any,
+    path_or_id: str | Path,
+    options: ModelOptions,
+    *,
+    networks: tuple[str, ...] = ("transformer",),
+) -> Any:
+    """Load a pipeline folder (never from the network) or a hub id.
+
+    The trained networks come in float32 under full fine-tuning, else in the compute dtype as the
+    encoders do; the VAE always in float32.
+
+    Args:
+        pipeline: Class of the pipeline.
+        path_or_id: Folder or hub id.
+        options: Kind of fine-tuning and compute dtype.
+        networks: Names of the components that are trained.
+
+    Raises:
+        FileNotFoundError: There are no weights; the message says how to get them.
+        ValueError: They are another pipeline's, or damaged.
+    """
+    folder = Path(path_or_id).expanduser()
+    absent: dict[str, None] = {}
+    if folder.is_dir():
+        absent = _check_index(pipeline, folder)
+    elif _looks_like_path(path_or_id):
+        raise FileNotFoundError(f"{folder}: no such folder; {_how_to_get(path_or_id)}")
+    trained = torch.float32 if options.finetune == "full" else options.compute_dtype
+    dtypes = {
+        "default": options.compute_dtype,
+        "vae": torch.float32,
+        **dict.fromkeys(networks, trained),
+    }
+    try:
+        return pipeline.from_pretrained(
+            str(folder if folder.is_dir() else path_or_id),
+            local_files_only=folder.is_dir(),
+            dtype=dtypes,
+            **absent,
+        )
+    # diffusers, transformers, safetensors and the hub each have errors of their own.
+    except Exception as error:
+        raise ValueError(_reason(path_or_id, error)) from error
+
+
+def _looks_like_path(path_or_id: str | Path) -> bool:
+    return isinstance(path_or_id, Path) or str(path_or_id).startswith((".", "/", "~"))
+
+
+def _how_to_get(path_or_id: str | Path) -> str:
+    if _looks_like_path(path_or_id):
+        return "download the pipeline with `hf download OWNER/NAME --local-dir FOLDER`"
+    return (
+        f"accept the licence on the model's page if it has one, run `hf auth login`, then "
+        f"`hf download {path_or_id} --local-dir FOLDER` where there is a network, "
+        "and set model.path=FOLDER"
+    )
+
+
+def _check_index(pipeline: Any, folder: Path) -> dict[str, None]:
+    """Check whose pipeline a folder holds; components that it was saved without."""
+    index_file = folder / INDEX
+    if not index_file.is_file():
+        raise FileNotFoundError(
+            f"{folder} is not a pipeline folder (no {INDEX}); {_how_to_get(folder)}"
+        )
+    try:
+        index = json.loads(index_file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{index_file} is damaged ({error}); {_how_to_get(folder)}") from error
+    found = index.get("_class_name")
+    if found != pipeline.__name__:
+        raise ValueError(f"{folder} holds a {found}, this model.family needs a {pipeline.__name__}")
+    # diffusers saves a pipeline without a component but loads it only when told so.
+    return {name: None for name, entry in index.items() if entry == [None, None]}
+
+
+def _reason(path_or_id: str | Path, error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    first = text if len(text) <= 200 else f"{text[:200]}..."
+    return f"cannot load {path_or_id} ({first}); {_how_to_get(path_or_id)}"

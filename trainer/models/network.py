@@ -1,0 +1,128 @@
+"""The trained networks of a pipeline: low-rank adapters over a frozen base, or every weight."""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.utils.save_and_load import get_peft_model_state_dict
+from torch import nn
+
+from trainer.models.base import LoraSpec, ModelOptions
+
+ADAPTER = "policy"
+
+
+class Network:
+    """The networks of a pipeline that are trained, and the untrained ones beside them.
+
+    Attributes:
+        trained: The network, or an ``nn.ModuleDict`` of several.
+        active: What predicts: the trained one, or inside ``reference()`` the untrained one.
+    """
+
+    def __init__(
+        self, parts: Mapping[str, nn.Module], targets: Sequence[str], options: ModelOptions
+    ) -> None:
+        """Make the networks trainable.
+
+        Args:
+            parts: By the name of the pipeline's component, on their device.
+            targets: The family's layers for adapters, unless the options name others.
+            options: Kind of fine-tuning, rank, seed.
+
+        Raises:
+            ValueError: Targets that are no layers of the network.
+        """
+        self._parts: Mapping[str, Any] = parts
+        self._lora = options.finetune == "lora"
+        for part in parts.values():
+            part.requires_grad_(False).eval()
+        self.trained: Any = next(iter(parts.values())) if len(parts) == 1 else nn.ModuleDict(parts)
+        self._frozen: Any = None
+        if self._lora:
+            for part in parts.values():
+                _add_adapter(part, options.lora, targets, options.seed)
+        else:
+            if options.keep_reference:
+                self._frozen = copy.deepcopy(self.trained)
+            self.trained.requires_grad_(True)
+        self.active: Any = self.trained
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Parameters that an optimiser may change, by name, in the network's order."""
+        return {
+            name: parameter
+            for name, parameter in self.trained.named_parameters()
+            if not self._lora or f".{ADAPTER}." in name
+        }
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, ``active`` predicts as the untrained model.
+
+        Raises:
+            RuntimeError: Full fine-tuning without ``keep_reference``.
+        """
+        if self._lora:
+            for part in self._parts.values():
+                part.disable_adapters()
+            try:
+                yield
+            finally:
+                for part in self._parts.values():
+                    part.enable_adapters()
+            return
+        if self._frozen is None:
+            raise RuntimeError("no reference copy was kept: load with keep_reference=True")
+        self.active = self._frozen
+        try:
+            yield
+        finally:
+            self.active = self.trained
+
+    def save(self, path: Path, pipeline: Any) -> None:
+        """Write the trained weights as diffusers reads them.
+
+        LoRA: ``path/pytorch_lora_weights.safetensors`` for ``pipe.load_lora_weights(path)``, alpha
+        included. Full: ``path/<component>/`` for ``from_pretrained``.
+
+        Args:
+            path: The folder, made if need be.
+            pipeline: Class of the pipeline.
+        """
+        path.mkdir(parents=True, exist_ok=True)
+        if not self._lora:
+            for name, part in self._parts.items():
+                part.save_pretrained(path / name)
+            return
+        layers = {
+            f"{name}_lora_layers": get_peft_model_state_dict(part, adapter_name=ADAPTER)
+            for name, part in self._parts.items()
+        }
+        # Without it the file has no alpha, and loading assumes alpha = rank.
+        metadata = {
+            f"{name}_lora_adapter_metadata": part.peft_config[ADAPTER].to_dict()
+            for name, part in self._parts.items()
+        }
+        pipeline.save_lora_weights(path, **layers, **metadata)
+
+
+def _add_adapter(part: Any, lora: LoraSpec, targets: Sequence[str], seed: int) -> None:
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        init_lora_weights="gaussian",
+        target_modules=list(lora.targets or targets),
+    )
+    # peft draws from the global generator; every process has to draw the same adapter.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        part.add_adapter(config, adapter_name=ADAPTER)
+    for name, parameter in part.named_parameters():
+        if f".{ADAPTER}." in name:
+            parameter.data = parameter.data.float()
+    part.eval()

@@ -1,0 +1,148 @@
+"""Preset files: found by name, and put together from the files that they extend.
+
+A file may begin with `extends = "other"` or `extends = ["one", "two"]`: names of shipped presets
+or parts (`parts/sd35m`), or .toml files, relative to the file that names them. They are read in
+order and the file's own settings come last; a setting that is stated replaces the one before.
+"""
+
+import copy
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import ConfigError, did_you_mean
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+def preset_names() -> list[str]:
+    """The presets that are shipped."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+def preset_path(name_or_path: str) -> Path:
+    """The file of a preset's name, or the file itself.
+
+    Raises:
+        ConfigError: there is no such preset or file.
+    """
+    if name_or_path.endswith(".toml"):
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise ConfigError(f"there is no settings file {name_or_path}")
+        return path
+    if name_or_path not in preset_names():
+        raise ConfigError(
+            f"unknown preset {name_or_path!r}{did_you_mean(name_or_path, preset_names())}; "
+            f"there are {', '.join(preset_names())}, or give a .toml file"
+        )
+    return PRESETS / f"{name_or_path}.toml"
+
+
+def read(name_or_path: str) -> dict[str, Any]:
+    """The settings of a preset or file, with everything that it extends.
+
+    A file that does not say where its run goes gets a folder of its own: `runs/` and its name.
+
+    Raises:
+        ConfigError: a file that is missing, malformed, or extends itself.
+    """
+    path = preset_path(name_or_path)
+    own, table = _table(path), _read(path, ())
+    if "out_dir" not in _section(own, "run"):
+        _section(table, "run")["out_dir"] = f"runs/{path.stem}"
+    return table
+
+
+def header(name_or_path: str) -> list[str]:
+    """The comment that a preset begins with, line by line; the first line says what it is."""
+    lines = preset_path(name_or_path).read_text(encoding="utf-8").splitlines()
+    comment = []
+    for line in lines:
+        if not line.startswith("#"):
+            break
+        comment.append(line.removeprefix("#").strip())
+    return comment
+
+
+def parents(name_or_path: str) -> list[str]:
+    """What a preset extends, nearest first, as it names them."""
+    path = preset_path(name_or_path)
+    return _extended(_table(path), path)
+
+
+def siblings(name: str) -> list[str]:
+    """The shipped presets that are `name` for other numbers of GPUs (`_8gpu` and the like)."""
+    stem = _without_size(name)
+    return [other for other in preset_names() if _without_size(other) == stem and other != name]
+
+
+def _without_size(name: str) -> str:
+    return re.sub(r"_\d+gpu$", "", name)
+
+
+def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in above:
+        circle = " -> ".join(file.name for file in (*above, path))
+        raise ConfigError(f"{path.name} extends itself: {circle}")
+    own = _table(path)
+    merged: dict[str, Any] = {}
+    for name in _extended(own, path):
+        merged = _merged(merged, _read(_beside(path, name), (*above, path.resolve())))
+    own.pop("extends", None)
+    return _merged(merged, own)
+
+
+def _table(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path.name} is not valid TOML: {error}") from None
+
+
+def _extended(table: dict[str, Any], path: Path) -> list[str]:
+    value = table.get("extends", [])
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{path.name}: extends must be the name of a preset, or a list of names")
+    return names
+
+
+def _beside(path: Path, name: str) -> Path:
+    """The file that `path` calls `name`."""
+    if name.endswith(".toml"):
+        file = path.parent / name
+        if not file.is_file():
+            raise ConfigError(f"{path.name} extends {name}: there is no such file")
+        return file
+    file = PRESETS / f"{name}.toml"
+    if not file.is_file():
+        known = preset_names()
+        known += [f"parts/{part.stem}" for part in (PRESETS / "parts").glob("*.toml")]
+        raise ConfigError(
+            f"{path.name} extends the unknown preset {name!r}{did_you_mean(name, known)}"
+        )
+    return file
+
+
+def _merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """`second` over `first`: sections are merged, the settings in them are replaced."""
+    out = copy.deepcopy(first)
+    for name, value in second.items():
+        if isinstance(value, dict) and isinstance(out.get(name), dict):
+            out[name] |= copy.deepcopy(value)
+        else:
+            out[name] = copy.deepcopy(value)
+    return out
+
+
+def _section(table: dict[str, Any], name: str) -> dict[str, Any]:
+    """A section to look into or to change; a value that is none is left to the checks."""
+    found = table.setdefault(name, {})
+    return found if isinstance(found, dict) else {}
