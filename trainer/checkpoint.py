@@ -280,7 +280,7 @@ def restore_parameters(parameters: Mapping[str, Tensor], tensors: Mapping[str, T
     if set(parameters) != set(tensors):
         name = sorted(set(parameters) ^ set(tensors))[0]
         raise CheckpointError(
-            f"the checkpoint is of another model: {name} is in one only; {REMEDY}"
+            f"the checkpoint is of another model or finetune mode: {name} is in one only; {REMEDY}"
         )
     with torch.no_grad():
         for name, parameter in parameters.items():

@@ -5,6 +5,7 @@ are averaged by one all_reduce over one flat buffer per update; nothing wraps th
 """
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -26,9 +27,10 @@ def _peers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        first = str(error).strip().partition("\n")[0].rpartition("] ")[2]
+        # Without the place in its source that gloo begins with, and its advice at the end.
+        reason = re.sub(r"^\[\S+\] ", "", str(error).strip()).partition(". ")[0][:200]
         raise PeerLost(
-            f"another process of this run is gone or does not answer ({first[:200]}); "
+            f"another process of this run is gone or does not answer ({reason.splitlines()[0]}); "
             "the last checkpoint is whole: the same command resumes it"
         ) from error
 

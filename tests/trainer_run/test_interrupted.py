@@ -28,8 +28,8 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
 
 @pytest.fixture
 def long(table: dict[str, Any]) -> dict[str, Any]:
-    """Thirty short epochs against the `jpeg` scorer of a real server."""
-    table["run"] |= {"epochs": 30, "save_every_epochs": 1000}
+    """Fourteen short epochs against the `jpeg` scorer of a real server."""
+    table["run"] |= {"epochs": 14, "save_every_epochs": 1000}
     table["sampling"] |= {"num_steps": 3, "eval_num_steps": 2, "window_size": 1}
     table["batch"] |= {"images_per_prompt": 2, "rollout_batch_size": 1}
     table["eval"] |= {"images_per_prompt": 1, "every_epochs": 0}
@@ -67,7 +67,7 @@ def test_signals_save_and_the_second_one_stops_at_once(
         command, run_dir = ["train", save(long, tmp_path, "parts")], tmp_path / "parts"
         for number, code in ((signal.SIGTERM, 0), (signal.SIGINT, 130)):
             child = nursery.start("cli", command, **where)
-            wait_for_epochs(child, run_dir, 2)
+            wait_for_epochs(child, run_dir, 1)
             os.kill(child.pid, number)
             assert child.wait(60) == code, child.log.read_text()
             output = child.log.read_text()
@@ -107,11 +107,11 @@ def test_two_processes_under_torchrun_s_agent(
         whole = ["train", save(long, tmp_path, "whole")]
         assert nursery.start("launch", 2, 0, whole, **where).wait() == 0
         child = nursery.start("launch", 2, 1, command, **where)
-        wait_for_epochs(child, run_dir, 2)
+        wait_for_epochs(child, run_dir, 1)
         os.kill(pid_of(1), signal.SIGKILL)
         # The agent has started both again.
         child.said("resuming")
-        wait_for_epochs(child, run_dir, 2)
+        wait_for_epochs(child, run_dir, 1)
         server.process.kill()
         assert child.wait(90) == 1
         (line,) = [text for text in errors(child) if "is saved in" in text]
@@ -122,13 +122,13 @@ def test_two_processes_under_torchrun_s_agent(
     with running(tmp_path / "second", "[scorers.jpeg]\n", wait_for=("jpeg",)) as server:
         where = {"REWARD_URL": server.grpc_url, **pids}
         child = nursery.start("launch", 2, 0, command, **where)
-        wait_for_epochs(child, run_dir, 2)
+        wait_for_epochs(child, run_dir, 1)
         for rank in (0, 1):
             os.kill(pid_of(rank), signal.SIGTERM)
         assert child.wait(60) == 0, child.log.read_text()
         assert f"stopped after epoch {epochs_done(run_dir)}" in child.log.read_text()
         child = nursery.start("launch", 2, 0, command, **where)
-        wait_for_epochs(child, run_dir, 2)
+        wait_for_epochs(child, run_dir, 1)
         os.kill(child.pid, signal.SIGTERM)
         # The agent calls any signal a failure; its processes have saved and ended with 0.
         assert child.wait(60) == 1, child.log.read_text()
