@@ -28,9 +28,10 @@ def _peers() -> Iterator[None]:
         yield
     except RuntimeError as error:
         # Without the place in its source that gloo begins with, and its advice at the end.
-        reason = re.sub(r"^\[\S+\] ", "", str(error).strip()).partition(". ")[0][:200]
+        first = str(error).strip().partition("\n")[0]
+        reason = re.sub(r"^\[\S+\] ", "", first).partition(". ")[0][:200]
         raise PeerLost(
-            f"another process of this run is gone or does not answer ({reason.splitlines()[0]}); "
+            f"another process of this run is gone or does not answer ({reason}); "
             "the last checkpoint is whole: the same command resumes it"
         ) from error
 

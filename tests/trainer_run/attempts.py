@@ -117,21 +117,23 @@ def train(table: dict[str, Any], death: dict[str, Any] | None) -> int:
 
 
 def on_full_disk(table: dict[str, Any], small_kib: int, copy_to: str) -> int:
-    """Train on a disk that is too small, then again when it is larger; 99: mounts are forbidden."""
+    """Train on a disk that is too small, read-only, and large enough; 99: mounts are forbidden."""
     libc = ctypes.CDLL(None, use_errno=True)
     place = Path(table["run"]["out_dir"]).parent
     place.mkdir()
-    new_mounts, private, remount = 0x20000, 1 << 18, 32
+    new_mounts, private, remount, read_only = 0x20000, 1 << 18, 32, 1
     if libc.unshare(new_mounts) or libc.mount(None, b"/", None, private | 1 << 14, None):
         return 99
     where = str(place).encode()
     if libc.mount(b"tmpfs", where, b"tmpfs", 0, f"size={small_kib}k".encode()):
         return 99
     first = train(table, None)
-    libc.mount(b"tmpfs", where, b"tmpfs", remount, b"size=64m")
+    libc.mount(b"tmpfs", where, b"tmpfs", remount | read_only, None)
     second = train(table, None)
+    libc.mount(b"tmpfs", where, b"tmpfs", remount, b"size=64m")
+    third = train(table, None)
     shutil.copytree(table["run"]["out_dir"], copy_to, symlinks=True)
-    return first if second == 0 else 98
+    return first if (second, third) == (2, 0) else 98
 
 
 def command_line(arguments: list[str]) -> int:

@@ -161,8 +161,9 @@ def test_a_full_disk_is_one_line_and_costs_nothing(
         pytest.skip("mounts are forbidden here")
     output = child.log.read_text()
     assert code == DISK, output
-    (line,) = [text for text in output.splitlines() if text.startswith("error:")]
-    assert "epoch_000002: No space left on device; what was saved before is whole" in line
+    full, fixed = [text for text in output.splitlines() if text.startswith("error:")]
+    assert "epoch_000002: No space left on device; what was saved before is whole" in full
+    assert fixed == f"error: run.out_dir={disk['run']['out_dir']}: Read-only file system"
     assert "resuming" in output
     assert_same_run(tmp_path / "whole", tmp_path / "copy")
     assert_same_state(tmp_path / "whole", tmp_path / "copy")
