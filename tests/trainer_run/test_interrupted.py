@@ -4,7 +4,6 @@ a process that is killed, a server that dies."""
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,6 @@ from tests.trainer_run.test_run import assert_same_run, elsewhere
 from trainer.metrics import read
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-
-
-@pytest.fixture(scope="module")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    found = Nursery(tmp_path_factory.mktemp("attempts"))
-    yield found
-    found.close()
 
 
 @pytest.fixture
@@ -95,7 +87,7 @@ def test_signals_save_and_the_second_one_stops_at_once(
 def test_two_processes_under_torchrun_s_agent(
     nursery: Nursery, long: dict[str, Any], tmp_path: Path
 ) -> None:
-    """A process is killed, the server dies, SIGTERM to all and to the agent; the same numbers."""
+    """A process is killed, the server dies, SIGTERM to one and to the agent; the same numbers."""
     command, run_dir = ["train", save(long, tmp_path, "parts")], tmp_path / "parts"
     pids = {"PIDS": str(tmp_path / "pid")}
 
@@ -123,8 +115,8 @@ def test_two_processes_under_torchrun_s_agent(
         where = {"REWARD_URL": server.grpc_url, **pids}
         child = nursery.start("launch", 2, 0, command, **where)
         wait_for_epochs(child, run_dir, 1)
-        for rank in (0, 1):
-            os.kill(pid_of(rank), signal.SIGTERM)
+        # Both stop, whichever is asked.
+        os.kill(pid_of(1), signal.SIGTERM)
         assert child.wait(60) == 0, child.log.read_text()
         assert f"stopped after epoch {epochs_done(run_dir)}" in child.log.read_text()
         child = nursery.start("launch", 2, 0, command, **where)

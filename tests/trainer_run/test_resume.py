@@ -1,7 +1,6 @@
 """Killed for real at named points, one process and two: the run ends as if nothing had happened."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 KILLED, TOO_LARGE = -9, -25
 PEER_LOST, DISK = 6, 5
-
-
-@pytest.fixture(scope="module")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    found = Nursery(tmp_path_factory.mktemp("attempts"))
-    yield found
-    found.close()
 
 
 @pytest.fixture
