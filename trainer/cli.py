@@ -1,4 +1,4 @@
-"""`flow-train`: train, sample, evaluate, report, presets. `python -m trainer` is the same."""
+"""`flow-train`: train, sample, evaluate, report, presets, data. `python -m trainer` is the same."""
 
 import os
 import signal
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trainer import config
+from trainer.data_cli import data_app
 from trainer.errors import ConfigError, TrainerError
 from trainer.preset import header, preset_names
 from trainer.settings import Settings
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 presets_app = typer.Typer(no_args_is_help=True, help="Shipped settings.")
 app.add_typer(presets_app, name="presets")
+app.add_typer(data_app, name="data")
 
 Preset = Annotated[str, typer.Argument(help="Name of a preset, or a .toml file.")]
 Overrides = Annotated[

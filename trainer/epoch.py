@@ -1,12 +1,14 @@
 """One epoch: sample, score, compare, update.
 
-Scores are requested as each sampling batch is decoded and awaited once the epoch is sampled.
-Nothing changes before all scores are there, so a service that goes away loses nothing.
+Scores are requested as each sampling batch is decoded. An update begins as soon as the scores that
+its advantages need are there (`trainer.scoring`). A service that goes away loses nothing: whatever
+the epoch has changed by then is taken back.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,17 +17,15 @@ import torch
 from numpy.ma import MaskedArray
 
 from trainer import prompt_filter
-from trainer.advantages import Advantages, advantages
-from trainer.config import training_guidance
-from trainer.distributed import shared
-from trainer.errors import ServiceLost, TrainerError
-from trainer.losses import LOSSES, TrainBatch
+from trainer.advantages import Advantages
+from trainer.losses import TrainBatch
 from trainer.models.base import Conditioning
-from trainer.rewards import Scores, merge
+from trainer.rewards import Scores
 from trainer.rollout import RolloutBatch, draw_window, rollout
 from trainer.run import Run, check_stop
-from trainer.sampler import Draw, draw_prompts, draws
-from trainer.waiting import scores_of
+from trainer.sampler import Draw, draw_prompts, draws, share_out
+from trainer.scoring import EpochScores
+from trainer.undo import undone_by_failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,68 +33,51 @@ class Sampled:
     """One rollout batch on its way.
 
     Attributes:
+        first: number of its first image in the epoch.
         batch: what training needs of the sampling.
         cond: its encoded prompts.
         pending: its scores.
     """
 
+    first: int
     batch: RolloutBatch
     cond: Conditioning
     pending: "Future[Scores]"
 
 
 def train_epoch(run: Run) -> dict[str, Any]:
-    """Sample, score and update once; return the epoch's metrics."""
+    """Sample, score and update once; return the epoch's metrics.
+
+    Raises:
+        ServiceError: the service went away or too much has no score; nothing has changed.
+        Stopped: someone asked to stop before the last scores were there; nothing has changed.
+    """
     settings, epoch = run.settings, run.progress.epoch
-    times: dict[str, float] = {}
-    begin = time.perf_counter()
-    asleep = _resting(run)
-    prompts = draw_prompts(
-        prompt_filter.in_play(run.probabilities, asleep),
-        settings.batch.prompts_per_epoch,
-        seed=settings.run.seed,
-        epoch=epoch,
-    )
-    images = draws(
-        prompts,
-        settings.batch.images_per_prompt,
-        seed=settings.run.seed,
-        epoch=epoch,
-        shared_noise=settings.sampling.shared_noise,
-        rank=run.world.rank,
-        world_size=run.world.size,
-    )
-    negative = _negative(run)
-    size, first = settings.batch.rollout_batch_size, run.world.rank * len(images)
-    with run.updater.sampling():
-        sampled = [
-            sample_batch(run, images[start : start + size], first + start, negative)
-            for start in range(0, len(images), size)
-        ]
-    times["rollout"] = time.perf_counter() - begin
-    begin = time.perf_counter()
-    scores = collect(run, [item.pending for item in sampled])
-    times["score_wait"] = time.perf_counter() - begin
-    begin = time.perf_counter()
-    names = [term.name for term in settings.rewards.train]
-    found = advantages(
-        {name: scores.values[name].data for name in names},
-        [
-            image // settings.batch.images_per_prompt
-            for image in range(len(scores.values[names[0]]))
-        ],
-        weights={term.name: term.weight for term in settings.rewards.train},
-        valid=scores.valid(names),
-        std=settings.advantage.std,
-        combine=settings.advantage.combine,
-        eps=settings.advantage.eps,
-        clip=settings.advantage.clip,
-        mode=LOSSES[settings.loss.algorithm].advantage,
-        temperature=settings.loss.rwr_temperature,
-    )
-    updates = update(run, sampled, found, negative)
-    times["train"] = time.perf_counter() - begin
+    times: dict[str, float] = dict.fromkeys(("rollout", "score_wait", "train"), 0.0)
+    with _timed(times, "rollout"):
+        asleep = _resting(run)
+        prompts = draw_prompts(
+            prompt_filter.in_play(run.probabilities, asleep),
+            settings.batch.prompts_per_epoch,
+            seed=settings.run.seed,
+            epoch=epoch,
+        )
+        # Whether and how it is used is the family's matter.
+        negative = run.model.encode_prompts([settings.sampling.negative_prompt])
+        sampled = sample_epoch(run, prompts, negative)
+    scored = EpochScores(run, [[item.pending for item in batches] for batches in sampled])
+    updates = []
+    with undone_by_failure(run, needed=scored.early):
+        for number, batches in enumerate(sampled):
+            with _timed(times, "score_wait"):
+                found = scored.advantages(number)
+            with _timed(times, "train"):
+                updates.append(update(run, train_batches(run, batches, found, negative)))
+        with _timed(times, "score_wait"):
+            scores = scored.everything()
+    found = scored.advantages(len(sampled) - 1)
     filtered = _remember(run, prompts, scores, asleep)
+    names = [term.name for term in settings.rewards.train]
     total = len(scores.values[names[0]])
     return {
         "kind": "train",
@@ -114,16 +97,48 @@ def train_epoch(run: Run) -> dict[str, Any]:
     }
 
 
-def sample_batch(
-    run: Run, images: Sequence[Draw], number: int, negative: Conditioning | None
-) -> Sampled:
+@contextmanager
+def _timed(times: dict[str, float], name: str) -> Iterator[None]:
+    begin = time.perf_counter()
+    yield
+    times[name] += time.perf_counter() - begin
+
+
+def sample_epoch(run: Run, prompts: Sequence[int], negative: Conditioning) -> list[list[Sampled]]:
+    """Sample this process's batches, by update, in the order in which updates need them."""
+    settings = run.settings
+    images = draws(
+        prompts,
+        settings.batch.images_per_prompt,
+        seed=settings.run.seed,
+        epoch=run.progress.epoch,
+        shared_noise=settings.sampling.shared_noise,
+    )
+    size = settings.batch.rollout_batch_size
+    shares = share_out(
+        len(images) // size,
+        settings.batch.optimizer_steps_per_epoch,
+        rank=run.world.rank,
+        world_size=run.world.size,
+    )
+    with run.updater.sampling():
+        return [
+            [
+                sample_batch(run, images[number * size : (number + 1) * size], number, negative)
+                for number in share
+            ]
+            for share in shares
+        ]
+
+
+def sample_batch(run: Run, images: Sequence[Draw], number: int, negative: Conditioning) -> Sampled:
     """Sample and decode one batch, and ask for its scores.
 
     Args:
         run: the run.
         images: what to sample.
-        number: number of the first image in the epoch, which names the batch on all processes.
-        negative: the encoded negative prompt, or None.
+        number: number of the batch in the epoch, over all processes.
+        negative: the encoded negative prompt.
     """
     check_stop(run)
     settings, epoch = run.settings, run.progress.epoch
@@ -144,53 +159,27 @@ def sample_batch(
         settings.rewards.train,
         tag=f"e{epoch}-{number}",
     )
-    return Sampled(batch, cond, pending)
+    # While the service is busy with the images.
+    renewed = run.updater.renew(batch, cond, negative)
+    return Sampled(number * len(images), renewed, cond, pending)
 
 
-def collect(run: Run, pending: Sequence["Future[Scores]"]) -> Scores:
-    """The epoch's scores of all processes, in the order of the images.
-
-    Raises:
-        ServiceError: on every process, if any process lost the service or too much failed.
-        Stopped: on every process, if any was asked to stop.
-    """
-    parts = run.world.gather(scores_of(pending, run.stop))
-    for part in parts:
-        if isinstance(part, TrainerError):
-            raise shared(part)
-    scores = merge(parts)
-    names = [term.name for term in run.settings.rewards.train]
-    failed = float((~scores.valid(names)).mean())
-    if failed > run.settings.rewards.max_failed_fraction:
-        commonest = max(scores.errors, key=lambda text: scores.errors[text], default="no message")
-        raise ServiceLost(
-            f"{failed:.0%} of the images of epoch {run.progress.epoch + 1} have no score "
-            f"(rewards.max_failed_fraction is {run.settings.rewards.max_failed_fraction:.0%}); "
-            f"mostly: {commonest}"
-        )
-    return scores
-
-
-def update(
-    run: Run,
-    sampled: Sequence[Sampled],
-    found: Advantages,
-    negative: Conditioning | None,
-) -> list[list[dict[str, float]]]:
-    """Do the epoch's updates; return the metrics of each, by process.
+def train_batches(
+    run: Run, sampled: Sequence[Sampled], found: Advantages, negative: Conditioning
+) -> list[TrainBatch]:
+    """The batches of one update of this process with their advantages.
 
     Args:
         run: the run.
-        sampled: the batches of this process.
-        found: advantages of the images of all processes.
-        negative: the encoded negative prompt, or None.
+        sampled: the batches.
+        found: advantages by number of the image in the epoch; at least up to these batches.
+        negative: the encoded negative prompt.
     """
     device = run.model.device
-    offset = run.world.rank * sum(len(item.batch) for item in sampled)
-    batches = []
+    out = []
     for item in sampled:
-        rows = slice(offset, offset + len(item.batch))
-        batches.append(
+        rows = slice(item.first, item.first + len(item.batch))
+        out.append(
             TrainBatch(
                 item.batch,
                 item.cond,
@@ -200,27 +189,27 @@ def update(
                 torch.as_tensor(found.groups[rows], device=device),
             )
         )
-        offset += len(item.batch)
-    out = []
-    for metrics in run.updater.epoch(batches, epoch=run.progress.epoch):
-        if run.ema is not None and run.updater.updates > run.progress.updates:
-            run.ema.update(run.updater.updates)
-        run.progress.updates = run.updater.updates
-        out.append(metrics)
-    return run.world.gather(out)
+    return out
 
 
-def combine_updates(updates: Sequence[Sequence[Mapping[str, float]]]) -> dict[str, Any]:
-    """Means over the updates of an epoch and the processes; largest values stay the largest."""
-    rows = [metrics for part in updates for metrics in part]
-    names = {name for metrics in rows for name in metrics}
-    policy = {name: float(np.mean([m[name] for m in rows if name in m])) for name in names}
+def update(run: Run, batches: Sequence[TrainBatch]) -> dict[str, float]:
+    """Do one update and move the average; return its metrics."""
+    metrics = run.updater.update(batches)
+    if run.ema is not None and run.updater.updates > run.progress.updates:
+        run.ema.update(run.updater.updates)
+    run.progress.updates = run.updater.updates
+    return metrics
+
+
+def combine_updates(updates: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Means over the updates of an epoch; largest values stay the largest."""
+    names = {name for metrics in updates for name in metrics}
+    policy = {name: float(np.mean([m[name] for m in updates if name in m])) for name in names}
     for name in ("ratio_max", "ratio_deviation"):
         if name in policy:
-            policy[name] = max(m[name] for m in rows if name in m)
-    first = [part[0]["ratio_deviation"] for part in updates if "ratio_deviation" in part[0]]
+            policy[name] = max(m[name] for m in updates if name in m)
     return {
-        "first_ratio_deviation": max(first, default=None),
+        "first_ratio_deviation": updates[0].get("ratio_deviation"),
         "policy": dict(sorted(policy.items())),
     }
 
@@ -279,10 +268,3 @@ def _by_category(run: Run, prompts: Sequence[int], values: MaskedArray) -> dict[
 def _mean(values: MaskedArray) -> float | None:
     kept = values.compressed()
     return float(kept.mean()) if kept.size else None
-
-
-def _negative(run: Run) -> Conditioning | None:
-    scales = (run.settings.sampling.guidance_scale, training_guidance(run.settings))
-    if scales == (1.0, 1.0):
-        return None
-    return run.model.encode_prompts([run.settings.sampling.negative_prompt])

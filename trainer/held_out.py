@@ -181,7 +181,7 @@ def _sample(
     shape = model.latent_shape(*sampling.size)
     noise = [NoiseKey(settings.eval.seed, EVAL_EPOCH, prompt, image) for prompt, image in keys]
     cond = model.encode_prompts([prompt.text for prompt in prompts])
-    negative = None if scale == 1.0 else model.encode_prompts([sampling.negative_prompt])
+    negative = model.encode_prompts([sampling.negative_prompt])
     x, steps = initial_noise(noise, shape, model.device), sampling.eval_num_steps
     if not compare or settings.eval.kl_steps == 0 or not keeps_reference(settings):
         return sample_ode(model, cond, x, steps, guidance_scale=scale, negative=negative), None

@@ -1,9 +1,10 @@
-"""Which prompts an epoch trains on: a function of (seed, epoch) alone, the same on every process.
+"""Which prompts an epoch trains on, and which process samples them for which update.
 
-Nothing is drawn ahead and nothing has to be stored to resume. Each drawn prompt is a group of
-`images_per_prompt` images; the images of an epoch are numbered group by group, and every process
-takes one contiguous run of them. A prompt is drawn at most once per epoch while there are enough
-of them, so that groups never merge.
+Everything is a function of the settings, the seed and the epoch: nothing is drawn ahead and nothing
+has to be stored to resume. Each drawn prompt is a group of `images_per_prompt` images; the images
+of an epoch are numbered group by group. A prompt is drawn at most once per epoch while there are
+enough of them, so that groups never merge. Sampling batches are runs of images, updates are runs of
+batches: what an update learns from does not depend on the number of processes.
 """
 
 from collections.abc import Sequence
@@ -34,7 +35,9 @@ def draw_prompts(
 ) -> tuple[int, ...]:
     """Indices of the epoch's prompts, drawn by weight and without repetition where possible.
 
-    With more draws than prompts of positive weight, everything is drawn once per round.
+    With more draws than prompts of positive weight, everything is drawn once per round. The order
+    is shuffled: drawing without repetition puts the likelier prompts, and so the easier update,
+    first.
     """
     weights = torch.tensor(probabilities, dtype=torch.float64)
     source = generator("prompts", seed, epoch)
@@ -43,7 +46,8 @@ def draw_prompts(
     while len(chosen) < count:
         size = min(count - len(chosen), available)
         chosen += torch.multinomial(weights, size, generator=source).tolist()
-    return tuple(chosen)
+    order = torch.randperm(len(chosen), generator=source).tolist()
+    return tuple(chosen[place] for place in order)
 
 
 def draws(
@@ -53,10 +57,8 @@ def draws(
     seed: int,
     epoch: int,
     shared_noise: bool = False,
-    rank: int = 0,
-    world_size: int = 1,
 ) -> list[Draw]:
-    """The images that one process samples in an epoch, in order.
+    """The images of an epoch, group by group.
 
     Args:
         prompts: the epoch's prompts, from `draw_prompts`.
@@ -64,18 +66,56 @@ def draws(
         seed: the run's seed.
         epoch: number of the epoch.
         shared_noise: the images of a group start from the same noise.
-        rank: number of the process.
-        world_size: number of processes; divides the images of the epoch.
     """
-    total = len(prompts) * images_per_prompt
-    share = total // world_size
     taken: list[Draw] = []
-    for image in range(rank * share, (rank + 1) * share):
-        group, sample = divmod(image, images_per_prompt)
+    for group, prompt in enumerate(prompts):
         # A prompt that is drawn twice must not repeat its noise.
-        repeats = prompts[:group].count(prompts[group])
-        first = repeats * images_per_prompt
+        first = prompts[:group].count(prompt) * images_per_prompt
         start = first if shared_noise else None
-        key = NoiseKey(seed, epoch, prompts[group], first + sample, start)
-        taken.append(Draw(group, prompts[group], key))
+        for sample in range(images_per_prompt):
+            key = NoiseKey(seed, epoch, prompt, first + sample, start)
+            taken.append(Draw(group, prompt, key))
     return taken
+
+
+def share_out(batches: int, updates: int, *, rank: int, world_size: int) -> list[range]:
+    """The sampling batches of one process, by update.
+
+    Update u learns from the u-th run of `batches / updates` batches; each process takes an equal,
+    contiguous part of every run, in the order in which the updates need them.
+
+    Args:
+        batches: sampling batches of the epoch; a multiple of updates x world_size.
+        updates: optimiser updates of the epoch.
+        rank: number of the process.
+        world_size: number of processes.
+
+    Raises:
+        ValueError: the batches do not divide.
+    """
+    if batches % (updates * world_size):
+        raise ValueError(f"{batches} batches, {updates} updates, {world_size} processes")
+    part = batches // (updates * world_size)
+    starts = ((update * world_size + rank) * part for update in range(updates))
+    return [range(start, start + part) for start in starts]
+
+
+def updates_awaited(
+    update: int, updates: int, *, groups: int, images_per_prompt: int, whole_epoch: bool
+) -> int:
+    """How many of the epoch's updates must have their scores before this one can begin.
+
+    An advantage needs the scores of its whole group, or of all groups.
+
+    Args:
+        update: number of the update in the epoch.
+        updates: updates of the epoch.
+        groups: groups of the epoch.
+        images_per_prompt: group size.
+        whole_epoch: advantages depend on all groups (a global standard deviation).
+    """
+    if whole_epoch:
+        return updates
+    per_update = groups * images_per_prompt // updates
+    end_of_last_group = -(-(update + 1) * per_update // images_per_prompt) * images_per_prompt
+    return -(-end_of_last_group // per_update)

@@ -78,9 +78,16 @@ class ModelSettings(Section):
     """Type of the forward pass; trained weights are always float32. `auto`: bfloat16 where the GPU
     or CPU is faster with it."""
     max_sequence_length: Count = 256
-    """Tokens of the T5 encoder (SD3); 0 for a pipeline without one, such as the miniature."""
+    """Tokens of the language encoder (SD3, FLUX: T5), as many as when the model is used later; 0
+    for a pipeline without one, such as the miniature."""
+    true_cfg_scale: float = 1.0
+    """FLUX.1-dev only: guidance by a second forward pass with the negative prompt, on top of the
+    embedded `sampling.guidance_scale`; 1 does without."""
     keep_encoders: bool = False
     """Keep the text encoders in memory after all prompts have been encoded."""
+    prompt_cache_gb: Annotated[float, Field(gt=0)] = 16.0
+    """Main memory for encoded prompts, per process, in 10^9 bytes. Where not all prompts fit, the
+    encoders are kept and prompts are encoded when they are drawn."""
 
 
 class SamplingSettings(Section):

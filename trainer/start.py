@@ -1,7 +1,7 @@
 """Open a run: check data and service, load the model, resume where a checkpoint is."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,8 +154,7 @@ def opened(
             check_same(settings, stored.progress["settings"], run_dir)
             check_world(settings, stored.progress["world_size"], world, say)
         world.on_main(lambda: write_resolved(run_dir, settings, versions(), scorers))
-        count = len(train_prompts) + len(test_prompts) + 1
-        model = world.everywhere(lambda: load_model(settings, device, cached_prompts=count))
+        model = world.everywhere(lambda: load_model(settings, device))
         updater = Updater(model, settings, world)
         average = settings.ema
         ema = (
@@ -189,9 +188,8 @@ def opened(
 
         world.on_main(open_log)
         if not settings.model.keep_encoders:
-            model.encode_prompts([p.text for p in (*train_prompts, *test_prompts)])
-            model.encode_prompts([settings.sampling.negative_prompt])
-            model.drop_encoders()
+            texts = [prompt.text for prompt in (*train_prompts, *test_prompts)]
+            _encode_all(model, [*texts, settings.sampling.negative_prompt], settings, say)
         yield Run(
             settings=settings,
             run_dir=run_dir,
@@ -242,7 +240,23 @@ def load_prompts(
     return train_prompts, test_prompts
 
 
-def load_model(settings: Settings, device: torch.device, *, cached_prompts: int = 0) -> FlowModel:
+def _encode_all(
+    model: FlowModel, texts: Sequence[str], settings: Settings, say: Callable[[str], None]
+) -> None:
+    """Encode every prompt of the run, so that the encoders can leave."""
+    if not model.can_cache(texts):
+        say(
+            f"the text encoders stay in memory: {len(set(texts)):,} encoded prompts need more than "
+            f"model.prompt_cache_gb={settings.model.prompt_cache_gb:g}"
+        )
+        return
+    # One by one: a batch of all of them would be a second copy of the cache, on the device.
+    for text in texts:
+        model.encode_prompts([text])
+    model.drop_encoders()
+
+
+def load_model(settings: Settings, device: torch.device) -> FlowModel:
     """Load the base model, ready to be trained.
 
     Raises:
@@ -256,9 +270,10 @@ def load_model(settings: Settings, device: torch.device, *, cached_prompts: int 
         device=str(device),
         compute_dtype=resolve(chosen.dtype, device),
         max_sequence_length=chosen.max_sequence_length,
-        cache_size=max(2048, cached_prompts),
+        cache_bytes=int(chosen.prompt_cache_gb * 1e9),
         keep_reference=keeps_reference(settings),
         seed=settings.run.seed,
+        true_cfg_scale=chosen.true_cfg_scale,
     )
     try:
         model = MODELS[chosen.family](place if place.exists() else chosen.path, options)

@@ -1,7 +1,8 @@
-"""One epoch's updates: replay the stored steps in the batches of the rollout, accumulate, step.
+"""One optimiser update: replay the stored steps in the batches of the rollout, accumulate, step.
 
 A micro-batch is a slice of a rollout batch. With the default sizes it is the very batch that was
-sampled, so the first ratio of an epoch is exactly 1.
+sampled, so the first ratio of an epoch is exactly 1. Every process works on its own micro-batches;
+gradients and metrics are means over the valid images of all of them.
 """
 
 import math
@@ -17,15 +18,16 @@ from trainer.config import loss_config, rollout_config, training_guidance
 from trainer.distributed import World
 from trainer.ema import Ema
 from trainer.losses import LOSSES, LossContext, TrainBatch
+from trainer.losses.base import rows_of
 from trainer.losses.nft import old_decay
-from trainer.models.base import FlowModel
-from trainer.noise import generator
+from trainer.models.base import Conditioning, FlowModel
+from trainer.policy import RolloutBatch
 from trainer.replay import chunks, refresh
 from trainer.settings import OptimSettings, Settings
 
 
 class MeanLog:
-    """Weighted means of 0-d tensors, read once at the end."""
+    """Weighted means of 0-d tensors over all processes, read once at the end."""
 
     def __init__(self) -> None:
         self._values: dict[str, list[tuple[Tensor, float]]] = defaultdict(list)
@@ -35,17 +37,25 @@ class MeanLog:
         for name, value in metrics.items():
             self._values[name].append((value.detach(), weight))
 
-    def read(self) -> dict[str, float]:
-        """Means by name; names that end in `_max` or `_deviation` give the maximum instead."""
+    def read(self, world: World) -> dict[str, float]:
+        """Means by name, the same on every process.
+
+        Names that end in `_max` or `_deviation` give the maximum instead.
+        """
+        parts = world.gather({name: _summed(pairs) for name, pairs in self._values.items()})
         out = {}
-        for name, pairs in self._values.items():
-            values = torch.stack([value.float() for value, _ in pairs]).double().cpu()
-            if name.endswith(("_max", "_deviation")):
-                out[name] = float(values.max())
-                continue
-            weights = torch.tensor([weight for _, weight in pairs], dtype=torch.float64)
-            out[name] = float((values * weights).sum() / weights.sum().clamp_min(1e-12))
+        for name in sorted({name for part in parts for name in part}):
+            sums, weights, largest = zip(*(p[name] for p in parts if name in p), strict=True)
+            extreme = name.endswith(("_max", "_deviation"))
+            out[name] = max(largest) if extreme else sum(sums) / max(sum(weights), 1e-12)
         return out
+
+
+def _summed(pairs: Sequence[tuple[Tensor, float]]) -> tuple[float, float, float]:
+    """The weighted sum, the weight and the largest of some values."""
+    values = torch.stack([value.float() for value, _ in pairs]).double().cpu()
+    weights = torch.tensor([weight for _, weight in pairs], dtype=torch.float64)
+    return float((values * weights).sum()), float(weights.sum()), float(values.max())
 
 
 def learning_rate(optim: OptimSettings, update: int) -> float:
@@ -100,6 +110,7 @@ class Updater:
         self.old = Ema(self.parameters) if self._entry.old else None
         self.average: Ema | None = None
         self._model = model
+        self._loss = loss_config(settings)
         self._world = world
         optim = settings.optim
         self.optimizer = torch.optim.AdamW(
@@ -119,51 +130,50 @@ class Updater:
         self.old.blend(0.0)
         return nullcontext()
 
-    def epoch(self, batches: Sequence[TrainBatch], *, epoch: int) -> Iterator[dict[str, float]]:
-        """Do the epoch's updates; yield the metrics of each after its optimiser step.
+    def renew(
+        self, record: RolloutBatch, cond: Conditioning, negative: Conditioning
+    ) -> RolloutBatch:
+        """A rollout with the old log-probabilities that training will reproduce to the bit.
 
-        Images are visited in an order drawn from (seed, epoch), the same on all processes.
+        Training in other sizes or with another guidance than the rollout's gives other ones; then
+        every step is evaluated once more. To be called with the weights that have sampled.
         """
-        parts = self._prepare(batches)
-        seed = self.settings.run.seed
-        order = torch.randperm(len(parts), generator=generator("order", seed, epoch)).tolist()
-        per_update = len(parts) // self.settings.batch.optimizer_steps_per_epoch
-        for start in range(0, len(order), per_update):
-            context = LossContext(
-                self._model, self._training, loss_config(self.settings), self.old, self.average
+        fold, size = self._loss.fold, self.settings.batch.train_batch_size or len(record)
+        same = size == len(record) and fold == 1 and self._training == self.config
+        if same or not record.steps:
+            return record
+        parts = [
+            refresh(
+                self._model,
+                record.select(rows),
+                cond.index_select(rows),
+                self._training,
+                fold=fold,
+                negative=rows_of(negative, rows),
             )
-            yield self._update(context, [parts[i] for i in order[start : start + per_update]])
-
-    def _prepare(self, batches: Sequence[TrainBatch]) -> list[TrainBatch]:
-        """Cut the rollout into training batches; renew old log-probabilities where they differ."""
-        sizes = self.settings.batch
-        size = sizes.train_batch_size or sizes.rollout_batch_size
-        parts = [part for batch in batches for part in split(batch, size)]
-        same = size == sizes.rollout_batch_size and sizes.fold_steps == 1
-        same = same and self._training == self.config
-        if same or not batches[0].rollout.steps:
-            return parts
-        return [
-            replace(
-                part,
-                rollout=refresh(
-                    self._model,
-                    part.rollout,
-                    part.cond,
-                    self._training,
-                    fold=sizes.fold_steps,
-                    negative=part.negative,
-                ),
-            )
-            for part in parts
+            for rows in chunks(len(record), size)
         ]
+        means = [part.means for part in parts if part.means is not None]
+        return replace(
+            record,
+            log_probs=torch.cat([part.log_probs for part in parts]),
+            means=torch.cat(means) if means else None,
+        )
 
-    def _update(self, context: LossContext, parts: Sequence[TrainBatch]) -> dict[str, float]:
+    def update(self, batches: Sequence[TrainBatch]) -> dict[str, float]:
+        """Do one update from the batches of all processes; return its metrics.
+
+        Args:
+            batches: those of this process; every process has as many, of the same sizes.
+        """
+        size = self.settings.batch.train_batch_size
+        parts = [part for batch in batches for part in split(batch, size or len(batch.rollout))]
         if self.settings.batch.skip_constant_groups:
             parts = [part for part in parts if informative(part)]
         total = self._world.sum(float(sum(int(part.valid.sum()) for part in parts)))
         if total == 0:
             return {"skipped_updates": 1.0}
+        context = LossContext(self._model, self._training, self._loss, self.old, self.average)
         if self._entry.prepare is not None:
             parts = self._entry.prepare(context, parts, self._world.gather)
         log = MeanLog()
@@ -190,7 +200,7 @@ class Updater:
         self.updates += 1
         if self.old is not None and self._entry.old == "trailing":
             self.old.blend(old_decay(self.updates))
-        metrics = log.read()
+        metrics = log.read(self._world)
         if finite:
             metrics["grad_norm"] = float(norm)
         metrics["lr"] = rate

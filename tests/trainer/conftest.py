@@ -17,9 +17,3 @@ def golden() -> Path:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline folder without a third text encoder, as the miniature's."""
     return build(tmp_path_factory.mktemp("tiny"), with_t5=False)
-
-
-@pytest.fixture(scope="session")
-def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pipeline folder with all three text encoders, as SD3.5's."""
-    return build(tmp_path_factory.mktemp("tiny_t5"), with_t5=True)

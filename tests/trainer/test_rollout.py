@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_sd3 import PROMPTS, SIDE_PX
+from tiny_parts import PROMPTS, SIDE_PX
 
 from trainer.advantages import advantages
 from trainer.ema import Ema

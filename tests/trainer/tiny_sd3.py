@@ -1,12 +1,9 @@
 """A StableDiffusion3Pipeline in the real format, tiny and with random weights."""
 
-import json
-import string
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import (
     StableDiffusion3Pipeline,
@@ -14,84 +11,40 @@ from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import (
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
     FlowMatchEulerDiscreteScheduler,
 )
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
-from transformers.models.t5 import T5Config, T5EncoderModel, T5Tokenizer
-
-SIDE_PX = 32
-MAX_TOKENS = 20
-PROMPTS = ("a red star", "two blue circles", "a cross above a heart")
+from tiny_parts import clip_encoder, clip_tokenizer, kl_vae, t5_encoder, t5_tokenizer
+from transformers import CLIPTextModelWithProjection
 
 
-def clip_tokenizer() -> CLIPTokenizer:
-    """Bytes only: every letter is a token, and the end token has the largest id."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    pieces = [*alphabet, *(c + "</w>" for c in alphabet), "<|startoftext|>", "<|endoftext|>"]
-    vocab = {piece: index for index, piece in enumerate(pieces)}
-    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=MAX_TOKENS)
+def build(
+    folder: Path,
+    *,
+    with_t5: bool,
+    qk_norm: str | None = "rms_norm",
+    dual_attention_layers: tuple[int, ...] = (),
+    dynamic_shift: bool = False,
+) -> Path:
+    """Save the pipeline; the same weights every time.
 
-
-def t5_tokenizer() -> T5Tokenizer:
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()  # pyright: ignore
-    trainer = trainers.UnigramTrainer(
-        vocab_size=120,
-        special_tokens=["<pad>", "</s>", "<unk>"],
-        unk_token="<unk>",
-        initial_alphabet=list(string.ascii_letters),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(PROMPTS, trainer)
-    vocab = [tuple(row) for row in json.loads(tokenizer.to_str())["model"]["vocab"]]
-    return T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=MAX_TOKENS)
-
-
-def build(folder: Path, *, with_t5: bool) -> Path:
-    """Save the pipeline; the same weights every time."""
+    Args:
+        folder: Where to.
+        with_t5: With all three text encoders, as the released models; the miniature has two.
+        qk_norm: SD3.5 normalises queries and keys, SD3 does not.
+        dual_attention_layers: Blocks with a second attention, as SD3.5-M has.
+        dynamic_shift: A schedule that is shifted by resolution.
+    """
     clip: Any = clip_tokenizer()
-
-    def clip_encoder(seed: int, activation: str) -> CLIPTextModelWithProjection:
-        torch.manual_seed(seed)
-        config = CLIPTextConfig(
-            vocab_size=len(clip),
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=MAX_TOKENS,
-            projection_dim=16,
-            hidden_act=activation,
-            bos_token_id=clip.bos_token_id,
-            eos_token_id=clip.eos_token_id,
-            pad_token_id=clip.pad_token_id,
-        )
-        return CLIPTextModelWithProjection(config)
-
-    t5 = t5_encoder = None
-    if with_t5:
-        t5 = t5_tokenizer()
-        torch.manual_seed(3)
-        t5_encoder = T5EncoderModel(
-            T5Config(
-                vocab_size=len(t5),
-                d_model=32,
-                d_kv=16,
-                d_ff=32,
-                num_layers=2,
-                num_heads=2,
-                feed_forward_proj="gated-gelu",
-                pad_token_id=0,
-                eos_token_id=1,
-            )
-        )
+    t5 = t5_tokenizer() if with_t5 else None
     parts: Any = {
-        "text_encoder": clip_encoder(1, "quick_gelu"),
+        "text_encoder": clip_encoder(CLIPTextModelWithProjection, clip, seed=1),
         "tokenizer": clip,
-        "text_encoder_2": clip_encoder(2, "gelu"),
+        "text_encoder_2": clip_encoder(
+            CLIPTextModelWithProjection, clip, seed=2, activation="gelu"
+        ),
         "tokenizer_2": clip,
-        "text_encoder_3": t5_encoder,
+        "text_encoder_3": None if t5 is None else t5_encoder(t5, seed=3),
         "tokenizer_3": t5,
-        "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=dynamic_shift),
+        "vae": kl_vae(seed=5),
     }
     torch.manual_seed(4)
     parts["transformer"] = SD3Transformer2DModel(
@@ -106,23 +59,8 @@ def build(folder: Path, *, with_t5: bool) -> Path:
         caption_projection_dim=32,
         pooled_projection_dim=32,
         pos_embed_max_size=16,
-        qk_norm="rms_norm",
-    )
-    torch.manual_seed(5)
-    parts["vae"] = AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        latent_channels=4,
-        norm_num_groups=4,
-        layers_per_block=1,
-        block_out_channels=(8, 8, 8),  # pyright: ignore
-        down_block_types=("DownEncoderBlock2D",) * 3,  # pyright: ignore
-        up_block_types=("UpDecoderBlock2D",) * 3,  # pyright: ignore
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        scaling_factor=1.5305,
-        shift_factor=0.0609,
-        sample_size=SIDE_PX,
+        qk_norm=qk_norm,
+        dual_attention_layers=dual_attention_layers,  # pyright: ignore
     )
     StableDiffusion3Pipeline(**parts).save_pretrained(folder)
     return folder

@@ -366,35 +366,6 @@ def test_other_modes_run_and_resume_to_the_bit(
     assert all(row["policy"]["skipped_updates"] == 0 for row in train)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(400)
-def test_two_processes_do_what_one_does(table: dict[str, Any], tmp_path: Path) -> None:
-    table["batch"]["optimizer_steps_per_epoch"] = 1
-    table["run"] = {**table["run"], "epochs": 2, "save_every_epochs": 2}
-    one = run(elsewhere(table, tmp_path / "one"))
-    file = tmp_path / "settings.json"
-    file.write_text(json.dumps(elsewhere(table, tmp_path / "two")), encoding="utf-8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--master-addr", "127.0.0.1", "--master-port", "0", "--standalone"]
-    command += ["-m", "tests.trainer_run.train_tiny", str(file)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, cwd=REPOSITORY, env=environment, check=True, timeout=300)
-    alone, together = read(one.run_dir), read(tmp_path / "two")
-    assert [row["kind"] for row in alone] == [row["kind"] for row in together]
-    for row, other in zip(alone, together, strict=True):
-        if row["kind"] == "eval":
-            expected = row["metrics"]["brightness"]["mean"]
-            assert other["metrics"]["brightness"]["mean"] == pytest.approx(expected, abs=1e-4)
-            continue
-        assert other["images"] == row["images"]
-        assert other["first_ratio_deviation"] == 0
-        assert other["reward"]["brightness"] == pytest.approx(row["reward"]["brightness"], abs=1e-4)
-    # Before the first update both sample the very same images.
-    assert alone[1]["reward"] == together[1]["reward"]
-    first, second = final_weights(one.run_dir), final_weights(tmp_path / "two")
-    assert all(torch.allclose(first[k], second[k], atol=2e-3) for k in first)
-
-
 def test_the_reward_rises(table: dict[str, Any]) -> None:
     table["run"] = {**table["run"], "epochs": 10, "save_every_epochs": 10}
     table["model"]["finetune"] = "full"

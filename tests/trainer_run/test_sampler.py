@@ -1,11 +1,12 @@
 from collections import Counter
 
+import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from trainer.noise import draw, initial_noise
-from trainer.sampler import draw_prompts, draws
+from trainer.sampler import draw_prompts, draws, share_out, updates_awaited
 
 
 @given(
@@ -27,23 +28,55 @@ def test_draws_depend_on_seed_and_epoch_only_and_avoid_repetition(
     assert max(times) == -(-count // available)
 
 
+@given(groups=st.integers(1, 6), size=st.sampled_from([2, 4, 6]))
+def test_groups_are_whole_and_no_two_images_share_their_noise(groups: int, size: int) -> None:
+    # Three groups or more draw one of the four prompts again at some time.
+    images = draws(draw_prompts([1.0] * 4, groups, seed=1, epoch=2), size, seed=1, epoch=2)
+    assert [image.group for image in images] == [i // size for i in range(groups * size)]
+    assert len({image.key for image in images}) == len(images)
+
+
 @given(
-    groups=st.integers(1, 6),
-    size=st.sampled_from([2, 4, 6]),
-    world=st.sampled_from([1, 2]),
+    part=st.integers(1, 4),
+    updates=st.integers(1, 4),
+    world=st.sampled_from([1, 2, 3, 8]),
 )
-def test_processes_share_out_the_groups_without_loss(groups: int, size: int, world: int) -> None:
-    prompts = draw_prompts([1.0] * 4, groups, seed=1, epoch=2)
-    whole = draws(prompts, size, seed=1, epoch=2)
-    parts = [
-        image
-        for rank in range(world)
-        for image in draws(prompts, size, seed=1, epoch=2, rank=rank, world_size=world)
-    ]
-    assert parts == whole
-    assert Counter(image.group for image in whole) == dict.fromkeys(range(groups), size)
-    # No two images share their noise, not even those of a prompt that was drawn twice.
-    assert len({image.key for image in whole}) == len(whole)
+def test_an_update_has_the_same_batches_on_any_number_of_processes(
+    part: int, updates: int, world: int
+) -> None:
+    batches = part * updates * world
+    alone = share_out(batches, updates, rank=0, world_size=1)
+    assert [number for share in alone for number in share] == list(range(batches))
+    ranks = [share_out(batches, updates, rank=r, world_size=world) for r in range(world)]
+    for update in range(updates):
+        together = [number for share in ranks for number in share[update]]
+        assert together == list(alone[update])
+        assert {len(share[update]) for share in ranks} == {part}
+
+
+def test_batches_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(ValueError, match="6 batches, 2 updates, 2 processes"):
+        share_out(6, 2, rank=0, world_size=2)
+
+
+@given(groups=st.integers(1, 8), size=st.integers(2, 6), updates=st.integers(1, 4))
+def test_an_update_awaits_its_own_groups_and_nothing_more(
+    groups: int, size: int, updates: int
+) -> None:
+    images = groups * size
+    assume(images % updates == 0)
+    per_update = images // updates
+    for update in range(updates):
+        own = range(update * per_update, (update + 1) * per_update)
+        needed = [i for i in range(images) if i // size in {image // size for image in own}]
+        awaited = updates_awaited(
+            update, updates, groups=groups, images_per_prompt=size, whole_epoch=False
+        )
+        assert awaited == max(needed) // per_update + 1
+        everything = updates_awaited(
+            update, updates, groups=groups, images_per_prompt=size, whole_epoch=True
+        )
+        assert everything == updates
 
 
 def test_a_group_may_share_its_starting_noise_and_nothing_else() -> None:

@@ -71,6 +71,13 @@ class LossConfig:
             raise ValueError("nft_beta, advantage_max, awm_power and dpo_beta must be positive")
 
 
+def rows_of(negative: Conditioning | None, rows: Sequence[int]) -> Conditioning | None:
+    """The negative prompts of some images of a batch; a single one is that of all."""
+    if negative is None or len(negative) == 1:
+        return negative
+    return negative.index_select(rows)
+
+
 @dataclass(frozen=True, slots=True)
 class TrainBatch:
     """A micro-batch of B images with what was learnt about them.
@@ -97,16 +104,13 @@ class TrainBatch:
     def select(self, rows: Sequence[int]) -> "TrainBatch":
         """Some images of the batch; note that other batch sizes round differently."""
         index = torch.as_tensor(rows, dtype=torch.long, device=self.advantage.device)
-        negative = self.negative
-        if negative is not None and len(negative) > 1:
-            negative = negative.index_select(rows)
         return replace(
             self,
             rollout=self.rollout.select(rows),
             cond=self.cond.index_select(rows),
             advantage=self.advantage[index],
             valid=self.valid[index],
-            negative=negative,
+            negative=rows_of(self.negative, rows),
             groups=None if self.groups is None else self.groups[index],
             prepared=None if self.prepared is None else self.prepared[:, index],
         )

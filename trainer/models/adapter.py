@@ -34,7 +34,7 @@ class Adapter:
         self._network = Network(
             {name: getattr(pipe, name) for name in family.networks}, family.lora_targets, options
         )
-        self._prompts = PromptCache(family.encode, options.cache_size, self._device)
+        self._prompts = PromptCache(family.encode, options.cache_bytes, self._device)
 
     @property
     def transformer(self) -> nn.Module:
@@ -58,6 +58,10 @@ class Adapter:
             RuntimeError: A prompt is not cached and the encoders have been dropped.
         """
         return self._prompts.batch(prompts)
+
+    def can_cache(self, prompts: Sequence[str]) -> bool:
+        """Whether all these prompts stay in memory once they are encoded."""
+        return self._prompts.fits(prompts)
 
     def drop_encoders(self) -> None:
         """Free the text encoders; afterwards only cached prompts can be encoded."""

@@ -47,7 +47,7 @@ class ModelOptions:
         max_sequence_length: Tokens of the language encoder; has to be the pipeline's at inference
             (256 for SD3 in diffusers, where the official training uses 128). Where SD3's third
             encoder is missing, diffusers appends as many zero tokens.
-        cache_size: Encoded prompts kept, least recently used first out.
+        cache_bytes: Main memory for encoded prompts, least recently used first out.
         decode_batch: Images decoded at once.
         keep_reference: Keep a frozen copy under ``full``; without it, no ``reference()``.
         seed: Seeds the adapter's initial weights.
@@ -60,7 +60,7 @@ class ModelOptions:
     device: str = "cpu"
     compute_dtype: torch.dtype = torch.float32
     max_sequence_length: int = 256
-    cache_size: int = 2048
+    cache_bytes: int = 16 * 10**9
     decode_batch: int = 16
     keep_reference: bool = True
     seed: int = 0
@@ -73,8 +73,8 @@ class ModelOptions:
             raise ValueError(
                 f"compute_dtype must be one of {', '.join(DTYPES)}, not {self.compute_dtype}"
             )
-        if self.cache_size < 1 or self.decode_batch < 1:
-            raise ValueError("cache_size and decode_batch must be at least 1")
+        if self.cache_bytes < 1 or self.decode_batch < 1:
+            raise ValueError("cache_bytes and decode_batch must be at least 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +110,10 @@ class FlowModel(Protocol):
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """Encode prompts, each only once (cached); rows do not depend on the other prompts."""
+        ...
+
+    def can_cache(self, prompts: Sequence[str]) -> bool:
+        """Whether all these prompts stay in memory once they are encoded."""
         ...
 
     def drop_encoders(self) -> None:

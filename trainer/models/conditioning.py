@@ -37,6 +37,11 @@ class Conditioning:
         """Where the tensors are."""
         return next(iter(self.tensors.values())).device
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all tensors."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
+
     def index_select(self, index: Tensor | Sequence[int]) -> "Conditioning":
         """Rows by position; a row may be taken several times. Padding stays as it is."""
         rows = torch.as_tensor(index, dtype=torch.long, device=self.device)

@@ -75,6 +75,17 @@ def frozen(module: nn.Module, device: torch.device) -> nn.Module:
     return module.requires_grad_(False).eval().to(device)
 
 
+def sequence_length(tokens: int, most: int) -> int:
+    """Check how long prompts may be.
+
+    Raises:
+        ValueError: Longer than the pipeline takes.
+    """
+    if tokens > most:
+        raise ValueError(f"model.max_sequence_length must be at most {most}, not {tokens}")
+    return tokens
+
+
 def image_size(height_px: int, width_px: int, num_frames: int, multiple_px: int) -> None:
     """Check the size of a picture.
 
@@ -87,6 +98,12 @@ def image_size(height_px: int, width_px: int, num_frames: int, multiple_px: int)
         raise ValueError(
             f"image sides must be multiples of {multiple_px} px, not {height_px}x{width_px}"
         )
+
+
+def decode_kl(vae: Any, latents: Tensor) -> Tensor:
+    """Decode with an ``AutoencoderKL``: (B, C, h, w) to (B, 3, H, W) in [-1, 1]."""
+    scaled = latents / vae.config.scaling_factor + vae.config.shift_factor
+    return vae.decode(scaled, return_dict=False)[0]
 
 
 def resolution_shift(config: Any, tokens: float) -> float:

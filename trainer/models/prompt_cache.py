@@ -12,17 +12,18 @@ class PromptCache:
     """Encodes prompts and keeps them in main memory: on a GPU, thousands would fill it."""
 
     def __init__(
-        self, encode: Callable[[str], Conditioning], capacity: int, device: torch.device
+        self, encode: Callable[[str], Conditioning], capacity_bytes: int, device: torch.device
     ) -> None:
         """Make an empty cache.
 
         Args:
             encode: Encodes one prompt to one row.
-            capacity: Prompts kept, least recently used first out.
+            capacity_bytes: Memory for encoded prompts, least recently used first out.
             device: Where batches are put.
         """
         self._encode: Callable[[str], Conditioning] | None = encode
-        self._capacity = capacity
+        self._capacity_bytes = capacity_bytes
+        self._used_bytes = 0
         self._device = device
         self._rows: OrderedDict[str, Conditioning] = OrderedDict()
 
@@ -41,11 +42,17 @@ class PromptCache:
             if row is None:
                 row = self._row(prompt)
                 self._rows[prompt] = row
+                self._used_bytes += row.num_bytes
             self._rows.move_to_end(prompt)
             rows.append(row)
-            while len(self._rows) > self._capacity:
-                self._rows.popitem(last=False)
+            while self._used_bytes > self._capacity_bytes:
+                self._used_bytes -= self._rows.popitem(last=False)[1].num_bytes
         return Conditioning.cat(rows).to(self._device)
+
+    def fits(self, prompts: Sequence[str]) -> bool:
+        """Whether all these prompts can be kept, judged by the longest of them."""
+        longest = self.batch([max(prompts, key=len)])
+        return longest.num_bytes * len(set(prompts)) <= self._capacity_bytes
 
     def close(self) -> None:
         """Encode no more; let go of the encoders."""

@@ -12,7 +12,14 @@ from torch import Tensor
 from trainer.models.adapter import Adapter
 from trainer.models.base import ModelOptions
 from trainer.models.conditioning import Conditioning
-from trainer.models.family import euler_sigmas, guided, image_size, resolution_shift
+from trainer.models.family import (
+    decode_kl,
+    euler_sigmas,
+    guided,
+    image_size,
+    resolution_shift,
+    sequence_length,
+)
 from trainer.models.loading import load_pipeline
 
 
@@ -34,9 +41,10 @@ class SD3:
     )
 
     def __init__(self, pipe: Any, options: ModelOptions) -> None:
-        """Take over a loaded pipeline."""
+        """Take over a loaded pipeline; ValueError for prompts longer than it takes."""
         self.pipe = pipe
         self._options = options
+        self._tokens = sequence_length(options.max_sequence_length, 512)
 
     def encode(self, prompt: str) -> Conditioning:
         """``prompt_embeds`` (1, L, D) and ``pooled`` (1, P)."""
@@ -46,7 +54,7 @@ class SD3:
             prompt_3=None,
             device=self._options.device,
             do_classifier_free_guidance=False,
-            max_sequence_length=self._options.max_sequence_length,
+            max_sequence_length=self._tokens,
         )
         return Conditioning({"prompt_embeds": embeds, "pooled": pooled})
 
@@ -92,9 +100,7 @@ class SD3:
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, 3, H, W)."""
-        vae = self.pipe.vae
-        scaled = latents / vae.config.scaling_factor + vae.config.shift_factor
-        return vae.decode(scaled, return_dict=False)[0]
+        return decode_kl(self.pipe.vae, latents)
 
 
 def load(path_or_id: str | Path, options: ModelOptions) -> Adapter:

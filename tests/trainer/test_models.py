@@ -1,0 +1,288 @@
+"""The contract of a family: `families.py` lists who is held to it."""
+
+import gc
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from families import CASES, GUIDANCE, VARIANTS, Case
+from tiny_parts import PROMPTS
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from trainer.distributed import World
+from trainer.evaluate import sample_ode
+from trainer.losses import TrainBatch
+from trainer.models import MODELS
+from trainer.models.base import Decoded, FlowModel, LoraSpec, ModelOptions
+from trainer.noise import NoiseKey, initial_noise
+from trainer.policy import draw_window
+from trainer.rollout import rollout
+from trainer.settings import Settings
+from trainer.update import Updater
+
+KEYS = [NoiseKey(0, 0, i % 3, i) for i in range(4)]
+TEXTS = [PROMPTS[key.prompt] for key in KEYS]
+TOKENS = 16
+STEPS = 4
+
+named = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tiny pipelines by the name of their case, built when first asked for."""
+
+    class Built(dict[str, Path]):
+        def __missing__(self, name: str) -> Path:
+            (case,) = (case for case in (*CASES, *VARIANTS) if case.name == name)
+            self[name] = tmp_path_factory.mktemp("tiny") / name
+            case.build(self[name])
+            return self[name]
+
+    return Built()
+
+
+def load(case: Case, folder: Path, **changes: Any) -> FlowModel:
+    options = {"lora": LoraSpec(rank=4, alpha=16), "max_sequence_length": TOKENS}
+    return MODELS[case.family](folder, ModelOptions(**{**options, **case.options, **changes}))
+
+
+def open_pipeline(case: Case, folder: Path) -> Any:
+    """Load it as any user of diffusers would."""
+    index = json.loads((folder / "model_index.json").read_text())
+    absent: dict[str, Any] = {n: None for n, entry in index.items() if entry == [None, None]}
+    pipe = case.pipeline.from_pretrained(str(folder), local_files_only=True, **absent)
+    pipe.set_progress_bar_config(disable=True)
+    case.prepare(pipe)
+    return pipe
+
+
+def pipeline_images(
+    case: Case, pipe: Any, *, guided: bool = True, size: tuple[int, int, int] | None = None
+) -> Tensor:
+    """What plain diffusers makes of the same seeds."""
+    height, width, frames = size or case.size
+    result = pipe(
+        TEXTS,
+        height=height,
+        width=width,
+        num_inference_steps=STEPS,
+        max_sequence_length=TOKENS,
+        generator=[key.initial() for key in KEYS],
+        output_type="pt",
+        **({"num_frames": frames} if frames > 1 else {}),
+        **(case.guided if guided else case.plain),
+    )
+    return result.frames if frames > 1 else result.images
+
+
+@torch.no_grad()
+def images(
+    case: Case,
+    model: FlowModel,
+    *,
+    guided: bool = True,
+    size: tuple[int, int, int] | None = None,
+) -> Decoded:
+    final = sample_ode(
+        model,
+        model.encode_prompts(TEXTS),
+        initial_noise(KEYS, model.latent_shape(*(size or case.size)), model.device),
+        STEPS,
+        guidance_scale=GUIDANCE if guided else 1.0,
+        negative=model.encode_prompts([""]),
+    )
+    return model.decode(final)
+
+
+def grpo_step(case: Case, model: FlowModel) -> dict[str, float]:
+    """One update by the trainer's own code, at a rate that shows; its metrics."""
+    settings = Settings.model_validate(
+        {
+            "sampling": {"num_steps": STEPS, "guidance_scale": GUIDANCE},
+            "batch": {"rollout_batch_size": len(KEYS), "optimizer_steps_per_epoch": 1},
+            "optim": {"lr": 5e-2},
+        }
+    )
+    updater = Updater(model, settings, World.join({}, "cpu"))
+    cond, negative = model.encode_prompts(TEXTS), model.encode_prompts([""])
+    batch = rollout(
+        model,
+        cond,
+        KEYS,
+        updater.config,
+        latent_shape=model.latent_shape(*case.size),
+        window=draw_window(updater.config, 0, 0),
+        negative=negative,
+    )
+    advantage = torch.tensor([1.0, -1.0, 0.5, -0.5])
+    valid = torch.ones(len(KEYS), dtype=torch.bool)
+    (metrics,) = updater.epoch([TrainBatch(batch, cond, advantage, valid, negative)], epoch=0)
+    return metrics
+
+
+def test_every_family_is_held_to_the_contract() -> None:
+    assert {case.family for case in CASES} == set(MODELS)
+    assert len({case.name for case in (*CASES, *VARIANTS)}) == len(CASES) + len(VARIANTS)
+
+
+@pytest.mark.parametrize("case", [*CASES, *VARIANTS], ids=lambda case: case.name)
+def test_sampling_equals_the_pipeline_s_own(case: Case, folders: dict[str, Path]) -> None:
+    pipe, model = open_pipeline(case, folders[case.name]), load(case, folders[case.name])
+    seen = []
+    for guided, size in ((False, case.size), (True, case.size), (True, case.wide)):
+        expected = pipeline_images(case, pipe, guided=guided, size=size)
+        found = images(case, model, guided=guided, size=size)
+        assert found.unit.shape == expected.shape
+        assert (found.unit - expected).abs().max() <= 1e-4
+        assert expected.std() > 0.01
+        pixels = (expected.movedim(-3, -1).numpy() * 255).round()
+        assert found.uint8.dtype == np.uint8
+        assert found.uint8.shape == pixels.shape
+        # A difference of 1e-6 may fall on the other side of a rounding boundary.
+        assert (found.uint8 != pixels).mean() < 1e-3
+        seen.append(expected)
+    assert (seen[0] - seen[1]).abs().max() > 1e-3, "guidance does nothing here"
+
+
+@named
+@pytest.mark.parametrize("finetune", ["lora", "full"])
+def test_a_grpo_step_and_what_is_saved_after_it(
+    case: Case, finetune: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    model = load(case, folders[case.name], finetune=finetune)
+    trainable = set(model.trainable_parameters())
+    assert {n for n, p in model.transformer.named_parameters() if p.requires_grad} == trainable
+    assert all(p.dtype == torch.float32 for p in model.trainable_parameters().values())
+    before = {n: p.detach().clone() for n, p in model.transformer.named_parameters()}
+    base = images(case, model).unit
+
+    metrics = grpo_step(case, model)
+    assert metrics["skipped_updates"] == 0
+    assert metrics["grad_norm"] > 0
+    assert metrics["ratio_deviation"] == 0, "the first ratio has to be exactly 1"
+    changed = {n for n, p in model.transformer.named_parameters() if not torch.equal(p, before[n])}
+    assert changed
+    assert changed <= trainable
+    trained = images(case, model).unit
+    assert (trained - base).abs().max() > 0.01
+
+    with model.reference():
+        assert torch.equal(images(case, model).unit, base)
+    assert torch.equal(images(case, model).unit, trained)
+    assert {n for n, p in model.transformer.named_parameters() if p.requires_grad} == trainable
+    assert not model.transformer.training
+
+    model.save(tmp_path)
+    pipe = open_pipeline(case, folders[case.name])
+    if finetune == "lora":
+        pipe.load_lora_weights(str(tmp_path))
+    else:
+        for part in tmp_path.iterdir():
+            loaded = type(getattr(pipe, part.name)).from_pretrained(str(part))
+            setattr(pipe, part.name, loaded)
+    assert (pipeline_images(case, pipe) - trained).abs().max() <= 1e-4
+
+
+@named
+def test_without_a_copy_there_is_no_reference(case: Case, folders: dict[str, Path]) -> None:
+    model = load(case, folders[case.name], finetune="full", keep_reference=False)
+    with pytest.raises(RuntimeError, match="keep_reference"), model.reference():
+        pass
+
+
+@named
+def test_adapters_start_alike_whatever_was_drawn_before(
+    case: Case, folders: dict[str, Path]
+) -> None:
+    first = load(case, folders[case.name]).trainable_parameters()
+    torch.manual_seed(123)
+    second = load(case, folders[case.name]).trainable_parameters()
+    other = load(case, folders[case.name], seed=1).trainable_parameters()
+    assert list(first) == list(second)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def _encoders() -> int:
+    gc.collect()
+    return sum(issubclass(type(item), PreTrainedModel) for item in gc.get_objects())
+
+
+@named
+def test_prompts_are_encoded_once_and_the_encoders_leave(
+    case: Case, folders: dict[str, Path]
+) -> None:
+    at_first = _encoders()
+    model = load(case, folders[case.name])
+    assert _encoders() > at_first
+    before = images(case, model).unit
+    together = model.encode_prompts(PROMPTS)
+    model.drop_encoders()
+    assert _encoders() == at_first
+    assert torch.equal(images(case, model).unit, before)
+    for place, prompt in enumerate(PROMPTS):
+        alone = model.encode_prompts([prompt])
+        length = {name: tensor.shape[1] for name, tensor in alone.tensors.items()}
+        for name, tensor in alone.tensors.items():
+            assert torch.equal(together[name][place, : length[name]], tensor[0])
+    with pytest.raises(RuntimeError, match="dropped before 'another text' was encoded"):
+        model.encode_prompts(["another text"])
+    with pytest.raises(ValueError, match="no prompts"):
+        model.encode_prompts([])
+
+
+@named
+def test_half_precision_computes_close_to_float32(case: Case, folders: dict[str, Path]) -> None:
+    exact = images(case, load(case, folders[case.name])).unit
+    for dtype in (torch.bfloat16, torch.float16):
+        model = load(case, folders[case.name], compute_dtype=dtype)
+        difference = (images(case, model).unit - exact).abs()
+        assert 0 < difference.max() < 0.15
+        assert all(p.dtype == torch.float32 for p in model.trainable_parameters().values())
+        base = [p for n, p in model.transformer.named_parameters() if "lora" not in n]
+        assert any(p.dtype == dtype for p in base)
+        assert grpo_step(case, model)["ratio_deviation"] == 0
+
+
+@named
+def test_sizes_that_cannot_be_made_are_named(case: Case, folders: dict[str, Path]) -> None:
+    model = load(case, folders[case.name])
+    with pytest.raises(ValueError, match="max_sequence_length must be at most"):
+        load(case, folders[case.name], max_sequence_length=10_000)
+    for size, message in case.wrong_sizes.items():
+        with pytest.raises(ValueError, match=message):
+            model.latent_shape(*size)
+
+
+@named
+def test_missing_weights_are_one_line_that_says_what_to_do(
+    case: Case, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    def message(place: Path) -> str:
+        with pytest.raises((FileNotFoundError, ValueError)) as caught:
+            load(case, place)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "no such folder; download the pipeline with `hf download" in message(tmp_path / "no")
+    assert "no model_index.json" in message(tmp_path)
+
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    assert f"needs a {case.pipeline.__name__}" in message(other)
+    (other / "model_index.json").write_text("{")
+    assert "model_index.json is damaged" in message(other)
+
+    damaged = tmp_path / "damaged"
+    case.build(damaged)
+    (weights,) = (damaged / "transformer").glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert f"cannot load {damaged}" in message(damaged)
+    weights.unlink()
+    assert f"cannot load {damaged}" in message(damaged)

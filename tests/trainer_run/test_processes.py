@@ -1,0 +1,97 @@
+"""One process and two: the same numbers, whatever is trained and however it is shared out."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.trainer_run.fake_service import service_with
+from tests.trainer_run.tiny import settings_table
+from trainer.config import parse
+from trainer.metrics import read
+from trainer.start import train_run
+
+REPOSITORY = Path(__file__).parents[2]
+Changes = Mapping[str, Mapping[str, Any]]
+# Three epochs of two updates each.
+CASES: dict[str, Changes] = {
+    "grpo": {"loss": {"clip_low": 0.1, "clip_high": 0.1}},
+    "group_std": {"advantage": {"std": "group"}, "batch": {"train_batch_size": 1}},
+    "nft": {"loss": {"algorithm": "nft"}, "sampling": {"sde": "ode", "window_size": 0}},
+}
+
+
+def changed(table: Mapping[str, Any], changes: Changes, out_dir: Path) -> dict[str, Any]:
+    out = deepcopy(dict(table))
+    for section, values in changes.items():
+        out[section] = {**out.get(section, {}), **values}
+    out["run"]["out_dir"] = str(out_dir)
+    return out
+
+
+def launch(files: list[Path], processes: int = 2) -> None:
+    command = [sys.executable, "-m", "tests.trainer_run.ranks", str(processes)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [*command, *map(str, files)], cwd=REPOSITORY, env=environment, check=True, timeout=900
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, pipeline: Path) -> Path:
+    """Every case with two processes (`NAME-2`, one launch) and with one (`NAME-1`)."""
+    folder = tmp_path_factory.mktemp("processes")
+    table = settings_table(folder, pipeline)
+    table["run"].update(epochs=3, save_every_epochs=3)
+    table["optim"]["lr"] = 1e-3
+    files = []
+    for name, changes in CASES.items():
+        file = folder / f"{name}.json"
+        file.write_text(json.dumps(changed(table, changes, folder / f"{name}-2")), encoding="utf-8")
+        files.append(file)
+        alone = parse(changed(table, changes, folder / f"{name}-1"))
+        train_run(alone, environment={}, open_service=service_with(), say=lambda text: None)
+    launch(files)
+    return folder
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    """What is trained and every average of it."""
+    newest = max((run_dir / "checkpoints").glob("epoch_*"))
+    files = [file for file in newest.glob("*.safetensors") if file.stem != "rng"]
+    return {f"{file.stem}|{name}": t for file in files for name, t in load_file(file).items()}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_do_what_one_does(folder: Path, name: str) -> None:
+    alone, together = read(folder / f"{name}-1"), read(folder / f"{name}-2")
+    assert [row["kind"] for row in alone] == [row["kind"] for row in together]
+    for row, other in zip(alone, together, strict=True):
+        if row["kind"] == "eval":
+            expected = row["metrics"]["brightness"]["mean"]
+            assert other["metrics"]["brightness"]["mean"] == pytest.approx(expected, abs=1e-5)
+            continue
+        assert row["updates"] == other["updates"] == 2 * row["epoch"]
+        assert other["first_ratio_deviation"] == row["first_ratio_deviation"]
+        assert row["first_ratio_deviation"] in (0, None)
+        for part in ("reward", "categories", "policy"):
+            assert other[part] == pytest.approx(row[part], abs=1e-5), part
+    # Before the first update both sample the very same images.
+    assert alone[1]["reward"] == together[1]["reward"]
+    first, second = weights(folder / f"{name}-1"), weights(folder / f"{name}-2")
+    assert first.keys() == second.keys()
+    for key in first:
+        torch.testing.assert_close(first[key], second[key], rtol=0, atol=1e-5, msg=key)
+    moved = max((first[k] - first[k.replace("trained|", "ema|")]).abs().max().item()
+                for k in first if k.startswith("trained|"))  # fmt: skip
+    assert moved > 1e-4

@@ -1,0 +1,143 @@
+"""FLUX.1-dev, and FLUX.1 without a guidance embedding (schnell)."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+from torch import Tensor
+
+from trainer.models.adapter import Adapter
+from trainer.models.base import ModelOptions
+from trainer.models.conditioning import Conditioning
+from trainer.models.family import (
+    decode_kl,
+    euler_sigmas,
+    guided,
+    image_size,
+    resolution_shift,
+    sequence_length,
+)
+from trainer.models.loading import load_pipeline
+
+# Latents are (C, h, w) outside; the transformer sees each 2x2 patch as one token.
+PATCH = 2
+
+
+class Flux:
+    """The family of ``FluxPipeline``; see ``Family``."""
+
+    encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
+    networks: tuple[str, ...] = ("transformer",)
+    # The official targets (train_flux.py); its rank is 64 and its alpha 128.
+    lora_targets: tuple[str, ...] = (
+        "attn.to_k",
+        "attn.to_q",
+        "attn.to_v",
+        "attn.to_out.0",
+        "attn.add_k_proj",
+        "attn.add_q_proj",
+        "attn.add_v_proj",
+        "attn.to_add_out",
+        "ff.net.0.proj",
+        "ff.net.2",
+        "ff_context.net.0.proj",
+        "ff_context.net.2",
+    )
+
+    def __init__(self, pipe: Any, options: ModelOptions) -> None:
+        """Take over a loaded pipeline.
+
+        Raises:
+            ValueError: ``true_cfg_scale`` for a model whose guidance is classifier-free already,
+                or prompts longer than the pipeline takes.
+        """
+        self.pipe = pipe
+        self._options = options
+        self._tokens = sequence_length(options.max_sequence_length, 512)
+        self._embedded = bool(pipe.transformer.config.guidance_embeds)
+        if not self._embedded and options.true_cfg_scale != 1.0:
+            raise ValueError(
+                "this FLUX has no guidance embedding: leave model.true_cfg_scale at 1 and set "
+                "sampling.guidance_scale, which is classifier-free here"
+            )
+
+    def encode(self, prompt: str) -> Conditioning:
+        """``prompt_embeds`` (1, L, D) of T5 and ``pooled`` (1, P) of CLIP."""
+        embeds, pooled, _ = self.pipe.encode_prompt(
+            prompt=[prompt],
+            prompt_2=None,
+            device=self._options.device,
+            max_sequence_length=self._tokens,
+        )
+        return Conditioning({"prompt_embeds": embeds, "pooled": pooled})
+
+    def latent_shape(self, height_px: int, width_px: int, num_frames: int) -> tuple[int, ...]:
+        """(channels, height, width), not packed: noise and steps do not depend on packing."""
+        scale = self.pipe.vae_scale_factor
+        image_size(height_px, width_px, num_frames, scale * PATCH)
+        channels = self.pipe.transformer.config.in_channels // PATCH**2
+        return (channels, height_px // scale, width_px // scale)
+
+    def sigmas(self, num_steps: int, latent_shape: tuple[int, ...] | None) -> Tensor:
+        """From 1 to 1 / num_steps evenly, then shifted by resolution (dev)."""
+        config = self.pipe.scheduler.config
+        levels = np.linspace(1.0, 1 / num_steps, num_steps).tolist()
+        if not config.use_dynamic_shifting:
+            return euler_sigmas(config, num_steps, sigmas=levels)
+        if latent_shape is None:
+            raise ValueError("this scheduler shifts by resolution: the latent shape is needed")
+        tokens = (latent_shape[1] // PATCH) * (latent_shape[2] // PATCH)
+        return euler_sigmas(config, num_steps, mu=resolution_shift(config, tokens), sigmas=levels)
+
+    def velocity(
+        self,
+        network: Any,
+        x: Tensor,
+        sigma: Tensor,
+        cond: Conditioning,
+        guidance_scale: float,
+        negative: Conditioning | None,
+    ) -> Tensor:
+        """With ``guidance_scale`` in the guidance embedding.
+
+        Classifier-free guidance comes on top with ``true_cfg_scale``, and instead of it where the
+        model has no such embedding.
+        """
+        embedded = guidance_scale if self._embedded else None
+        scale = self._options.true_cfg_scale if self._embedded else guidance_scale
+        return guided(partial(self._forward, network, embedded), x, sigma, cond, scale, negative)
+
+    def _forward(
+        self, network: Any, guidance: float | None, x: Tensor, sigma: Tensor, cond: Conditioning
+    ) -> Tensor:
+        rows, columns = x.shape[2] // PATCH, x.shape[3] // PATCH
+        tokens = network(
+            hidden_states=F.pixel_unshuffle(x, PATCH).flatten(2).transpose(1, 2),
+            timestep=sigma,
+            guidance=None if guidance is None else torch.full_like(sigma, guidance),
+            encoder_hidden_states=cond["prompt_embeds"],
+            pooled_projections=cond["pooled"],
+            txt_ids=sigma.new_zeros(cond["prompt_embeds"].shape[1], 3),
+            img_ids=_image_ids(rows, columns, sigma),
+            return_dict=False,
+        )[0]
+        return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (rows, columns)), PATCH)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, 3, H, W)."""
+        return decode_kl(self.pipe.vae, latents)
+
+
+def _image_ids(rows: int, columns: int, like: Tensor) -> Tensor:
+    """Positions (0, row, column) of the tokens, (rows * columns, 3)."""
+    counts = (1, rows, columns)
+    return torch.cartesian_prod(*(torch.arange(n, device=like.device) for n in counts)).to(like)
+
+
+def load(path_or_id: str | Path, options: ModelOptions) -> Adapter:
+    """Load FLUX.1-dev or FLUX.1-schnell; see ``load_pipeline``."""
+    return Adapter(Flux(load_pipeline(FluxPipeline, path_or_id, options), options), options)
