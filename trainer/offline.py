@@ -38,7 +38,7 @@ def settings_of(run_dir: Path, overrides: Sequence[str] = ()) -> Settings:
 
 
 def load_trained(
-    run_dir: Path, settings: Settings, *, base: bool, checkpoint: str
+    run_dir: Path, settings: Settings, *, base: bool, checkpoint: str = checkpoints.LATEST
 ) -> tuple[FlowModel, int]:
     """The model of a checkpoint with its averaged weights, and the checkpoint's epoch.
 
