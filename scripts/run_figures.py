@@ -158,7 +158,7 @@ def grid(folder: Path) -> Image.Image:
         name = "base" if row["phase"] == "base" else f"{row['train_minutes']:.0f} min"
         pen.text((6, top + CELL_PX // 2 - 8), name, "#333", font)
         pixels = load_png(folder / row["samples"])
-        for column, image in enumerate(cut(pixels, pixels.shape[0])):
+        for column, image in enumerate(cut(pixels, len(shown))):
             tile = Image.fromarray(image).resize((CELL_PX - 4,) * 2, Image.Resampling.NEAREST)
             out.paste(tile, (LABEL_PX + CELL_PX * column, top))
     return out

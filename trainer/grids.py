@@ -1,4 +1,4 @@
-"""Images of a run as files: contact sheets of fixed prompts and seeds."""
+"""Images and videos of a run as files: contact sheets of fixed prompts and seeds."""
 
 import io
 from collections.abc import Sequence
@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image as PilImage
 
 Pixels = NDArray[np.uint8]
+STRIP_FRAMES = 5
+FRAMES_PER_S = 16  # Wan's
 
 
 def sheet(images: Sequence[Pixels], columns: int, gap_px: int = 2) -> Pixels:
@@ -30,14 +32,51 @@ def sheet(images: Sequence[Pixels], columns: int, gap_px: int = 2) -> Pixels:
     return out
 
 
-def cut(pixels: Pixels, size_px: int, gap_px: int = 2) -> list[Pixels]:
-    """The images of a sheet, row by row."""
-    step = size_px + gap_px
+def cut(pixels: Pixels, columns: int, rows: int = 1, gap_px: int = 2) -> list[Pixels]:
+    """The images of a full sheet, row by row."""
+    down, right = (pixels.shape[0] + gap_px) // rows, (pixels.shape[1] + gap_px) // columns
     return [
-        pixels[top : top + size_px, left : left + size_px]
-        for top in range(0, pixels.shape[0], step)
-        for left in range(0, pixels.shape[1], step)
+        pixels[top : top + down - gap_px, left : left + right - gap_px]
+        for top in range(0, rows * down, down)
+        for left in range(0, columns * right, right)
     ]
+
+
+def strip(picture: Pixels) -> Pixels:
+    """An image (H, W, 3) as it is; of a video (F, H, W, 3), frames from first to last in a row."""
+    if picture.ndim == 3:
+        return picture
+    shown = np.linspace(0, len(picture) - 1, min(len(picture), STRIP_FRAMES)).round().astype(int)
+    return sheet([picture[frame] for frame in shown], columns=len(shown), gap_px=1)
+
+
+def save_picture(stem: Path, picture: Pixels) -> Path:
+    """Write an image (H, W, 3) as PNG, or a video (F, H, W, 3) as a lossless animated WebP.
+
+    Args:
+        stem: the file without its ending.
+        picture: what is written.
+
+    Returns:
+        The file.
+    """
+    if picture.ndim == 3:
+        path = stem.with_suffix(".png")
+        save_png(path, picture)
+        return path
+    path = stem.with_suffix(".webp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first, *others = (PilImage.fromarray(frame) for frame in picture)
+    first.save(
+        path,
+        format="WEBP",
+        lossless=True,
+        save_all=True,
+        append_images=others,
+        duration=round(1000 / FRAMES_PER_S),
+        loop=0,
+    )
+    return path
 
 
 def save_png(path: Path, pixels: Pixels) -> None:

@@ -17,7 +17,7 @@ from trainer.distributed import shared
 from trainer.epoch import train_epoch
 from trainer.errors import ServiceError, ServiceLost, Stopped
 from trainer.eval_plan import spread
-from trainer.grids import save_png, sheet
+from trainer.grids import save_png, sheet, strip
 from trainer.held_out import Evaluation, evaluate_run, metric_terms
 from trainer.metrics import read
 from trainer.monitor import judge
@@ -209,7 +209,7 @@ def _check_measured(run: Run, found: Evaluation) -> None:
 
 
 def _keep_samples(run: Run, found: Evaluation, shown: Sequence[int], samples: str) -> None:
-    pixels = sheet([found.shown[index] for index in shown], columns=len(shown))
+    pixels = sheet([strip(found.shown[index]) for index in shown], columns=len(shown))
     with storing(f"samples {run.run_dir / samples}"):
         save_png(run.run_dir / samples, pixels)
         if run.log is not None:

@@ -13,7 +13,7 @@ from trainer.config import apply_overrides, parse, resolve_path
 from trainer.distributed import World, setup_torch
 from trainer.errors import ConfigError
 from trainer.eval_plan import spread
-from trainer.grids import save_png
+from trainer.grids import save_picture
 from trainer.held_out import draw_images, evaluate_run, metric_terms
 from trainer.models.base import FlowModel
 from trainer.rewards import connect
@@ -84,9 +84,7 @@ def sample_run(
         chosen = [Prompt(prompts[number]) for number, _ in part]
         pixels = draw_images(model, chosen, part, settings)
         for (number, image), picture in zip(part, pixels, strict=True):
-            path = out / f"{number:03d}_{image:02d}.png"
-            save_png(path, picture)
-            yield path
+            yield save_picture(out / f"{number:03d}_{image:02d}", picture)
 
 
 def evaluate_checkpoint(

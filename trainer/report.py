@@ -111,8 +111,7 @@ def samples(run: RunData) -> dict[str, Any]:
         rows = [rows[index] for index in sorted(picked)]
     if not rows:
         return {"heads": [], "rows": []}
-    side = int(run.settings["sampling"]["resolution_px"])
-    columns = [cut(load_png(run.run_dir / row["samples"]), side) for row in rows]
+    columns = [cut(load_png(run.run_dir / row["samples"]), len(row["shown"])) for row in rows]
     heads = [
         {
             "title": "base" if row["epoch"] == 0 else f"epoch {row['epoch']}",
@@ -169,8 +168,8 @@ def _interval(row: Mapping[str, Any]) -> str:
 def _data_url(pixels: Any) -> str:
     image = PilImage.fromarray(pixels)
     kind, options = "PNG", {"optimize": True}
-    if max(image.size) > LARGEST_PX:
-        image.thumbnail((LARGEST_PX, LARGEST_PX))
+    if image.height > LARGEST_PX:
+        image.thumbnail((image.width, LARGEST_PX))
         kind, options = "JPEG", {"quality": 88}
     buffer = io.BytesIO()
     image.save(buffer, format=kind, **options)

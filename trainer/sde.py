@@ -8,13 +8,14 @@ Notation (arXiv:2505.05470 writes t for sigma):
     a            noise_level
     std          the FULL standard deviation of x_next given x (sqrt(-dt) included)
 
-Every transition is x_next = mean + std * eps. The two SDEs keep the marginals of the ODE as steps
+Every transition is x_next = mean + std * eps. The three SDEs keep the marginals of the ODE as steps
 get small (eq. 7, 8); cps keeps the coefficients of data and noise at steps of any size, which
 keeps the marginals where x_0 is certain (a point), and narrows them elsewhere:
     flow_sde   g = a sqrt(sigma / (1 - sigma))                                      (eq. 9)
                mean = x + [v + g^2 / (2 sigma) (x + (1 - sigma) v)] dt
                std  = g sqrt(-dt)
     dance      the same with the constant g = a                     (DanceGRPO, arXiv:2505.07818)
+    linear     the same with g = a sigma_max sigma          (the official code for Wan, a = 1)
     cps        std  = sigma_next sin(a pi / 2)                      (Flow-CPS, arXiv:2509.05952)
                mean = (1 - sigma_next) (x - sigma v)
                       + sqrt(sigma_next^2 - std^2) (x + (1 - sigma) v)
@@ -134,6 +135,24 @@ def dance(
     return _langevin(x, v, s, s_next, torch.full_like(s, noise_level))
 
 
+def linear(
+    x: Tensor,
+    v: Tensor,
+    sigma: Scalar,
+    sigma_next: Scalar,
+    *,
+    noise_level: float,
+    sigma_max: Scalar,
+) -> Transition:
+    """An SDE whose noise fades with sigma, so that late steps keep fine detail and motion.
+
+    The official code for Wan has no noise level: it is this with 1. Arguments as ``flow_sde``.
+    """
+    x, v = _wide(x), _wide(v)
+    s, s_next, s_max = (_per_sample(value, x) for value in (sigma, sigma_next, sigma_max))
+    return _langevin(x, v, s, s_next, noise_level * s_max * s)
+
+
 def cps(
     x: Tensor,
     v: Tensor,
@@ -179,6 +198,7 @@ TRANSITIONS: dict[str, TransitionFn] = {
     "flow_sde": flow_sde,
     "cps": cps,
     "dance": dance,
+    "linear": linear,
     "ode": ode,
 }
 
@@ -187,6 +207,7 @@ OFFICIAL_LOG_PROB: dict[str, LogProbForm] = {
     "flow_sde": "gaussian",
     "cps": "squared_error",
     "dance": "gaussian",
+    "linear": "gaussian",
 }
 
 

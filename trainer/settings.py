@@ -78,11 +78,15 @@ class ModelSettings(Section):
     """Type of the forward pass; trained weights are always float32. `auto`: bfloat16 where the GPU
     or CPU is faster with it."""
     max_sequence_length: Count = 256
-    """Tokens of the language encoder (SD3, FLUX: T5), as many as when the model is used later; 0
-    for a pipeline without one, such as the miniature."""
+    """Tokens of the language encoder, as many as when the model is used later: diffusers has 256
+    for SD3 and 512 for FLUX, Qwen-Image, Z-Image and Wan; 0 for a pipeline without one, such as
+    the miniature."""
     true_cfg_scale: float = 1.0
     """FLUX.1-dev only: guidance by a second forward pass with the negative prompt, on top of the
     embedded `sampling.guidance_scale`; 1 does without."""
+    experts: Literal["both", "high_noise", "low_noise"] = "both"
+    """Wan 2.2 with two experts only: which are trained. The other one samples its steps as it is.
+    """
     keep_encoders: bool = False
     """Keep the text encoders in memory after all prompts have been encoded."""
     prompt_cache_gb: Annotated[float, Field(gt=0)] = 16.0
@@ -97,7 +101,7 @@ class SamplingSettings(Section):
     """Sampling steps while training (T_train)."""
     eval_num_steps: Positive = 40
     """Deterministic sampling steps in evaluations (T_eval)."""
-    sde: Literal["flow_sde", "cps", "dance", "ode"] = "flow_sde"
+    sde: Literal["flow_sde", "cps", "dance", "linear", "ode"] = "flow_sde"
     """Kind of the stochastic steps; `ode` has none and is for losses on finished images."""
     noise_level: Annotated[float, Field(gt=0)] = 0.7
     """The paper's a: strength of the noise of a stochastic step."""

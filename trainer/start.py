@@ -274,6 +274,7 @@ def load_model(settings: Settings, device: torch.device) -> FlowModel:
         keep_reference=keeps_reference(settings),
         seed=settings.run.seed,
         true_cfg_scale=chosen.true_cfg_scale,
+        experts=chosen.experts,
     )
     try:
         model = MODELS[chosen.family](place if place.exists() else chosen.path, options)

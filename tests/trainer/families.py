@@ -10,11 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import tiny_flux
+import tiny_qwen_image
 import tiny_sd3
+import tiny_wan
+import tiny_z_image
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import (
     StableDiffusion3Pipeline,
 )
+from diffusers.pipelines.wan.pipeline_wan import WanPipeline
+from diffusers.pipelines.z_image.pipeline_z_image import ZImagePipeline
 
 GUIDANCE = 4.5
 
@@ -32,8 +38,10 @@ class Case:
         guided: what it is called with where the trainer's guidance_scale is `GUIDANCE`.
         size: height and width in px and frames, and another that is not square.
         wrong_sizes: what the family cannot make, with a part of its message.
+        tokens: of the language encoder.
         options: changes to `ModelOptions`.
         prepare: changes a loaded pipeline, where sampling differs from the trainer's Euler steps.
+        load_lora: loads what the trainer saved into a pipeline.
     """
 
     name: str
@@ -51,8 +59,12 @@ class Case:
             (32, 32, 5): "not videos of 5 frames",
         }
     )
+    tokens: int = 16
     options: Mapping[str, Any] = field(default_factory=dict)
     prepare: Callable[[Any], object] = lambda pipe: None
+    load_lora: Callable[[Any, Path], object] = lambda pipe, folder: pipe.load_lora_weights(
+        str(folder)
+    )
 
 
 def _sd3(name: str, **changes: Any) -> Case:
@@ -66,6 +78,31 @@ def _sd3(name: str, **changes: Any) -> Case:
     )
 
 
+def _wan(name: str, kind: tiny_wan.Kind, **changes: Any) -> Case:
+    return Case(
+        name,
+        "wan",
+        WanPipeline,
+        partial(tiny_wan.build, kind=kind),
+        plain={"guidance_scale": 1.0},
+        guided={"guidance_scale": GUIDANCE, "negative_prompt": [""] * 4},
+        size=(16, 16, 5),
+        wide=(16, 32, 9),
+        wrong_sizes={
+            (24, 16, 5): "multiples of 16 px, not 24x16",
+            (16, 0, 5): "multiples of 16 px, not 16x0",
+            (16, 16, 6): "num_frames must be a multiple of 4 and one more, not 6",
+        },
+        tokens=32,
+        **changes,
+    )
+
+
+def _load_experts(pipe: Any, folder: Path) -> None:
+    pipe.load_lora_weights(str(folder))
+    pipe.load_lora_weights(str(folder / "transformer_2"), load_into_transformer_2=True)
+
+
 # One of each architecture: the whole contract.
 CASES: tuple[Case, ...] = (
     _sd3("sd3.5-medium", with_t5=True, dual_attention_layers=(0,)),
@@ -77,6 +114,28 @@ CASES: tuple[Case, ...] = (
         plain={"guidance_scale": 1.0},
         guided={"guidance_scale": GUIDANCE},
     ),
+    Case(
+        "qwen-image",
+        "qwen_image",
+        QwenImagePipeline,
+        tiny_qwen_image.build,
+        plain={"true_cfg_scale": 1.0},
+        guided={"true_cfg_scale": GUIDANCE, "negative_prompt": [""] * 4},
+        # Prompts of this length are not cut, so they differ in theirs.
+        tokens=48,
+    ),
+    Case(
+        "z-image",
+        "z_image",
+        ZImagePipeline,
+        tiny_z_image.build,
+        plain={"guidance_scale": 0.0},
+        # The pipeline's scale counts from 0.
+        guided={"guidance_scale": GUIDANCE - 1.0, "negative_prompt": [""] * 4},
+        tokens=48,
+    ),
+    _wan("wan2.1", "wan2.1"),
+    _wan("wan2.2-a14b", "wan2.2", load_lora=_load_experts),
 )
 
 # What differs in its forward pass or schedule only: equality with the pipeline.
@@ -102,4 +161,5 @@ VARIANTS: tuple[Case, ...] = (
         plain={},
         guided={"true_cfg_scale": GUIDANCE, "negative_prompt": [""] * 4},
     ),
+    _wan("wan2.2-5b", "wan2.2-5b"),
 )

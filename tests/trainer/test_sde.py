@@ -46,14 +46,14 @@ def test_steps_equal_the_official_ones(golden: Path) -> None:
         torch.testing.assert_close(density, torch.tensor(case["log_prob"]), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["flow_sde", "dance", "cps"])
+@pytest.mark.parametrize("kind", ["flow_sde", "dance", "linear", "cps"])
 def test_without_noise_every_transition_is_euler(kind: str) -> None:
     step, euler = random_step(kind, noise_level=0.0), random_step("ode")
     torch.testing.assert_close(step.mean, euler.mean, rtol=1e-5, atol=1e-6)
     assert not step.std.any()
 
 
-@pytest.mark.parametrize("kind", ["flow_sde", "dance", "cps"])
+@pytest.mark.parametrize("kind", ["flow_sde", "dance", "linear", "cps"])
 def test_log_prob_is_the_normal_density(kind: str) -> None:
     step = random_step(kind)
     x_next = sde.sample(step, torch.randn(step.mean.shape))
@@ -101,6 +101,23 @@ def test_dance_is_the_score_formula() -> None:
     torch.testing.assert_close(step.std.flatten(), torch.full((2,), eta * math.sqrt(-dt)).double())
 
 
+def test_linear_is_the_official_step_of_wan() -> None:
+    """wan_pipeline_with_logprob.py: the deviation runs from sigmas[-1] to sigmas[1] with sigma."""
+    source = torch.Generator().manual_seed(3)
+    x, v = torch.randn(2, 2, 5, generator=source, dtype=torch.float64)
+    sigmas = torch.tensor([1.0, 0.9, 0.75, 0.5, 0.0], dtype=torch.float64)
+    for i in range(4):
+        sigma, dt = sigmas[i], sigmas[i + 1] - sigmas[i]
+        deviation = sigmas[-1] + (sigmas[1] - sigmas[-1]) * sigma
+        mean = (
+            x * (1 + deviation**2 / (2 * sigma) * dt)
+            + v * (1 + deviation**2 * (1 - sigma) / (2 * sigma)) * dt
+        )
+        step = sde.linear(x, v, sigma, sigmas[i + 1], noise_level=1.0, sigma_max=sigmas[1])
+        torch.testing.assert_close(step.mean, mean)
+        torch.testing.assert_close(step.std.flatten(), (deviation * (-dt).sqrt()).expand(2))
+
+
 def test_sigma_per_sample_equals_one_at_a_time() -> None:
     x, v = torch.randn(2, 3, 4, 4)
     sigma, sigma_next = torch.tensor([1.0, 0.8, 0.3]), torch.tensor([0.9, 0.5, 0.0])
@@ -146,7 +163,7 @@ def propagate(kind: str, sigmas: np.ndarray, mean: float, spread: float, a: floa
     return m, variance
 
 
-@pytest.mark.parametrize("kind", ["flow_sde", "dance", "ode"])
+@pytest.mark.parametrize("kind", ["flow_sde", "dance", "linear", "ode"])
 @pytest.mark.parametrize("start", [1.0, 0.95])
 def test_sdes_keep_the_marginals_of_the_ode(kind: str, start: float) -> None:
     mean, spread = 0.8, 0.5
@@ -156,7 +173,7 @@ def test_sdes_keep_the_marginals_of_the_ode(kind: str, start: float) -> None:
     assert variance == pytest.approx((1 - end) ** 2 * spread**2 + end**2, abs=5e-3)
 
 
-@pytest.mark.parametrize("kind", ["flow_sde", "dance"])
+@pytest.mark.parametrize("kind", ["flow_sde", "dance", "linear"])
 def test_smaller_steps_keep_the_marginals_better(kind: str) -> None:
     mean, spread = 0.8, 0.5
     errors = []
@@ -180,7 +197,7 @@ def test_cps_narrows_what_is_not_a_point_as_documented() -> None:
     assert variance == pytest.approx(0.139, abs=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["flow_sde", "dance", "cps"])
+@pytest.mark.parametrize("kind", ["flow_sde", "dance", "linear", "cps"])
 def test_kl_is_the_gaussian_divergence(kind: str) -> None:
     step = random_step(kind)
     other = sde.Transition(step.mean + 0.1 * torch.randn(step.mean.shape), step.std)
@@ -209,7 +226,7 @@ def test_official_kl_divides_by_the_deviation_without_dt() -> None:
 
 
 @given(
-    kind=st.sampled_from(["flow_sde", "dance", "cps"]),
+    kind=st.sampled_from(["flow_sde", "dance", "linear", "cps"]),
     sigma=st.floats(0.01, 1.0),
     share=st.floats(0.01, 0.99),
     a=st.floats(0.05, 1.0),
@@ -224,7 +241,7 @@ def test_steps_are_finite(kind: str, sigma: float, share: float, a: float, half:
 
 def test_unknown_names_are_refused() -> None:
     x, step = torch.zeros(1, 2), random_step("cps")
-    with pytest.raises(ValueError, match="flow_sde, cps, dance, ode"):
+    with pytest.raises(ValueError, match="flow_sde, cps, dance, linear, ode"):
         sde.transition("sde", x, x, 0.5, 0.4, noise_level=0.7, sigma_max=0.9)
     with pytest.raises(ValueError, match="gaussian"):
         sde.log_prob(step.mean, step, "other")  # pyright: ignore

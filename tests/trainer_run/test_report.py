@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image as PilImage
 
 from trainer.charts import Axes, Series, area_chart, line_chart, moving_average, ticks
 from trainer.config import load
 from trainer.errors import ConfigError
-from trainer.grids import cut, load_png, save_png, sheet
+from trainer.grids import cut, load_png, save_picture, save_png, sheet, strip
 from trainer.report import write_report
 from trainer.report_data import load_run, verdict, watched
 
@@ -193,9 +194,26 @@ def test_moving_average_skips_gaps() -> None:
 
 def test_a_sheet_is_cut_into_what_it_was_made_of(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    images = [rng.integers(0, 256, (8, 8, 3), dtype=np.uint8) for _ in range(6)]
+    images = [rng.integers(0, 256, (8, 12, 3), dtype=np.uint8) for _ in range(6)]
     save_png(tmp_path / "sheet.png", sheet(images, 3))
-    for before, after in zip(images, cut(load_png(tmp_path / "sheet.png"), 8), strict=True):
+    for before, after in zip(images, cut(load_png(tmp_path / "sheet.png"), 3, 2), strict=True):
         assert (before == after).all()
     with pytest.raises(ValueError, match="one size"):
         sheet([images[0], images[1][:4]], 2)
+
+
+def test_a_video_is_shown_as_a_strip_and_saved_as_an_animation(tmp_path: Path) -> None:
+    video = np.stack([np.full((8, 12, 3), 10 * frame, np.uint8) for frame in range(9)])
+    frames = cut(strip(video), 5, gap_px=1)
+    assert [int(frame.max()) for frame in frames] == [0, 20, 40, 60, 80]
+    assert all(frame.shape == (8, 12, 3) and frame.min() == frame.max() for frame in frames)
+    assert (strip(video[4]) == video[4]).all()
+    assert len(cut(strip(video[:2]), 2, gap_px=1)) == 2
+    path = save_picture(tmp_path / "clip", video)
+    with PilImage.open(path) as clip:
+        assert (path.name, clip.n_frames) == ("clip.webp", 9)
+        for number in range(9):
+            clip.seek(number)
+            assert (np.asarray(clip.convert("RGB")) == video[number]).all()
+    assert save_picture(tmp_path / "still", video[3]).name == "still.png"
+    assert (load_png(tmp_path / "still.png") == video[3]).all()

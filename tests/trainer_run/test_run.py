@@ -169,7 +169,9 @@ def test_what_has_no_scores_is_neither_trained_on_nor_written_down(
         return score_pixels(name, item)
 
     lost = elsewhere(table, tmp_path / "lost")
-    with pytest.raises(ServiceLost, match=r"of the images of epoch 2 have no score.*is saved in") as error:
+    with pytest.raises(
+        ServiceLost, match=r"of the images of epoch 2 have no score.*is saved in"
+    ) as error:
         run(lost, down)
     assert error.value.exit_code == 4
     kept = checkpoint.find(tmp_path / "lost")

@@ -20,7 +20,28 @@ def _flux(path_or_id: str | Path, options: ModelOptions) -> FlowModel:
     return flux.load(path_or_id, options)
 
 
+def _qwen_image(path_or_id: str | Path, options: ModelOptions) -> FlowModel:
+    from trainer.models import qwen_image
+
+    return qwen_image.load(path_or_id, options)
+
+
+def _z_image(path_or_id: str | Path, options: ModelOptions) -> FlowModel:
+    from trainer.models import z_image
+
+    return z_image.load(path_or_id, options)
+
+
+def _wan(path_or_id: str | Path, options: ModelOptions) -> FlowModel:
+    from trainer.models import wan
+
+    return wan.load(path_or_id, options)
+
+
 MODELS: dict[str, Callable[[str | Path, ModelOptions], FlowModel]] = {
     "sd3": _sd3,
     "flux": _flux,
+    "qwen_image": _qwen_image,
+    "z_image": _z_image,
+    "wan": _wan,
 }

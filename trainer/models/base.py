@@ -14,9 +14,18 @@ from torch import Tensor, nn
 from trainer.models.conditioning import Conditioning
 from trainer.models.precision import DTYPES
 
-__all__ = ["Conditioning", "Decoded", "Finetune", "FlowModel", "LoraSpec", "ModelOptions"]
+__all__ = [
+    "Conditioning",
+    "Decoded",
+    "Experts",
+    "Finetune",
+    "FlowModel",
+    "LoraSpec",
+    "ModelOptions",
+]
 
 Finetune = Literal["lora", "full"]
+Experts = Literal["both", "high_noise", "low_noise"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +54,16 @@ class ModelOptions:
         compute_dtype: float32, or bfloat16 or float16 (autocast; trained weights stay float32,
             the frozen base under LoRA is held in it).
         max_sequence_length: Tokens of the language encoder; has to be the pipeline's at inference
-            (256 for SD3 in diffusers, where the official training uses 128). Where SD3's third
-            encoder is missing, diffusers appends as many zero tokens.
+            (256 for SD3 in diffusers, where the official training uses 128; 512 for Qwen-Image,
+            Z-Image and Wan). Where SD3's third encoder is missing, diffusers appends as many zero
+            tokens.
         cache_bytes: Main memory for encoded prompts, least recently used first out.
         decode_batch: Images decoded at once.
         keep_reference: Keep a frozen copy under ``full``; without it, no ``reference()``.
         seed: Seeds the adapter's initial weights.
         true_cfg_scale: FLUX only: guidance by a second forward pass with the negative prompt, on
             top of the embedded guidance; 1 does without.
+        experts: Wan 2.2 with two experts only: which of them are trained.
     """
 
     finetune: Finetune = "lora"
@@ -65,6 +76,7 @@ class ModelOptions:
     keep_reference: bool = True
     seed: int = 0
     true_cfg_scale: float = 1.0
+    experts: Experts = "both"
 
     def __post_init__(self) -> None:
         if self.finetune not in ("lora", "full"):

@@ -106,6 +106,20 @@ def decode_kl(vae: Any, latents: Tensor) -> Tensor:
     return vae.decode(scaled, return_dict=False)[0]
 
 
+def decode_video(vae: Any, latents: Tensor) -> Tensor:
+    """Decode with the VAE of Wan or Qwen-Image: (B, C, f, h, w) to (B, 3, F, H, W) in [-1, 1].
+
+    One video at a time: its frames already fill a device.
+    """
+    # Transformers see latents of mean 0 and deviation 1 in every channel.
+    mean, std = (
+        torch.tensor(values, device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1, 1)
+        for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    videos = (latents * std + mean).split(1)
+    return torch.cat([vae.decode(video, return_dict=False)[0] for video in videos])
+
+
 def resolution_shift(config: Any, tokens: float) -> float:
     """The exponent of a schedule that is shifted by resolution, linear in the image's tokens."""
     slope = (config.max_shift - config.base_shift) / (
@@ -140,6 +154,17 @@ def euler_sigmas(
 Forward = Callable[[Tensor, Tensor, Conditioning], Tensor]
 
 
+def expanded(negative: Conditioning | None, count: int) -> Conditioning:
+    """One or ``count`` negative prompts as ``count``.
+
+    Raises:
+        ValueError: No negative prompt.
+    """
+    if negative is None:
+        raise ValueError("guidance needs the encoded negative prompt")
+    return negative.expand(count)
+
+
 def with_and_without(
     forward: Forward, x: Tensor, sigma: Tensor, cond: Conditioning, negative: Conditioning | None
 ) -> tuple[Tensor, Tensor]:
@@ -158,9 +183,7 @@ def with_and_without(
     Raises:
         ValueError: No negative prompt.
     """
-    if negative is None:
-        raise ValueError("guidance needs the encoded negative prompt")
-    both = Conditioning.cat([negative.expand(len(x)), cond])
+    both = Conditioning.cat([expanded(negative, len(x)), cond])
     v = forward(torch.cat([x, x]), torch.cat([sigma, sigma]), both).float()
     unconditional, conditional = v.chunk(2)
     return conditional, unconditional

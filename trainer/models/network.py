@@ -41,7 +41,9 @@ class Network:
         self._lora = options.finetune == "lora"
         for part in parts.values():
             part.requires_grad_(False).eval()
-        self.trained: Any = next(iter(parts.values())) if len(parts) == 1 else nn.ModuleDict(parts)
+        # The dict would not be in eval mode although its members are.
+        several = nn.ModuleDict(parts).eval()
+        self.trained: Any = several if len(parts) > 1 else next(iter(parts.values()))
         self._frozen: Any = None
         if self._lora:
             for part in parts.values():
@@ -88,7 +90,8 @@ class Network:
         """Write the trained weights as diffusers reads them.
 
         LoRA: ``path/pytorch_lora_weights.safetensors`` for ``pipe.load_lora_weights(path)``, alpha
-        included. Full: ``path/<component>/`` for ``from_pretrained``.
+        included; that of ``transformer_2`` in ``path/transformer_2``, for ``load_lora_weights``
+        with ``load_into_transformer_2=True``. Full: ``path/<component>/`` for ``from_pretrained``.
 
         Args:
             path: The folder, made if need be.
@@ -99,16 +102,13 @@ class Network:
             for name, part in self._parts.items():
                 part.save_pretrained(path / name)
             return
-        layers = {
-            f"{name}_lora_layers": get_peft_model_state_dict(part, adapter_name=ADAPTER)
-            for name, part in self._parts.items()
-        }
-        # Without it the file has no alpha, and loading assumes alpha = rank.
-        metadata = {
-            f"{name}_lora_adapter_metadata": part.peft_config[ADAPTER].to_dict()
-            for name, part in self._parts.items()
-        }
-        pipeline.save_lora_weights(path, **layers, **metadata)
+        for name, part in self._parts.items():
+            pipeline.save_lora_weights(
+                path if name == "transformer" else path / name,
+                transformer_lora_layers=get_peft_model_state_dict(part, adapter_name=ADAPTER),
+                # Without it the file has no alpha, and loading assumes alpha = rank.
+                transformer_lora_adapter_metadata=part.peft_config[ADAPTER].to_dict(),
+            )
 
 
 def _add_adapter(part: Any, lora: LoraSpec, targets: Sequence[str], seed: int) -> None:

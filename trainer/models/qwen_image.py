@@ -1,0 +1,146 @@
+"""Qwen-Image."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
+from torch import Tensor
+
+from trainer.models.adapter import Adapter
+from trainer.models.base import ModelOptions
+from trainer.models.conditioning import MASK, Conditioning
+from trainer.models.family import (
+    decode_video,
+    euler_sigmas,
+    expanded,
+    image_size,
+    resolution_shift,
+    sequence_length,
+)
+from trainer.models.loading import load_pipeline
+
+# Latents are (C, h, w) outside; the transformer sees each 2x2 patch as one token.
+PATCH = 2
+
+
+class QwenImage:
+    """The family of ``QwenImagePipeline``; see ``Family``."""
+
+    encoders: tuple[str, ...] = ("text_encoder",)
+    networks: tuple[str, ...] = ("transformer",)
+    # The official targets (train_qwenimage.py): attention and MLPs of both streams; its rank is 64
+    # and its alpha 128.
+    lora_targets: tuple[str, ...] = (
+        "attn.to_k",
+        "attn.to_q",
+        "attn.to_v",
+        "attn.to_out.0",
+        "attn.add_k_proj",
+        "attn.add_q_proj",
+        "attn.add_v_proj",
+        "attn.to_add_out",
+        "img_mlp.net.0.proj",
+        "img_mlp.net.2",
+        "txt_mlp.net.0.proj",
+        "txt_mlp.net.2",
+    )
+
+    def __init__(self, pipe: Any, options: ModelOptions) -> None:
+        """Take over a loaded pipeline.
+
+        Raises:
+            ValueError: A model whose guidance is embedded (none is published), or prompts longer
+                than the pipeline takes.
+        """
+        if pipe.transformer.config.guidance_embeds:
+            raise ValueError("a Qwen-Image with a guidance embedding is not supported")
+        self.pipe = pipe
+        self._device = options.device
+        self._tokens = sequence_length(options.max_sequence_length, 1024)
+
+    def encode(self, prompt: str) -> Conditioning:
+        """``embeds`` (1, L, D), as long as the prompt."""
+        embeds, _ = self.pipe.encode_prompt(
+            [prompt],
+            device=self._device,
+            max_sequence_length=self._tokens,
+        )
+        return Conditioning(
+            {"embeds": embeds, MASK: torch.ones(embeds.shape[:2], dtype=torch.bool)}
+        )
+
+    def latent_shape(self, height_px: int, width_px: int, num_frames: int) -> tuple[int, ...]:
+        """(channels, height, width), not packed: noise and steps do not depend on packing."""
+        scale = self.pipe.vae_scale_factor
+        image_size(height_px, width_px, num_frames, scale * PATCH)
+        channels = self.pipe.transformer.config.in_channels // PATCH**2
+        return (channels, height_px // scale, width_px // scale)
+
+    def sigmas(self, num_steps: int, latent_shape: tuple[int, ...] | None) -> Tensor:
+        """Shifted by resolution, and stretched to end at the scheduler's ``shift_terminal``."""
+        config = self.pipe.scheduler.config
+        levels = np.linspace(1.0, 1 / num_steps, num_steps).tolist()
+        if not config.use_dynamic_shifting:
+            return euler_sigmas(config, num_steps, sigmas=levels)
+        if latent_shape is None:
+            raise ValueError("this scheduler shifts by resolution: the latent shape is needed")
+        tokens = (latent_shape[1] // PATCH) * (latent_shape[2] // PATCH)
+        return euler_sigmas(config, num_steps, mu=resolution_shift(config, tokens), sigmas=levels)
+
+    def velocity(
+        self,
+        network: Any,
+        x: Tensor,
+        sigma: Tensor,
+        cond: Conditioning,
+        guidance_scale: float,
+        negative: Conditioning | None,
+    ) -> Tensor:
+        """With the pipeline's "true" guidance: guided tokens keep the norm of the conditional ones.
+
+        Two forward passes, not one of a doubled batch: padding one prompt to the other's length
+        costs attention over all of the image.
+        """
+        rows, columns = x.shape[2] // PATCH, x.shape[3] // PATCH
+        tokens = F.pixel_unshuffle(x, PATCH).flatten(2).transpose(1, 2)
+        v = self._forward(network, tokens, sigma, cond, (rows, columns))
+        if guidance_scale != 1.0:
+            without = self._forward(
+                network, tokens, sigma, expanded(negative, len(x)), (rows, columns)
+            )
+            combined = without + guidance_scale * (v - without)
+            v = combined * (v.norm(dim=-1, keepdim=True) / combined.norm(dim=-1, keepdim=True))
+        return F.pixel_shuffle(v.transpose(1, 2).unflatten(2, (rows, columns)), PATCH)
+
+    def _forward(
+        self,
+        network: Any,
+        tokens: Tensor,
+        sigma: Tensor,
+        cond: Conditioning,
+        shape: tuple[int, int],
+    ) -> Tensor:
+        mask = cond[MASK]
+        return network(
+            hidden_states=tokens,
+            # Multiplied by the scheduler and divided by the pipeline: both round.
+            timestep=sigma * self.pipe.scheduler.config.num_train_timesteps / 1000,
+            encoder_hidden_states=cond["embeds"],
+            encoder_hidden_states_mask=None if mask.all() else mask,
+            img_shapes=[[(1, *shape)]] * len(tokens),
+            return_dict=False,
+        )[0].float()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, 3, H, W): the VAE is that of a video, which has one frame here."""
+        return decode_video(self.pipe.vae, latents[:, :, None])[:, :, 0]
+
+
+def load(path_or_id: str | Path, options: ModelOptions) -> Adapter:
+    """Load Qwen-Image; see ``load_pipeline``."""
+    return Adapter(
+        QwenImage(load_pipeline(QwenImagePipeline, path_or_id, options), options), options
+    )

@@ -1,0 +1,169 @@
+"""Wan 2.1 and 2.2, text to video."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.pipelines.wan.pipeline_wan import WanPipeline
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+    FlowMatchEulerDiscreteScheduler,
+)
+from torch import Tensor
+
+from trainer.models.adapter import Adapter
+from trainer.models.base import Experts, ModelOptions
+from trainer.models.conditioning import Conditioning
+from trainer.models.family import decode_video, euler_sigmas, expanded, frozen, sequence_length
+from trainer.models.loading import load_pipeline
+
+HIGH, LOW = "transformer", "transformer_2"
+EXPERTS: dict[Experts, tuple[str, ...]] = {
+    "both": (HIGH, LOW),
+    "high_noise": (HIGH,),
+    "low_noise": (LOW,),
+}
+
+
+class Wan:
+    """The family of ``WanPipeline``; see ``Family``.
+
+    Wan 2.2 A14B has two experts: ``transformer`` predicts where sigma is at least
+    ``boundary_ratio``, ``transformer_2`` below it. ``ModelOptions.experts`` says which are trained,
+    by default both; one that is not is part of the sampler all the same.
+    """
+
+    encoders: tuple[str, ...] = ("text_encoder",)
+    # The official targets (train_wan2_1.py): self- and cross-attention.
+    lora_targets: tuple[str, ...] = ("to_k", "to_q", "to_v", "to_out.0")
+
+    def __init__(self, pipe: Any, options: ModelOptions) -> None:
+        """Take over a loaded pipeline.
+
+        Raises:
+            ValueError: One of two experts is to be trained and there is only one, or prompts
+                longer than the pipeline takes.
+        """
+        self.pipe = pipe
+        self._device = options.device
+        self._tokens = sequence_length(options.max_sequence_length, 512)
+        self._boundary: float | None = pipe.config.boundary_ratio
+        if self._boundary is None and options.experts != "both":
+            raise ValueError(
+                f"model.experts={options.experts} needs two experts; this Wan is one network"
+            )
+        self.networks: tuple[str, ...] = (
+            (HIGH,) if self._boundary is None else EXPERTS[options.experts]
+        )
+        for name in (HIGH, LOW):
+            if getattr(pipe, name) is not None:
+                frozen(getattr(pipe, name), torch.device(options.device))
+
+    def encode(self, prompt: str) -> Conditioning:
+        """``embeds`` (1, max_sequence_length, D); zeros follow the prompt and are attended to."""
+        embeds, _ = self.pipe.encode_prompt(
+            [prompt],
+            do_classifier_free_guidance=False,
+            max_sequence_length=self._tokens,
+            device=torch.device(self._device),
+        )
+        return Conditioning({"embeds": embeds})
+
+    def latent_shape(self, height_px: int, width_px: int, num_frames: int) -> tuple[int, ...]:
+        """(channels, frames, height, width)."""
+        scale, temporal = self.pipe.vae_scale_factor_spatial, self.pipe.vae_scale_factor_temporal
+        config = self.pipe.transformer.config
+        unit = scale * config.patch_size[1]
+        if min(height_px, width_px) <= 0 or height_px % unit or width_px % unit:
+            raise ValueError(
+                f"video sides must be multiples of {unit} px, not {height_px}x{width_px}"
+            )
+        if num_frames < 1 or (num_frames - 1) % temporal:
+            raise ValueError(
+                f"num_frames must be a multiple of {temporal} and one more, not {num_frames}"
+            )
+        frames = (num_frames - 1) // temporal + 1
+        return (config.in_channels, frames, height_px // scale, width_px // scale)
+
+    def sigmas(self, num_steps: int, latent_shape: tuple[int, ...] | None) -> Tensor:
+        """Shifted by a constant, the same for every size.
+
+        An Euler scheduler gives its own levels. The published pipelines come with UniPC, whose
+        levels these are, but for the first: 1 and not 1 - 1e-6.
+        """
+        config = self.pipe.scheduler.config
+        if not config.get("use_flow_sigmas", False):
+            return euler_sigmas(config, num_steps)
+        steps = config.num_train_timesteps
+        levels = np.linspace(1.0, 1 / steps, num_steps + 1)[:-1].tolist()
+        # Asked for a number of steps, the Euler scheduler of this shift has other levels: it ends
+        # at its smallest one, which it shifts twice.
+        shifted = FlowMatchEulerDiscreteScheduler(
+            num_train_timesteps=steps, shift=config.flow_shift
+        )
+        return euler_sigmas(shifted.config, num_steps, sigmas=levels)
+
+    def velocity(
+        self,
+        network: Any,
+        x: Tensor,
+        sigma: Tensor,
+        cond: Conditioning,
+        guidance_scale: float,
+        negative: Conditioning | None,
+    ) -> Tensor:
+        """With classifier-free guidance, alike for both experts: v_u + guidance_scale (v_c - v_u).
+
+        Two forward passes, as in the pipeline: a doubled batch of videos would not fit.
+        """
+        time = sigma * self.pipe.scheduler.config.num_train_timesteps
+        without = None if guidance_scale == 1.0 else expanded(negative, len(x))
+        out = torch.zeros_like(x, dtype=torch.float32)
+        for expert, index in self._shares(network, time):
+            part = (expert, x[index], time[index])
+            v = self._forward(*part, cond.index_select(index))
+            if without is not None:
+                v_without = self._forward(*part, without.index_select(index))
+                v = v_without + guidance_scale * (v - v_without)
+            out = out.index_copy(0, index, v)
+        return out
+
+    def _shares(self, network: Any, time: Tensor) -> list[tuple[Any, Tensor]]:
+        """Who predicts which rows of a batch."""
+        rows = torch.arange(len(time), device=time.device)
+        if self._boundary is None:
+            return [(network, rows)]
+        if self.networks == EXPERTS["both"]:
+            high, low = network[HIGH], network[LOW]
+        elif self.networks == EXPERTS["high_noise"]:
+            high, low = network, getattr(self.pipe, LOW)
+        else:
+            high, low = getattr(self.pipe, HIGH), network
+        noisy = time >= self._boundary * self.pipe.scheduler.config.num_train_timesteps
+        return [
+            (who, part) for who, part in ((high, rows[noisy]), (low, rows[~noisy])) if len(part)
+        ]
+
+    def _forward(self, expert: Any, x: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
+        if self.pipe.config.expand_timesteps:
+            # Wan 2.2 5B has a time per token, so that a given image could be one without noise.
+            patch = self.pipe.transformer.config.patch_size
+            tokens = math.prod(n // p for n, p in zip(x.shape[2:], patch, strict=True))
+            time = time[:, None].expand(-1, tokens)
+        return expert(
+            hidden_states=x,
+            timestep=time,
+            encoder_hidden_states=cond["embeds"],
+            return_dict=False,
+        )[0].float()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, 3, F, H, W)."""
+        return decode_video(self.pipe.vae, latents)
+
+
+def load(path_or_id: str | Path, options: ModelOptions) -> Adapter:
+    """Load Wan 2.1, Wan 2.2 A14B or Wan 2.2 5B; see ``load_pipeline``."""
+    pipe = load_pipeline(WanPipeline, path_or_id, options, networks=EXPERTS[options.experts])
+    return Adapter(Wan(pipe, options), options)
