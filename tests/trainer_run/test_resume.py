@@ -113,16 +113,18 @@ def test_two_processes_killed_together_or_alone_end_with_identical_numbers(
     ]
     for pair in deaths:
         ranks = nursery.ranks(killed, list(pair))
-        for rank, death in zip(ranks, pair, strict=True):
-            code = rank.wait(60)
+        codes = [rank.wait(60) for rank in ranks]
+        # Of two that are to die one may be the first, and the other be left alone.
+        assert KILLED in codes
+        for rank, death, code in zip(ranks, pair, codes, strict=True):
             output = rank.log.read_text()
-            if death is not None:
-                assert code == KILLED, output
-            elif code != KILLED:
-                assert code == PEER_LOST, output
-                (line,) = [text for text in output.splitlines() if text.startswith("error:")]
-                assert "another process of this run is gone" in line
-                assert "Traceback" not in output
+            if code == KILLED:
+                assert death is not None
+                continue
+            assert code == PEER_LOST, output
+            (line,) = [text for text in output.splitlines() if text.startswith("error:")]
+            assert "another process of this run is gone" in line
+            assert "Traceback" not in output
         assert not (run_dir / "result.json").exists()
     assert [rank.wait() for rank in nursery.ranks(killed, [None, None])] == [0, 0]
     assert_same_run(tmp_path / "whole", run_dir)
