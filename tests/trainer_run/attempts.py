@@ -167,7 +167,9 @@ def _worker(arguments: list[str]) -> None:
     Path(f"{os.environ['PIDS']}.{os.environ['RANK']}").write_text(str(os.getpid()))
     code = command_line(arguments)
     sys.stdout.flush()
-    os._exit(code)
+    # The agent waits for what a function returns, but not if it fails.
+    if code:
+        os._exit(code)
 
 
 JOBS: dict[str, Callable[..., int]] = {
