@@ -18,7 +18,12 @@ from pathlib import Path
 
 START_TIMEOUT_S = 180.0
 # What the libraries say while loading is not about the run; the trainer's own lines are.
-QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+# Torchrun kills what is still saving after this time, by default 30 s.
+DEFAULTS = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600",
+}
 
 
 def main() -> int:
@@ -36,7 +41,7 @@ def main() -> int:
     if processes > 1:
         launcher += ["torch.distributed.run", "--nproc-per-node", str(processes), "-m"]
     command = [*launcher, "trainer", "train", "--preset", preset, *extra]
-    for name, value in QUIET.items():
+    for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     if args.reward_url:
         return _run(command, {**os.environ, "REWARD_URL": args.reward_url})

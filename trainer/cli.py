@@ -3,8 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -17,8 +16,10 @@ from trainer.data_cli import data_app
 from trainer.errors import ConfigError, TrainerError
 from trainer.preset import header, preset_names
 from trainer.settings import Settings
+from trainer.stopping import stop_signals
+from trainer.storage import storing
 
-STOPPED = 130
+INTERRUPTED = 130
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,6 +37,9 @@ Overrides = Annotated[
     typer.Option("--set", help="section.key=value; may be repeated. Values as in TOML."),
 ]
 RunDir = Annotated[Path, typer.Argument(help="Folder of a run.")]
+Stored = Annotated[
+    str, typer.Option("--checkpoint", help="best, latest, or a folder such as epoch_000010.")
+]
 
 
 def main() -> None:
@@ -43,9 +47,11 @@ def main() -> None:
     try:
         app()
     except TrainerError as error:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(
-            f"[bold red]error:[/] {_escape(str(error))}"
-        )
+        if _is_main() or not error.shared:
+            where = "" if _is_main() else f"process {os.environ['RANK']}: "
+            Console(stderr=True, soft_wrap=True, highlight=False).print(
+                f"[bold red]error:[/] {_escape(where + str(error))}"
+            )
         sys.exit(error.exit_code)
 
 
@@ -56,26 +62,39 @@ def train(
     overrides: Overrides = None,
     out: Annotated[str, typer.Option(help="Folder of the run; --set run.out_dir=")] = "",
 ) -> None:
-    """Train; the same command continues a run that was interrupted."""
+    """Train; the same command continues a run that was interrupted.
+
+    Exit codes: 0 finished, or saved after SIGTERM (result.json is there when finished); 2 settings,
+    data or checkpoint; 3 no reward service; 4 reward service lost; 5 disk; 6 another process lost;
+    130 saved after Ctrl-C.
+    """
     if bool(name) == bool(preset):
         raise ConfigError("name one preset, e.g. flow-train train mini_geneval")
     settings = _settings(name or preset, overrides, out)
-    _quiet_libraries()
+    quiet_libraries()
     from trainer.start import train_run
 
     console = Console(soft_wrap=True, highlight=False)
-    with _stop_on_signal(console) as stop:
-        outcome = train_run(settings, say=_printer(console), stop=stop)
+    printed = _printer(console)
+
+    def say(text: str) -> None:
+        if _is_main():
+            printed(text)
+
+    with stop_signals(say) as stop:
+        outcome = train_run(settings, say=say, stop=stop)
+        asked = stop()
     if not outcome.reason:
-        console.print(f"stopped and saved in {outcome.run_dir}; the same command continues")
-        raise typer.Exit(STOPPED)
+        say(f"stopped after epoch {outcome.epoch} of {outcome.run_dir}: the same command continues")
+        raise typer.Exit(INTERRUPTED if asked == signal.SIGINT else 0)
+    if not _is_main():
+        return
     from trainer.report import before_after, write_report
 
-    if os.environ.get("RANK", "0") != "0":
-        return
     page = outcome.run_dir / "report.html"
     if not outcome.already or not page.is_file():
-        page = write_report(outcome.run_dir)
+        with storing(str(page)):
+            page = write_report(outcome.run_dir)
     if outcome.already:
         console.print(f"{outcome.run_dir} is already finished ({outcome.reason})")
     console.print(before_after(outcome.run_dir))
@@ -90,12 +109,16 @@ def sample(
     images: Annotated[int, typer.Option(min=1, help="Images per prompt.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     base: Annotated[bool, typer.Option("--base", help="The untrained model instead.")] = False,
+    checkpoint: Stored = "latest",
 ) -> None:
     """Draw prompts with the trained model of a run."""
-    _quiet_libraries()
+    quiet_libraries()
     from trainer.offline import sample_run
 
-    for path in sample_run(run_dir, prompts, out, images=images, seed=seed, base=base):
+    drawn = sample_run(
+        run_dir, prompts, out, images=images, seed=seed, base=base, checkpoint=checkpoint
+    )
+    for path in drawn:
         typer.echo(str(path))
 
 
@@ -103,17 +126,20 @@ def sample(
 def evaluate(
     run_dir: RunDir,
     base: Annotated[bool, typer.Option("--base", help="The untrained model instead.")] = False,
+    checkpoint: Stored = "latest",
     overrides: Overrides = None,
 ) -> None:
     """Evaluate a run's model on its held-out prompts, with any eval, rewards or task.test setting.
 
     Prints a table; the run itself is not changed.
     """
-    _quiet_libraries()
+    quiet_libraries()
     from trainer.offline import evaluate_checkpoint
 
     console = Console(soft_wrap=True, highlight=False)
-    console.print(evaluate_checkpoint(run_dir, overrides or (), os.environ, base=base))
+    console.print(
+        evaluate_checkpoint(run_dir, overrides or (), os.environ, base=base, checkpoint=checkpoint)
+    )
 
 
 @app.command()
@@ -152,26 +178,11 @@ def _settings(preset: str, overrides: list[str] | None, out: str) -> Settings:
     return config.load(preset, [*(overrides or ()), *extra], os.environ)
 
 
-@contextmanager
-def _stop_on_signal(console: Console) -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C or SIGTERM asks to stop after the epoch; the second stops at once."""
-    asked: list[int] = []
-
-    def ask(number: int, frame: object) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-        console.print("stopping after this epoch (once more to stop at once)")
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Loading bars and advice about optional packages are no use to someone who trains."""
     import diffusers.utils.logging as diffusers_logging
     import transformers.utils.logging as transformers_logging

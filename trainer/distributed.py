@@ -5,13 +5,35 @@ are averaged by one all_reduce over one flat buffer per update; nothing wraps th
 """
 
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from trainer.errors import PeerLost, TrainerError
+
+T = TypeVar("T")
+
+
+@contextmanager
+def _peers() -> Iterator[None]:
+    """A collective; one line instead of the backend's words when another process is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        # Without the place in its source that gloo begins with, and its advice at the end.
+        first = str(error).strip().partition("\n")[0]
+        reason = re.sub(r"^\[\S+\] ", "", first).partition(". ")[0][:200]
+        raise PeerLost(
+            f"another process of this run is gone or does not answer ({reason}); "
+            "the last checkpoint is whole: the same command resumes it"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,26 +56,41 @@ class World:
         return self.rank == 0
 
     @staticmethod
-    def join(environment: Mapping[str, str], device_type: str) -> "World":
-        """Join the processes that torchrun started; a single process otherwise."""
+    def join(
+        environment: Mapping[str, str], device_type: str, *, timeout_s: float = 1800.0
+    ) -> "World":
+        """Join the processes that torchrun started; a single process otherwise.
+
+        Args:
+            environment: torchrun's variables.
+            device_type: `cuda` or `cpu`.
+            timeout_s: how long a process waits for the others before it gives up.
+        """
         size = int(environment.get("WORLD_SIZE", "1"))
         if size == 1:
             return World()
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+            with _peers():
+                dist.init_process_group(
+                    "nccl" if device_type == "cuda" else "gloo",
+                    timeout=timedelta(seconds=timeout_s),
+                )
         return World(dist.get_rank(), size, int(environment.get("LOCAL_RANK", "0")))
 
     def leave(self) -> None:
         """End the group, if there is one."""
         if self.size > 1 and dist.is_initialized():
-            dist.destroy_process_group()
+            # A group that has lost a process cannot be taken down in an orderly way.
+            with suppress(RuntimeError):
+                dist.destroy_process_group()
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all processes by rank, on every process; for small Python values."""
         if self.size == 1:
             return [value]
         out: list[Any] = [None] * self.size
-        dist.all_gather_object(out, value)
+        with _peers():
+            dist.all_gather_object(out, value)
         return out
 
     def broadcast(self, value: Any) -> Any:
@@ -61,8 +98,39 @@ class World:
         if self.size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        with _peers():
+            dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any process."""
+        return any(self.gather(flag))
+
+    def on_main(self, action: Callable[[], T]) -> T:
+        """Do something on process 0; its small value, or its error, is that of every process."""
+        outcome: T | TrainerError | None = None
+        if self.is_main:
+            try:
+                outcome = action()
+            except TrainerError as error:
+                outcome = error
+        outcome = self.broadcast(outcome)
+        if isinstance(outcome, TrainerError):
+            raise shared(outcome)
+        return outcome  # pyright: ignore[reportReturnType]
+
+    def everywhere(self, action: Callable[[], T]) -> T:
+        """Do something on every process; what fails on one of them fails on all."""
+        problem: TrainerError | None = None
+        value: T | None = None
+        try:
+            value = action()
+        except TrainerError as error:
+            problem = error
+        for found in self.gather(problem):
+            if found is not None:
+                raise shared(found)
+        return value  # pyright: ignore[reportReturnType]
 
     def sum(self, value: float) -> float:
         """Sum of a number over the processes."""
@@ -77,7 +145,8 @@ class World:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         flat = torch.cat([p.grad.flatten() for p in trained if p.grad is not None])
-        dist.all_reduce(flat)
+        with _peers():
+            dist.all_reduce(flat)
         offset = 0
         for parameter in trained:
             count = parameter.numel()
@@ -87,7 +156,14 @@ class World:
     def barrier(self) -> None:
         """Wait for all processes."""
         if self.size > 1:
-            dist.barrier()
+            with _peers():
+                dist.barrier()
+
+
+def shared(error: TrainerError) -> TrainerError:
+    """Mark an error as one that every process raises."""
+    error.shared = True
+    return error
 
 
 def setup_torch(device: str, *, threads: int, deterministic: bool) -> torch.device:

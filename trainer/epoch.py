@@ -22,7 +22,7 @@ from trainer.losses import TrainBatch
 from trainer.models.base import Conditioning
 from trainer.rewards import Scores
 from trainer.rollout import RolloutBatch, draw_window, rollout
-from trainer.run import Run
+from trainer.run import Run, check_stop
 from trainer.sampler import Draw, draw_prompts, draws, share_out
 from trainer.scoring import EpochScores
 from trainer.undo import undone_by_failure
@@ -50,6 +50,7 @@ def train_epoch(run: Run) -> dict[str, Any]:
 
     Raises:
         ServiceError: the service went away or too much has no score; nothing has changed.
+        Stopped: someone asked to stop before the last scores were there; nothing has changed.
     """
     settings, epoch = run.settings, run.progress.epoch
     times: dict[str, float] = dict.fromkeys(("rollout", "score_wait", "train"), 0.0)
@@ -139,6 +140,7 @@ def sample_batch(run: Run, images: Sequence[Draw], number: int, negative: Condit
         number: number of the batch in the epoch, over all processes.
         negative: the encoded negative prompt.
     """
+    check_stop(run)
     settings, epoch = run.settings, run.progress.epoch
     chosen = [run.train[image.prompt] for image in images]
     cond = run.model.encode_prompts([prompt.text for prompt in chosen])

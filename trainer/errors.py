@@ -12,9 +12,11 @@ class TrainerError(Exception):
 
     Attributes:
         exit_code: What the process ends with.
+        shared: Every process of the run raises this very error, so that one of them tells of it.
     """
 
     exit_code = 2
+    shared = False
 
 
 class ConfigError(TrainerError):
@@ -39,6 +41,24 @@ class ServiceLost(ServiceError):
     """The reward service went away during a run; the run was saved and can be resumed."""
 
     exit_code = 4
+
+
+class StorageError(TrainerError):
+    """The disk is full, read-only or broken; what was saved before is whole."""
+
+    exit_code = 5
+
+
+class PeerLost(TrainerError):
+    """Another process of the run is gone or does not answer; the last checkpoint is whole."""
+
+    exit_code = 6
+
+
+class Stopped(TrainerError):
+    """Someone asked to stop, and every process knows; not an error for who asked."""
+
+    exit_code = 0
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ everything that the scorers say is kept. `trainer.eval_summary` makes numbers of
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from reward_client import Priority
 from trainer.config import keeps_reference
-from trainer.distributed import World
+from trainer.distributed import World, shared
 from trainer.diversity import DIVERSITIES
-from trainer.errors import TrainerError
+from trainer.errors import Stopped, TrainerError
 from trainer.eval_plan import Job, plan
 from trainer.eval_summary import Part, column_row, distinct, joined_columns, summary_row
 from trainer.evaluate import EVAL_EPOCH, sample_and_compare, sample_ode
@@ -28,6 +28,7 @@ from trainer.provenance import joined
 from trainer.rewards import RewardService, Scores, merge
 from trainer.settings import RewardTerm, Settings
 from trainer.types import Prompt
+from trainer.waiting import scores_of
 
 Pixels = NDArray[np.uint8]
 
@@ -84,6 +85,7 @@ def evaluate_run(
     images_per_prompt: int,
     shown: Sequence[int] = (),
     tag: str = "eval",
+    stop: Callable[[], object] = lambda: False,
 ) -> Evaluation:
     """Evaluate the model as it is (the caller puts the EMA weights in).
 
@@ -97,9 +99,11 @@ def evaluate_run(
         images_per_prompt: images of each.
         shown: prompts whose first image is kept.
         tag: names the evaluation in item ids.
+        stop: whether this process was asked to stop; asked between batches.
 
     Raises:
         ServiceError: the service refused or went away.
+        Stopped: on every process, if any was asked to stop.
     """
     terms = all_terms(settings)
     batches = plan(
@@ -111,6 +115,8 @@ def evaluate_run(
     pictures: dict[int, Pixels] = {}
     pixels_of: dict[int, list[Pixels]] = defaultdict(list)
     for batch in batches:
+        if world.any(bool(stop())):
+            raise Stopped("asked to stop")
         chosen = [prompts[index] for index, _ in batch.jobs]
         latents, distance = _sample(model, chosen, batch.jobs, settings, compare=True)
         if not batch.kept:
@@ -126,7 +132,7 @@ def evaluate_run(
                 pictures[index] = image
     part = Part(
         rows=tuple(jobs),
-        scores=_await(futures),
+        scores=scores_of(futures, stop),
         distances=tuple(distances),
         diversity={
             name: {
@@ -141,19 +147,8 @@ def evaluate_run(
     parts = world.gather(part)
     for other in parts:
         if isinstance(other.scores, TrainerError):
-            raise other.scores
+            raise shared(other.scores)
     return _collect(parts, prompts, settings, terms)
-
-
-def _await(futures: Sequence["Future[Scores]"]) -> Scores | TrainerError | None:
-    """All scores; None if there are none to wait for.
-
-    An error is returned: the other processes have to know, or they would wait for this one.
-    """
-    try:
-        return merge([future.result() for future in futures]) if futures else None
-    except TrainerError as error:
-        return error
 
 
 def draw_images(

@@ -1,84 +1,124 @@
 """The one loop: sample -> score -> advantage -> update -> evaluate -> save.
 
 `trainer.epoch` is one round of the first four; this file decides when to evaluate, save and stop.
+Every decision is a function of the settings and the `Progress`, so that a resumed run takes the
+same ones.
 """
 
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+from trainer import checkpoint as checkpoints
 from trainer.alarms import Rules, active, as_rows
 from trainer.console import epoch_line, evaluation_line
+from trainer.distributed import shared
 from trainer.epoch import train_epoch
-from trainer.errors import ServiceError, ServiceLost
+from trainer.errors import ServiceError, ServiceLost, Stopped
 from trainer.eval_plan import spread
 from trainer.grids import save_png, sheet, strip
 from trainer.held_out import Evaluation, evaluate_run, metric_terms
 from trainer.metrics import read
 from trainer.monitor import judge
-from trainer.run import Run, averaged, save, write
+from trainer.run import Run, averaged, check_stop, save, write
 from trainer.run_state import out_of_budget
+from trainer.storage import storing
 
 
 def train(run: Run) -> str:
     """Run until the budget is used up or someone asks to stop.
 
     Returns:
-        Why the run is over, or an empty text if it was asked to stop.
+        Why the run is over, or an empty text if it was asked to stop; it is saved then, unless
+        the base model was still being evaluated.
 
     Raises:
         ServiceLost: the service went away; the run is saved.
-        TrainerError: anything else that a user can mend; the run is saved if it had begun.
+        StorageError: something could not be written; the checkpoints before are whole.
+        PeerLost: another process is gone; the checkpoints before are whole.
     """
     try:
-        if not run.progress.based:
-            evaluate(run, "base")
-            run.progress.based = True
-            save(run)
-        while not (reason := _over(run)):
-            if run.world.broadcast(run.stop()):
-                save(run)
-                return ""
-            _epoch(run)
-        save(run)
-        evaluate(run, "final")
-    except ServiceError as error:
+        return _train(run)
+    except Stopped:
         if run.progress.based:
-            place = save(run)
-            raise ServiceLost(
-                f"{error}; the run is saved in {place}: the same command resumes it"
-            ) from error
-        raise
+            save(run)
+        return ""
+    except ServiceError as error:
+        if not run.progress.based:
+            raise
+        place = save(run)
+        text = f"{error}; the run is saved in {place}: the same command resumes it"
+        raise shared(ServiceLost(text)) from error
+
+
+def _train(run: Run) -> str:
+    if not run.progress.based:
+        evaluate(run, "base")
+        run.progress.based = True
+        save(run)
+    # A run that ended before its evaluation, or that was finished and now goes on.
+    _evaluate_if_due(run)
+    while not (reason := _over(run)):
+        check_stop(run)
+        _epoch(run)
+        improved = _evaluate_if_due(run)
+        if improved or run.progress.epoch % run.settings.run.save_every_epochs == 0:
+            with _counted(run):
+                save(run)
+    save(run)
+    evaluate(run, "final")
+    run.world.on_main(lambda: _mark_best(run))
     return reason
+
+
+def _mark_best(run: Run) -> None:
+    if run.progress.best is not None:
+        with storing(f"{run.run_dir / checkpoints.FOLDER / checkpoints.BEST}"):
+            checkpoints.mark_best(run.run_dir, run.progress.best_epoch)
 
 
 def _over(run: Run) -> str:
     # Clocks differ between processes; the main one decides.
-    return run.world.broadcast(out_of_budget(run.settings, run.progress) or run.alarmed)
+    return run.world.broadcast(out_of_budget(run.settings, run.progress) or run.progress.alarmed)
+
+
+@contextmanager
+def _counted(run: Run) -> Iterator[None]:
+    """The seconds inside belong to the time budget."""
+    started, before = time.perf_counter(), run.progress.elapsed_s
+    yield
+    run.progress.elapsed_s = before + time.perf_counter() - started
 
 
 def _epoch(run: Run) -> None:
-    started = time.perf_counter()
-    elapsed_before = run.progress.elapsed_s
-
-    def tick() -> None:
-        run.progress.elapsed_s = elapsed_before + time.perf_counter() - started
-
-    row = train_epoch(run)
+    random_state = checkpoints.random_state()
+    try:
+        with _counted(run):
+            row = train_epoch(run)
+    except (ServiceError, Stopped):
+        # What is saved now is the state before this epoch, which will be repeated.
+        checkpoints.restore_random_state(random_state)
+        raise
     run.progress.epoch += 1
-    tick()
     row["train_minutes"] = run.progress.elapsed_s / 60
     write(run, row)
     run.say(epoch_line(row, run.settings.run.epochs))
-    if _evaluation_due(run):
+
+
+def _evaluate_if_due(run: Run) -> bool:
+    """Evaluate where the settings ask for it; whether it is the best evaluation so far."""
+    if not _evaluation_due(run):
+        return False
+    with _counted(run):
         evaluate(run, "curve")
-        tick()
-    if run.progress.epoch % run.settings.run.save_every_epochs == 0:
-        save(run)
-        tick()
+    return run.progress.best_epoch == run.progress.epoch
 
 
 def _evaluation_due(run: Run) -> bool:
     every, progress = run.settings.eval, run.progress
+    if progress.evaluated_epoch == progress.epoch:
+        return False
     by_epoch = every.every_epochs > 0 and progress.epoch % every.every_epochs == 0
     since_s = progress.elapsed_s - progress.evaluated_s
     by_time = every.every_minutes > 0 and since_s >= every.every_minutes * 60
@@ -115,7 +155,9 @@ def evaluate(run: Run, phase: str) -> Evaluation:
             ),
             shown=shown,
             tag=f"{phase}-{run.progress.epoch}",
+            stop=run.stop,
         )
+    _check_measured(run, found)
     progress = run.progress
     progress.evaluated_epoch, progress.evaluated_s = progress.epoch, progress.elapsed_s
     headline = found.metrics[metric_terms(run.settings)[0].name]["mean"]
@@ -141,13 +183,37 @@ def evaluate(run: Run, phase: str) -> Evaluation:
         "shown": [run.test[index].text for index in shown],
         "seconds": time.perf_counter() - begin,
     }
-    if run.world.is_main and shown:
-        pixels = sheet([strip(found.shown[index]) for index in shown], columns=len(shown))
-        save_png(run.run_dir / samples, pixels)
-        if run.log is not None:
-            run.log.image("samples", pixels, progress.epoch)
+    if shown:
+        run.world.on_main(lambda: _keep_samples(run, found, shown, samples))
     _judge(run, row)
     return found
+
+
+def _check_measured(run: Run, found: Evaluation) -> None:
+    """An evaluation without scores is not written down as one.
+
+    Raises:
+        ServiceLost: more images have no score than `rewards.max_failed_fraction` allows.
+    """
+    scored = min(row["n"] for row in found.metrics.values())
+    failed = 1 - scored / max(found.images, 1)
+    if failed > run.settings.rewards.max_failed_fraction:
+        commonest = max(found.errors, key=lambda text: found.errors[text], default="no message")
+        raise shared(
+            ServiceLost(
+                f"{failed:.0%} of the images of an evaluation have no score "
+                f"(rewards.max_failed_fraction is {run.settings.rewards.max_failed_fraction:.0%})"
+                f"; mostly: {commonest}"
+            )
+        )
+
+
+def _keep_samples(run: Run, found: Evaluation, shown: Sequence[int], samples: str) -> None:
+    pixels = sheet([strip(found.shown[index]) for index in shown], columns=len(shown))
+    with storing(f"samples {run.run_dir / samples}"):
+        save_png(run.run_dir / samples, pixels)
+        if run.log is not None:
+            run.log.image("samples", pixels, run.progress.epoch)
 
 
 def _judge(run: Run, row: dict[str, Any]) -> None:
@@ -161,4 +227,4 @@ def _judge(run: Run, row: dict[str, Any]) -> None:
         run.say(line)
     begun = [alarm for alarm in active(found) if alarm.epoch == row["epoch"]]
     if begun and run.settings.run.stop_on_alarm:
-        run.alarmed = f"alarm: {begun[0].name} fell"
+        run.progress.alarmed = f"alarm: {begun[0].name} fell"

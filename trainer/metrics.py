@@ -10,11 +10,13 @@ import math
 import os
 import platform
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from trainer.settings import Settings
+from trainer.storage import replace_file
 
 METRICS = "metrics.jsonl"
 PACKAGES = ("flow-reward", "torch", "diffusers", "transformers", "peft", "numpy", "grpcio")
@@ -26,8 +28,12 @@ def read(run_dir: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
-    # What follows the last line break was being written when the process was killed.
-    return [json.loads(line) for line in lines[:-1]]
+    rows: list[dict[str, Any]] = []
+    # What follows the last line break was being written when the process was killed; what cannot
+    # be read was not yet on the disk when the power failed.
+    with suppress(ValueError):
+        rows.extend(json.loads(line) for line in lines[:-1])
+    return rows
 
 
 def versions() -> dict[str, str]:
@@ -45,12 +51,7 @@ def _version(package: str) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file that is either the old or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.writing")
-    with temporary.open("w", encoding="utf-8") as handle:
-        json.dump(value, handle, indent=1)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(path)
+    replace_file(path, json.dumps(value, indent=1))
 
 
 class MetricsLog:
@@ -68,9 +69,7 @@ class MetricsLog:
     ) -> None:
         self._path = run_dir / METRICS
         lines = read(run_dir)[:keep_lines]
-        temporary = self._path.with_name(f".{METRICS}.writing")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        temporary.replace(self._path)
+        replace_file(self._path, "".join(json.dumps(line) + "\n" for line in lines))
         self.lines = len(lines)
         self._handle = self._path.open("a", encoding="utf-8")
         self._board: Any = None
@@ -98,6 +97,10 @@ class MetricsLog:
         if self._wandb is not None:
             self._wandb.log(numbers, step=step)
 
+    def sync(self) -> None:
+        """Wait until all lines are on the disk: a checkpoint counts on them."""
+        os.fsync(self._handle.fileno())
+
     def image(self, name: str, pixels: Any, epoch: int) -> None:
         """Show an (H, W, 3) uint8 image in TensorBoard."""
         if self._board is not None:
@@ -105,7 +108,9 @@ class MetricsLog:
 
     def close(self) -> None:
         """Close files and loggers."""
-        self._handle.close()
+        # Every line was flushed; only what failed before can fail again.
+        with suppress(OSError):
+            self._handle.close()
         if self._board is not None:
             self._board.close()
         if self._wandb is not None:

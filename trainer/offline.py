@@ -37,30 +37,29 @@ def settings_of(run_dir: Path, overrides: Sequence[str] = ()) -> Settings:
     return parse(apply_overrides(table["settings"], overrides), source=RESOLVED)
 
 
-def load_trained(run_dir: Path, settings: Settings, *, base: bool) -> tuple[FlowModel, int]:
-    """The model of the newest checkpoint with its averaged weights, and the checkpoint's epoch.
+def load_trained(
+    run_dir: Path, settings: Settings, *, base: bool, checkpoint: str = checkpoints.LATEST
+) -> tuple[FlowModel, int]:
+    """The model of a checkpoint with its averaged weights, and the checkpoint's epoch.
 
     Args:
         run_dir: folder of the run.
         settings: its settings.
         base: load the untrained model instead (epoch 0).
+        checkpoint: `latest`, `best` or the name of its folder.
 
     Raises:
-        CheckpointError: there is none that is whole.
-        ConfigError: there is none at all.
+        CheckpointError: there is none of that name that is whole.
     """
     device = setup_torch(
         settings.run.device,
         threads=settings.run.threads,
         deterministic=settings.run.deterministic,
     )
+    stored = None if base else checkpoints.find(run_dir, checkpoint)
     model = load_model(settings, device)
-    if base:
+    if stored is None:
         return model, 0
-    found = checkpoints.present(run_dir)
-    if not found:
-        raise ConfigError(f"{run_dir} has no checkpoint yet")
-    stored = checkpoints.load(found[0])
     weights = stored.tensors["ema" if settings.ema.enabled else "trained"]
     checkpoints.restore_parameters(model.trainable_parameters(), weights)
     return model, int(stored.progress["epoch"])
@@ -74,10 +73,11 @@ def sample_run(
     images: int,
     seed: int,
     base: bool = False,
+    checkpoint: str = checkpoints.LATEST,
 ) -> Iterator[Path]:
     """Draw prompts and yield the path of each image as it is written."""
     settings = settings_of(run_dir, [f"eval.seed={seed}"])
-    model, _ = load_trained(run_dir, settings, base=base)
+    model, _ = load_trained(run_dir, settings, base=base, checkpoint=checkpoint)
     jobs = [(number, image) for number in range(len(prompts)) for image in range(images)]
     for start in range(0, len(jobs), settings.eval.batch_size):
         part = jobs[start : start + settings.eval.batch_size]
@@ -93,8 +93,9 @@ def evaluate_checkpoint(
     environment: Mapping[str, str] | None = None,
     *,
     base: bool = False,
+    checkpoint: str = checkpoints.LATEST,
 ) -> Table:
-    """Evaluate a run's newest checkpoint on its held-out prompts.
+    """Evaluate a checkpoint of a run on its held-out prompts.
 
     Args:
         run_dir: folder of the run.
@@ -102,6 +103,7 @@ def evaluate_checkpoint(
         environment: process environment; REWARD_URL and what else the client reads
             are used.
         base: evaluate the untrained model instead.
+        checkpoint: `latest`, `best` or the name of its folder.
 
     Returns:
         A table of means with 95 % intervals.
@@ -113,7 +115,7 @@ def evaluate_checkpoint(
     service = connect(settings.rewards, environment)
     try:
         service.check((*metric_terms(settings), *settings.rewards.watch))
-        model, epoch = load_trained(run_dir, settings, base=base)
+        model, epoch = load_trained(run_dir, settings, base=base, checkpoint=checkpoint)
         found = evaluate_run(
             model,
             prompts,

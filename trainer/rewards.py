@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Event
 from typing import Protocol
 
 import numpy as np
@@ -137,12 +138,13 @@ class RewardService:
         settings: RewardSettings,
         *,
         clock: Callable[[], float] = time.monotonic,
-        pause: Callable[[float], None] = time.sleep,
+        pause: Callable[[float], object] | None = None,
     ) -> None:
         self._client = client
         self._settings = settings
         self._clock = clock
-        self._pause = pause
+        self._closed = Event()
+        self._pause = pause or self._closed.wait
         self._pool = ThreadPoolExecutor(settings.requests_in_flight, thread_name_prefix="rewards")
 
     def check(self, terms: Sequence[RewardTerm]) -> dict[str, str]:
@@ -214,7 +216,7 @@ class RewardService:
             outcome = self._attempt(items, terms, priority, started)
             if isinstance(outcome, Scores):
                 return outcome
-            if self._clock() - started >= self._settings.patience_s:
+            if self._closed.is_set() or self._clock() - started >= self._settings.patience_s:
                 raise ServiceLost(
                     f"the reward service at {self._settings.url} has not answered for "
                     f"{self._settings.patience_s:g} s ({outcome.message})"
@@ -245,9 +247,11 @@ class RewardService:
         return _read(response, len(items), terms, (self._clock() - started) * 1e3)
 
     def close(self) -> None:
-        """Drop what is still queued and close the connections."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """Drop what is queued, cancel what is under way and close the connections."""
+        self._closed.set()
+        self._pool.shutdown(wait=False, cancel_futures=True)
         self._client.close()
+        self._pool.shutdown(wait=True)
 
 
 def connect(

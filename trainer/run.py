@@ -9,12 +9,14 @@ from typing import Any
 from trainer import checkpoint as checkpoints
 from trainer.distributed import World
 from trainer.ema import Ema
+from trainer.errors import Stopped
 from trainer.metrics import MetricsLog
 from trainer.models.base import FlowModel
 from trainer.provenance import take_note
 from trainer.rewards import RewardService
 from trainer.run_state import Progress
 from trainer.settings import Settings
+from trainer.storage import storing
 from trainer.types import Prompt
 from trainer.update import Updater
 
@@ -37,9 +39,8 @@ class Run:
         progress: where the run stands.
         log: metrics, on the main process.
         say: prints one line, on the main process.
-        stop: asked between epochs whether to save and stop.
+        stop: whether this process was asked to save and stop; asked between batches.
         scorers: fingerprint of each scorer as last seen.
-        alarmed: the alarm that ends the run, or an empty text.
     """
 
     settings: Settings
@@ -55,9 +56,8 @@ class Run:
     progress: Progress
     log: MetricsLog | None
     say: Callable[[str], None]
-    stop: Callable[[], bool]
+    stop: Callable[[], object]
     scorers: dict[str, str] = field(default_factory=dict)
-    alarmed: str = ""
 
 
 def averaged(run: Run) -> AbstractContextManager[None]:
@@ -69,16 +69,39 @@ def write(run: Run, row: Mapping[str, Any]) -> None:
     """Append a row to the metrics and count it; say so if a scorer is not the one before."""
     for warning in take_note(run.scorers, row["scorers"]):
         run.say(warning)
-    if run.log is not None:
-        run.log.write(row)
-        run.progress.metrics_lines = run.log.lines
+
+    def append() -> int:
+        if run.log is None:
+            return run.progress.metrics_lines + 1
+        with storing(f"metrics in {run.run_dir}"):
+            run.log.write(row)
+        return run.log.lines
+
+    run.progress.metrics_lines = run.world.on_main(append)
+
+
+def check_stop(run: Run) -> None:
+    """Give up what is going on if any process was asked to stop; all processes have to ask.
+
+    Raises:
+        Stopped: on every process.
+    """
+    if run.world.any(bool(run.stop())):
+        raise Stopped("asked to stop")
 
 
 def save(run: Run) -> Path:
-    """Write a checkpoint of the state between two epochs."""
+    """Write a checkpoint of the state between two epochs; all processes have to call this.
+
+    Raises:
+        StorageError: on every process.
+    """
     states = run.world.gather(checkpoints.random_state())
-    target = run.run_dir / checkpoints.FOLDER / checkpoints.name_of(run.progress.epoch)
-    if run.world.is_main:
+
+    def on_main() -> Path:
+        if run.log is not None:
+            with storing(f"metrics in {run.run_dir}"):
+                run.log.sync()
         tensors = {
             "trained": dict(run.updater.parameters),
             "optimizer": checkpoints.optimizer_tensors(
@@ -95,10 +118,11 @@ def save(run: Run) -> Path:
             "world_size": run.world.size,
             "settings": run.settings.model_dump(mode="json"),
         }
-        target = checkpoints.save(
+        return checkpoints.save(
             run.run_dir,
             checkpoints.Checkpoint(progress, tensors),
             keep=run.settings.run.keep_checkpoints,
+            best_epoch=-1 if run.progress.best is None else run.progress.best_epoch,
         )
-    run.world.barrier()
-    return target
+
+    return run.world.on_main(on_main)

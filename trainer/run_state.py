@@ -11,6 +11,7 @@ from typing import Any
 from trainer.errors import CheckpointError, ConfigError
 from trainer.metrics import write_json
 from trainer.settings import Settings
+from trainer.storage import storing
 
 RESULT = "result.json"
 RESOLVED = "config.json"
@@ -25,7 +26,8 @@ FREE: Mapping[str, frozenset[str]] = {
             "max_minutes",
             "save_every_epochs",
             "keep_checkpoints",
-            "threads",
+            "any_world_size",
+            "peer_timeout_s",
             "stop_on_alarm",
         }
     ),
@@ -51,6 +53,7 @@ class Progress:
         evaluated_s: `elapsed_s` at the last evaluation.
         best: best headline of any evaluation so far and its epoch.
         filter: what the prompt filter remembers, see `trainer.prompt_filter`.
+        alarmed: the alarm that ends the run, or an empty text.
     """
 
     epoch: int = 0
@@ -63,6 +66,7 @@ class Progress:
     best: float | None = None
     best_epoch: int = 0
     filter: list[list[int]] = field(default_factory=list)
+    alarmed: str = ""
 
     @staticmethod
     def read(table: Mapping[str, Any]) -> "Progress":
@@ -118,6 +122,14 @@ def finished(run_dir: Path, settings: Settings) -> dict[str, Any] | None:
     return result if out_of_budget(settings, stands) else None
 
 
+def reopen(run_dir: Path) -> bool:
+    """A run that had ended goes on: its result is no longer one. Whether it had ended."""
+    ended = (run_dir / RESULT).is_file()
+    with storing(f"{run_dir / RESULT}"):
+        (run_dir / RESULT).unlink(missing_ok=True)
+    return ended
+
+
 def comparable(table: Mapping[str, Any]) -> dict[str, Any]:
     """Dumped settings without those that are free to change, flat: `section.key` -> value."""
     return {
@@ -147,11 +159,12 @@ def write_resolved(
     run_dir: Path, settings: Settings, versions: Mapping[str, str], scorers: Mapping[str, str]
 ) -> None:
     """Write what this process runs with: settings, package versions, scorer fingerprints."""
-    write_json(
-        run_dir / RESOLVED,
-        {
-            "settings": settings.model_dump(mode="json"),
-            "versions": dict(versions),
-            "scorers": dict(scorers),
-        },
-    )
+    with storing(f"settings in {run_dir}"):
+        write_json(
+            run_dir / RESOLVED,
+            {
+                "settings": settings.model_dump(mode="json"),
+                "versions": dict(versions),
+                "scorers": dict(scorers),
+            },
+        )

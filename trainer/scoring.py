@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 
 from trainer.advantages import Advantages, advantages
+from trainer.distributed import shared
 from trainer.errors import ServiceLost, TrainerError
 from trainer.losses import LOSSES
 from trainer.rewards import Scores, merge
 from trainer.run import Run
 from trainer.sampler import updates_awaited
+from trainer.waiting import scores_of
 
 
 class EpochScores:
@@ -84,16 +86,11 @@ class EpochScores:
         return merge(self._parts)
 
     def _gathered(self, pending: Sequence["Future[Scores]"]) -> Scores:
-        try:
-            mine: Scores | TrainerError = merge([future.result() for future in pending])
-        except TrainerError as error:
-            mine = error
-        # The other processes have to know of an error, or they would wait for this one.
-        parts = self._run.world.gather(mine)
-        for part in parts:
+        found = self._run.world.gather(scores_of(pending, self._run.stop))
+        for part in found:
             if isinstance(part, TrainerError):
-                raise part
-        return merge(parts)
+                raise shared(part)
+        return merge([part for part in found if isinstance(part, Scores)])
 
     def _check(self) -> None:
         settings = self._run.settings

@@ -40,8 +40,14 @@ class RunSettings(Section):
     save_every_epochs: Positive = 10
     """Epochs between checkpoints; one is always written at the start and the end."""
     keep_checkpoints: Positive = 2
-    """How many checkpoints are kept, newest first; the older ones are the fall-back if the newest
-    is damaged."""
+    """How many checkpoints are kept, newest first, besides the best; the older ones are the
+    fall-back if the newest is damaged."""
+    any_world_size: bool = False
+    """Resume with another number of processes than before. Sums are then rounded differently, and
+    the run is no longer the uninterrupted one to the bit."""
+    peer_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
+    """Seconds that a process waits for the others, beyond what the reward service may take
+    (`rewards.patience_s` + `rewards.deadline_s`), before it gives the run up."""
     device: str = "auto"
     """`auto` (CUDA where there is any, else the CPU), `cpu`, `cuda` or `cuda:N`."""
     threads: Positive = 1

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from trainer.ema import Ema
 from trainer.errors import CheckpointError, ConfigError, DataError
 from trainer.held_out import all_terms
 from trainer.loop import train
-from trainer.metrics import MetricsLog, read, versions, write_json
+from trainer.metrics import METRICS, MetricsLog, read, versions, write_json
 from trainer.models import MODELS
 from trainer.models.base import FlowModel, LoraSpec, ModelOptions
 from trainer.models.precision import resolve
@@ -29,9 +29,11 @@ from trainer.run_state import (
     check_same,
     finished,
     locked,
+    reopen,
     write_resolved,
 )
 from trainer.settings import RewardSettings, Settings
+from trainer.storage import storing
 from trainer.tasks import TASKS, category_probabilities, check_overlap, without
 from trainer.types import Prompt
 from trainer.update import Updater
@@ -44,11 +46,13 @@ class Outcome:
     Attributes:
         run_dir: folder of the run.
         reason: the budget that is used up; empty if the run was asked to stop before.
+        epoch: how many epochs are done and saved.
         already: the run had been finished before.
     """
 
     run_dir: Path
     reason: str
+    epoch: int
     already: bool = False
 
 
@@ -61,7 +65,7 @@ def train_run(
     environment: Mapping[str, str] | None = None,
     open_service: Connect | None = None,
     say: Callable[[str], None] = print,
-    stop: Callable[[], bool] = lambda: False,
+    stop: Callable[[], object] = lambda: False,
 ) -> Outcome:
     """Start or resume the run in `run.out_dir`, and train until its budget is used up.
 
@@ -71,7 +75,7 @@ def train_run(
         open_service: makes the connection (tests pass one without a network); by default to
             rewards.url, with the key and certificates of the environment.
         say: prints one line.
-        stop: asked between epochs.
+        stop: whether to save and stop; asked between batches of images and while waiting.
 
     Raises:
         TrainerError: everything that a user can mend, in one line.
@@ -83,14 +87,16 @@ def train_run(
         threads=settings.run.threads,
         deterministic=settings.run.deterministic,
     )
-    world = World.join(environment, device.type)
+    rewards = settings.rewards
+    late_s = settings.run.peer_timeout_s + rewards.patience_s + rewards.deadline_s
+    world = World.join(environment, device.type, timeout_s=late_s)
     opener = open_service or (lambda rewards: connect(rewards, environment))
     quiet = say if world.is_main else lambda text: None
     try:
         with _held(run_dir, world):
-            result = finished(run_dir, settings)
+            result = world.on_main(lambda: finished(run_dir, settings))
             if result is not None:
-                return Outcome(run_dir, str(result["reason"]), already=True)
+                return Outcome(run_dir, str(result["reason"]), int(result["epoch"]), already=True)
             with opened(
                 settings,
                 run_dir=run_dir,
@@ -100,20 +106,25 @@ def train_run(
                 say=quiet,
                 stop=stop,
             ) as run:
+                if world.on_main(lambda: reopen(run_dir)):
+                    # Whoever starts a run again that an alarm has ended wants it to go on.
+                    run.progress.alarmed = ""
                 reason = train(run)
                 if reason:
                     _finish(run, reason)
-        return Outcome(run_dir, reason)
+        return Outcome(run_dir, reason, run.progress.epoch)
     finally:
         world.leave()
 
 
 @contextmanager
 def _held(run_dir: Path, world: World) -> Iterator[None]:
-    if not world.is_main:
-        yield
-        return
-    with locked(run_dir):
+    with ExitStack() as stack:
+
+        def hold() -> None:
+            stack.enter_context(locked(run_dir))
+
+        world.on_main(hold)
         yield
 
 
@@ -126,7 +137,7 @@ def opened(
     device: torch.device,
     open_service: Connect,
     say: Callable[[str], None],
-    stop: Callable[[], bool],
+    stop: Callable[[], object],
 ) -> Iterator[Run]:
     """Make a `Run`, resumed if there is a checkpoint; close what it holds at the end."""
     geometry(settings, world.size)
@@ -135,16 +146,15 @@ def opened(
     service = open_service(settings.rewards)
     log: MetricsLog | None = None
     try:
-        scorers = service.check(all_terms(settings))
-        stored, warnings = checkpoints.load_latest(run_dir) if world.is_main else (None, [])
-        stored = world.broadcast(stored)
+        scorers = world.everywhere(lambda: service.check(all_terms(settings)))
+        stored, warnings = world.on_main(lambda: checkpoints.load_latest(run_dir))
         for line in warnings:
             say(f"warning: {line}; going back to the checkpoint before it")
         if stored is not None:
             check_same(settings, stored.progress["settings"], run_dir)
-        if world.is_main:
-            write_resolved(run_dir, settings, versions(), scorers)
-        model = load_model(settings, device)
+            check_world(settings, stored.progress["world_size"], world, say)
+        world.on_main(lambda: write_resolved(run_dir, settings, versions(), scorers))
+        model = world.everywhere(lambda: load_model(settings, device))
         updater = Updater(model, settings, world)
         average = settings.ema
         ema = (
@@ -154,18 +164,29 @@ def opened(
         )
         updater.average = ema
         progress = Progress() if stored is None else restore(stored, updater, ema, world)
-        known = newest(read(run_dir)[: progress.metrics_lines])
+        rows = world.on_main(lambda: read(run_dir)[: progress.metrics_lines])
+        known = newest(rows)
+        if len(rows) < progress.metrics_lines:
+            say(
+                f"warning: {run_dir / METRICS} has lost lines: {len(rows)} of "
+                f"{progress.metrics_lines} are left; curves and report will lack them"
+            )
         if stored is not None:
             say(f"resuming {run_dir} after epoch {progress.epoch}")
             for warning in take_note(known, {name: [seen] for name, seen in scorers.items()}):
                 say(warning)
-        if world.is_main:
-            log = MetricsLog(
-                run_dir,
-                settings,
-                keep_lines=progress.metrics_lines,
-                first_epoch=progress.epoch,
-            )
+
+        def open_log() -> None:
+            nonlocal log
+            with storing(f"metrics in {run_dir}"):
+                log = MetricsLog(
+                    run_dir,
+                    settings,
+                    keep_lines=progress.metrics_lines,
+                    first_epoch=progress.epoch,
+                )
+
+        world.on_main(open_log)
         if not settings.model.keep_encoders:
             texts = [prompt.text for prompt in (*train_prompts, *test_prompts)]
             _encode_all(model, [*texts, settings.sampling.negative_prompt], settings, say)
@@ -267,20 +288,31 @@ def load_model(settings: Settings, device: torch.device) -> FlowModel:
     return model
 
 
+def check_world(settings: Settings, before: int, world: World, say: Callable[[str], None]) -> None:
+    """Refuse to go on with another number of processes, unless that is wanted.
+
+    Raises:
+        CheckpointError: the numbers differ.
+    """
+    if before == world.size:
+        return
+    text = f"the checkpoint was written by {before} process(es), this run has {world.size}"
+    if not settings.run.any_world_size:
+        raise CheckpointError(
+            f"{text}: start {before}, or accept numbers that are rounded differently with "
+            "--set run.any_world_size=true"
+        )
+    say(f"warning: {text}; from here on sums are rounded differently")
+
+
 def restore(
     stored: checkpoints.Checkpoint, updater: Updater, ema: Ema | None, world: World
 ) -> Progress:
     """Put a checkpoint into the optimiser, the average, the weights and the generators.
 
     Raises:
-        CheckpointError: it belongs to another model or another number of processes.
+        CheckpointError: it belongs to another model.
     """
-    size = int(stored.progress["world_size"])
-    if size != world.size:
-        raise CheckpointError(
-            f"the checkpoint was written by {size} processes, this run has {world.size}; "
-            "start as many as before"
-        )
     checkpoints.restore_parameters(updater.parameters, stored.tensors["trained"])
     checkpoints.restore_optimizer(
         updater.optimizer, updater.parameters, stored.tensors.get("optimizer", {})
@@ -289,13 +321,14 @@ def restore(
         if average is not None:
             average.load_state_dict(stored.tensors[name])
     prefix = f"{world.rank}|"
-    checkpoints.restore_random_state(
-        {
-            name.removeprefix(prefix): value
-            for name, value in stored.tensors["rng"].items()
-            if name.startswith(prefix)
-        }
-    )
+    random_state = {
+        name.removeprefix(prefix): value
+        for name, value in stored.tensors["rng"].items()
+        if name.startswith(prefix)
+    }
+    # A process that was not there before has no state to go back to.
+    if random_state:
+        checkpoints.restore_random_state(random_state)
     progress = Progress.read(stored.progress)
     updater.updates = progress.updates
     return progress
@@ -303,15 +336,18 @@ def restore(
 
 def _finish(run: Run, reason: str) -> None:
     """Save the averaged weights for diffusers and mark the run as finished."""
-    with averaged(run):
-        if run.world.is_main:
+    result: dict[str, Any] = {
+        "reason": reason,
+        "epoch": run.progress.epoch,
+        "elapsed_s": run.progress.elapsed_s,
+        "best": run.progress.best,
+        "best_epoch": run.progress.best_epoch,
+    }
+
+    def on_main() -> None:
+        with storing(f"the model in {run.run_dir}"):
             run.model.save(run.run_dir / "model")
-    if run.world.is_main:
-        result: dict[str, Any] = {
-            "reason": reason,
-            "epoch": run.progress.epoch,
-            "elapsed_s": run.progress.elapsed_s,
-            "best": run.progress.best,
-            "best_epoch": run.progress.best_epoch,
-        }
-        write_json(run.run_dir / RESULT, result)
+            write_json(run.run_dir / RESULT, result)
+
+    with averaged(run):
+        run.world.on_main(on_main)

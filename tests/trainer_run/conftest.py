@@ -7,12 +7,20 @@ from typing import Any
 import pytest
 import torch
 
+from tests.trainer_run.nursery import Nursery
 from tests.trainer_run.tiny import build_pipeline, settings_table
 
 
 @pytest.fixture(scope="session")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_pipeline(tmp_path_factory.mktemp("tiny") / "pipeline")
+
+
+@pytest.fixture(scope="session")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    found = Nursery(tmp_path_factory.mktemp("attempts"))
+    yield found
+    found.close()
 
 
 @pytest.fixture

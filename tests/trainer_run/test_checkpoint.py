@@ -58,6 +58,49 @@ def test_damage_is_found_and_the_one_before_is_used(tmp_path: Path, name: str, d
     assert (tmp_path / "checkpoints" / "damaged" / "epoch_000002").is_dir()
 
 
+def test_the_best_is_never_removed(tmp_path: Path) -> None:
+    for epoch in range(6):
+        checkpoint.save(tmp_path, make(epoch), keep=2, best_epoch=min(epoch, 2))
+    names = [path.name for path in checkpoint.present(tmp_path)]
+    assert names == ["epoch_000005", "epoch_000004", "epoch_000002"]
+    assert checkpoint.find(tmp_path, "best").progress["epoch"] == 2
+    assert checkpoint.find(tmp_path).progress["epoch"] == 5
+    assert checkpoint.find(tmp_path, "epoch_000004").progress["epoch"] == 4
+    checkpoint.save(tmp_path, make(6), keep=2, best_epoch=6)
+    assert [path.name for path in checkpoint.present(tmp_path)] == ["epoch_000006", "epoch_000005"]
+
+
+def test_a_checkpoint_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="has no checkpoint yet"):
+        checkpoint.find(tmp_path, "best")
+    checkpoint.save(tmp_path, make(1), keep=2)
+    for name in ("best", "epoch_000009", "../checkpoints", "damaged"):
+        with pytest.raises(CheckpointError, match=r"no checkpoint '.*'; it has latest, epoch_"):
+            checkpoint.find(tmp_path, name)
+
+
+def test_the_newest_that_is_whole_is_found_without_moving_anything(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, make(1), keep=2)
+    path = checkpoint.save(tmp_path, make(2), keep=2)
+    (path / "rng.safetensors").unlink()
+    assert checkpoint.find(tmp_path).progress["epoch"] == 1
+    assert path.is_dir()
+    with pytest.raises(CheckpointError, match=r"rng\.safetensors is missing"):
+        checkpoint.find(tmp_path, path.name)
+
+
+def test_another_version_s_checkpoint_is_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint.save(tmp_path, make(1), keep=2)
+    monkeypatch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
+    path = checkpoint.save(tmp_path, make(2), keep=2)
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match="has format 2, this version reads 1"):
+        checkpoint.load_latest(tmp_path)
+    assert path.is_dir()
+
+
 def test_with_nothing_whole_left_the_error_says_what_to_do(tmp_path: Path) -> None:
     path = checkpoint.save(tmp_path, make(1), keep=2)
     (path / "trained.safetensors").write_bytes(b"garbage")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -9,16 +10,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from reward_client import Code, Item, ItemError, Unavailable
 from tests.trainer_run.fake_service import ScoreFn, score_pixels, service_with
+from trainer import checkpoint
 from trainer.config import parse
 from trainer.errors import CheckpointError, ConfigError, DataError, ServiceLost
 from trainer.metrics import read
-from trainer.run_state import locked
+from trainer.run_state import check_same, locked
 from trainer.start import Outcome, train_run
 
 REPOSITORY = Path(__file__).parents[2]
@@ -153,6 +156,41 @@ def test_failed_images_are_left_out_and_counted(table: dict[str, Any]) -> None:
         run(elsewhere(table, outcome.run_dir.parent / "strict"), sometimes)
 
 
+def test_what_has_no_scores_is_neither_trained_on_nor_written_down(
+    table: dict[str, Any], tmp_path: Path
+) -> None:
+    table["run"]["epochs"] = 2
+    whole = run(elsewhere(table, tmp_path / "whole"))
+    missing = "e1-"
+
+    def down(name: str, item: Item) -> float | ItemError:
+        if item.id.startswith(missing):
+            return ItemError(Code.INTERNAL, "worker crashed")
+        return score_pixels(name, item)
+
+    lost = elsewhere(table, tmp_path / "lost")
+    with pytest.raises(
+        ServiceLost, match=r"of the images of epoch 2 have no score.*is saved in"
+    ) as error:
+        run(lost, down)
+    assert error.value.exit_code == 4
+    kept = checkpoint.find(tmp_path / "lost")
+    assert (kept.progress["epoch"], kept.progress["updates"]) == (1, 2)
+    missing = "final-"
+    with pytest.raises(ServiceLost, match=r"100% of the images of an evaluation .*is saved in"):
+        run(lost, down)
+    assert [row["kind"] for row in read(tmp_path / "lost")] == ["eval", "train", "train"]
+    run(lost)
+    assert_same_run(whole.run_dir, tmp_path / "lost")
+    # Whoever allows it gets an epoch without an update, not one with made-up scores.
+    missing = "e1-"
+    table["rewards"]["max_failed_fraction"] = 1.0
+    row = read(run(elsewhere(table, tmp_path / "lenient"), down).run_dir)[-2]
+    assert (row["epoch"], row["updates"], row["failed"]) == (2, 2, 8)
+    assert row["reward"] == {"brightness": None}
+    assert row["policy"]["skipped_updates"] == 1
+
+
 def test_constant_rewards_change_nothing(table: dict[str, Any]) -> None:
     outcome = run(table, lambda name, item: 0.5)
     for row in read(outcome.run_dir):
@@ -196,6 +234,56 @@ def test_a_run_is_not_continued_with_other_settings(table: dict[str, Any]) -> No
     table["optim"]["lr"] = 0.5
     with pytest.raises(ConfigError, match=r"started with optim\.lr=0\.01, not 0\.5"):
         run(table)
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [
+        ("model", "path", "other/model"),
+        ("model", "finetune", "full"),
+        ("model", "lora_rank", 8),
+        ("task", "name", "ocr"),
+        ("run", "seed", 8),
+    ],
+)
+def test_a_run_of_another_model_or_preset_is_named(
+    table: dict[str, Any], section: str, name: str, value: Any
+) -> None:
+    before = parse(table).model_dump(mode="json")
+    table[section][name] = value
+    with pytest.raises(ConfigError, match=rf"started with {section}\.{name}=.*another folder"):
+        check_same(parse(table), before, Path("runs/x"))
+
+
+def test_numbers_do_not_depend_on_the_global_generators(
+    table: dict[str, Any], tmp_path: Path
+) -> None:
+    table["run"]["epochs"] = 2
+    whole = run(elsewhere(table, tmp_path / "whole"))
+
+    def scramble() -> bool:
+        torch.rand(3)
+        random.random()
+        np.random.random()
+        return False
+
+    scrambled = run(elsewhere(table, tmp_path / "scrambled"), stop=scramble)
+    assert_same_run(whole.run_dir, scrambled.run_dir)
+
+
+def test_a_finished_run_that_goes_on_is_the_longer_run(
+    table: dict[str, Any], tmp_path: Path
+) -> None:
+    whole = run(elsewhere(table, tmp_path / "whole"))
+    table["run"]["epochs"] = 2
+    run(elsewhere(table, tmp_path / "parts"))
+    table["run"]["epochs"] = 4
+    stopped = run(elsewhere(table, tmp_path / "parts"), stop=lambda: True)
+    assert (stopped.reason, stopped.epoch) == ("", 2)
+    assert not (tmp_path / "parts" / "result.json").exists()
+    run(elsewhere(table, tmp_path / "parts"))
+    # The evaluation at epoch 2 was the final one and is now one of the curve.
+    assert_same_run(whole.run_dir, tmp_path / "parts")
 
 
 def test_two_processes_cannot_train_in_one_folder(table: dict[str, Any]) -> None:
