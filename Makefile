@@ -10,6 +10,7 @@ PROCESSES ?= auto
 MINUTES ?= 10
 ARGS   ?=
 RUNS   ?= 1000000
+WORKERS ?= 2
 # One thread per process: threads that spin-wait on shared cores cost more than they give.
 export OMP_NUM_THREADS ?= 1
 
@@ -49,8 +50,9 @@ train: install ## train: make train TASK=geneval (starts a local reward service 
 serve: install ## serve the rewards that need no downloads, on 127.0.0.1:8000 (HTTP) and :50051 (gRPC)
 	@$(BIN)/reward-server serve $(ARGS)
 
-test: install ## run the tests
-	@$(BIN)/python -m pytest $(ARGS)
+# By file, so that tests that share a server stay together; WORKERS=0 runs them in one process.
+test: install ## run the tests, WORKERS=2 files at a time
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-scorers: scorers ## run the tests of the scorers on torch
 	@$(VENV_SCORERS)/bin/python -m pytest tests_scorers $(ARGS)
