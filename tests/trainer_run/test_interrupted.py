@@ -15,7 +15,7 @@ from tests.trainer_run.test_cli import to_toml
 from tests.trainer_run.test_run import assert_same_run, elsewhere
 from trainer.metrics import read
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from tests.trainer_run.nursery import PATIENCE_S, Nursery
 from tests.trainer_run.test_run import assert_same_run, elsewhere
 from trainer import checkpoint
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 KILLED, TOO_LARGE = -9, -25
 PEER_LOST, DISK = 6, 5
