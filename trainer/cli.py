@@ -176,6 +176,7 @@ def evaluate(
     for table in tables(measured):
         console.print(table)
     if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
         write_json(json_file, as_json(measured))
         console.print(f"written: {_escape(str(json_file))}")
 

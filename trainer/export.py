@@ -4,13 +4,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint import LATEST
 from trainer.distributed import setup_torch
 from trainer.errors import ConfigError
 from trainer.lora_file import NAME
 from trainer.model_card import write_card
 from trainer.settings import Settings
-from trainer.targets import Choice, find
+from trainer.targets import LATEST, Choice, find
 from trainer.usage import load_pipeline
 
 
@@ -43,7 +42,7 @@ def _complete(folder: Path, settings: Settings) -> None:
     from diffusers import AutoModel  # pyright: ignore[reportPrivateImportUsage]
 
     networks: dict[str, Any] = {
-        path.parent.name: AutoModel.from_pretrained(path.parent)
+        path.parent.name: AutoModel.from_pretrained(str(path.parent))
         for path in sorted(folder.glob("*/config.json"))
     }
     pipe = load_pipeline(settings, **networks)
