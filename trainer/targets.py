@@ -182,6 +182,9 @@ def _resolved(run_dir: Path) -> dict[str, Any]:
         return json.loads((run_dir / RESOLVED).read_text(encoding="utf-8"))["settings"]
     except FileNotFoundError:
         raise ConfigError(f"{run_dir} holds no run (there is no {RESOLVED})") from None
+    except (KeyError, ValueError):
+        # Networks have a file of this name, too.
+        raise ConfigError(f"{run_dir / RESOLVED} is not that of a run") from None
 
 
 def _settings(table: dict[str, Any], choice: Choice, *, untrained: bool = False) -> Settings:
