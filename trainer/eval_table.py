@@ -7,6 +7,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from trainer.console import figure
 from trainer.metrics import versions
 from trainer.offline import Measured
 from trainer.settings import Settings
@@ -122,7 +123,7 @@ def _outputs(measured: Measured) -> Table:
 def _cell(row: Row) -> str:
     if row["mean"] is None:
         return "-"
-    return f"[bold]{row['mean']:.3f}[/]\n[dim]{row['low']:.3f}..{row['high']:.3f}[/]"
+    return f"[bold]{figure(row['mean'])}[/]\n[dim]{figure(row['low'])}..{figure(row['high'])}[/]"
 
 
 def _line(row: Row) -> tuple[str, str, str]:

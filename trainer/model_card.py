@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from trainer.alarms import ADVICE, Alarm, text
 from trainer.charts import line_document
+from trainer.console import figure
 from trainer.grids import Pixels, save_png, sheet
 from trainer.recipe import recipe
 from trainer.report_charts import headline_series
@@ -150,4 +151,4 @@ def _alarm_line(alarm: Alarm) -> str:
 def _interval(row: Mapping[str, Any]) -> str:
     if row["mean"] is None:
         return "-"
-    return f"{row['mean']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+    return f"{figure(row['mean'])} ({figure(row['low'])} to {figure(row['high'])})"

@@ -15,6 +15,7 @@ from PIL import Image as PilImage
 from rich.table import Table
 
 from trainer.alarms import text
+from trainer.console import figure
 from trainer.report_charts import charts
 from trainer.report_data import (
     RunData,
@@ -146,7 +147,7 @@ def samples(run: RunData) -> dict[str, Any]:
 def _interval(row: Mapping[str, Any]) -> str:
     if row["mean"] is None:
         return "-"
-    return f"{row['mean']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+    return f"{figure(row['mean'])} ({figure(row['low'])} to {figure(row['high'])})"
 
 
 def _data_url(pixels: Any) -> str:

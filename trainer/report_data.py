@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.alarms import ADVICE, Alarm, Rules, active, alarms, text
+from trainer.console import figure
 from trainer.errors import ConfigError
 from trainer.grids import Pixels, cut, load_png
 from trainer.metrics import read
@@ -159,7 +160,7 @@ def comparison(
         "change": change,
         "relative": relative,
         "apart": apart,
-        "text": "-" if change is None else f"{change:+.3f}",
+        "text": "-" if change is None else ("+" if change >= 0 else "-") + figure(abs(change)),
     }
 
 
@@ -284,5 +285,5 @@ def percent(value: float | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """Three decimals, or a dash."""
-    return "-" if value is None else f"{value:.3f}"
+    """As the log has it, or a dash."""
+    return "-" if value is None else figure(value)
