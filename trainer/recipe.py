@@ -60,11 +60,16 @@ def recipe(settings: Settings) -> Recipe:
             {key: toml(wanted[key]) for key in differing},
             {key: "unset" if own[key] is None else toml(own[key]) for key in differing},
         )
-        if best is None or len(found.changes) < len(best.changes):
+        if best is None or _distance(found) < _distance(best):
             best = found
     if best is None:
         raise ValueError("no preset can be changed into these settings")
     return best
+
+
+def _distance(found: Recipe) -> tuple[bool, int]:
+    """Another base model is farther away than any number of other settings."""
+    return "model.path" in found.changes, len(found.changes)
 
 
 def toml(value: Any) -> str:
