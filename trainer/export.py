@@ -4,12 +4,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from trainer.checkpoint import LATEST
 from trainer.distributed import setup_torch
 from trainer.errors import ConfigError
 from trainer.lora_file import NAME
 from trainer.model_card import write_card
 from trainer.settings import Settings
-from trainer.targets import LATEST, Choice, find
+from trainer.targets import Choice, find
 from trainer.usage import load_pipeline
 
 

@@ -27,7 +27,6 @@ from trainer.settings import Settings
 from trainer.start import load_model
 
 PIPELINE = "model_index.json"
-LATEST = "latest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +77,7 @@ class Choice:
     """
 
     preset: str = ""
-    checkpoint: str = LATEST
+    checkpoint: str = checkpoints.LATEST
     base: bool = False
     url: str = ""
     measure: Measure = field(default_factory=Measure)
@@ -117,22 +116,10 @@ def _run(run_dir: Path, checkpoint: str, choice: Choice) -> Target:
     if choice.base:
         settings = _settings(table, choice, untrained=True)
         return Target(f"{run_dir.name}, base", settings, epoch=0)
-    stored = _stored(run_dir, checkpoint)
+    stored = checkpoints.find(run_dir, checkpoint)
     settings, epoch = _settings(table, choice), int(stored.progress["epoch"])
     weights = stored.tensors["ema" if settings.ema.enabled else "trained"]
     return Target(f"{run_dir.name}, epoch {epoch}", settings, weights, epoch)
-
-
-def _stored(run_dir: Path, name: str) -> checkpoints.Checkpoint:
-    """A checkpoint of a run: the latest, or the one in the folder of this name (`best` is one)."""
-    found = checkpoints.present(run_dir)
-    if not found:
-        raise ConfigError(f"{run_dir} has no checkpoint yet")
-    path = found[0] if name == LATEST else run_dir / checkpoints.FOLDER / name
-    if not path.is_dir():
-        known = ", ".join([LATEST, *(place.name for place in found)])
-        raise ConfigError(f"{run_dir} has no checkpoint {name!r}; it has {known}")
-    return checkpoints.load(path)
 
 
 def _lora(folder: Path, choice: Choice) -> Target:
