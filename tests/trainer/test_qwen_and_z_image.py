@@ -1,6 +1,5 @@
 """What only Qwen-Image and Z-Image have: prompts of their own length, guidance of their own."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest

@@ -81,7 +81,7 @@ def test_one_expert_is_trained_and_the_other_stays(
     base = velocities(model)
     with torch.no_grad():
         for parameter in model.trainable_parameters().values():
-            parameter += 0.05
+            parameter.add_(0.05)
     trained = velocities(model)
     moves = [not torch.equal(new, old) for new, old in zip(trained, base, strict=True)]
     assert moves == [chosen == "high_noise", chosen == "low_noise"]
@@ -115,9 +115,10 @@ def test_experts_need_two(tmp_path: Path) -> None:
     folder = tiny_wan.build(tmp_path / "one", "wan2.1")
     with pytest.raises(ValueError, match=r"model\.experts=low_noise needs two experts"):
         load(folder, experts="low_noise")
+    model = load(folder)
+    x, cond = noise(model), model.encode_prompts(TEXTS)
     with pytest.raises(ValueError, match="guidance needs the encoded negative prompt"):
-        model = load(folder)
-        model.velocity(noise(model), HIGH, model.encode_prompts(TEXTS), 2.0)
+        model.velocity(x, HIGH, cond, 2.0)
 
 
 def test_the_schedule_is_that_of_the_published_scheduler(tmp_path: Path) -> None:
@@ -133,7 +134,9 @@ def test_the_schedule_is_that_of_the_published_scheduler(tmp_path: Path) -> None
     class Euler(FlowMatchEulerDiscreteScheduler):
         """Euler steps on these levels, which is how the trainer samples."""
 
-        def set_timesteps(self, num_inference_steps: Any = None, **options: Any) -> None:
+        def set_timesteps(  # pyright: ignore
+            self, num_inference_steps: Any = None, **options: Any
+        ) -> None:
             levels = np.linspace(1.0, 1 / 1000, num_inference_steps + 1)[:-1].tolist()
             super().set_timesteps(sigmas=levels, **options)
 
