@@ -46,7 +46,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return Built()
 
 
-def load(case: Case, folder: Path, **changes: Any) -> FlowModel:
+def load(case: Case, folder: Path | str, **changes: Any) -> FlowModel:
     options = {"lora": LoraSpec(rank=4, alpha=16), "max_sequence_length": case.tokens}
     return MODELS[case.family](folder, ModelOptions(**{**options, **case.options, **changes}))
 
@@ -261,15 +261,20 @@ def test_sizes_that_cannot_be_made_are_named(case: Case, folders: dict[str, Path
 
 @named
 def test_missing_weights_are_one_line_that_says_what_to_do(
-    case: Case, folders: dict[str, Path], tmp_path: Path
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def message(place: Path) -> str:
+    def message(place: Path | str) -> str:
         with pytest.raises((FileNotFoundError, ValueError)) as caught:
             load(case, place)
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
     assert "no such folder; download the pipeline with `hf download" in message(tmp_path / "no")
+    assert "no such folder" in message("mistyped")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    hub = message("nobody/nothing")
+    assert "cannot load nobody/nothing" in hub
+    assert "`hf download nobody/nothing --local-dir FOLDER`" in hub
     assert "no model_index.json" in message(tmp_path)
 
     other = tmp_path / "other"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download
 
 from trainer.models.base import ModelOptions
 
@@ -34,11 +35,7 @@ def load_pipeline(
         ValueError: They are another pipeline's, or damaged.
     """
     folder = Path(path_or_id).expanduser()
-    absent: dict[str, None] = {}
-    if folder.is_dir():
-        absent = _check_index(pipeline, folder)
-    elif _looks_like_path(path_or_id):
-        raise FileNotFoundError(f"{folder}: no such folder; {_how_to_get(path_or_id)}")
+    absent = _check_index(pipeline, path_or_id, _find_index(path_or_id, folder))
     trained = torch.float32 if options.finetune == "full" else options.compute_dtype
     dtypes = {
         "default": options.compute_dtype,
@@ -58,7 +55,9 @@ def load_pipeline(
 
 
 def _looks_like_path(path_or_id: str | Path) -> bool:
-    return isinstance(path_or_id, Path) or str(path_or_id).startswith((".", "/", "~"))
+    # Hub ids are OWNER/NAME.
+    text = str(path_or_id)
+    return isinstance(path_or_id, Path) or text.startswith((".", "/", "~")) or text.count("/") != 1
 
 
 def _how_to_get(path_or_id: str | Path) -> str:
@@ -71,20 +70,34 @@ def _how_to_get(path_or_id: str | Path) -> str:
     )
 
 
-def _check_index(pipeline: Any, folder: Path) -> dict[str, None]:
-    """Check whose pipeline a folder holds; components that it was saved without."""
-    index_file = folder / INDEX
-    if not index_file.is_file():
-        raise FileNotFoundError(
-            f"{folder} is not a pipeline folder (no {INDEX}); {_how_to_get(folder)}"
-        )
+def _find_index(path_or_id: str | Path, folder: Path) -> Path:
+    """The index of a folder, or of a hub id: the first file asked for, so errors come early."""
+    if folder.is_dir():
+        if not (folder / INDEX).is_file():
+            raise FileNotFoundError(
+                f"{folder} is not a pipeline folder (no {INDEX}); {_how_to_get(folder)}"
+            )
+        return folder / INDEX
+    if _looks_like_path(path_or_id):
+        raise FileNotFoundError(f"{folder}: no such folder; {_how_to_get(path_or_id)}")
+    try:
+        return Path(hf_hub_download(str(path_or_id), INDEX))
+    # The hub has a dozen errors: no such id, no licence accepted, no network, no answer.
+    except Exception as error:
+        raise FileNotFoundError(_reason(path_or_id, error)) from error
+
+
+def _check_index(pipeline: Any, path_or_id: str | Path, index_file: Path) -> dict[str, None]:
+    """Check whose pipeline it is; return the components that it was saved without."""
     try:
         index = json.loads(index_file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{index_file} is damaged ({error}); {_how_to_get(folder)}") from error
+        raise ValueError(f"{index_file} is damaged ({error}); {_how_to_get(path_or_id)}") from error
     found = index.get("_class_name")
     if found != pipeline.__name__:
-        raise ValueError(f"{folder} holds a {found}, this model.family needs a {pipeline.__name__}")
+        raise ValueError(
+            f"{path_or_id} holds a {found}, this model.family needs a {pipeline.__name__}"
+        )
     # diffusers saves a pipeline without a component but loads it only when told so.
     return {name: None for name, entry in index.items() if entry == [None, None]}
 
