@@ -17,6 +17,7 @@ from math import sqrt
 from statistics import fmean, stdev
 from typing import Any, Literal
 
+from trainer.console import figure
 from trainer.diversity import DIVERSITIES
 from trainer.settings import Settings
 
@@ -134,16 +135,18 @@ def text(alarm: Alarm) -> str:
     }[alarm.kind]
     where = " on the training prompts" if alarm.kind == "overfitting" else ""
     look = f"; look at {alarm.samples}" if alarm.samples else ""
+    fall = f"{figure(alarm.before, 2)} -> {figure(alarm.now, 2)}"
     return (
-        f"{what} {alarm.name} fell{_share(alarm.before, alarm.now)} ({alarm.before:.2f} -> "
-        f"{alarm.now:.2f}) while {rise.name} rose{_share(rise.before, rise.now)}{where}{look}"
+        f"{what} {alarm.name} fell{_share(alarm.before, alarm.now)} ({fall}) while {rise.name} "
+        f"rose{_share(rise.before, rise.now)}{where}{look}"
     )
 
 
 def over_text(alarm: Alarm, row: Row) -> str:
     """One line for the log when the alarm is over, by the evaluation that ended it."""
     table = row["metrics"] if alarm.kind == "overfitting" else row["watch"]
-    return f"{alarm.name} is back at {table[alarm.name]['mean']:.2f} ({alarm.before:.2f} before)"
+    now = figure(table[alarm.name]["mean"], 2)
+    return f"{alarm.name} is back at {now} ({figure(alarm.before, 2)} before)"
 
 
 ADVICE: Mapping[Kind, str] = {

@@ -90,6 +90,33 @@ def line_chart(series: Sequence[Series], axes: Axes | None = None) -> str:
     return _svg(parts, kept)
 
 
+# The colours of a page, for a drawing that stands alone.
+_ALONE = (
+    ":root{--s1:#2f5bea;--s2:#e07a1f;--s3:#14804a;--s4:#a83fb5;--s5:#c22f3d;--s6:#0f8b9e;"
+    "--good:#14804a}text{font:11px sans-serif;fill:#5b6472}.grid{stroke:#e3e6eb}"
+)
+
+
+def line_document(series: Sequence[Series], axes: Axes | None = None) -> str:
+    """A line chart as an SVG file: with its own colours and legend, on white."""
+    drawn = line_chart(series, axes)
+    inner = drawn[drawn.index(">") + 1 : drawn.index("</svg>")]
+    names = [(line.name, line.color) for line in series if line.name and not line.faint]
+    legend = "".join(
+        f'<rect x="{LEFT + index % 3 * 135}" y="{HEIGHT + 4 + index // 3 * 18}" width="10" '
+        f'height="10" rx="2" fill="var(--s{color})"/>'
+        f'<text x="{LEFT + 15 + index % 3 * 135}" y="{HEIGHT + 13 + index // 3 * 18}">'
+        f"{escape(name)}</text>"
+        for index, (name, color) in enumerate(names)
+    )
+    height = HEIGHT + 8 + 18 * -(-len(names) // 3)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" '
+        f'height="{height}"><style>{_ALONE}</style><rect width="100%" height="100%" fill="#fff"/>'
+        f"{inner}{legend}</svg>\n"
+    )
+
+
 def area_chart(series: Sequence[Series], axes: Axes | None = None) -> str:
     """Draw series stacked on each other; all share their positions."""
     axes = axes or Axes(y_min=0)

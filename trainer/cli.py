@@ -14,6 +14,7 @@ from rich.table import Table
 from trainer import config
 from trainer.data_cli import data_app
 from trainer.errors import ConfigError, TrainerError
+from trainer.metrics import write_json
 from trainer.preset import header, preset_names
 from trainer.settings import Settings
 from trainer.stopping import stop_signals
@@ -37,9 +38,17 @@ Overrides = Annotated[
     typer.Option("--set", help="section.key=value; may be repeated. Values as in TOML."),
 ]
 RunDir = Annotated[Path, typer.Argument(help="Folder of a run.")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A run, a checkpoint, a LoRA or pipeline folder, or a hub id."
+    ),
+]
+HowToLoad = Annotated[str, typer.Option("--preset", help="For what is no run: how to load it.")]
 Stored = Annotated[
     str, typer.Option("--checkpoint", help="best, latest, or a folder such as epoch_000010.")
 ]
+Base = Annotated[bool, typer.Option("--base", help="The untrained model instead.")]
 
 
 def main() -> None:
@@ -89,66 +98,113 @@ def train(
         raise typer.Exit(INTERRUPTED if asked == signal.SIGINT else 0)
     if not _is_main():
         return
-    from trainer.report import before_after, write_report
-
     page = outcome.run_dir / "report.html"
     if not outcome.already or not page.is_file():
         with storing(str(page)):
-            page = write_report(outcome.run_dir)
+            page = _written(outcome.run_dir)
     if outcome.already:
         console.print(f"{outcome.run_dir} is already finished ({outcome.reason})")
+    from trainer.report import before_after
+
     console.print(before_after(outcome.run_dir))
     console.print(f"report: {page.resolve()}")
 
 
 @app.command()
 def sample(
-    run_dir: RunDir,
+    target: Model,
     prompts: Annotated[list[str], typer.Argument(help="What to draw.")],
     out: Annotated[Path, typer.Option(help="Folder for the images.")] = Path("samples"),
     images: Annotated[int, typer.Option(min=1, help="Images per prompt.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
-    base: Annotated[bool, typer.Option("--base", help="The untrained model instead.")] = False,
+    preset: HowToLoad = "",
     checkpoint: Stored = "latest",
+    base: Base = False,
+    overrides: Overrides = None,
 ) -> None:
-    """Draw prompts with the trained model of a run."""
+    """Draw prompts with a trained model, or with any pipeline."""
     quiet_libraries()
-    from trainer.offline import sample_run
+    from trainer.offline import sample_target
+    from trainer.targets import Choice
 
-    drawn = sample_run(
-        run_dir, prompts, out, images=images, seed=seed, base=base, checkpoint=checkpoint
-    )
-    for path in drawn:
+    choice = Choice(preset, checkpoint, base, overrides=overrides or ())
+    for path in sample_target(target, choice, prompts, out, images=images, seed=seed):
         typer.echo(str(path))
 
 
 @app.command()
 def evaluate(
-    run_dir: RunDir,
-    base: Annotated[bool, typer.Option("--base", help="The untrained model instead.")] = False,
+    target: Model,
+    task: Annotated[str, typer.Option(help="geneval, ocr or texts; else the model's own.")] = "",
+    prompts: Annotated[str, typer.Option(help="Prompt file, else the task's.")] = "",
+    scorer: Annotated[
+        list[str] | None,
+        typer.Option(help="scorer or scorer.component, instead of the task's; may be repeated."),
+    ] = None,
+    images: Annotated[int, typer.Option(min=0, help="Images per prompt; 0: as set.")] = 0,
+    preset: HowToLoad = "",
     checkpoint: Stored = "latest",
+    base: Base = False,
     overrides: Overrides = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write everything there, too.")
+    ] = None,
 ) -> None:
-    """Evaluate a run's model on its held-out prompts, with any eval, rewards or task.test setting.
+    """Evaluate a trained model, or any pipeline, on held-out prompts.
 
-    Prints a table; the run itself is not changed.
+    Prints the table of the paper and everything that was measured. What is evaluated is not
+    changed. torchrun shares the work out over processes.
     """
     quiet_libraries()
-    from trainer.offline import evaluate_checkpoint
+    from trainer.eval_table import as_json, tables
+    from trainer.measure import Measure
+    from trainer.offline import evaluate_target
+    from trainer.targets import Choice
 
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(
-        evaluate_checkpoint(run_dir, overrides or (), os.environ, base=base, checkpoint=checkpoint)
+    own = [f"eval.images_per_prompt={images}"] if images else []
+    choice = Choice(
+        preset,
+        checkpoint,
+        base,
+        measure=Measure(task, prompts, tuple(scorer or ())),
+        overrides=[*own, *(overrides or ())],
     )
+    measured = evaluate_target(target, choice, os.environ)
+    if measured is None:
+        return
+    console = Console(soft_wrap=True, highlight=False)
+    for table in tables(measured):
+        console.print(table)
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(json_file, as_json(measured))
+        console.print(f"written: {_escape(str(json_file))}")
+
+
+@app.command()
+def export(
+    run_dir: RunDir,
+    out: Annotated[Path, typer.Option(help="Folder for the weights and their card.")],
+    checkpoint: Stored = "latest",
+    whole: Annotated[
+        bool, typer.Option("--whole", help="The complete pipeline, a LoRA merged into it.")
+    ] = False,
+) -> None:
+    """Write a run's weights for diffusers, with a model card: of any checkpoint, at any time."""
+    quiet_libraries()
+    from trainer.export import export_run
+
+    export_run(run_dir, out, checkpoint=checkpoint, whole=whole)
+    typer.echo(str(out))
 
 
 @app.command()
 def report(run_dir: RunDir) -> None:
-    """Write RUN_DIR/report.html again, finished or not."""
-    from trainer.report import before_after, write_report
+    """Write RUN_DIR/report.html and the card of RUN_DIR/model again, finished or not."""
+    from trainer.report import before_after
 
-    page = write_report(run_dir)
     console = Console(soft_wrap=True, highlight=False)
+    page = _written(run_dir)
     console.print(before_after(run_dir))
     console.print(f"report: {page.resolve()}")
 
@@ -171,6 +227,17 @@ def show_preset(preset: Preset, overrides: Overrides = None) -> None:
         for name, field in type(values).model_fields.items():
             text = " ".join((field.description or "").split())
             typer.echo(f"{name} = {getattr(values, name)!r}  # {text}")
+
+
+def _written(run_dir: Path) -> Path:
+    """Write the report, and the card of the weights where there are some."""
+    from trainer.model_card import write_card
+    from trainer.report import write_report
+
+    page = write_report(run_dir)
+    if (run_dir / "model").is_dir():
+        write_card(run_dir, run_dir / "model")
+    return page
 
 
 def _settings(preset: str, overrides: list[str] | None, out: str) -> Settings:

@@ -38,5 +38,11 @@ def _sum(table: Mapping[str, float], *names: str) -> float | None:
     return sum(table[name] for name in names) if all(name in table for name in names) else None
 
 
+def figure(value: float, decimals: int = 3) -> str:
+    """Fixed decimals, or three significant digits where those would hide a small value."""
+    fixed = value == 0 or abs(value) >= 10 ** (1 - decimals)
+    return f"{value:.{decimals}f}" if fixed else f"{value:.3g}"
+
+
 def _text(value: float | None, digits: int = 3) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+    return "-" if value is None else figure(value, digits)

@@ -155,7 +155,11 @@ def _numbers(prefix: str, row: Mapping[str, Any]) -> Iterator[tuple[str, float]]
     for key, value in row.items():
         if key in ("kind", "epoch"):
             continue
-        if isinstance(value, Mapping):
+        if key == "outputs":
+            # Everything that every scorer said: its means are enough for curves.
+            means = ((name, row["mean"]) for name, row in value.items())
+            yield from ((f"{prefix}/{key}/{n}", float(m)) for n, m in means if m is not None)
+        elif isinstance(value, Mapping):
             yield from _numbers(f"{prefix}/{key}", value)
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             yield f"{prefix}/{key}", float(value)

@@ -1,83 +1,52 @@
-"""Using a run's model outside its loop: draw prompts, evaluate again. The run is not changed."""
+"""Using a model outside the loop: draw prompts, evaluate. What is used is not changed."""
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from rich.table import Table
-
-from trainer import checkpoint as checkpoints
-from trainer.config import apply_overrides, parse, resolve_path
+from trainer.config import resolve_path
 from trainer.distributed import World, setup_torch
-from trainer.errors import ConfigError
 from trainer.eval_plan import spread
 from trainer.grids import save_picture
-from trainer.held_out import draw_images, evaluate_run, metric_terms
-from trainer.models.base import FlowModel
+from trainer.held_out import Evaluation, all_terms, draw_images, evaluate_run
 from trainer.rewards import connect
-from trainer.run_state import RESOLVED
-from trainer.settings import Settings
-from trainer.start import load_model
+from trainer.targets import Choice, Target, find
 from trainer.tasks import TASKS
 from trainer.types import Prompt
 
 
-def settings_of(run_dir: Path, overrides: Sequence[str] = ()) -> Settings:
-    """The settings that a run was made with, with changes.
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """An evaluation and what was evaluated."""
 
-    Raises:
-        ConfigError: no run there, or a wrong override.
-    """
-    try:
-        table: dict[str, Any] = json.loads((run_dir / RESOLVED).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{run_dir} holds no run (there is no {RESOLVED})") from None
-    return parse(apply_overrides(table["settings"], overrides), source=RESOLVED)
+    target: Target
+    found: Evaluation
+    prompts: int
 
 
-def load_trained(
-    run_dir: Path, settings: Settings, *, base: bool, checkpoint: str = checkpoints.LATEST
-) -> tuple[FlowModel, int]:
-    """The model of a checkpoint with its averaged weights, and the checkpoint's epoch.
-
-    Args:
-        run_dir: folder of the run.
-        settings: its settings.
-        base: load the untrained model instead (epoch 0).
-        checkpoint: `latest`, `best` or the name of its folder.
-
-    Raises:
-        CheckpointError: there is none of that name that is whole.
-    """
-    device = setup_torch(
-        settings.run.device,
-        threads=settings.run.threads,
-        deterministic=settings.run.deterministic,
-    )
-    stored = None if base else checkpoints.find(run_dir, checkpoint)
-    model = load_model(settings, device)
-    if stored is None:
-        return model, 0
-    weights = stored.tensors["ema" if settings.ema.enabled else "trained"]
-    checkpoints.restore_parameters(model.trainable_parameters(), weights)
-    return model, int(stored.progress["epoch"])
-
-
-def sample_run(
-    run_dir: Path,
+def sample_target(
+    place: str,
+    choice: Choice,
     prompts: Sequence[str],
     out: Path,
     *,
     images: int,
     seed: int,
-    base: bool = False,
-    checkpoint: str = checkpoints.LATEST,
 ) -> Iterator[Path]:
-    """Draw prompts and yield the path of each image as it is written."""
-    settings = settings_of(run_dir, [f"eval.seed={seed}"])
-    model, _ = load_trained(run_dir, settings, base=base, checkpoint=checkpoint)
+    """Draw prompts and yield the path of each image (or video) as it is written.
+
+    Raises:
+        ConfigError: see `trainer.targets.find`.
+    """
+    target = find(place, replace(choice, overrides=[f"eval.seed={seed}", *choice.overrides]))
+    settings = target.settings
+    device = setup_torch(
+        settings.run.device,
+        threads=settings.run.threads,
+        deterministic=settings.run.deterministic,
+    )
+    model = target.load(device)
     jobs = [(number, image) for number in range(len(prompts)) for image in range(images)]
     for start in range(0, len(jobs), settings.eval.batch_size):
         part = jobs[start : start + settings.eval.batch_size]
@@ -87,59 +56,50 @@ def sample_run(
             yield save_picture(out / f"{number:03d}_{image:02d}", picture)
 
 
-def evaluate_checkpoint(
-    run_dir: Path,
-    overrides: Sequence[str],
+def evaluate_target(
+    place: str,
+    choice: Choice,
     environment: Mapping[str, str] | None = None,
-    *,
-    base: bool = False,
-    checkpoint: str = checkpoints.LATEST,
-) -> Table:
-    """Evaluate a checkpoint of a run on its held-out prompts.
+) -> Measured | None:
+    """Evaluate a model on held-out prompts, in as many processes as torchrun has started.
 
     Args:
-        run_dir: folder of the run.
-        overrides: changes of settings, e.g. of `eval` or `task.test`.
-        environment: process environment; REWARD_URL and what else the client reads
-            are used.
-        base: evaluate the untrained model instead.
-        checkpoint: `latest`, `best` or the name of its folder.
+        place: a run, a checkpoint, finished weights, a pipeline folder or a hub id.
+        choice: how it is used.
+        environment: process environment; REWARD_URL, torchrun's variables and what else the client
+            reads are used.
 
     Returns:
-        A table of means with 95 % intervals.
+        What was found; None on other processes than the first.
+
+    Raises:
+        TrainerError: anything that a user can mend.
     """
     environment = os.environ if environment is None else environment
-    url = environment.get("REWARD_URL")
-    settings = settings_of(run_dir, [*([f'rewards.url="{url}"'] if url else ()), *overrides])
+    target = find(place, replace(choice, url=environment.get("REWARD_URL", "")))
+    settings = target.settings
     prompts = TASKS[settings.task.name](resolve_path(settings.task.test))
+    indices = spread(prompts, settings.eval.num_prompts)
+    device = setup_torch(
+        settings.run.device,
+        threads=settings.run.threads,
+        deterministic=settings.run.deterministic,
+    )
+    world = World.join(environment, device.type)
     service = connect(settings.rewards, environment)
     try:
-        service.check((*metric_terms(settings), *settings.rewards.watch))
-        model, epoch = load_trained(run_dir, settings, base=base, checkpoint=checkpoint)
+        service.check(all_terms(settings))
         found = evaluate_run(
-            model,
+            target.load(device),
             prompts,
             service,
             settings,
-            World(),
-            indices=spread(prompts, settings.eval.num_prompts),
+            world,
+            indices=indices,
             images_per_prompt=settings.eval.images_per_prompt,
             tag="offline",
         )
     finally:
         service.close()
-    table = Table(title=f"{run_dir.name}, epoch {epoch}: {found.images} images")
-    for name in ("", "mean", "95 % interval", "images"):
-        table.add_column(name, justify="right" if name else "left")
-    for name, row in {**found.metrics, **found.watch}.items():
-        table.add_row(f"[bold]{name}[/]", *_cells(row))
-        if name in found.metrics:
-            for category, inner in row["categories"].items():
-                table.add_row(f"  {category}", *_cells(inner))
-    return table
-
-
-def _cells(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    if row["mean"] is None:
-        return "-", "-", "0"
-    return f"{row['mean']:.3f}", f"{row['low']:.3f} to {row['high']:.3f}", str(row["n"])
+        world.leave()
+    return Measured(target, found, len(indices)) if world.is_main else None

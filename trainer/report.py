@@ -5,7 +5,6 @@ Works on unfinished runs too: the newest evaluation then stands for the result.
 
 import base64
 import io
-import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,20 +14,27 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image as PilImage
 from rich.table import Table
 
-from trainer.grids import cut, load_png
+from trainer.alarms import text
+from trainer.console import figure
 from trainer.report_charts import charts
 from trainer.report_data import (
     RunData,
+    banner,
     categories,
     comparison,
     facts,
+    found_alarms,
     load_run,
     number,
+    outputs,
     percent,
     scorers,
+    settings_of,
+    shown_pictures,
     verdict,
     watched,
 )
+from trainer.usage import snippet
 
 TEMPLATES = Path(__file__).parent / "templates"
 SHOWN_EVALUATIONS = 7
@@ -62,7 +68,10 @@ def write_report(run_dir: Path) -> Path:
         charts=charts(run),
         sections=run.settings,
         scorers=scorers(run),
-        loading=loading(run),
+        banner=banner(run),
+        past=[text(alarm) for alarm in found_alarms(run) if alarm.until is not None],
+        outputs=outputs(run),
+        loading=_loading(run),
         command=f"flow-train report {shlex.quote(str(run_dir))}",
         pct=percent,
         num=number,
@@ -101,6 +110,15 @@ def before_after(run_dir: Path) -> Table:
     return table
 
 
+def _loading(run: RunData) -> str:
+    settings, folder = settings_of(run), run.run_dir / "model"
+    networks = tuple(sorted(path.parent.name for path in folder.glob("*/config.json")))
+    if settings.model.finetune == "full":
+        networks = networks or ("transformer",)
+    prompt = (run.base["shown"] or ["a photo of a star"])[0]
+    return snippet(settings, str(folder), prompt, networks)
+
+
 def samples(run: RunData) -> dict[str, Any]:
     """The shown prompts through training: `heads` and one row of images per prompt."""
     rows = [row for row in run.evaluations if row.get("samples")]
@@ -111,7 +129,7 @@ def samples(run: RunData) -> dict[str, Any]:
         rows = [rows[index] for index in sorted(picked)]
     if not rows:
         return {"heads": [], "rows": []}
-    columns = [cut(load_png(run.run_dir / row["samples"]), len(row["shown"])) for row in rows]
+    columns = [shown_pictures(run, row) for row in rows]
     heads = [
         {
             "title": "base" if row["epoch"] == 0 else f"epoch {row['epoch']}",
@@ -126,43 +144,10 @@ def samples(run: RunData) -> dict[str, Any]:
     return {"heads": heads, "rows": pictures}
 
 
-def loading(run: RunData) -> str:
-    """Python code that draws with the result in plain diffusers."""
-    model, sampling = run.settings["model"], run.settings["sampling"]
-    base = model["path"].replace("@mini/", "trainer/mini/")
-    folder = run.run_dir / "model"
-    scale = sampling["eval_guidance_scale"]
-    scale = sampling["guidance_scale"] if scale is None else scale
-    lines = ["import torch", "from diffusers import StableDiffusion3Pipeline", ""]
-    if model["finetune"] == "lora":
-        lines += [
-            f'pipe = StableDiffusion3Pipeline.from_pretrained("{base}", torch_dtype=torch.float32)',
-            f'pipe.load_lora_weights("{folder}")',
-        ]
-    else:
-        lines[1] = "from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline"
-        lines += [
-            f'transformer = SD3Transformer2DModel.from_pretrained("{folder}/transformer")',
-            "pipe = StableDiffusion3Pipeline.from_pretrained(",
-            f'    "{base}", transformer=transformer, torch_dtype=torch.float32',
-            ")",
-        ]
-    prompt = (run.base.get("shown") or ["a photo of a star"])[0]
-    lines += [
-        "image = pipe(",
-        f"    {json.dumps(prompt)},",
-        f"    height={sampling['resolution_px']}, width={sampling['resolution_px']},",
-        f"    num_inference_steps={sampling['eval_num_steps']}, guidance_scale={scale:g},",
-        f"    max_sequence_length={model['max_sequence_length']},",
-        ").images[0]",
-    ]
-    return "\n".join(lines)
-
-
 def _interval(row: Mapping[str, Any]) -> str:
     if row["mean"] is None:
         return "-"
-    return f"{row['mean']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+    return f"{figure(row['mean'])} ({figure(row['low'])} to {figure(row['high'])})"
 
 
 def _data_url(pixels: Any) -> str:

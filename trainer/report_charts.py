@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainer.charts import Axes, Series, area_chart, line_chart, moving_average
-from trainer.report_data import TOLERANCE, RunData
+from trainer.report_data import RunData
 
 
 def charts(run: RunData) -> list[dict[str, str]]:
@@ -14,15 +14,8 @@ def charts(run: RunData) -> list[dict[str, str]]:
     at = [row["epoch"] for row in evals]
     out: list[tuple[str, str, str]] = []
     whole = [row["metrics"][run.headline] for row in evals]
-    line = Series(
-        "mean of categories",
-        at,
-        [v["mean"] for v in whole],
-        [v["low"] for v in whole],
-        [v["high"] for v in whole],
-    )
     note = "Held-out prompts, fixed seeds, EMA weights; the band is the 95 % interval."
-    out.append((f"{run.headline} on held-out prompts", note, line_chart([line])))
+    out.append((f"{run.headline} on held-out prompts", note, line_chart(headline_series(run))))
     names = list(whole[0]["categories"])
     if len(names) > 1:
         lines = [
@@ -56,18 +49,73 @@ def charts(run: RunData) -> list[dict[str, str]]:
                     ),
                 )
             )
-    relative = _relative_watch(run, at)
+    relative, band = _relative_watch(run, at), 100 * run.tolerance
     if relative:
         out.append(
             (
                 "Watched rewards, change against the base",
-                f"Never trained on. The band is ±{TOLERANCE:.0%}.",
-                line_chart(relative, Axes(band=(-100 * TOLERANCE, 100 * TOLERANCE), unit="%")),
+                f"Never trained on. The band is ±{run.tolerance:.0%}.",
+                line_chart(relative, Axes(band=(-band, band), unit="%")),
             )
         )
+    distance = [row.get("kl", {}).get("mean") for row in evals]
+    if any(distance):
+        note = "Mean squared distance of the velocities along the sampling of held-out images."
+        out.append(("KL to the base, held-out", note, line_chart([Series("KL", at, distance)])))
     if rows:
+        out += _training_categories(rows, x)
+        out += _prompt_charts(rows, x)
         out += _policy_charts(rows, x)
     return [{"title": t, "note": n, "svg": s} for t, n, s in out if s]
+
+
+def headline_series(run: RunData) -> list[Series]:
+    """The headline on held-out prompts with its interval."""
+    found = [row["metrics"][run.headline] for row in run.evaluations]
+    return [
+        Series(
+            run.headline,
+            [row["epoch"] for row in run.evaluations],
+            [row["mean"] for row in found],
+            [row["low"] for row in found],
+            [row["high"] for row in found],
+        )
+    ]
+
+
+def _training_categories(
+    rows: Sequence[Mapping[str, Any]], x: Sequence[float]
+) -> list[tuple[str, str, str]]:
+    names = list(rows[0]["categories"])
+    names += [name for row in rows for name in row["categories"] if name not in names]
+    names = list(dict.fromkeys(names))
+    if len(names) < 2:
+        return []
+    lines = [
+        Series(
+            name,
+            x,
+            moving_average([row["categories"].get(name) for row in rows], 10),
+            color=index % 6 + 1,
+        )
+        for index, name in enumerate(names)
+    ]
+    title = f"Training reward by category: {next(iter(rows[0]['reward']))}"
+    return [(title, "Mean of the last ten epochs.", line_chart(lines))]
+
+
+def _prompt_charts(
+    rows: Sequence[Mapping[str, Any]], x: Sequence[float]
+) -> list[tuple[str, str, str]]:
+    """What the prompt filter did, where it is on."""
+    if not any("prompts" in row for row in rows):
+        return []
+    lines = [
+        Series(label, x, [row.get("prompts", {}).get(key) for row in rows], color=color)
+        for label, key, color in (("in play", "active", 1), ("resting", "resting", 2))
+    ]
+    note = "Solved prompts rest, hard ones stay (filter.*)."
+    return [("Training prompts", note, line_chart(lines, Axes(y_min=0)))]
 
 
 def _relative_watch(run: RunData, at: Sequence[float]) -> list[Series]:
@@ -106,7 +154,7 @@ def _policy_charts(
     groups = [row["advantage"]["zero_std_groups"] for row in rows]
     return [
         (
-            "KL to the base model",
+            "KL in training",
             "In the form that the loss uses.",
             line_chart(smooth("kl", "KL"), Axes(y_min=0)),
         ),

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.alarms import ADVICE, Alarm, Rules, active, alarms, text
+from trainer.console import figure
 from trainer.errors import ConfigError
+from trainer.grids import Pixels, cut, load_png
 from trainer.metrics import read
 from trainer.provenance import history
 from trainer.run_state import RESOLVED, RESULT
-
-TOLERANCE = 0.10  # of the base: how far a watched reward may move
+from trainer.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,11 @@ class RunData:
     evaluations: Sequence[Mapping[str, Any]]
 
     @property
+    def tolerance(self) -> float:
+        """Share of the base by which a watched reward may move."""
+        return float(self.settings["eval"]["alarm_fall"])
+
+    @property
     def base(self) -> Mapping[str, Any]:
         """The evaluation of the untrained model."""
         return self.evaluations[0]
@@ -52,8 +59,12 @@ class RunData:
         return next(iter(self.base["metrics"]))
 
 
-def load_run(run_dir: Path) -> RunData:
+def load_run(run_dir: Path, until_epoch: int | None = None) -> RunData:
     """Read a run's folder.
+
+    Args:
+        run_dir: the folder.
+        until_epoch: leave out what came after this epoch.
 
     Raises:
         ConfigError: it holds no run, or nothing has been evaluated yet.
@@ -63,6 +74,8 @@ def load_run(run_dir: Path) -> RunData:
     except FileNotFoundError:
         raise ConfigError(f"{run_dir} holds no run (there is no {RESOLVED})") from None
     rows = read(run_dir)
+    if until_epoch is not None:
+        rows = [row for row in rows if row["epoch"] <= until_epoch]
     evaluations = [row for row in rows if row["kind"] == "eval"]
     if not evaluations:
         raise ConfigError(f"{run_dir} has no evaluation yet")
@@ -76,6 +89,48 @@ def load_run(run_dir: Path) -> RunData:
         epochs=[row for row in rows if row["kind"] == "train"],
         evaluations=evaluations,
     )
+
+
+def settings_of(run: RunData) -> Settings:
+    """The run's settings as the trainer knows them."""
+    return Settings.model_validate(run.settings)
+
+
+def found_alarms(run: RunData) -> tuple[Alarm, ...]:
+    """All alarms of a run, over or not, in the order in which they began."""
+    rows = sorted(
+        [*run.epochs, *run.evaluations], key=lambda row: (row["epoch"], row["kind"] == "eval")
+    )
+    return alarms(rows, Rules.of(settings_of(run)))
+
+
+def banner(run: RunData) -> list[dict[str, str]]:
+    """What the report warns of at its top: alarms that are not over."""
+    return [
+        {
+            "text": text(alarm),
+            "since": f"since the evaluation of epoch {alarm.epoch}",
+            "advice": ADVICE[alarm.kind],
+        }
+        for alarm in active(found_alarms(run))
+    ]
+
+
+def kl_after(run: RunData) -> float | None:
+    """Distance of the newest evaluation's model to the base; None where it is not known."""
+    return run.after.get("kl", {}).get("mean")
+
+
+def outputs(run: RunData) -> list[dict[str, Any]]:
+    """Before and after of everything that the scorers gave."""
+    before, after = run.base["outputs"], run.after["outputs"]
+    return [comparison(name, before, after) for name in before]
+
+
+def shown_pictures(run: RunData, row: Mapping[str, Any]) -> list[Pixels]:
+    """The pictures of the shown prompts in one evaluation; none if they were not kept."""
+    path = run.run_dir / (row.get("samples") or "")
+    return cut(load_png(path), len(row["shown"])) if path.is_file() else []
 
 
 def comparison(
@@ -105,7 +160,7 @@ def comparison(
         "change": change,
         "relative": relative,
         "apart": apart,
-        "text": "-" if change is None else f"{change:+.3f}",
+        "text": "-" if change is None else ("+" if change >= 0 else "-") + figure(abs(change)),
     }
 
 
@@ -135,9 +190,9 @@ def watched(run: RunData) -> list[dict[str, Any]]:
             "unknown"
             if relative is None
             else "fell"
-            if relative < -TOLERANCE
+            if relative < -run.tolerance
             else "rose"
-            if relative > TOLERANCE
+            if relative > run.tolerance
             else "steady"
         )
         out.append(line)
@@ -179,8 +234,9 @@ def verdict(run: RunData) -> dict[str, str]:
         tail = f" Above it: {names}."
     return {
         "kind": "good",
-        "text": f"None of the {len(rows)} watched rewards fell by more than {TOLERANCE:.0%} of "
-        f"the base while {run.headline} changed by {gain:+.3f}: no sign of reward hacking.{tail}",
+        "text": f"None of the {len(rows)} watched rewards fell by more than {run.tolerance:.0%} "
+        f"of the base while {run.headline} changed by {gain:+.3f}: no sign of reward hacking."
+        f"{tail}",
     }
 
 
@@ -194,6 +250,7 @@ def facts(run: RunData) -> list[tuple[str, str]]:
         for row in run.epochs
         if row.get("first_ratio_deviation") is not None
     ]
+    kl = kl_after(run)
     exact = "exactly 1" if not any(deviations) else f"off by up to {max(deviations):.1e}"
     return [
         ("training time", f"{minutes:.1f} min"),
@@ -202,6 +259,7 @@ def facts(run: RunData) -> list[tuple[str, str]]:
         ("images trained on", f"{images:,}"),
         ("images without a score", f"{failed}"),
         ("first ratio of every epoch", exact if deviations else "-"),
+        *([("KL to the base", f"{kl:.2g}")] if kl is not None else []),
     ]
 
 
@@ -227,5 +285,5 @@ def percent(value: float | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """Three decimals, or a dash."""
-    return "-" if value is None else f"{value:.3f}"
+    """As the log has it, or a dash."""
+    return "-" if value is None else figure(value)

@@ -147,7 +147,7 @@ def command_line(arguments: list[str]) -> int:
     return 0
 
 
-def launch(processes: int, restarts: int, arguments: list[str]) -> int:
+def launch(processes: int, arguments: list[str]) -> int:
     """`torchrun`, whose processes are forked instead of started; 1 if it ends with an error."""
     config = LaunchConfig(
         min_nodes=1,
@@ -157,7 +157,8 @@ def launch(processes: int, restarts: int, arguments: list[str]) -> int:
         rdzv_backend="c10d",
         rdzv_endpoint="127.0.0.1:0",
         start_method="fork",
-        max_restarts=restarts,
+        # What has threads must not fork once more.
+        max_restarts=0,
         monitor_interval=0.1,
     )
     elastic_launch(config, _worker)(arguments)

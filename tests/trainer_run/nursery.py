@@ -94,4 +94,5 @@ class Nursery:
     def close(self) -> None:
         assert self._process.stdin
         self._process.stdin.close()
-        self._process.wait(30)
+        self._process.kill()
+        self._process.wait()

@@ -36,7 +36,10 @@ def evaluation(epoch: int, phase: str, mean: float, watch: dict[str, float]) -> 
                 "categories": {"counting": estimate(mean - 0.1), "colors <b>": estimate(mean)},
             }
         },
+        "rewards": {"geneval.strict": {**estimate(mean - 0.2), "categories": {}}},
         "watch": {k: {**estimate(v), "categories": {}} for k, v in watch.items()},
+        "outputs": {"geneval.<soft>": {**estimate(mean + 0.1), "categories": {}}},
+        "kl": {**estimate(epoch / 1000, 0.0), "categories": {}},
         "failed": 0,
         "errors": {},
         "images": 80,
@@ -53,6 +56,8 @@ def training(epoch: int) -> dict[str, Any]:
         "updates": 2 * epoch,
         "train_minutes": epoch / 10,
         "reward": {"geneval": 0.4 + epoch / 100},
+        "categories": {"counting": 0.3, "colors": None if epoch % 3 else 0.5},
+        "prompts": {"active": 90 - epoch, "resting": 10 + epoch, "solved_groups": 2},
         "advantage": {"zero_std_groups": 0.1},
         "failed": 0,
         "errors": {},
@@ -119,6 +124,12 @@ def test_the_report_is_whole_and_needs_nothing_else(tmp_path: Path) -> None:
     assert "<b>" not in re.sub(r"<b>(?!</b>)[^<]*</b>", "", html)
     assert "exactly 1" in html
     assert "unfinished" in html
+    assert "geneval.&lt;soft&gt;" in html
+    titles = re.findall(r"<h3>(.*?)</h3>", html)
+    assert "KL to the base, held-out" in titles
+    assert "Training prompts" in titles
+    assert "Training reward by category: geneval" in titles
+    assert 'role="alert"' not in html
     for svg in re.findall(r"<svg.*?</svg>", html, re.DOTALL):
         ElementTree.fromstring(svg)
 
@@ -131,6 +142,13 @@ def test_a_watched_reward_that_falls_is_called_what_it_is(tmp_path: Path) -> Non
     assert found["kind"] == "warn"
     assert "sharpness fell by 25%" in found["text"]
     assert "kl_beta" in found["text"]
+    html = write_report(folder).read_text(encoding="utf-8")
+    (alarm,) = re.findall(r'<div class="alarm" role="alert">(.*?)</div>', html)
+    assert "since the evaluation of epoch 30" in alarm
+    assert "reward hacking? sharpness fell 25 % (0.80 -&gt; 0.60) while geneval" in alarm
+    assert "look at samples/final_000030.png" in alarm
+    assert "lower optim.lr" in alarm
+    assert html.index('role="alert"') < html.index("<h1>")
 
 
 @pytest.mark.parametrize(("low", "badge"), [(0.9, "beyond the 95"), (0.1, "inside the 95")])
