@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 460, 250
-LEFT, RIGHT, TOP, BOTTOM = 50, 12, 12, 34
+LEFT, RIGHT, TOP, BOTTOM = 62, 12, 12, 34
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,7 +145,7 @@ def test_a_watched_reward_that_falls_is_called_what_it_is(tmp_path: Path) -> Non
     html = write_report(folder).read_text(encoding="utf-8")
     (alarm,) = re.findall(r'<div class="alarm" role="alert">(.*?)</div>', html)
     assert "since the evaluation of epoch 30" in alarm
-    assert "reward hacking? sharpness fell 25 % (0.80 -&gt; 0.60) while geneval" in alarm
+    assert "Reward hacking? sharpness fell 25 % (0.80 -&gt; 0.60) while geneval" in alarm
     assert "look at samples/final_000030.png" in alarm
     assert "lower optim.lr" in alarm
     assert html.index('role="alert"') < html.index("<h1>")
