@@ -1,0 +1,180 @@
+"""The shapes of a model: read from its folder, from the hub's cache, or as published. No weights."""
+
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.models.published import PUBLISHED
+
+INDEX = "model_index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """What the cost of a model depends on.
+
+    Attributes:
+        source: Where the shapes come from, for people.
+        matrices: (outputs, inputs) of every weight matrix of the network, by name.
+        parameters: Of the network.
+        hidden: Width of the network.
+        blocks: How many blocks it has.
+        patch: Latent elements along the side of a token.
+        scale: Pixels along the side of a latent element.
+        frames_scale: Frames per latent frame; 1 for images.
+        encoder_parameters: Of the text encoders.
+        vae_parameters: Of the autoencoder.
+        vae_width: Channels of its decoder at full resolution, at most.
+        cross_attention: The text is only attended to, it does not run through the network.
+    """
+
+    source: str
+    matrices: Mapping[str, tuple[int, int]]
+    parameters: int
+    hidden: int
+    blocks: int
+    patch: int
+    scale: int
+    frames_scale: int
+    encoder_parameters: float
+    vae_parameters: float
+    vae_width: int
+    cross_attention: bool
+
+    def image_tokens(self, height_px: int, width_px: int, num_frames: int) -> int:
+        """Tokens of one image or video."""
+        side = self.patch * self.scale
+        frames = (num_frames - 1) // self.frames_scale + 1
+        return frames * (height_px // side) * (width_px // side)
+
+    def adapter_parameters(self, rank: int, targets: Sequence[str]) -> int:
+        """Parameters of low-rank adapters on the matrices whose layers have these endings."""
+        return sum(
+            rank * (outputs + inputs)
+            for name, (outputs, inputs) in self.matrices.items()
+            if any(f".{name.removesuffix('.weight')}".endswith(f".{target}") for target in targets)
+        )
+
+
+def find(path_or_id: str | Path) -> Architecture | None:
+    """The shapes of a pipeline folder or hub id; None where nothing is known of it.
+
+    Raises:
+        ValueError: A folder that is no pipeline, or damaged.
+    """
+    folder = Path(path_or_id)
+    if not folder.is_dir():
+        cached = _in_cache(str(path_or_id))
+        if cached is None:
+            return _published(str(path_or_id))
+        folder = cached
+    try:
+        config = _json(folder / "transformer" / "config.json")
+        vae = _json(folder / "vae" / "config.json")
+        index = _json(folder / INDEX)
+        encoders = [n for n, e in index.items() if n.startswith("text_encoder") and e != [None] * 2]
+        return _architecture(
+            str(folder),
+            config["_class_name"],
+            config,
+            encoder_parameters=sum(_stored(folder / name) for name in encoders),
+            vae_parameters=_stored(folder / "vae"),
+            vae=vae,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{folder} is not a whole pipeline folder ({error})") from error
+
+
+def _published(name: str) -> Architecture | None:
+    known = PUBLISHED.get(name)
+    if known is None:
+        return None
+    return _architecture(
+        "the published shapes",
+        known.transformer,
+        known.config,
+        encoder_parameters=known.encoder_parameters,
+        vae_parameters=known.vae_parameters,
+        vae={},
+    )
+
+
+def _architecture(
+    source: str,
+    transformer: str,
+    config: Mapping[str, Any],
+    *,
+    encoder_parameters: float,
+    vae_parameters: float,
+    vae: Mapping[str, Any],
+) -> Architecture:
+    import diffusers
+    import torch
+
+    with torch.device("meta"):
+        network: Any = getattr(diffusers, transformer).from_config(dict(config))
+    whole = network.config
+    patch = whole.patch_size
+    # FLUX packs 2x2 latents outside of the network; videos state frames, height and width.
+    patch = 2 if transformer == "FluxTransformer2DModel" else patch
+    widths = vae.get("block_out_channels", (128, 256, 512, 512))
+    video = "Wan" in transformer
+    hidden = whole.num_attention_heads * whole.attention_head_dim
+    return Architecture(
+        source=source,
+        matrices={
+            name: (weight.shape[0], weight.numel() // weight.shape[0])
+            for name, weight in network.named_parameters()
+            if weight.dim() >= 2 and name.endswith("weight")
+        },
+        parameters=sum(weight.numel() for weight in network.parameters()),
+        hidden=hidden,
+        blocks=whole.num_layers + getattr(whole, "num_single_layers", 0),
+        patch=patch[-1] if isinstance(patch, (tuple, list)) else patch,
+        scale=2 ** (len(widths) - 1),
+        frames_scale=4 if video else 1,
+        encoder_parameters=encoder_parameters,
+        vae_parameters=vae_parameters,
+        vae_width=widths[1] if len(widths) > 1 else widths[0],
+        cross_attention=video,
+    )
+
+
+def _stored(folder: Path) -> int:
+    """Parameters in the safetensors files of a component, from their headers alone."""
+    return sum(_elements(path) for path in sorted(folder.glob("*.safetensors")))
+
+
+def _elements(path: Path) -> int:
+    with path.open("rb") as file:
+        size = struct.unpack("<Q", file.read(8))[0]
+        if size > path.stat().st_size:
+            raise ValueError(f"{path.name} is damaged")
+        header = json.loads(file.read(size))
+    total = 0
+    for name, tensor in header.items():
+        if name != "__metadata__":
+            count = 1
+            for side in tensor["shape"]:
+                count *= side
+            total += count
+    return total
+
+
+def _in_cache(name: str) -> Path | None:
+    """The folder of a hub id that has been downloaded; never reaches the network."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(name, INDEX)
+    except HFValidationError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
