@@ -13,7 +13,9 @@ from rich.table import Table
 
 from trainer import config
 from trainer.data_cli import data_app
-from trainer.errors import ConfigError, TrainerError
+from trainer.errors import ConfigError, TrainerError, did_you_mean
+from trainer.estimate import GPUS
+from trainer.explain import explain, size_note, to_toml
 from trainer.metrics import write_json
 from trainer.preset import header, preset_names
 from trainer.settings import Settings
@@ -37,6 +39,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="section.key=value; may be repeated. Values as in TOML."),
 ]
+Gpus = Annotated[int, typer.Option(min=0, help="Plan for so many; 0: as the preset says.")]
 RunDir = Annotated[Path, typer.Argument(help="Folder of a run.")]
 Model = Annotated[
     str,
@@ -70,6 +73,13 @@ def train(
     preset: Annotated[str, typer.Option(help="The same, as an option.")] = "",
     overrides: Overrides = None,
     out: Annotated[str, typer.Option(help="Folder of the run; --set run.out_dir=")] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, estimate memory and time, end.")
+    ] = False,
+    gpus: Gpus = 0,
+    gpu: Annotated[
+        str, typer.Option(help=f"With --dry-run: kind of GPU, one of {', '.join(GPUS)}.")
+    ] = "h100",
 ) -> None:
     """Train; the same command continues a run that was interrupted.
 
@@ -79,6 +89,15 @@ def train(
     """
     if bool(name) == bool(preset):
         raise ConfigError("name one preset, e.g. flow-train train mini_geneval")
+    if dry_run:
+        quiet_libraries()
+        plan(name or preset, overrides, out, gpus=gpus, gpu=gpu)
+        return
+    if gpus:
+        raise ConfigError(
+            "--gpus is for --dry-run; to train on several GPUs: torchrun --nproc-per-node N -m "
+            f"trainer train {name or preset}"
+        )
     settings = _settings(name or preset, overrides, out)
     quiet_libraries()
     from trainer.start import train_run
@@ -90,6 +109,8 @@ def train(
         if _is_main():
             printed(text)
 
+    if note := size_note(name or preset, settings, int(os.environ.get("WORLD_SIZE", "1"))):
+        say(note)
     with stop_signals(say) as stop:
         outcome = train_run(settings, say=say, stop=stop)
         asked = stop()
@@ -219,14 +240,62 @@ def list_presets() -> None:
 
 
 @presets_app.command("show")
-def show_preset(preset: Preset, overrides: Overrides = None) -> None:
-    """Print every setting as it would be used, with its meaning."""
-    settings = _settings(preset, overrides, "")
-    for section, values in settings:
+def show_preset(
+    preset: Preset,
+    overrides: Overrides = None,
+    gpus: Gpus = 0,
+    every: Annotated[
+        bool, typer.Option("--all", help="Every setting as it would be used, with its meaning.")
+    ] = False,
+    toml: Annotated[
+        bool, typer.Option("--toml", help="Every setting as a file of your own, nothing else.")
+    ] = False,
+) -> None:
+    """Explain what a preset does in an epoch, and print its settings."""
+    chosen = config.load(preset, overrides or (), os.environ, world_size=gpus)
+    if toml:
+        typer.echo(to_toml(chosen))
+        return
+    for line in explain(preset, chosen, gpus or chosen.run.gpus or 1):
+        typer.echo(line)
+    if not every:
+        typer.echo(
+            "\nEvery setting: --all, or as a file: --toml. Memory and time: flow-train train"
+        )
+        typer.echo(f"{preset} --dry-run")
+        return
+    for section, values in chosen:
         typer.echo(f"\n[{section}]")
         for name, field in type(values).model_fields.items():
             text = " ".join((field.description or "").split())
             typer.echo(f"{name} = {getattr(values, name)!r}  # {text}")
+
+
+def plan(name: str, overrides: list[str] | None, out: str, *, gpus: int, gpu: str) -> None:
+    """Print what can be known of a run before it loads anything."""
+    from trainer import dry_run
+
+    if gpu not in GPUS:
+        raise ConfigError(f"--gpu {gpu!r}{did_you_mean(gpu, list(GPUS))}: one of {', '.join(GPUS)}")
+    extra = [f"run.out_dir={out}"] if out else []
+    settings = config.load(name, [*(overrides or ()), *extra], os.environ, world_size=gpus)
+    count = gpus or settings.run.gpus or 1
+    for line in explain(name, settings, count):
+        typer.echo(line)
+    shape, broken = dry_run.shape_of(settings)
+    typer.echo("\nChecks")
+    found = list(dry_run.checks(settings, os.environ, shape, broken))
+    for one in found:
+        typer.echo(
+            f"  {'STOPS' if one.stops else 'ok' if one.ok else 'note':6}{one.what:9}{one.text}"
+        )
+    if shape is not None:
+        typer.echo("\nEstimates")
+        for what, much in dry_run.estimates(settings, shape, gpu=gpu, gpus=count):
+            typer.echo(f"  {what:30}{much}" if what else "")
+        typer.echo(dry_run.assumptions(gpu, shape))
+    if any(one.stops for one in found):
+        raise typer.Exit(ConfigError.exit_code)
 
 
 def _written(run_dir: Path) -> Path:

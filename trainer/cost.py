@@ -49,8 +49,9 @@ def evaluations(settings: Settings) -> Evaluations:
     loss, entry = settings.loss, LOSSES[settings.loss.algorithm]
     config = rollout_config(settings)
     family = settings.model.family
-    sampled = _doubled(family, settings.sampling.guidance_scale)
-    trained = _doubled(family, training_guidance(settings))
+    further = settings.model.true_cfg_scale != 1.0
+    sampled = _doubled(family, settings.sampling.guidance_scale, further)
+    trained = _doubled(family, training_guidance(settings), further)
     used = min(1.0, _USED.get(entry.advantage, 1e9) / settings.batch.images_per_prompt)
     reference = 1.0 if loss.kl_beta > 0 or entry.reference else 0.0
     other = 0.0
@@ -84,5 +85,7 @@ def _renewed(settings: Settings) -> float:
     return 0.0 if same and guidance[0] == guidance[1] else 1.0
 
 
-def _doubled(family: str, guidance_scale: float) -> int:
-    return 1 if guidance_scale == 1.0 or family in EMBEDDED_GUIDANCE else 2
+def _doubled(family: str, guidance_scale: float, further: bool) -> int:
+    if family in EMBEDDED_GUIDANCE:
+        return 2 if further else 1
+    return 1 if guidance_scale == 1.0 else 2

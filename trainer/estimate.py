@@ -17,9 +17,9 @@ from trainer.settings import Settings
 FLOAT32_BYTES = 4
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
 
-# Elements kept for the backward pass per token, block and unit of width: inputs of the projections,
-# normalisations and activations, with an attention that does not store its weights.
-KEPT_PER_TOKEN = 20
+# Elements kept for the backward pass per token, block and unit of width, with an attention that
+# does not store its weights: with adapters, inputs of frozen projections need not be kept.
+KEPT_PER_TOKEN = {"lora": 18, "full": 30}
 # Feature maps of the decoder's widest layer at full resolution that are alive at once.
 DECODER_MAPS = 3
 DECODED_AT_ONCE = 16
@@ -169,9 +169,7 @@ def _rows(name: str, *, image: int, text: int, cross: bool) -> int:
 def _tokens(settings: Settings, shape: Architecture) -> tuple[int, int]:
     """Tokens of the image and of the text."""
     image = shape.image_tokens(*settings.sampling.size)
-    # SD3's CLIP encoders give 77 tokens; the language encoder's come after them.
-    clip = 77 if settings.model.family == "sd3" and settings.model.max_sequence_length else 0
-    return image, (settings.model.max_sequence_length + clip) or 77
+    return image, shape.clip_tokens + settings.model.max_sequence_length
 
 
 def _activations(
@@ -180,7 +178,8 @@ def _activations(
     image, text = _tokens(settings, shape)
     joint = image if shape.cross_attention else image + text
     rows = plan.micro_batch_size * settings.batch.fold_steps * passes.doubled
-    return rows * joint * shape.hidden * shape.blocks * KEPT_PER_TOKEN * unit
+    kept = KEPT_PER_TOKEN[settings.model.finetune]
+    return rows * joint * shape.hidden * shape.blocks * kept * unit
 
 
 def _stored_steps(

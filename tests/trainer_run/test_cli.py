@@ -67,8 +67,8 @@ def test_presets_can_be_listed_and_shown(
 ) -> None:
     assert call(monkeypatch, "presets", "list") == 0
     assert "geneval_sd35m" in capsys.readouterr().out
-    assert call(monkeypatch, "presets", "show", "mini_ocr", "--set", "optim.lr=5e-5") == 0
-    assert "lr = 5e-05  # Learning rate." in capsys.readouterr().out
+    assert call(monkeypatch, "presets", "show", "mini_ocr") == 0
+    assert "12 prompts x 16 images = 192 images" in capsys.readouterr().out
 
 
 def test_without_a_service_the_exit_code_is_3(

@@ -1,4 +1,4 @@
-"""The shapes of a model: read from its folder, from the hub's cache, or as published. No weights."""
+"""The shapes of a model: from its folder, the hub's cache, or as published. Never weights."""
 
 import json
 import struct
@@ -10,6 +10,7 @@ from typing import Any
 from trainer.models.published import PUBLISHED
 
 INDEX = "model_index.json"
+CLIP_TOKENS = 77
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,8 @@ class Architecture:
         vae_parameters: Of the autoencoder.
         vae_width: Channels of its decoder at full resolution, at most.
         cross_attention: The text is only attended to, it does not run through the network.
+        clip_tokens: Tokens of the CLIP encoders that come before the language encoder's; 0 where
+            the network does not see them.
     """
 
     source: str
@@ -43,6 +46,7 @@ class Architecture:
     vae_parameters: float
     vae_width: int
     cross_attention: bool
+    clip_tokens: int
 
     def image_tokens(self, height_px: int, width_px: int, num_frames: int) -> int:
         """Tokens of one image or video."""
@@ -76,13 +80,14 @@ def find(path_or_id: str | Path) -> Architecture | None:
         vae = _json(folder / "vae" / "config.json")
         index = _json(folder / INDEX)
         encoders = [n for n, e in index.items() if n.startswith("text_encoder") and e != [None] * 2]
-        return _architecture(
+        return described(
             str(folder),
             config["_class_name"],
             config,
             encoder_parameters=sum(_stored(folder / name) for name in encoders),
             vae_parameters=_stored(folder / "vae"),
             vae=vae,
+            clip_tokens=_clip_tokens(folder),
         )
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{folder} is not a whole pipeline folder ({error})") from error
@@ -92,17 +97,18 @@ def _published(name: str) -> Architecture | None:
     known = PUBLISHED.get(name)
     if known is None:
         return None
-    return _architecture(
+    return described(
         "the published shapes",
         known.transformer,
         known.config,
         encoder_parameters=known.encoder_parameters,
         vae_parameters=known.vae_parameters,
         vae={},
+        clip_tokens=CLIP_TOKENS,
     )
 
 
-def _architecture(
+def described(
     source: str,
     transformer: str,
     config: Mapping[str, Any],
@@ -110,7 +116,19 @@ def _architecture(
     encoder_parameters: float,
     vae_parameters: float,
     vae: Mapping[str, Any],
+    clip_tokens: int,
 ) -> Architecture:
+    """The shapes of a network, made of its class and configuration without any memory.
+
+    Args:
+        source: where they come from.
+        transformer: class in diffusers.
+        config: of the network.
+        encoder_parameters: of the text encoders.
+        vae_parameters: of the autoencoder.
+        vae: configuration of the autoencoder.
+        clip_tokens: of its CLIP encoders.
+    """
     import diffusers
     import torch
 
@@ -140,7 +158,13 @@ def _architecture(
         vae_parameters=vae_parameters,
         vae_width=widths[1] if len(widths) > 1 else widths[0],
         cross_attention=video,
+        clip_tokens=clip_tokens if transformer == "SD3Transformer2DModel" else 0,
     )
+
+
+def _clip_tokens(folder: Path) -> int:
+    config = folder / "text_encoder" / "config.json"
+    return _json(config).get("max_position_embeddings", CLIP_TOKENS) if config.is_file() else 0
 
 
 def _stored(folder: Path) -> int:
