@@ -17,6 +17,13 @@ import time
 from pathlib import Path
 
 START_TIMEOUT_S = 180.0
+# Models by the names people know them by; the end of a preset's name does as well.
+MODELS = {
+    "sd3.5-medium": "sd35m",
+    "flux.1-dev": "flux",
+    "qwen-image": "qwen_image",
+    "wan2.1-1.3b": "wan21_1b",
+}
 # What the libraries say while loading is not about the run; the trainer's own lines are.
 # Torchrun kills what is still saving after this time, by default 30 s.
 DEFAULTS = {
@@ -30,14 +37,15 @@ def main() -> int:
     """Run; the exit code is the trainer's."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--task", default="geneval", help="geneval, ocr or jpeg")
-    parser.add_argument("--model", default="mini", help="mini, or the end of a preset's name")
+    parser.add_argument(
+        "--model", default="mini", help=f"mini, {', '.join(MODELS)}, or the end of a preset's name"
+    )
     parser.add_argument("--processes", default="auto", help="trainer processes, or auto")
     parser.add_argument("--reward-url", default=os.environ.get("REWARD_URL", ""))
     args, extra = parser.parse_known_args()
-    # Preset files are named model_task for the miniature and task_model for real models.
-    preset = f"mini_{args.task}" if args.model == "mini" else f"{args.task}_{args.model}"
-    launcher = [sys.executable, "-m"]
     processes = _processes(args.processes, args.model)
+    preset = preset_of(args.model, args.task, processes)
+    launcher = [sys.executable, "-m"]
     if processes > 1:
         launcher += ["torch.distributed.run", "--nproc-per-node", str(processes), "-m"]
     command = [*launcher, "trainer", "train", "--preset", preset, *extra]
@@ -47,6 +55,20 @@ def main() -> int:
         return _run(command, {**os.environ, "REWARD_URL": args.reward_url})
     with tempfile.TemporaryDirectory(prefix="flow-reward-") as folder:
         return _with_local_service(command, Path(folder))
+
+
+def preset_of(model: str, task: str, processes: int) -> str:
+    """The preset for a model and a task, in the size for so many GPUs where there are several.
+
+    Names that are no preset are left to the trainer, which names the nearest.
+    """
+    if model == "mini":
+        return f"mini_{task}"
+    from trainer.explain import for_gpus
+    from trainer.preset import preset_names
+
+    name = f"{task}_{MODELS.get(model.lower(), model)}"
+    return for_gpus(name, processes) if name in preset_names() else name
 
 
 def _processes(text: str, model: str) -> int:

@@ -106,8 +106,9 @@ def memory(settings: Settings, shape: Architecture, targets: tuple[str, ...], gp
         resident,
         {
             "activations of training": _activations(settings, shape, plan, passes, unit),
+            # Videos are decoded latent frame by latent frame.
             "decoding": decoded
-            * frames
+            * min(frames, shape.frames_scale)
             * height
             * width
             * shape.vae_width

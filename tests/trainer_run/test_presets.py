@@ -1,5 +1,6 @@
 """Presets: how files extend each other, and that the published figures are what they state."""
 
+import runpy
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,11 @@ PUBLISHED = {
     "pickscore_sd35m_guard": (16, 48, 24, 9, 8, 2, 10, 4.5, 0.7, 0.0, 4e-6, "group"),
     "geneval_sd35m_nft": (8, 48, 24, 9, 16, 1, 10, 1.0, 0.7, 1e-4, 1e-4, "global"),
     "ocr_sd35m_nft": (8, 48, 24, 9, 16, 2, 10, 1.0, 0.7, 1e-4, 1e-4, "global"),
+    "pickscore_flux": (32, 48, 24, 3, 12, 2, 6, 3.5, 0.9, 0.0, 1e-4, "global"),
+    "pickscore_flux_8gpu": (8, 48, 24, 3, 48, 2, 6, 3.5, 0.9, 0.0, 1e-4, "global"),
+    "pickscore_qwen_image": (32, 32, 16, 4, 4, 2, 10, 4.0, 1.2, 0.0, 1e-4, "global"),
+    "pickscore_qwen_image_8gpu": (8, 32, 16, 4, 16, 2, 10, 4.0, 1.2, 0.0, 1e-4, "global"),
+    "ocr_wan21_1b": (8, 32, 4, 8, 2, 2, 20, 4.5, 0.7, 0.004, 1e-3, "group"),
     "pickscore_sd35m_nft": (8, 48, 24, 9, 16, 1, 10, 1.0, 0.7, 1e-4, 1e-4, "global"),
 }
 
@@ -177,3 +183,22 @@ def test_torchruns_number_of_processes_is_what_is_checked() -> None:
     config.load("ocr_sd35m_1gpu", [], {"WORLD_SIZE": "4"})
     with pytest.raises(ConfigError, match="do not divide by 3 processes; use 1, 2 or 4"):
         config.load("ocr_sd35m_1gpu", [], {"WORLD_SIZE": "3"})
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "processes", "expected"),
+    [
+        ("mini", "geneval", 4, "mini_geneval"),
+        ("sd3.5-medium", "geneval", 1, "geneval_sd35m_1gpu"),
+        ("SD3.5-Medium", "ocr", 8, "ocr_sd35m_8gpu"),
+        ("sd35m", "pickscore", 32, "pickscore_sd35m"),
+        ("flux.1-dev", "pickscore", 8, "pickscore_flux_8gpu"),
+        ("qwen-image", "pickscore", 32, "pickscore_qwen_image"),
+        ("wan2.1-1.3b", "ocr", 2, "ocr_wan21_1b"),
+        ("sd35m_guard", "ocr", 16, "ocr_sd35m_guard"),
+        ("sd4", "geneval", 1, "geneval_sd4"),
+    ],
+)
+def test_make_train_finds_the_preset(model: str, task: str, processes: int, expected: str) -> None:
+    script = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "train.py"))
+    assert script["preset_of"](model, task, processes) == expected
