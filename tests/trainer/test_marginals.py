@@ -63,7 +63,7 @@ def distances(kind: str, steps: int, a: float, seed: int = 0) -> tuple[float, fl
     return max(statistics), min(p_values)
 
 
-@pytest.mark.parametrize("kind", ["ode", "flow_sde", "dance"])
+@pytest.mark.parametrize("kind", ["ode", "flow_sde", "dance", "linear"])
 def test_the_error_falls_with_the_steps_until_the_test_sees_none(kind: str) -> None:
     coarse, middle, fine = (distances(kind, steps, 0.7) for steps in (4, 12, 100))
     assert coarse[0] > 1.5 * middle[0]
