@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_sd3 import PROMPTS, SIDE_PX
+from tiny_parts import PROMPTS, SIDE_PX
 from torch import Tensor
 
 from trainer.ema import Ema
