@@ -34,6 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, pipeline: Path) -> Path:
     table = settings_table(folder, pipeline)
     table["run"].update(epochs=3, save_every_epochs=3)
     table["optim"]["lr"] = 1e-3
+    table["eval"]["every_epochs"] = 0
     files = []
     for name, changes in CASES.items():
         file = folder / f"{name}.json"
