@@ -46,7 +46,7 @@ def rollout_config(settings: Settings) -> RolloutConfig:
     if loss.learns_from == "steps" and deterministic:
         raise ConfigError(
             f"loss.algorithm={name} learns from stochastic steps: set sampling.sde to flow_sde, "
-            f"cps or dance; ode is for {_learning_from('images')}"
+            f"cps, dance or linear; ode is for {_learning_from('images')}"
         )
     if deterministic and sampling.shared_noise:
         raise ConfigError(
@@ -255,10 +255,12 @@ def _check_loss(settings: Settings) -> None:
             "loss.ema_kl_beta needs ema.enabled=true and a loss on finished images "
             f"({_learning_from('images')})"
         )
-    if entry.prepare is not None and settings.batch.optimizer_steps_per_epoch != 1:
+    groups, updates = settings.batch.prompts_per_epoch, settings.batch.optimizer_steps_per_epoch
+    if entry.prepare is not None and groups % updates:
         raise ConfigError(
-            f"loss.algorithm={name} compares images of one update, and groups are spread over all "
-            "updates of an epoch: set batch.optimizer_steps_per_epoch=1"
+            f"loss.algorithm={name} compares images of a group within one update: "
+            f"batch.optimizer_steps_per_epoch={updates} does not divide "
+            f"batch.prompts_per_epoch={groups}"
         )
 
 

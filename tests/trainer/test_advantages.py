@@ -105,3 +105,56 @@ def test_what_is_no_reward_is_refused() -> None:
         advantages({}, [])
     with pytest.raises(ValueError, match="unknown 'batch'; one of group, global"):
         advantages({"r": [1.0]}, [0], std="batch")  # pyright: ignore
+
+
+@given(rewards, st.data(), st.sampled_from(["best", "best_worst", "softmax"]))
+def test_choices_are_made_inside_groups_among_what_has_a_score(values, data, mode) -> None:
+    groups = [i % 3 for i in range(len(values))]
+    valid = data.draw(st.lists(st.booleans(), min_size=len(values), max_size=len(values)))
+    shown = [v if ok else float("nan") for v, ok in zip(values, valid, strict=True)]
+    found = advantages({"r": shown}, groups, valid=valid, mode=mode, temperature=0.5)
+    assert found.groups.tolist() == groups
+    assert not (found.used & ~found.valid).any()
+    assert not found.values[~found.used].any()
+    relative = advantages({"r": shown}, groups, valid=valid, clip=None).values
+    for group in set(groups):
+        members = np.array([g == group and ok for g, ok in zip(groups, valid, strict=True)])
+        chosen, got = members & found.used, found.values[members & found.used]
+        if not members.any() or np.ptp(relative[members]) == 0:
+            assert not chosen.any()
+            continue
+        best, worst = relative[members].max(), relative[members].min()
+        if mode == "best":
+            assert set(got) == {1.0}
+            assert (relative[chosen] == best).all()
+            assert chosen.sum() == (relative[members] == best).sum()
+        elif mode == "best_worst":
+            assert sorted(got) == [-1.0, 1.0]
+            assert relative[chosen & (found.values > 0)] == best
+            assert relative[chosen & (found.values < 0)] == worst
+        else:
+            assert (chosen == members).all()
+            expected = np.exp(np.clip(relative[members], -5, 5) / 0.5)
+            np.testing.assert_allclose(got, expected / expected.mean(), rtol=1e-9)
+
+
+def test_choices_look_past_the_clipping() -> None:
+    found = advantages({"r": [0.0] * 200 + [1.0, 0.9]}, [0] * 202, mode="best", clip=0.1)
+    assert found.values.tolist() == [0.0] * 200 + [1.0, 0.0]
+    assert found.used.sum() == 1
+    assert found.stats["informative"] == pytest.approx(1 / 202)
+
+
+def test_gdpo_normalises_within_groups_then_over_everything() -> None:
+    a, b = [0.0, 1.0, 2.0, 5.0, 3.0, 3.0], [10.0, 0.0, 40.0, 10.0, 7.0, 7.0]
+    groups, weights = [0, 0, 1, 1, 2, 2], {"a": 2.0, "b": 0.5}
+    found = advantages({"a": a, "b": b}, groups, weights=weights, combine="gdpo", clip=None, eps=0)
+    each = [advantages({"r": r}, groups, std="group", clip=None, eps=0).values for r in (a, b)]
+    total = 2 * each[0] + 0.5 * each[1]
+    np.testing.assert_allclose(found.values, (total - total.mean()) / total.std())
+    assert found.values[4:].tolist() == [0, 0]
+    assert found.values.std() == pytest.approx(1)
+    # Neither the scale nor the offset of a reward matters.
+    scaled = {"a": a, "b": [100 * r - 7 for r in b]}
+    again = advantages(scaled, groups, weights=weights, combine="gdpo", clip=None, eps=0)
+    np.testing.assert_allclose(again.values, found.values)

@@ -78,8 +78,13 @@ def test_a_wrong_setting_is_one_line_that_names_it(override: str, message: str) 
     ("overrides", "message"),
     [
         (
-            ["loss.algorithm=dpo", "batch.optimizer_steps_per_epoch=2"],
-            r"optimizer_steps_per_epoch=1",
+            [
+                "loss.algorithm=dpo",
+                "batch.optimizer_steps_per_epoch=2",
+                "batch.prompts_per_epoch=9",
+                "batch.rollout_batch_size=8",
+            ],
+            r"optimizer_steps_per_epoch=2 does not divide batch\.prompts_per_epoch=9",
         ),
         (["loss.step_weights=noise"], r"nft has none"),
         (["loss.ema_kl_beta=1", "ema.enabled=false"], r"needs ema\.enabled=true"),

@@ -1,0 +1,323 @@
+"""Every loss against a plain reference, in both directions, and blind to what failed."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_parts import PROMPTS, SIDE_PX
+from torch import Tensor
+
+from trainer.ema import Ema
+from trainer.losses import LOSSES, LossConfig, LossContext, TrainBatch
+from trainer.losses.awm import awm_log_prob
+from trainer.losses.dpo import pair_sources
+from trainer.losses.images import Point, own_sources, points
+from trainer.models import MODELS
+from trainer.models.base import FlowModel, LoraSpec, ModelOptions
+from trainer.noise import NoiseKey
+from trainer.policy import RolloutConfig, draw_window
+from trainer.rollout import rollout
+
+Gradients = dict[str, Tensor]
+ON_IMAGES = [name for name, entry in LOSSES.items() if entry.learns_from == "images"]
+WEIGHTINGS = ("uniform", "t", "t2", "huber", "ghuber")
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Path) -> FlowModel:
+    return MODELS["sd3"](tiny, ModelOptions(lora=LoraSpec(4, 16), max_sequence_length=0))
+
+
+def sampled(
+    model: FlowModel, advantage: list[float], valid: list[bool] | None = None, kind: str = "ode"
+) -> TrainBatch:
+    """Images in groups of four, each with its advantage."""
+    count = len(advantage)
+    config = RolloutConfig(num_steps=5, kind=kind, keep_means=kind != "ode")
+    cond = model.encode_prompts([PROMPTS[i // 4] for i in range(count)])
+    record = rollout(
+        model,
+        cond,
+        [NoiseKey(0, 0, i // 4, i % 4) for i in range(count)],
+        config,
+        latent_shape=model.latent_shape(SIDE_PX, SIDE_PX),
+        window=draw_window(config, 0, 0),
+    )
+    return TrainBatch(
+        record,
+        cond,
+        torch.tensor(advantage),
+        torch.tensor([True] * count if valid is None else valid),
+        groups=torch.arange(count) // 4,
+    )
+
+
+def context_for(model: FlowModel, name: str, old: Ema, **changes: float | str) -> LossContext:
+    entry = LOSSES[name]
+    kind = "ode" if entry.learns_from == "images" else "flow_sde"
+    config = RolloutConfig(num_steps=5, kind=kind, keep_means=entry.keep_means)
+    table = {"clip_low": 0.02, "clip_high": 0.03, "kl_beta": 0.0, "noise_levels": 3, **changes}
+    loss = LossConfig(name=name, **table)  # pyright: ignore[reportArgumentType]
+    return LossContext(model, config, loss, old if entry.old else None, average=old)
+
+
+def moved(model: FlowModel, seed: int = 0, size: float = 0.02) -> Ema:
+    """The weights as they are, kept; the model's move a little."""
+    old = Ema(model.trainable_parameters())
+    source = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.trainable_parameters().values():
+            parameter.add_(size * torch.randn(parameter.shape, generator=source))
+    return old
+
+
+@pytest.fixture
+def old(model: FlowModel):
+    """The sampling policy; the trained one has moved on. Both are as before after the test."""
+    kept = moved(model)
+    yield kept
+    kept.swap_in()
+
+
+def gradients(model: FlowModel, loss: Tensor) -> Gradients:
+    parameters = model.trainable_parameters()
+    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    return {n: g for n, g in zip(parameters, found, strict=True) if g is not None}
+
+
+def update_gradients(context: LossContext, parts: list[TrainBatch]) -> Gradients:
+    """What an update accumulates over its micro-batches."""
+    entry = LOSSES[context.loss.name]
+    if entry.prepare is not None:
+        parts = entry.prepare(context, parts, lambda value: [value])
+    parameters = context.model.trainable_parameters()
+    for parameter in parameters.values():
+        parameter.grad = None
+    total = sum(int(part.valid.sum()) for part in parts)
+    for part in parts:
+        for term in entry.terms(context, part):
+            (term.loss * (part.valid.sum() / total)).backward()
+    return {n: p.grad.clone() for n, p in parameters.items() if p.grad is not None}
+
+
+def assert_close(found: Gradients, expected: Gradients) -> None:
+    assert found.keys() == expected.keys()
+    largest = max(float(value.abs().max()) for value in expected.values())
+    assert largest > 0
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5 * largest)
+
+
+def predict(model: FlowModel, batch: TrainBatch, point: Point) -> Tensor:
+    return model.velocity(point.x_t, point.t, batch.cond)
+
+
+def errors(model: FlowModel, batch: TrainBatch, at: list[Point]) -> list[Tensor]:
+    """Per point the matching error of each image."""
+    return [((predict(model, batch, p) - p.target) ** 2).mean((1, 2, 3)) for p in at]
+
+
+def test_points_are_on_the_line_from_image_to_noise_and_belong_to_the_image(
+    model: FlowModel,
+) -> None:
+    batch = sampled(model, [0.0] * 6)
+    found = points(batch, 3, own_sources(batch))
+    for point in found:
+        eps = point.target + point.x0
+        torch.testing.assert_close(point.x_t, (1 - point.time) * point.x0 + point.time * eps)
+        assert abs(float(eps.mean())) < 0.05
+        assert float(eps.std()) == pytest.approx(1, abs=0.05)
+    levels = torch.stack([point.t for point in found])
+    schedule = batch.rollout.sigmas[:-1].tolist()
+    assert all(len(set(row)) == 3 and set(row) <= set(schedule) for row in levels.T.tolist())
+    some = batch.select([4, 1])
+    for whole, part in zip(found, points(some, 3, own_sources(some)), strict=True):
+        assert torch.equal(part.x_t, whole.x_t[[4, 1]])
+        assert torch.equal(part.t, whole.t[[4, 1]])
+    assert len(points(batch, 99, own_sources(batch))) == 5
+    pair = points(batch, 2, pair_sources(batch))[0]
+    eps = pair.target + pair.x0
+    assert torch.equal(pair.t[0], pair.t[3])
+    torch.testing.assert_close(eps[0], eps[3])
+    assert not torch.allclose(eps[3], eps[4])
+
+
+WEIGH: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "uniform": lambda e, t: e,
+    "t": lambda e, t: t * e,
+    "t2": lambda e, t: t * t * e,
+    "huber": lambda e, t: t * ((e + 1e-10).sqrt() - 1e-5),
+    "ghuber": lambda e, t: t * ((e + 1e-10).pow(0.25) - 1e-10**0.25) / 0.25,
+}
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_awm_is_the_clipped_ratio_of_the_weighted_matching_error(
+    model: FlowModel, old: Ema, weighting: str
+) -> None:
+    batch = sampled(model, [1.0, -1.0, 0.5, 3.0, -2.0], [True, True, True, False, True])
+    kept = batch.select([0, 1, 2, 4])
+    at = points(kept, 3, own_sources(kept))
+    with torch.no_grad(), old.swap():
+        before = [predict(model, kept, point) for point in at]
+    with torch.no_grad(), model.reference():
+        base = [predict(model, kept, point) for point in at]
+    after = [predict(model, kept, point) for point in at]
+
+    def ratio(v: Tensor, v_old: Tensor, point: Point) -> Tensor:
+        new, past = (
+            -WEIGH[weighting](((u - point.target) ** 2).mean((1, 2, 3)), point.t)
+            for u in (v, v_old)
+        )
+        return torch.exp(new - past)
+
+    ratios = torch.stack([ratio(*at_point) for at_point in zip(after, before, at, strict=True)])
+    # So that some of the twelve are clipped and some are not.
+    clip = float((ratios.detach() - 1).abs().median())
+    loss = torch.zeros(())
+    for r, v, v_old, v_ref in zip(ratios, after, before, base, strict=True):
+        gain = torch.minimum(kept.advantage * r, kept.advantage * r.clamp(1 - clip, 1 + clip))
+        distances = [((v - other) ** 2).mean((1, 2, 3)) for other in (v_ref, v_old)]
+        loss = loss + (-gain + 0.3 * distances[0] + 0.2 * distances[1]).mean() / 3
+    expected = gradients(model, loss)
+    context = context_for(
+        model,
+        "awm",
+        old,
+        awm_weighting=weighting,
+        kl_beta=0.3,
+        ema_kl_beta=0.2,
+        clip_low=clip,
+        clip_high=clip,
+    )
+    assert_close(update_gradients(context, [batch]), expected)
+
+
+def test_awm_s_log_prob_falls_with_the_error_and_is_0_without_one() -> None:
+    target = torch.randn(3, 4, 2, 2)
+    point = Point(torch.tensor([0.2, 0.5, 1.0]), target, target, target)
+    for weighting in WEIGHTINGS:
+        assert not awm_log_prob(target, point, weighting, 0.25).any()
+        near, far = (awm_log_prob(target + d, point, weighting, 0.25) for d in (0.1, 0.4))
+        assert (far < near).all()
+        assert (near < 0).all()
+    with pytest.raises(ValueError, match="unknown weighting 'T'"):
+        awm_log_prob(target, point, "T", 0.25)  # pyright: ignore
+
+
+@pytest.mark.parametrize("rows", [[[0, 1, 2, 3, 4, 5, 6, 7]], [[0, 5], [6, 1], [2, 7], [3, 4]]])
+def test_dpo_is_the_loss_of_pairs_wherever_their_images_are(
+    model: FlowModel, old: Ema, rows: list[list[int]]
+) -> None:
+    del old  # the policy has moved away from the reference
+    advantage = [0.0, 1.0, 0.0, -1.0, -1.0, 0.0, 1.0, 0.0]
+    batch = sampled(model, advantage, [value != 0 for value in advantage])
+    context = context_for(model, "dpo", Ema(model.trainable_parameters()), dpo_beta=300.0)
+    at = points(batch, 3, pair_sources(batch))
+    with torch.no_grad(), model.reference():
+        base = errors(model, batch, at)
+    loss = torch.zeros(())
+    for error, reference in zip(errors(model, batch, at), base, strict=True):
+        excess = error - reference
+        z = 150.0 * (excess[[1, 6]] - excess[[3, 4]])
+        loss = loss - F.logsigmoid(-z).mean() / 3
+    expected = gradients(model, loss)
+    assert_close(update_gradients(context, [batch.select(part) for part in rows]), expected)
+
+
+def test_dpo_says_so_when_a_partner_is_missing(model: FlowModel) -> None:
+    batch = sampled(model, [1.0, 0.0, 0.0, -1.0], [True, False, False, True])
+    context = context_for(model, "dpo", Ema(model.trainable_parameters()))
+    exchange = LOSSES["dpo"].prepare
+    assert exchange is not None
+    with pytest.raises(ValueError, match="pair of group 0 is not in one update"):
+        exchange(context, [batch.select([0, 1])], lambda value: [value])
+    with pytest.raises(ValueError, match="exchange"):
+        list(LOSSES["dpo"].terms(context, batch))
+    with pytest.raises(ValueError, match="groups"):
+        exchange(context, [replace(batch, groups=None)], lambda value: [value])
+
+
+@pytest.mark.parametrize("name", ["sft", "rwr"])
+def test_matching_is_the_weighted_error(model: FlowModel, old: Ema, name: str) -> None:
+    advantage = [0.0, 1.0, 0.0, 1.0] if name == "sft" else [0.5, 2.0, 0.25, 1.25]
+    valid = [value != 0 for value in advantage]
+    batch = sampled(model, advantage, valid)
+    at = points(batch, 3, own_sources(batch))
+    weighted = [(batch.advantage * error).sum() for error in errors(model, batch, at)]
+    loss = torch.stack(weighted).sum() / (3 * sum(valid))
+    found = update_gradients(
+        context_for(model, name, old), [batch.select([0, 1]), batch.select([2, 3])]
+    )
+    assert_close(found, gradients(model, loss))
+
+
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_a_failed_image_changes_nothing_to_the_bit(model: FlowModel, old: Ema, name: str) -> None:
+    advantage = [1.0, -1.0, 0.5, -1.0, 1.0]
+    kind = "ode" if name in ON_IMAGES else "flow_sde"
+    valid = [True, True, False, False, False] if name == "dpo" else [True, True, False, True, True]
+    batch = sampled(model, advantage, valid, kind)
+    record, source = batch.rollout, torch.Generator().manual_seed(3)
+    other = torch.randn(record.final.shape[1:], generator=source)
+    final, trajectory, strange = (
+        record.final.clone(),
+        record.trajectory.clone(),
+        batch.advantage.clone(),
+    )
+    final[2], trajectory[2], strange[2] = other, other, -4.0
+    changed = replace(
+        batch, advantage=strange, rollout=replace(record, final=final, trajectory=trajectory)
+    )
+    context = context_for(model, name, old, kl_beta=0.1, kl_form="velocity")
+    first, second = (update_gradients(context, [part]) for part in (batch, changed))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert any(value.any() for value in first.values())
+
+
+# sft, rwr and dpo are never given a bad image alone.
+@pytest.mark.parametrize(
+    ("name", "good"),
+    [
+        *((name, True) for name in [*ON_IMAGES, "grpo"]),
+        *((name, False) for name in ("nft", "awm", "grpo")),
+    ],
+)
+def test_a_step_goes_towards_good_images_and_away_from_bad_ones(
+    model: FlowModel, name: str, good: bool
+) -> None:
+    pair = name == "dpo"
+    batch = sampled(model, [1.0 if good else -1.0, -1.0] if pair else [1.0 if good else -1.0],
+                    kind="ode" if name in ON_IMAGES else "flow_sde")  # fmt: skip
+    context = context_for(model, name, Ema(model.trainable_parameters()))
+
+    def badness() -> float:
+        with torch.no_grad():
+            if name == "grpo":
+                terms = list(LOSSES[name].terms(context, batch))
+                return sum(float(term.loss) for term in terms) * (1 if good else -1)
+            at = points(batch, 3, pair_sources(batch) if pair else own_sources(batch))
+            found = torch.stack(errors(model, batch, at))
+            return float((found[:, 0] - found[:, 1]).mean() if pair else found.mean())
+
+    before, step = badness(), update_gradients(context, [batch])
+    start = Ema(model.trainable_parameters())
+    size = 1e-2 / max(float(value.abs().max()) for value in step.values())
+    with torch.no_grad():
+        for key, value in step.items():
+            model.trainable_parameters()[key].sub_(size * value)
+    after = badness()
+    start.swap_in()
+    assert (after < before) == good
+
+
+def test_losses_on_images_say_what_they_lack(model: FlowModel) -> None:
+    batch = sampled(model, [1.0])
+    for name in ("nft", "awm"):
+        context = replace(context_for(model, name, Ema(model.trainable_parameters())), old=None)
+        with pytest.raises(ValueError, match=name):
+            list(LOSSES[name].terms(context, batch))

@@ -1,0 +1,61 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from trainer import sde
+from trainer.losses import LossConfig, LossContext, TrainBatch
+from trainer.losses.grpo import step_advantages
+from trainer.models.base import Conditioning
+from trainer.policy import RolloutBatch, RolloutConfig
+from trainer.step_weights import step_weights
+
+SIGMAS = torch.tensor([1.0, 0.9, 0.7, 0.45, 0.2, 0.0])
+
+
+@pytest.mark.parametrize("kind", ["flow_sde", "dance", "cps"])
+def test_weights_by_noise_are_the_deviations_of_the_steps_and_1_on_average(kind: str) -> None:
+    config = RolloutConfig(num_steps=5, kind=kind, noise_level=0.7, window_range=(0, 4))
+    found = step_weights("noise", config, SIGMAS)
+    x, v = torch.randn(2, 1, 3)
+    deviations = torch.stack(
+        [
+            sde.transition(
+                kind, x, v, SIGMAS[i], SIGMAS[i + 1], noise_level=0.7, sigma_max=0.9
+            ).std.squeeze()
+            for i in range(5)
+        ]
+    )
+    assert float(found[:4].mean()) == pytest.approx(1)
+    torch.testing.assert_close(found / found[0], deviations / deviations[0])
+
+
+def test_uniform_weights_are_1_and_numbers_are_taken_as_they_are() -> None:
+    config = RolloutConfig(num_steps=5)
+    assert step_weights("uniform", config, SIGMAS).tolist() == [1.0] * 5
+    assert step_weights((2, 1, 0, 1, 3), config, SIGMAS).tolist() == [2, 1, 0, 1, 3]
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [((1.0,), "1 numbers for 5"), ((1, 1, -1, 1, 1), "negative"), ((0, 0, 0, 0, 9), "all 0")],
+)
+def test_numbers_that_are_no_weights_are_refused(weights, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        step_weights(weights, RolloutConfig(num_steps=5), SIGMAS)
+
+
+def test_advantages_are_weighted_by_the_step_they_stand_for() -> None:
+    config = RolloutConfig(num_steps=5, window_size=3)
+    x = torch.zeros(2, 4, 1)
+    record = RolloutBatch(x, torch.zeros(2, 3), (1, 2, 3), SIGMAS, x[:, 0], keys=())
+    batch = TrainBatch(
+        record, Conditioning({"x": x}), torch.tensor([1.0, -3.0]), torch.ones(2, dtype=torch.bool)
+    )
+    model: Any = None  # not asked for anything
+    context = LossContext(model, config, LossConfig(step_weights=(9, 2, 0, 4, 9)))
+    assert step_advantages(context, batch, (0, 1)).tolist() == [2, -6, 0, 0]
+    assert step_advantages(context, batch, (2,)).tolist() == [4, -12]
+    plain = replace(context, loss=LossConfig())
+    assert step_advantages(plain, batch, (0, 2)).tolist() == [1, -3, 1, -3]
