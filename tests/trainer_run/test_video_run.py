@@ -15,9 +15,10 @@ from trainer.config import parse
 from trainer.errors import ConfigError
 from trainer.grids import STRIP_FRAMES, cut, load_png
 from trainer.metrics import read
-from trainer.offline import sample_run
+from trainer.offline import sample_target
 from trainer.report import write_report
 from trainer.start import train_run
+from trainer.targets import Choice
 
 HEIGHT, WIDTH, FRAMES = 16, 32, 9
 
@@ -82,7 +83,9 @@ def test_frames_reach_the_service_the_sheets_and_the_report(
     }
 
     assert 'class="samples videos"' in write_report(outcome.run_dir).read_text(encoding="utf-8")
-    (path,) = sample_run(outcome.run_dir, ["a red star"], tmp_path / "drawn", images=1, seed=1)
+    (path,) = sample_target(
+        str(outcome.run_dir), Choice(), ["a red star"], tmp_path / "drawn", images=1, seed=1
+    )
     with PilImage.open(path) as clip:
         assert (clip.size, getattr(clip, "n_frames", 1)) == ((WIDTH, HEIGHT), FRAMES)
 
