@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trainer.errors import CheckpointError
+from trainer.shards import fill, shard_like
 from trainer.storage import digest, storing, sync
 
 FOLDER = "checkpoints"
@@ -267,8 +268,9 @@ def restore_optimizer(
             raise CheckpointError(f"the checkpoint's optimiser knows {name}, the model does not")
         parameter = parameters[name]
         # The step counter stays where AdamW keeps it: on the CPU.
-        device = "cpu" if key == "step" else parameter.device
-        optimizer.state[parameter][key] = value.to(device)
+        optimizer.state[parameter][key] = (
+            value.cpu() if key == "step" else shard_like(parameter, value)
+        )
 
 
 def restore_parameters(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
@@ -289,7 +291,7 @@ def restore_parameters(parameters: Mapping[str, Tensor], tensors: Mapping[str, T
                     f"{name}: the checkpoint has shape {tuple(tensors[name].shape)}, the model "
                     f"{tuple(parameter.shape)}; {REMEDY}"
                 )
-            parameter.copy_(tensors[name])
+            fill(parameter, tensors[name])
 
 
 def random_state() -> dict[str, Tensor]:

@@ -86,6 +86,27 @@ def training_guidance(settings: Settings) -> float:
     return settings.sampling.guidance_scale if scale is None else scale
 
 
+def folded_steps(settings: Settings) -> int:
+    """Window steps of one training forward.
+
+    Raises:
+        ConfigError: both settings are given, or the budget does not even hold one step.
+    """
+    batch = settings.batch
+    if not batch.max_forward_rows:
+        return batch.fold_steps
+    if batch.fold_steps != 1:
+        raise ConfigError("batch.max_forward_rows chooses fold_steps: set only one of them")
+    images = batch.train_batch_size or batch.rollout_batch_size
+    rows = images * (1 if training_guidance(settings) == 1.0 else 2)
+    if rows > batch.max_forward_rows:
+        raise ConfigError(
+            f"batch.max_forward_rows={batch.max_forward_rows} is less than the {rows} rows of a "
+            f"single step of {images} images: set batch.train_batch_size lower"
+        )
+    return batch.max_forward_rows // rows
+
+
 def loss_config(settings: Settings) -> LossConfig:
     """The loss settings as the losses take them.
 
@@ -100,7 +121,7 @@ def loss_config(settings: Settings) -> LossConfig:
             clip_high=loss.clip_high,
             kl_beta=loss.kl_beta,
             kl_form=loss.kl_form,
-            fold=settings.batch.fold_steps,
+            fold=folded_steps(settings),
             step_weights=loss.step_weights,
             noise_levels=loss.noise_levels,
             ema_kl_beta=loss.ema_kl_beta,

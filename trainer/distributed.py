@@ -166,13 +166,16 @@ def shared(error: TrainerError) -> TrainerError:
     return error
 
 
-def setup_torch(device: str, *, threads: int, deterministic: bool) -> torch.device:
+def setup_torch(
+    device: str, *, threads: int, deterministic: bool, tf32: bool = False
+) -> torch.device:
     """Choose the device and set the process-wide switches of PyTorch.
 
     Args:
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         threads: CPU threads of this process.
         deterministic: refuse kernels whose result changes from call to call.
+        tf32: let CUDA multiply float32 matrices with TF32.
     """
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if name == "cuda":
@@ -186,4 +189,5 @@ def setup_torch(device: str, *, threads: int, deterministic: bool) -> torch.devi
         torch.backends.cudnn.benchmark = False
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     return chosen

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from trainer.shards import fill
+
 
 class Ema:
     """Averaged float32 copies of named parameters, on the parameters' devices.
@@ -106,4 +108,4 @@ class Ema:
         if different:
             raise ValueError(f"the average is of other parameters, e.g. {different[:3]}")
         for name, value in state.items():
-            self._shadow[name].copy_(value)
+            fill(self._shadow[name], value)

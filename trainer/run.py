@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from trainer import checkpoint as checkpoints
 from trainer.distributed import World
 from trainer.ema import Ema
@@ -16,6 +18,7 @@ from trainer.provenance import take_note
 from trainer.rewards import RewardService
 from trainer.run_state import Progress
 from trainer.settings import Settings
+from trainer.shards import whole
 from trainer.storage import storing
 from trainer.types import Prompt
 from trainer.update import Updater
@@ -90,6 +93,21 @@ def check_stop(run: Run) -> None:
         raise Stopped("asked to stop")
 
 
+def _tensors(run: Run) -> dict[str, Mapping[str, Tensor]]:
+    """What a checkpoint holds, by file; shards where the model is sharded."""
+    updater = run.updater
+    tensors: dict[str, Mapping[str, Tensor]] = {
+        "trained": updater.parameters,
+        "optimizer": checkpoints.optimizer_tensors(updater.optimizer, updater.parameters),
+    }
+    for name, average in (("ema", run.ema), ("old", updater.old)):
+        if average is not None:
+            tensors[name] = average.state_dict()
+    if updater.scaler is not None:
+        tensors["scaler"] = updater.scaler.state()
+    return tensors
+
+
 def save(run: Run) -> Path:
     """Write a checkpoint of the state between two epochs; all processes have to call this.
 
@@ -97,22 +115,13 @@ def save(run: Run) -> Path:
         StorageError: on every process.
     """
     states = run.world.gather(checkpoints.random_state())
+    tensors = {name: whole(part, keep=run.world.is_main) for name, part in _tensors(run).items()}
+    tensors["rng"] = {f"{r}|{k}": v for r, part in enumerate(states) for k, v in part.items()}
 
     def on_main() -> Path:
         if run.log is not None:
             with storing(f"metrics in {run.run_dir}"):
                 run.log.sync()
-        tensors = {
-            "trained": dict(run.updater.parameters),
-            "optimizer": checkpoints.optimizer_tensors(
-                run.updater.optimizer, run.updater.parameters
-            ),
-            "rng": {f"{r}|{k}": v for r, state in enumerate(states) for k, v in state.items()},
-        }
-        averages = {"ema": run.ema, "old": run.updater.old}
-        for name, average in averages.items():
-            if average is not None:
-                tensors[name] = average.state_dict()
         progress = {
             **asdict(run.progress),
             "world_size": run.world.size,

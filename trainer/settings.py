@@ -54,6 +54,11 @@ class RunSettings(Section):
     """CPU threads of PyTorch per process. Small models run fastest with one."""
     deterministic: bool = True
     """Only deterministic kernels, so that a resumed run gives the same numbers."""
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    """How several processes share the model: `ddp`: each has all of it; `fsdp`: each has a shard;
+    `auto`: fsdp for full fine-tuning, ddp for adapters."""
+    tf32: bool = False
+    """Multiply float32 matrices on CUDA with TF32: faster, 10 bits of mantissa."""
     stop_on_alarm: bool = False
     """Save and end when an alarm begins (eval.alarm_fall); the same command goes on all the same.
     """
@@ -77,6 +82,12 @@ class ModelSettings(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     """Type of the forward pass; trained weights are always float32. `auto`: bfloat16 where the GPU
     or CPU is faster with it."""
+    activation_checkpointing: bool = False
+    """Keep no activations inside transformer blocks, compute them again in the backward pass: much
+    less memory, a third more time, the same gradients."""
+    compile: bool = False
+    """Compile each transformer block with torch.compile; needs a C++ compiler, or Triton on CUDA.
+    """
     max_sequence_length: Count = 256
     """Tokens of the language encoder, as many as when the model is used later: diffusers has 256
     for SD3 and 512 for FLUX, Qwen-Image, Z-Image and Wan; 0 for a pipeline without one, such as
@@ -165,6 +176,9 @@ class BatchSettings(Section):
     fold_steps: Positive = 1
     """Window steps folded into one training forward (faster for small batches; costs one extra
     forward per step to renew the old log-probabilities)."""
+    max_forward_rows: Count = 0
+    """As many window steps are folded into one training forward as this number of rows holds (an
+    image is a row per step, two with guidance); 0: fold_steps says. A budget of memory."""
     optimizer_steps_per_epoch: Positive = 2
     """Updates per epoch; the images are divided evenly between them, the rest is accumulation."""
     skip_constant_groups: bool = True

@@ -20,6 +20,7 @@ from trainer.metrics import METRICS, MetricsLog, read, versions, write_json
 from trainer.models import MODELS
 from trainer.models.base import FlowModel, LoraSpec, ModelOptions
 from trainer.models.precision import resolve
+from trainer.parallel import prepare_networks
 from trainer.provenance import newest, take_note
 from trainer.rewards import RewardService, connect
 from trainer.run import Run, averaged
@@ -33,6 +34,7 @@ from trainer.run_state import (
     write_resolved,
 )
 from trainer.settings import RewardSettings, Settings
+from trainer.shards import whole
 from trainer.storage import storing
 from trainer.tasks import TASKS, category_probabilities, check_overlap, without
 from trainer.types import Prompt
@@ -86,6 +88,7 @@ def train_run(
         settings.run.device,
         threads=settings.run.threads,
         deterministic=settings.run.deterministic,
+        tf32=settings.run.tf32,
     )
     rewards = settings.rewards
     late_s = settings.run.peer_timeout_s + rewards.patience_s + rewards.deadline_s
@@ -155,6 +158,8 @@ def opened(
             check_world(settings, stored.progress["world_size"], world, say)
         world.on_main(lambda: write_resolved(run_dir, settings, versions(), scorers))
         model = world.everywhere(lambda: load_model(settings, device))
+        half = resolve(settings.model.dtype, device)
+        world.everywhere(lambda: prepare_networks(model, settings, world, half))
         updater = Updater(model, settings, world)
         average = settings.ema
         ema = (
@@ -273,6 +278,7 @@ def load_model(settings: Settings, device: torch.device) -> FlowModel:
         cache_bytes=int(chosen.prompt_cache_gb * 1e9),
         keep_reference=keeps_reference(settings),
         seed=settings.run.seed,
+        same_graph=chosen.compile,
         true_cfg_scale=chosen.true_cfg_scale,
         experts=chosen.experts,
     )
@@ -329,6 +335,8 @@ def restore(
     # A process that was not there before has no state to go back to.
     if random_state:
         checkpoints.restore_random_state(random_state)
+    if updater.scaler is not None:
+        updater.scaler.restore(stored.tensors["scaler"])
     progress = Progress.read(stored.progress)
     updater.updates = progress.updates
     return progress
@@ -346,8 +354,9 @@ def _finish(run: Run, reason: str) -> None:
 
     def on_main() -> None:
         with storing(f"the model in {run.run_dir}"):
-            run.model.save(run.run_dir / "model")
+            run.model.save(run.run_dir / "model", weights)
             write_json(run.run_dir / RESULT, result)
 
     with averaged(run):
+        weights = whole(run.updater.parameters, keep=run.world.is_main)
         run.world.on_main(on_main)

@@ -28,11 +28,14 @@ def undone_by_failure(run: Run, *, needed: bool) -> Iterator[None]:
         for parameter, state in run.updater.optimizer.state.items()
     }
     updates = run.updater.updates
+    scale = None if run.updater.scaler is None else run.updater.scaler.state()
     try:
         yield
     except TrainerError:
         _put_back(run, tensors, moments)
         run.updater.updates = run.progress.updates = updates
+        if run.updater.scaler is not None and scale is not None:
+            run.updater.scaler.restore(scale)
         raise
 
 

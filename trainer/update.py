@@ -13,14 +13,18 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from trainer.config import loss_config, rollout_config, training_guidance
 from trainer.distributed import World
 from trainer.ema import Ema
+from trainer.loss_scale import LossScale
 from trainer.losses import LOSSES, LossContext, TrainBatch
 from trainer.losses.base import rows_of
 from trainer.losses.nft import old_decay
 from trainer.models.base import Conditioning, FlowModel
+from trainer.models.precision import resolve
+from trainer.parallel import parallel
 from trainer.policy import RolloutBatch
 from trainer.replay import chunks, refresh
 from trainer.settings import OptimSettings, Settings
@@ -97,6 +101,7 @@ class Updater:
         updates: optimiser updates done so far.
         old: the sampling policy's weights, for losses that ask for them (`LossEntry.old`).
         average: the averaged weights, for `loss.ema_kl_beta`; set once they exist.
+        scaler: the scale of the loss, in float16.
     """
 
     def __init__(self, model: FlowModel, settings: Settings, world: World) -> None:
@@ -109,6 +114,9 @@ class Updater:
         self.updates = 0
         self.old = Ema(self.parameters) if self._entry.old else None
         self.average: Ema | None = None
+        half = resolve(settings.model.dtype, model.device) == torch.float16
+        self.scaler = LossScale(model.device.type) if half else None
+        self._sharded = parallel(settings, world.size) == "fsdp"
         self._model = model
         self._loss = loss_config(settings)
         self._world = world
@@ -168,9 +176,16 @@ class Updater:
         """
         size = self.settings.batch.train_batch_size
         parts = [part for batch in batches for part in split(batch, size or len(batch.rollout))]
+        counts = [int(part.valid.sum()) for part in parts]
         if self.settings.batch.skip_constant_groups:
-            parts = [part for part in parts if informative(part)]
-        total = self._world.sum(float(sum(int(part.valid.sum()) for part in parts)))
+            counts = [n if informative(p) else 0 for n, p in zip(counts, parts, strict=True)]
+        total = self._world.sum(float(sum(counts)))
+        busy = [count > 0 for count in counts]
+        if self._sharded:
+            # A pass through the network needs all processes, also those with nothing to learn.
+            busy = [any(flags) for flags in zip(*self._world.gather(busy), strict=True)]
+        parts = [part for part, is_busy in zip(parts, busy, strict=True) if is_busy]
+        counts = [count for count, is_busy in zip(counts, busy, strict=True) if is_busy]
         if total == 0:
             return {"skipped_updates": 1.0}
         context = LossContext(self._model, self._training, self._loss, self.old, self.average)
@@ -178,24 +193,32 @@ class Updater:
             parts = self._entry.prepare(context, parts, self._world.gather)
         log = MeanLog()
         self.optimizer.zero_grad(set_to_none=True)
-        for part in parts:
+        for part, count in zip(parts, counts, strict=True):
             # The share of this batch in the mean over all valid images of all processes.
-            share = float(part.valid.sum()) / total
+            share = count / total
             for term in self._entry.terms(context, part):
-                (term.loss * share).backward()
-                log.add(term.metrics, share)
+                loss = term.loss * share
+                (loss if self.scaler is None else self.scaler.scaled(loss)).backward()
+                if count:
+                    log.add(term.metrics, share)
         return self._step(log)
 
     def _step(self, log: MeanLog) -> dict[str, float]:
         optim = self.settings.optim
         trained = list(self.parameters.values())
-        self._world.sum_gradients(trained)
+        if not self._sharded:
+            self._world.sum_gradients(trained)
+        if self.scaler is not None:
+            self.scaler.unscale(self.optimizer)
         norm = nn.utils.clip_grad_norm_(trained, optim.max_grad_norm)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         rate = learning_rate(optim, self.updates)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         finite = bool(torch.isfinite(norm))
-        if finite:
+        if self.scaler is not None:
+            self.scaler.step(self.optimizer, finite=finite)
+        elif finite:
             self.optimizer.step()
         self.updates += 1
         if self.old is not None and self._entry.old == "trailing":

@@ -177,7 +177,7 @@ def test_a_grpo_step_and_what_is_saved_after_it(
     assert {n for n, p in model.transformer.named_parameters() if p.requires_grad} == trainable
     assert not model.transformer.training
 
-    model.save(tmp_path)
+    model.save(tmp_path, model.trainable_parameters())
     pipe = open_pipeline(case, folders[case.name])
     if finetune == "lora":
         case.load_lora(pipe, tmp_path)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from safetensors.torch import load_file
 
 from tests.trainer_run.fake_service import service_with
@@ -26,7 +27,12 @@ CASES: dict[str, Changes] = {
     "grpo": {"loss": {"clip_low": 0.1, "clip_high": 0.1}},
     "group_std": {"advantage": {"std": "group"}, "batch": {"train_batch_size": 1}},
     "nft": {"loss": {"algorithm": "nft"}, "sampling": {"sde": "ode", "window_size": 0}},
+    # Sharded where there are two processes: every weight, and a frozen base under adapters.
+    "full": {"model": {"finetune": "full"}, "loss": {"clip_low": 0.1, "clip_high": 0.1}},
+    "lora_fsdp": {"run": {"parallel": "fsdp"}},
 }
+# A sharded run that ends after two epochs and is continued.
+RESUMED = "full-resumed"
 
 
 def changed(table: Mapping[str, Any], changes: Changes, out_dir: Path) -> dict[str, Any]:
@@ -59,6 +65,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory, pipeline: Path) -> Path:
         files.append(file)
         alone = parse(changed(table, changes, folder / f"{name}-1"))
         train_run(alone, environment={}, open_service=service_with(), say=lambda text: None)
+    for epochs in (2, 3):
+        file = folder / f"{RESUMED}-{epochs}.json"
+        parts = changed(table, CASES["full"], folder / RESUMED)
+        parts["run"]["epochs"] = epochs
+        file.write_text(json.dumps(parts), encoding="utf-8")
+        files.append(file)
     launch(files)
     return folder
 
@@ -95,3 +107,17 @@ def test_two_processes_do_what_one_does(folder: Path, name: str) -> None:
     moved = max((first[k] - first[k.replace("trained|", "ema|")]).abs().max().item()
                 for k in first if k.startswith("trained|"))  # fmt: skip
     assert moved > 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_sharded_run_resumes_to_the_bit_and_saves_a_plain_model(folder: Path) -> None:
+    straight, resumed = weights(folder / "full-2"), weights(folder / RESUMED)
+    assert straight.keys() == resumed.keys()
+    assert all(torch.equal(straight[key], resumed[key]) for key in straight)
+    saved = SD3Transformer2DModel.from_pretrained(str(folder / "full-2/model/transformer"))
+    state = saved.state_dict()
+    averages = {key.removeprefix("ema|"): value for key, value in straight.items()
+                if key.startswith("ema|")}  # fmt: skip
+    assert averages.keys() <= state.keys()
+    assert all(torch.equal(state[key], averages[key]) for key in averages)

@@ -41,6 +41,10 @@ class Adapter:
         """The network that is trained; an ``nn.ModuleDict`` where a family has several."""
         return self._network.trained
 
+    def networks(self) -> Sequence[nn.Module]:
+        """Every network that predicts, each a model of diffusers; the reference's copies too."""
+        return self._network.everything()
+
     @property
     def device(self) -> torch.device:
         """Where latents and conditioning have to be."""
@@ -108,7 +112,8 @@ class Adapter:
             ValueError: Classifier-free guidance without a negative prompt.
         """
         dtype = self._options.compute_dtype
-        with mixed_precision(self._device.type, dtype):
+        training = torch.is_grad_enabled() or self._options.same_graph
+        with torch.set_grad_enabled(training), mixed_precision(self._device.type, dtype):
             v = self._family.velocity(
                 self._network.active,
                 x.to(dtype),
@@ -117,7 +122,7 @@ class Adapter:
                 guidance_scale,
                 None if negative is None else negative.to(dtype=dtype),
             )
-        return v.float()
+        return v.float() if torch.is_grad_enabled() else v.detach().float()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Decoded:
@@ -142,6 +147,6 @@ class Adapter:
         """
         return self._network.reference()
 
-    def save(self, path: Path) -> None:
-        """Write the trained weights; see ``Network.save``."""
-        self._network.save(path, type(self._family.pipe))
+    def save(self, path: Path, weights: Mapping[str, Tensor]) -> None:
+        """Write trained weights; see ``Network.save``."""
+        self._network.save(path, type(self._family.pipe), weights)

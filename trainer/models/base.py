@@ -61,6 +61,8 @@ class ModelOptions:
         decode_batch: Images decoded at once.
         keep_reference: Keep a frozen copy under ``full``; without it, no ``reference()``.
         seed: Seeds the adapter's initial weights.
+        same_graph: Predict with the graph of training also where no gradients are wanted; compiled
+            networks otherwise round differently in the two.
         true_cfg_scale: FLUX only: guidance by a second forward pass with the negative prompt, on
             top of the embedded guidance; 1 does without.
         experts: Wan 2.2 with two experts only: which of them are trained.
@@ -75,6 +77,7 @@ class ModelOptions:
     decode_batch: int = 16
     keep_reference: bool = True
     seed: int = 0
+    same_graph: bool = False
     true_cfg_scale: float = 1.0
     experts: Experts = "both"
 
@@ -109,6 +112,10 @@ class FlowModel(Protocol):
     @property
     def transformer(self) -> nn.Module:
         """The network that is trained."""
+        ...
+
+    def networks(self) -> Sequence[nn.Module]:
+        """Every network that predicts, each a model of diffusers; the reference's copies too."""
         ...
 
     @property
@@ -163,6 +170,12 @@ class FlowModel(Protocol):
         """Inside, ``velocity`` is that of the untrained model."""
         ...
 
-    def save(self, path: Path) -> None:
-        """Write the trained weights into a folder that plain diffusers loads."""
+    def save(self, path: Path, weights: Mapping[str, Tensor]) -> None:
+        """Write trained weights into a folder that plain diffusers loads.
+
+        Args:
+            path: The folder, made if need be.
+            weights: Whole values of all of ``trainable_parameters``; those of the network may be
+                shards.
+        """
         ...

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from peft.utils.save_and_load import get_peft_model_state_dict
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from trainer.models.base import LoraSpec, ModelOptions
 
@@ -54,6 +55,14 @@ class Network:
             self.trained.requires_grad_(True)
         self.active: Any = self.trained
 
+    def everything(self) -> list[nn.Module]:
+        """Every network that predicts: the trained ones, and the frozen copies of the reference."""
+        frozen = self._frozen
+        if frozen is None:
+            return list(self._parts.values())
+        copies = list(frozen.values()) if isinstance(frozen, nn.ModuleDict) else [frozen]
+        return [*self._parts.values(), *copies]
+
     def trainable(self) -> dict[str, nn.Parameter]:
         """Parameters that an optimiser may change, by name, in the network's order."""
         return {
@@ -86,8 +95,8 @@ class Network:
         finally:
             self.active = self.trained
 
-    def save(self, path: Path, pipeline: Any) -> None:
-        """Write the trained weights as diffusers reads them.
+    def save(self, path: Path, pipeline: Any, weights: Mapping[str, Tensor]) -> None:
+        """Write trained weights as diffusers reads them.
 
         LoRA: ``path/pytorch_lora_weights.safetensors`` for ``pipe.load_lora_weights(path)``, alpha
         included; that of ``transformer_2`` in ``path/transformer_2``, for ``load_lora_weights``
@@ -96,19 +105,42 @@ class Network:
         Args:
             path: The folder, made if need be.
             pipeline: Class of the pipeline.
+            weights: Whole values of all of ``trainable``.
         """
         path.mkdir(parents=True, exist_ok=True)
         if not self._lora:
             for name, part in self._parts.items():
-                part.save_pretrained(path / name)
+                _whole_copy(part, self._of_part(name, weights)).save_pretrained(path / name)
             return
         for name, part in self._parts.items():
             pipeline.save_lora_weights(
                 path if name == "transformer" else path / name,
-                transformer_lora_layers=get_peft_model_state_dict(part, adapter_name=ADAPTER),
+                transformer_lora_layers=get_peft_model_state_dict(
+                    part, self._of_part(name, weights), adapter_name=ADAPTER
+                ),
                 # Without it the file has no alpha, and loading assumes alpha = rank.
                 transformer_lora_adapter_metadata=part.peft_config[ADAPTER].to_dict(),
             )
+
+    def _of_part(self, name: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of one of the networks, by their names inside it."""
+        prefix = f"{name}." if len(self._parts) > 1 else ""
+        return {
+            key.removeprefix(prefix): value
+            for key, value in weights.items()
+            if key.startswith(prefix)
+        }
+
+
+def _whole_copy(part: Any, weights: Mapping[str, Tensor]) -> Any:
+    """A plain network with these weights, without a copy of them; its buffers are the part's."""
+    # A sharded network has a class of its own in front of that of diffusers.
+    plain = next(kind for kind in type(part).__mro__ if not issubclass(kind, FSDPModule))
+    with torch.device("meta"):
+        copy = plain.from_config(part.config)
+    state = {name: weights.get(name, value) for name, value in part.state_dict().items()}
+    copy.load_state_dict(state, assign=True)
+    return copy
 
 
 def _add_adapter(part: Any, lora: LoraSpec, targets: Sequence[str], seed: int) -> None:
