@@ -1,7 +1,10 @@
 """The processes of a run. With one process everything here is the identity.
 
-Started by `torchrun`, which sets RANK, WORLD_SIZE and LOCAL_RANK. Adapters are small, so gradients
-are averaged by one all_reduce over one flat buffer per update; nothing wraps the model.
+Started by `torchrun`, which sets RANK, WORLD_SIZE and LOCAL_RANK. Where every process has the whole
+model, gradients are added up by one all_reduce of one flat buffer per update; nothing wraps it.
+`DistributedDataParallel` would win nothing: an update accumulates many backward passes, so that
+only the last of them could overlap with communication, and its buckets average over processes where
+exact weights are needed. Sharded models are the matter of `trainer.parallel`.
 """
 
 import os
@@ -70,9 +73,10 @@ class World:
         if size == 1:
             return World()
         if not dist.is_initialized():
+            # Messages between processes go over the CPU: who waits for rewards keeps no GPU busy.
             with _peers():
                 dist.init_process_group(
-                    "nccl" if device_type == "cuda" else "gloo",
+                    "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo",
                     timeout=timedelta(seconds=timeout_s),
                 )
         return World(dist.get_rank(), size, int(environment.get("LOCAL_RANK", "0")))
