@@ -20,7 +20,7 @@ from trainer.metrics import METRICS, MetricsLog, read, versions, write_json
 from trainer.models import MODELS
 from trainer.models.base import FlowModel, LoraSpec, ModelOptions
 from trainer.models.precision import resolve
-from trainer.parallel import prepare_networks
+from trainer.parallel import parallel, prepare_networks
 from trainer.provenance import newest, take_note
 from trainer.rewards import RewardService, connect
 from trainer.run import Run, averaged
@@ -157,7 +157,8 @@ def opened(
             check_same(settings, stored.progress["settings"], run_dir)
             check_world(settings, stored.progress["world_size"], world, say)
         world.on_main(lambda: write_resolved(run_dir, settings, versions(), scorers))
-        model = world.everywhere(lambda: load_model(settings, device))
+        sharded = parallel(settings, world.size) == "fsdp"
+        model = world.everywhere(lambda: load_model(settings, device, parked=sharded))
         half = resolve(settings.model.dtype, device)
         world.everywhere(lambda: prepare_networks(model, settings, world, half))
         updater = Updater(model, settings, world)
@@ -261,8 +262,13 @@ def _encode_all(
     model.drop_encoders()
 
 
-def load_model(settings: Settings, device: torch.device) -> FlowModel:
+def load_model(settings: Settings, device: torch.device, *, parked: bool = False) -> FlowModel:
     """Load the base model, ready to be trained.
+
+    Args:
+        settings: the run's settings.
+        device: where it will run.
+        parked: leave its networks on the CPU for now (`ModelOptions.parked`).
 
     Raises:
         ConfigError: there is no such model, or it cannot make images of this size.
@@ -278,6 +284,7 @@ def load_model(settings: Settings, device: torch.device) -> FlowModel:
         cache_bytes=int(chosen.prompt_cache_gb * 1e9),
         keep_reference=keeps_reference(settings),
         seed=settings.run.seed,
+        parked=parked,
         same_graph=chosen.compile,
         true_cfg_scale=chosen.true_cfg_scale,
         experts=chosen.experts,

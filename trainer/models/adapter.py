@@ -27,7 +27,8 @@ class Adapter:
         pipe = family.pipe
         for name in ("vae", *family.encoders, *family.networks):
             if getattr(pipe, name) is not None:
-                frozen(getattr(pipe, name), self._device)
+                parked = options.parked and name in family.networks
+                frozen(getattr(pipe, name), torch.device("cpu") if parked else self._device)
         if not any(weight.dim() > 4 for weight in pipe.vae.parameters()):
             # Convolutions of images are faster in this layout, on CPUs by a third.
             pipe.vae.to(memory_format=torch.channels_last)

@@ -61,6 +61,7 @@ class ModelOptions:
         decode_batch: Images decoded at once.
         keep_reference: Keep a frozen copy under ``full``; without it, no ``reference()``.
         seed: Seeds the adapter's initial weights.
+        parked: Leave the networks on the CPU until they are sharded: whole, they may not fit.
         same_graph: Predict with the graph of training also where no gradients are wanted; compiled
             networks otherwise round differently in the two.
         true_cfg_scale: FLUX only: guidance by a second forward pass with the negative prompt, on
@@ -77,6 +78,7 @@ class ModelOptions:
     decode_batch: int = 16
     keep_reference: bool = True
     seed: int = 0
+    parked: bool = False
     same_graph: bool = False
     true_cfg_scale: float = 1.0
     experts: Experts = "both"
