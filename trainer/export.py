@@ -31,7 +31,8 @@ def export_run(run_dir: Path, out: Path, *, checkpoint: str = LATEST, whole: boo
         raise ConfigError(f"--out {out}: there is something already; name a new folder")
     target = find(str(run_dir), Choice(checkpoint=checkpoint))
     device = setup_torch("cpu", threads=target.settings.run.threads, deterministic=False)
-    target.load(device).save(out)
+    model = target.load(device)
+    model.save(out, model.trainable_parameters())
     write_card(run_dir, out, epoch=target.epoch, whole=whole)
     if whole:
         _complete(out, target.settings)

@@ -25,15 +25,21 @@ from trainer.settings import Settings
 Parallel = Literal["ddp", "fsdp"]
 
 
-def parallel(settings: Settings, world_size: int) -> Parallel:
+def parallel(settings: Settings, world_size: int, device: torch.device) -> Parallel:
     """How the processes share the work.
+
+    Args:
+        settings: the run's settings.
+        world_size: how many processes there are.
+        device: of this process. What trains on a CPU fits into its memory, and gathering shards
+            would be most of its time: there `auto` never shards.
 
     Raises:
         ConfigError: a combination that there is not.
     """
     chosen = settings.run.parallel
     if chosen == "auto":
-        chosen = "fsdp" if settings.model.finetune == "full" else "ddp"
+        chosen = "fsdp" if settings.model.finetune == "full" and device.type != "cpu" else "ddp"
     if world_size == 1:
         return "ddp"
     if chosen == "fsdp" and settings.model.dtype == "float16":
@@ -68,7 +74,7 @@ def prepare_networks(
         for network in networks:
             for block in blocks(network):
                 block.compile(dynamic=False)
-    if parallel(settings, world.size) == "fsdp":
+    if parallel(settings, world.size, model.device) == "fsdp":
         for network in networks:
             _shard(network, world.size, model.device, dtype, settings.model.finetune == "full")
 

@@ -157,7 +157,7 @@ def opened(
             check_same(settings, stored.progress["settings"], run_dir)
             check_world(settings, stored.progress["world_size"], world, say)
         world.on_main(lambda: write_resolved(run_dir, settings, versions(), scorers))
-        sharded = parallel(settings, world.size) == "fsdp"
+        sharded = parallel(settings, world.size, device) == "fsdp"
         model = world.everywhere(lambda: load_model(settings, device, parked=sharded))
         half = resolve(settings.model.dtype, device)
         world.everywhere(lambda: prepare_networks(model, settings, world, half))

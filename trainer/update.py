@@ -116,7 +116,7 @@ class Updater:
         self.average: Ema | None = None
         half = resolve(settings.model.dtype, model.device) == torch.float16
         self.scaler = LossScale(model.device.type) if half else None
-        self._sharded = parallel(settings, world.size) == "fsdp"
+        self._sharded = parallel(settings, world.size, model.device) == "fsdp"
         self._model = model
         self._loss = loss_config(settings)
         self._world = world

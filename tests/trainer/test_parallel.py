@@ -77,12 +77,14 @@ def test_the_first_ratio_of_a_compiled_model_is_exactly_one(tiny: Path) -> None:
 
 
 def test_shards_are_for_full_fine_tuning_unless_said_otherwise() -> None:
-    def chosen(run: str, world: int, **model: str) -> str:
+    def chosen(run: str, world: int, device: str = "cuda", **model: str) -> str:
         table = {"run": {"parallel": run}, "model": model, "rewards": REWARDS}
-        return parallel(parse(table), world)
+        return parallel(parse(table), world, torch.device(device))
 
     assert chosen("auto", 2, finetune="lora") == "ddp"
     assert chosen("auto", 2, finetune="full") == "fsdp"
+    assert chosen("auto", 2, "cpu", finetune="full") == "ddp"
+    assert chosen("fsdp", 2, "cpu", finetune="full") == "fsdp"
     assert chosen("fsdp", 2, finetune="lora") == "fsdp"
     assert chosen("fsdp", 1, finetune="full") == "ddp"
     with pytest.raises(ConfigError, match="use bfloat16"):

@@ -28,7 +28,11 @@ CASES: dict[str, Changes] = {
     "group_std": {"advantage": {"std": "group"}, "batch": {"train_batch_size": 1}},
     "nft": {"loss": {"algorithm": "nft"}, "sampling": {"sde": "ode", "window_size": 0}},
     # Sharded where there are two processes: every weight, and a frozen base under adapters.
-    "full": {"model": {"finetune": "full"}, "loss": {"clip_low": 0.1, "clip_high": 0.1}},
+    "full": {
+        "run": {"parallel": "fsdp"},
+        "model": {"finetune": "full"},
+        "loss": {"clip_low": 0.1, "clip_high": 0.1},
+    },
     "lora_fsdp": {"run": {"parallel": "fsdp"}},
 }
 # A sharded run that ends after two epochs and is continued.

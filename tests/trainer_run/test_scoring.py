@@ -21,7 +21,7 @@ from trainer.scoring import EpochScores
 
 
 def scores(values: list[float]) -> Scores:
-    return Scores({"brightness": MaskedArray(values)}, {}, 0.0, {})
+    return Scores({"brightness": MaskedArray(values)}, {}, 0.0, {}, {})
 
 
 def scored(std: str) -> tuple[EpochScores, list[list["Future[Scores]"]]]:
