@@ -51,7 +51,7 @@ def launch(files: list[Path], processes: int = 2) -> None:
     command = [sys.executable, "-m", "tests.trainer_run.ranks", str(processes)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(
-        [*command, *map(str, files)], cwd=REPOSITORY, env=environment, check=True, timeout=900
+        [*command, *map(str, files)], cwd=REPOSITORY, env=environment, check=True, timeout=1700
     )
 
 
@@ -87,7 +87,7 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_do_what_one_does(folder: Path, name: str) -> None:
     alone, together = read(folder / f"{name}-1"), read(folder / f"{name}-2")
@@ -114,7 +114,7 @@ def test_two_processes_do_what_one_does(folder: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 def test_a_sharded_run_resumes_to_the_bit_and_saves_a_plain_model(folder: Path) -> None:
     straight, resumed = weights(folder / "full-2"), weights(folder / RESUMED)
     assert straight.keys() == resumed.keys()
