@@ -15,6 +15,7 @@ from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from safetensors.torch import load_file
 
 from tests.trainer_run.fake_service import service_with
+from tests.trainer_run.ranks import rounded
 from tests.trainer_run.tiny import settings_table
 from trainer.config import parse
 from trainer.metrics import read
@@ -68,7 +69,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, pipeline: Path) -> Path:
         file.write_text(json.dumps(changed(table, changes, folder / f"{name}-2")), encoding="utf-8")
         files.append(file)
         alone = parse(changed(table, changes, folder / f"{name}-1"))
-        train_run(alone, environment={}, open_service=service_with(), say=lambda text: None)
+        train_run(alone, environment={}, open_service=service_with(rounded), say=lambda text: None)
     for epochs in (2, 3):
         file = folder / f"{RESUMED}-{epochs}.json"
         parts = changed(table, CASES["full"], folder / RESUMED)
