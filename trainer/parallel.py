@@ -103,9 +103,10 @@ def _shard(
     policy = MixedPrecisionPolicy(
         param_dtype=cast, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
-    for block in list(blocks(network)):
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(network, mesh=mesh, mp_policy=policy)
+    for module in (*blocks(network), network):
+        # By default the outermost stays gathered after a pass without gradients, and would predict
+        # with the old weights once others are swapped in (averages, the sampling policy).
+        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     for module in network.modules():
         if isinstance(module, FSDPModule):
             # Each loss is a share of the mean over all processes: sums, not means.

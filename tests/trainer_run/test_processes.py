@@ -15,6 +15,7 @@ from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from safetensors.torch import load_file
 
 from tests.trainer_run.fake_service import service_with
+from tests.trainer_run.ranks import rounded
 from tests.trainer_run.tiny import settings_table
 from trainer.config import parse
 from trainer.metrics import read
@@ -51,7 +52,7 @@ def launch(files: list[Path], processes: int = 2) -> None:
     command = [sys.executable, "-m", "tests.trainer_run.ranks", str(processes)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(
-        [*command, *map(str, files)], cwd=REPOSITORY, env=environment, check=True, timeout=900
+        [*command, *map(str, files)], cwd=REPOSITORY, env=environment, check=True, timeout=1700
     )
 
 
@@ -68,7 +69,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, pipeline: Path) -> Path:
         file.write_text(json.dumps(changed(table, changes, folder / f"{name}-2")), encoding="utf-8")
         files.append(file)
         alone = parse(changed(table, changes, folder / f"{name}-1"))
-        train_run(alone, environment={}, open_service=service_with(), say=lambda text: None)
+        train_run(alone, environment={}, open_service=service_with(rounded), say=lambda text: None)
     for epochs in (2, 3):
         file = folder / f"{RESUMED}-{epochs}.json"
         parts = changed(table, CASES["full"], folder / RESUMED)
@@ -87,7 +88,7 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_do_what_one_does(folder: Path, name: str) -> None:
     alone, together = read(folder / f"{name}-1"), read(folder / f"{name}-2")
@@ -114,7 +115,7 @@ def test_two_processes_do_what_one_does(folder: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 def test_a_sharded_run_resumes_to_the_bit_and_saves_a_plain_model(folder: Path) -> None:
     straight, resumed = weights(folder / "full-2"), weights(folder / RESUMED)
     assert straight.keys() == resumed.keys()

@@ -325,6 +325,10 @@ def test_a_missing_model_is_one_line(table: dict[str, Any], tmp_path: Path) -> N
         {"batch": {"train_batch_size": 1, "fold_steps": 2}, "sampling": {"sde": "cps"}},
         {"sampling": {"guidance_scale": 2.0}},
         {
+            "model": {"dtype": "float16", "activation_checkpointing": True},
+            "batch": {"max_forward_rows": 4},
+        },
+        {
             "sampling": {
                 "guidance_scale": 2.0,
                 "window_strategy": "progressive",
@@ -348,7 +352,7 @@ def test_a_missing_model_is_one_line(table: dict[str, Any], tmp_path: Path) -> N
             "filter": {"enabled": True, "solved_at": 0.0, "visits": 1, "min_active": 0.1},
         },
     ],
-    ids=["nft", "guard", "full", "fold", "guided", "sliding", "awm", "dpo", "rwr_filtered"],
+    ids=["nft", "guard", "full", "fold", "guided", "float16", "sliding", "awm", "dpo", "rwr"],
 )
 def test_other_modes_run_and_resume_to_the_bit(
     table: dict[str, Any], tmp_path: Path, changes: dict[str, dict[str, Any]]
