@@ -171,7 +171,8 @@ def test_the_deadline_ends_a_slow_call(script: Script, call: Call) -> None:
     with pytest.raises(DeadlineExceeded, match="deadline_s"):
         call(script.url, "score", grey_items(1), ["brightness"], deadline_s=0.3)
     assert time.monotonic() - started < 3.9
-    assert script.seen_deadlines_s[0] <= 0.3
+    # The server measures what is left by a clock of its own.
+    assert script.seen_deadlines_s[0] <= 0.31
 
 
 def test_the_deadline_bounds_all_attempts_together(script: Script, call: Call) -> None:

@@ -18,6 +18,8 @@ with stop_signals(lambda text: print(text, flush=True)) as stop:
 ENDS = """
 import os, signal
 from trainer.stopping import stop_signals
+# A shell's background jobs are started with Ctrl-C ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 before = signal.getsignal(signal.SIGINT)
 with stop_signals(print) as stop:
     os.kill(os.getpid(), signal.SIGINT)
