@@ -33,7 +33,7 @@ PUBLISHED = {
     "pickscore_flux_8gpu": (8, 48, 24, 3, 48, 2, 6, 3.5, 0.9, 0.0, 1e-4, "global"),
     "pickscore_qwen_image": (32, 32, 16, 4, 4, 2, 10, 4.0, 1.2, 0.0, 1e-4, "global"),
     "pickscore_qwen_image_8gpu": (8, 32, 16, 4, 16, 2, 10, 4.0, 1.2, 0.0, 1e-4, "global"),
-    "ocr_wan21_1b": (8, 32, 4, 8, 2, 2, 20, 4.5, 0.7, 0.004, 1e-3, "group"),
+    "ocr_wan21_1b": (8, 32, 4, 8, 2, 2, 20, 4.5, 1.0, 0.004, 1e-3, "group"),
     "pickscore_sd35m_nft": (8, 48, 24, 9, 16, 1, 10, 1.0, 0.7, 1e-4, 1e-4, "global"),
 }
 

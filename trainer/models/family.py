@@ -8,9 +8,6 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
-    FlowMatchEulerDiscreteScheduler,
-)
 from torch import Tensor, nn
 
 from trainer.models.conditioning import Conditioning
@@ -118,37 +115,6 @@ def decode_video(vae: Any, latents: Tensor) -> Tensor:
     )
     videos = (latents * std + mean).split(1)
     return torch.cat([vae.decode(video, return_dict=False)[0] for video in videos])
-
-
-def resolution_shift(config: Any, tokens: float) -> float:
-    """The exponent of a schedule that is shifted by resolution, linear in the image's tokens."""
-    slope = (config.max_shift - config.base_shift) / (
-        config.max_image_seq_len - config.base_image_seq_len
-    )
-    return config.base_shift + slope * (tokens - config.base_image_seq_len)
-
-
-def euler_sigmas(
-    config: Any, num_steps: int, *, mu: float | None = None, sigmas: list[float] | None = None
-) -> Tensor:
-    """What ``FlowMatchEulerDiscreteScheduler`` makes of a number of steps.
-
-    Args:
-        config: The pipeline's ``scheduler.config``.
-        num_steps: Sampling steps.
-        mu: Shift of a schedule that depends on the resolution.
-        sigmas: Unshifted levels (num_steps,), where the pipeline states them itself.
-
-    Returns:
-        (num_steps + 1,) float32 on the CPU, 1 down to 0.
-    """
-    # A scheduler of its own: the pipeline's is also used by whoever samples with the pipeline.
-    scheduler: Any = FlowMatchEulerDiscreteScheduler.from_config(config)
-    if sigmas is None:
-        scheduler.set_timesteps(num_steps, mu=mu)
-    else:
-        scheduler.set_timesteps(sigmas=sigmas, mu=mu)
-    return scheduler.sigmas.float().cpu()
 
 
 Forward = Callable[[Tensor, Tensor, Conditioning], Tensor]

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
@@ -14,13 +13,12 @@ from trainer.models.base import ModelOptions
 from trainer.models.conditioning import MASK, Conditioning
 from trainer.models.family import (
     decode_video,
-    euler_sigmas,
     expanded,
     image_size,
-    resolution_shift,
     sequence_length,
 )
 from trainer.models.loading import load_pipeline
+from trainer.models.schedule import image_sigmas
 
 # Latents are (C, h, w) outside; the transformer sees each 2x2 patch as one token.
 PATCH = 2
@@ -81,14 +79,7 @@ class QwenImage:
 
     def sigmas(self, num_steps: int, latent_shape: tuple[int, ...] | None) -> Tensor:
         """Shifted by resolution, and stretched to end at the scheduler's ``shift_terminal``."""
-        config = self.pipe.scheduler.config
-        levels = np.linspace(1.0, 1 / num_steps, num_steps).tolist()
-        if not config.use_dynamic_shifting:
-            return euler_sigmas(config, num_steps, sigmas=levels)
-        if latent_shape is None:
-            raise ValueError("this scheduler shifts by resolution: the latent shape is needed")
-        tokens = (latent_shape[1] // PATCH) * (latent_shape[2] // PATCH)
-        return euler_sigmas(config, num_steps, mu=resolution_shift(config, tokens), sigmas=levels)
+        return image_sigmas(self.pipe.scheduler.config, num_steps, latent_shape, PATCH)
 
     def velocity(
         self,

@@ -14,13 +14,12 @@ from trainer.models.base import ModelOptions
 from trainer.models.conditioning import Conditioning
 from trainer.models.family import (
     decode_kl,
-    euler_sigmas,
     guided,
     image_size,
-    resolution_shift,
     sequence_length,
 )
 from trainer.models.loading import load_pipeline
+from trainer.models.schedule import image_sigmas
 
 
 class SD3:
@@ -66,14 +65,13 @@ class SD3:
 
     def sigmas(self, num_steps: int, latent_shape: tuple[int, ...] | None) -> Tensor:
         """Shifted by a constant (released models), or by resolution."""
-        config = self.pipe.scheduler.config
-        if not config.use_dynamic_shifting:
-            return euler_sigmas(config, num_steps)
-        if latent_shape is None:
-            raise ValueError("this scheduler shifts by resolution: the latent shape is needed")
-        patch = self.pipe.transformer.config.patch_size
-        tokens = (latent_shape[1] // patch) * (latent_shape[2] // patch)
-        return euler_sigmas(config, num_steps, mu=resolution_shift(config, tokens))
+        return image_sigmas(
+            self.pipe.scheduler.config,
+            num_steps,
+            latent_shape,
+            self.pipe.transformer.config.patch_size,
+            even=False,
+        )
 
     def velocity(
         self,

@@ -15,8 +15,9 @@ from torch import Tensor
 from trainer.models.adapter import Adapter
 from trainer.models.base import Experts, ModelOptions
 from trainer.models.conditioning import Conditioning
-from trainer.models.family import decode_video, euler_sigmas, expanded, frozen, sequence_length
+from trainer.models.family import decode_video, expanded, frozen, sequence_length
 from trainer.models.loading import load_pipeline
+from trainer.models.schedule import euler_sigmas
 
 HIGH, LOW = "transformer", "transformer_2"
 EXPERTS: dict[Experts, tuple[str, ...]] = {

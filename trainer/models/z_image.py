@@ -13,13 +13,12 @@ from trainer.models.base import ModelOptions
 from trainer.models.conditioning import MASK, Conditioning
 from trainer.models.family import (
     decode_kl,
-    euler_sigmas,
     guided,
     image_size,
-    resolution_shift,
     sequence_length,
 )
 from trainer.models.loading import load_pipeline
+from trainer.models.schedule import image_sigmas
 
 # The transformer sees each 2x2 patch of the latents as one token.
 PATCH = 2
@@ -71,14 +70,7 @@ class ZImage:
 
     def sigmas(self, num_steps: int, latent_shape: tuple[int, ...] | None) -> Tensor:
         """From 1 to 1 / num_steps evenly, then shifted by a constant, or by resolution."""
-        config = self.pipe.scheduler.config
-        levels = torch.linspace(1.0, 1 / num_steps, num_steps).tolist()
-        if not config.use_dynamic_shifting:
-            return euler_sigmas(config, num_steps, sigmas=levels)
-        if latent_shape is None:
-            raise ValueError("this scheduler shifts by resolution: the latent shape is needed")
-        tokens = (latent_shape[1] // PATCH) * (latent_shape[2] // PATCH)
-        return euler_sigmas(config, num_steps, mu=resolution_shift(config, tokens), sigmas=levels)
+        return image_sigmas(self.pipe.scheduler.config, num_steps, latent_shape, PATCH)
 
     def velocity(
         self,

@@ -1,0 +1,73 @@
+"""Noise levels as the schedulers of diffusers give them."""
+
+from typing import Any
+
+import numpy as np
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+    FlowMatchEulerDiscreteScheduler,
+)
+from torch import Tensor
+
+
+def euler_sigmas(
+    config: Any, num_steps: int, *, mu: float | None = None, sigmas: list[float] | None = None
+) -> Tensor:
+    """What ``FlowMatchEulerDiscreteScheduler`` makes of a number of steps.
+
+    Args:
+        config: The pipeline's ``scheduler.config``.
+        num_steps: Sampling steps.
+        mu: Shift of a schedule that depends on the resolution.
+        sigmas: Unshifted levels (num_steps,), where the pipeline states them itself.
+
+    Returns:
+        (num_steps + 1,) float32 on the CPU, 1 down to 0.
+    """
+    # A scheduler of its own: the pipeline's is also used by whoever samples with the pipeline.
+    scheduler: Any = FlowMatchEulerDiscreteScheduler.from_config(config)
+    if sigmas is None:
+        scheduler.set_timesteps(num_steps, mu=mu)
+    else:
+        scheduler.set_timesteps(sigmas=sigmas, mu=mu)
+    return scheduler.sigmas.float().cpu()
+
+
+def image_sigmas(
+    config: Any,
+    num_steps: int,
+    latent_shape: tuple[int, ...] | None,
+    patch: int,
+    *,
+    even: bool = True,
+) -> Tensor:
+    """The schedule of an image pipeline: shifted by a constant, or by the number of tokens.
+
+    Args:
+        config: The pipeline's ``scheduler.config``.
+        num_steps: Sampling steps.
+        latent_shape: (channels, height, width); needed where the shift depends on it.
+        patch: Side of a token in latents.
+        even: The pipeline states its levels itself, evenly from 1 to 1 / num_steps before the
+            shift; otherwise they are the scheduler's.
+
+    Returns:
+        (num_steps + 1,) float32 on the CPU, 1 down to 0.
+
+    Raises:
+        ValueError: The schedule depends on the size, and none is given.
+    """
+    levels = np.linspace(1.0, 1 / num_steps, num_steps).tolist() if even else None
+    if not config.use_dynamic_shifting:
+        return euler_sigmas(config, num_steps, sigmas=levels)
+    if latent_shape is None:
+        raise ValueError("this scheduler shifts by resolution: the latent shape is needed")
+    tokens = (latent_shape[1] // patch) * (latent_shape[2] // patch)
+    return euler_sigmas(config, num_steps, mu=_shift(config, tokens), sigmas=levels)
+
+
+def _shift(config: Any, tokens: int) -> float:
+    """The exponent of a schedule that is shifted by resolution, linear in the image's tokens."""
+    slope = (config.max_shift - config.base_shift) / (
+        config.max_image_seq_len - config.base_image_seq_len
+    )
+    return config.base_shift + slope * (tokens - config.base_image_seq_len)
