@@ -56,6 +56,18 @@ def launch(files: list[Path], processes: int = 2) -> None:
     )
 
 
+def run_alone(table: Mapping[str, Any], cases: Mapping[str, Changes], folder: Path) -> list[Path]:
+    """Run every case in this process (`NAME-1`); files for `launch` to run it in two (`NAME-2`)."""
+    files = []
+    for name, changes in cases.items():
+        file = folder / f"{name}.json"
+        file.write_text(json.dumps(changed(table, changes, folder / f"{name}-2")), encoding="utf-8")
+        files.append(file)
+        alone = parse(changed(table, changes, folder / f"{name}-1"))
+        train_run(alone, environment={}, open_service=service_with(rounded), say=lambda text: None)
+    return files
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, pipeline: Path) -> Path:
     """Every case with two processes (`NAME-2`, one launch) and with one (`NAME-1`)."""
@@ -63,13 +75,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, pipeline: Path) -> Path:
     table = settings_table(folder, pipeline)
     table["run"].update(epochs=3, save_every_epochs=3)
     table["optim"]["lr"] = 1e-3
-    files = []
-    for name, changes in CASES.items():
-        file = folder / f"{name}.json"
-        file.write_text(json.dumps(changed(table, changes, folder / f"{name}-2")), encoding="utf-8")
-        files.append(file)
-        alone = parse(changed(table, changes, folder / f"{name}-1"))
-        train_run(alone, environment={}, open_service=service_with(rounded), say=lambda text: None)
+    files = run_alone(table, CASES, folder)
     for epochs in (2, 3):
         file = folder / f"{RESUMED}-{epochs}.json"
         parts = changed(table, CASES["full"], folder / RESUMED)

@@ -1,18 +1,14 @@
 """Two processes and one: losses that compare images across them, the filter, nothing to learn."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.trainer_run.fake_service import service_with
-from tests.trainer_run.test_processes import Changes, changed, launch, weights
+from tests.trainer_run.test_processes import Changes, launch, run_alone, weights
 from tests.trainer_run.tiny import settings_table
-from trainer.config import parse
 from trainer.metrics import read
-from trainer.start import train_run
 
 ODE = {"sde": "ode", "window_size": 0}
 CASES: dict[str, Changes] = {
@@ -35,14 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, pipeline: Path) -> Path:
     table["run"].update(epochs=3, save_every_epochs=3)
     table["optim"]["lr"] = 1e-3
     table["eval"]["every_epochs"] = 0
-    files = []
-    for name, changes in CASES.items():
-        file = folder / f"{name}.json"
-        file.write_text(json.dumps(changed(table, changes, folder / f"{name}-2")), encoding="utf-8")
-        files.append(file)
-        alone = parse(changed(table, changes, folder / f"{name}-1"))
-        train_run(alone, environment={}, open_service=service_with(), say=lambda text: None)
-    launch(files)
+    launch(run_alone(table, CASES, folder))
     return folder
 
 
