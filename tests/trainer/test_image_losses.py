@@ -255,6 +255,59 @@ def test_matching_is_the_weighted_error(model: FlowModel, old: Ema, name: str) -
     assert_close(found, gradients(model, loss))
 
 
+def flow_sde_step(
+    model: FlowModel, batch: TrainBatch, place: int
+) -> tuple[torch.distributions.Normal, Tensor, float]:
+    """The Gaussian of step ``place`` (arXiv:2505.05470 eq. 9), where it went, and -dt."""
+    record = batch.rollout
+    sigmas = record.sigmas.tolist()
+    step = record.steps[place]
+    sigma, dt = sigmas[step], sigmas[step] - sigmas[step + 1]
+    x = record.trajectory[:, place]
+    v = model.velocity(x, torch.full((len(x),), sigma), batch.cond)
+    noise = 0.7 * (sigma / (1 - (sigmas[1] if sigma == 1 else sigma))) ** 0.5
+    drift = v + noise**2 / (2 * sigma) * (x + (1 - sigma) * v)
+    normal = torch.distributions.Normal(x - dt * drift, noise * dt**0.5)
+    return normal, record.trajectory[:, place + 1], dt
+
+
+@pytest.mark.parametrize("name", ["grpo", "grpo_guard"])
+def test_the_policy_gradient_is_that_of_the_published_formula(
+    model: FlowModel, old: Ema, name: str
+) -> None:
+    valid = [True, True, True, False, True]
+    with old.swap():
+        batch = sampled(model, [1.0, -1.0, 0.5, 3.0, -2.0], valid, "flow_sde")
+    kept = batch.select([0, 1, 2, 4])
+    places = range(len(kept.rollout.steps))
+    with torch.no_grad(), old.swap():
+        befores = [flow_sde_step(model, kept, place)[0] for place in places]
+    with torch.no_grad(), model.reference():
+        bases = [flow_sde_step(model, kept, place)[0] for place in places]
+    ratios, weights, distances = [], [], []
+    for place, before, base in zip(places, befores, bases, strict=True):
+        new, x_next, dt = flow_sde_step(model, kept, place)
+        log_ratio = (new.log_prob(x_next) - before.log_prob(x_next)).mean((1, 2, 3))
+        std = new.stddev.mean((1, 2, 3))
+        if name == "grpo_guard":
+            shift = torch.distributions.kl_divergence(new, before).mean((1, 2, 3))
+            log_ratio = (log_ratio + shift) * std
+        ratios.append(log_ratio.exp())
+        weights.append(1 / dt if name == "grpo_guard" else 1.0)
+        distances.append(torch.distributions.kl_divergence(new, base).mean())
+    # So that some are clipped and some are not.
+    clip = float((torch.stack(ratios).detach() - 1).abs().median())
+    loss = torch.zeros(())
+    for r, weight, distance in zip(ratios, weights, distances, strict=True):
+        gain = torch.minimum(kept.advantage * r, kept.advantage * r.clamp(1 - clip, 1 + clip))
+        loss = loss + (0.1 * distance - weight * gain.mean()) / len(ratios)
+    expected = gradients(model, loss)
+    context = context_for(
+        model, name, old, kl_beta=0.1, kl_form="mean_dt", clip_low=clip, clip_high=clip
+    )
+    assert_close(update_gradients(context, [batch]), expected)
+
+
 @pytest.mark.parametrize("name", list(LOSSES))
 def test_a_failed_image_changes_nothing_to_the_bit(model: FlowModel, old: Ema, name: str) -> None:
     advantage = [1.0, -1.0, 0.5, -1.0, 1.0]
