@@ -44,6 +44,7 @@ class Run:
         say: prints one line, on the main process.
         stop: whether this process was asked to save and stop; asked between batches.
         scorers: fingerprint of each scorer as last seen.
+        base: fingerprint of the weights that the run started from.
     """
 
     settings: Settings
@@ -61,6 +62,7 @@ class Run:
     say: Callable[[str], None]
     stop: Callable[[], object]
     scorers: dict[str, str] = field(default_factory=dict)
+    base: str = ""
 
 
 def averaged(run: Run) -> AbstractContextManager[None]:
@@ -126,6 +128,7 @@ def save(run: Run) -> Path:
             **asdict(run.progress),
             "world_size": run.world.size,
             "settings": run.settings.model_dump(mode="json"),
+            "base": run.base,
         }
         return checkpoints.save(
             run.run_dir,

@@ -19,6 +19,7 @@ from trainer.loop import train
 from trainer.metrics import METRICS, MetricsLog, read, versions, write_json
 from trainer.models import MODELS
 from trainer.models.base import FlowModel, LoraSpec, ModelOptions
+from trainer.models.fingerprint import SHOWN_CHARS, base_fingerprint
 from trainer.models.precision import resolve
 from trainer.parallel import parallel, prepare_networks
 from trainer.provenance import newest, take_note
@@ -159,6 +160,9 @@ def opened(
         world.on_main(lambda: write_resolved(run_dir, settings, versions(), scorers))
         sharded = parallel(settings, world.size, device) == "fsdp"
         model = world.everywhere(lambda: load_model(settings, device, parked=sharded))
+        base = base_fingerprint(model.networks())
+        if stored is not None:
+            check_base(settings, stored.progress.get("base"), base)
         half = resolve(settings.model.dtype, device)
         world.everywhere(lambda: prepare_networks(model, settings, world, half))
         updater = Updater(model, settings, world)
@@ -212,6 +216,7 @@ def opened(
             say=say,
             stop=stop,
             scorers={**known, **scorers},
+            base=base,
         )
     finally:
         if log is not None:
@@ -316,6 +321,24 @@ def check_world(settings: Settings, before: int, world: World, say: Callable[[st
             "--set run.any_world_size=true"
         )
     say(f"warning: {text}; from here on sums are rounded differently")
+
+
+def check_base(settings: Settings, before: str | None, now: str) -> None:
+    """Refuse to go on from other weights than those that the run started from.
+
+    Args:
+        settings: the run's settings.
+        before: `base_fingerprint` in the checkpoint; None in those of versions without it.
+        now: that of the model as it was loaded now.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    if before not in (None, now):
+        raise CheckpointError(
+            f"model.path={settings.model.path} has other weights than this run started from "
+            f"(fingerprint {now[:SHOWN_CHARS]}, not {before[:SHOWN_CHARS]}); {checkpoints.REMEDY}"
+        )
 
 
 def restore(
