@@ -9,12 +9,12 @@ from trainer import estimate
 from trainer.config import resolve_path
 from trainer.errors import TrainerError
 from trainer.held_out import all_terms
+from trainer.inputs import load_prompts
 from trainer.models.architecture import Architecture, find
 from trainer.models.targets import TARGETS
 from trainer.rewards import connect
 from trainer.run_state import finished
 from trainer.settings import Settings
-from trainer.start import load_prompts
 from trainer.tasks import category_probabilities
 
 _PATIENCE_S = 2.0

@@ -1,7 +1,7 @@
 """Open a run: check data and service, load the model, resume where a checkpoint is."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,19 +10,18 @@ from typing import Any
 import torch
 
 from trainer import checkpoint as checkpoints
-from trainer.config import geometry, keeps_reference, resolve_path
+from trainer.config import geometry
 from trainer.distributed import World, setup_torch
 from trainer.ema import Ema
-from trainer.errors import CheckpointError, ConfigError, DataError
 from trainer.held_out import all_terms
+from trainer.inputs import encode_all, load_model, load_prompts
 from trainer.loop import train
 from trainer.metrics import METRICS, MetricsLog, read, versions, write_json
-from trainer.models import MODELS
-from trainer.models.base import FlowModel, LoraSpec, ModelOptions
-from trainer.models.fingerprint import SHOWN_CHARS, base_fingerprint
+from trainer.models.fingerprint import base_fingerprint
 from trainer.models.precision import resolve
 from trainer.parallel import parallel, prepare_networks
 from trainer.provenance import newest, take_note
+from trainer.resume import check_base, check_world, restore
 from trainer.rewards import RewardService, connect
 from trainer.run import Run, averaged
 from trainer.run_state import (
@@ -37,8 +36,7 @@ from trainer.run_state import (
 from trainer.settings import RewardSettings, Settings
 from trainer.shards import whole
 from trainer.storage import storing
-from trainer.tasks import TASKS, category_probabilities, check_overlap, without
-from trainer.types import Prompt
+from trainer.tasks import category_probabilities
 from trainer.update import Updater
 
 
@@ -199,7 +197,7 @@ def opened(
         world.on_main(open_log)
         if not settings.model.keep_encoders:
             texts = [prompt.text for prompt in (*train_prompts, *test_prompts)]
-            _encode_all(model, [*texts, settings.sampling.negative_prompt], settings, say)
+            encode_all(model, [*texts, settings.sampling.negative_prompt], settings, say)
         yield Run(
             settings=settings,
             run_dir=run_dir,
@@ -222,154 +220,6 @@ def opened(
         if log is not None:
             log.close()
         service.close()
-
-
-def load_prompts(
-    settings: Settings, say: Callable[[str], None]
-) -> tuple[list[Prompt], list[Prompt]]:
-    """Read the training and the held-out prompts.
-
-    Raises:
-        DataError: a malformed file, or test prompts that are trained on.
-    """
-    task = settings.task
-    load = TASKS[task.name]
-    train_prompts = load(resolve_path(task.train))
-    test_prompts = load(resolve_path(task.test))
-    shared = check_overlap(train_prompts, test_prompts) if task.overlap != "allow" else []
-    if shared:
-        text = (
-            f"{len(shared)} of {len(test_prompts)} test prompts are also trained on, "
-            f"e.g. {shared[0]!r}"
-        )
-        if task.overlap == "drop":
-            say(f"{text}: left out of the training")
-            return without(train_prompts, test_prompts), test_prompts
-        if task.overlap == "error":
-            raise DataError(f"{text}; set task.overlap=drop to leave them out")
-        say(f"warning: {text}")
-    return train_prompts, test_prompts
-
-
-def _encode_all(
-    model: FlowModel, texts: Sequence[str], settings: Settings, say: Callable[[str], None]
-) -> None:
-    """Encode every prompt of the run, so that the encoders can leave."""
-    if not model.can_cache(texts):
-        say(
-            f"the text encoders stay in memory: {len(set(texts)):,} encoded prompts need more than "
-            f"model.prompt_cache_gb={settings.model.prompt_cache_gb:g}"
-        )
-        return
-    # One by one: a batch of all of them would be a second copy of the cache, on the device.
-    for text in texts:
-        model.encode_prompts([text])
-    model.drop_encoders()
-
-
-def load_model(settings: Settings, device: torch.device, *, parked: bool = False) -> FlowModel:
-    """Load the base model, ready to be trained.
-
-    Args:
-        settings: the run's settings.
-        device: where it will run.
-        parked: leave its networks on the CPU for now (`ModelOptions.parked`).
-
-    Raises:
-        ConfigError: there is no such model, or it cannot make images of this size.
-    """
-    chosen = settings.model
-    place = resolve_path(chosen.path)
-    options = ModelOptions(
-        finetune=chosen.finetune,
-        lora=LoraSpec(chosen.lora_rank, chosen.lora_alpha, chosen.lora_targets or None),
-        device=str(device),
-        compute_dtype=resolve(chosen.dtype, device),
-        max_sequence_length=chosen.max_sequence_length,
-        cache_bytes=int(chosen.prompt_cache_gb * 1e9),
-        keep_reference=keeps_reference(settings),
-        seed=settings.run.seed,
-        parked=parked,
-        same_graph=chosen.compile,
-        true_cfg_scale=chosen.true_cfg_scale,
-        experts=chosen.experts,
-    )
-    try:
-        model = MODELS[chosen.family](place if place.exists() else chosen.path, options)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ConfigError(f"model.path={chosen.path}: {first}") from error
-    try:
-        model.latent_shape(*settings.sampling.size)
-    except ValueError as error:
-        raise ConfigError(f"sampling: {error}") from error
-    return model
-
-
-def check_world(settings: Settings, before: int, world: World, say: Callable[[str], None]) -> None:
-    """Refuse to go on with another number of processes, unless that is wanted.
-
-    Raises:
-        CheckpointError: the numbers differ.
-    """
-    if before == world.size:
-        return
-    text = f"the checkpoint was written by {before} process(es), this run has {world.size}"
-    if not settings.run.any_world_size:
-        raise CheckpointError(
-            f"{text}: start {before}, or accept numbers that are rounded differently with "
-            "--set run.any_world_size=true"
-        )
-    say(f"warning: {text}; from here on sums are rounded differently")
-
-
-def check_base(settings: Settings, before: str | None, now: str) -> None:
-    """Refuse to go on from other weights than those that the run started from.
-
-    Args:
-        settings: the run's settings.
-        before: `base_fingerprint` in the checkpoint; None in those of versions without it.
-        now: that of the model as it was loaded now.
-
-    Raises:
-        CheckpointError: they differ.
-    """
-    if before not in (None, now):
-        raise CheckpointError(
-            f"model.path={settings.model.path} has other weights than this run started from "
-            f"(fingerprint {now[:SHOWN_CHARS]}, not {before[:SHOWN_CHARS]}); {checkpoints.REMEDY}"
-        )
-
-
-def restore(
-    stored: checkpoints.Checkpoint, updater: Updater, ema: Ema | None, world: World
-) -> Progress:
-    """Put a checkpoint into the optimiser, the average, the weights and the generators.
-
-    Raises:
-        CheckpointError: it belongs to another model.
-    """
-    checkpoints.restore_parameters(updater.parameters, stored.tensors["trained"])
-    checkpoints.restore_optimizer(
-        updater.optimizer, updater.parameters, stored.tensors.get("optimizer", {})
-    )
-    for name, average in (("ema", ema), ("old", updater.old)):
-        if average is not None:
-            average.load_state_dict(stored.tensors[name])
-    prefix = f"{world.rank}|"
-    random_state = {
-        name.removeprefix(prefix): value
-        for name, value in stored.tensors["rng"].items()
-        if name.startswith(prefix)
-    }
-    # A process that was not there before has no state to go back to.
-    if random_state:
-        checkpoints.restore_random_state(random_state)
-    if updater.scaler is not None:
-        updater.scaler.restore(stored.tensors["scaler"])
-    progress = Progress.read(stored.progress)
-    updater.updates = progress.updates
-    return progress
 
 
 def _finish(run: Run, reason: str) -> None:

@@ -19,12 +19,12 @@ from trainer import checkpoint as checkpoints
 from trainer import lora_file
 from trainer.config import apply_overrides, parse
 from trainer.errors import ConfigError
+from trainer.inputs import load_model
 from trainer.measure import Measure
 from trainer.models.base import FlowModel
 from trainer.preset import read
 from trainer.run_state import RESOLVED
 from trainer.settings import Settings
-from trainer.start import load_model
 
 PIPELINE = "model_index.json"
 

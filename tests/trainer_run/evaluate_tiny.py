@@ -18,8 +18,8 @@ from tests.trainer_run.fake_service import service_with
 from trainer.config import parse, resolve_path
 from trainer.distributed import World, setup_torch
 from trainer.held_out import evaluate_run
+from trainer.inputs import load_model
 from trainer.models.base import FlowModel
-from trainer.start import load_model
 from trainer.tasks import TASKS
 
 

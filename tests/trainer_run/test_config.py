@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from trainer import config
 from trainer.errors import ConfigError
+from trainer.inputs import load_prompts
 from trainer.preset import preset_names
 from trainer.settings import Settings
-from trainer.start import load_prompts
 
 
 def test_every_preset_is_valid_and_documents_every_setting() -> None:

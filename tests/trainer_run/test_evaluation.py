@@ -23,7 +23,7 @@ from trainer.distributed import World
 from trainer.eval_plan import plan, spread
 from trainer.evaluate import sample_and_compare, sample_ode, spread_steps
 from trainer.held_out import draw_images, evaluate_run
-from trainer.start import load_model
+from trainer.inputs import load_model
 from trainer.types import Prompt
 
 REPOSITORY = Path(__file__).parents[2]

@@ -15,6 +15,7 @@ from trainer.config import parse
 from trainer.cost import evaluations
 from trainer.distributed import World
 from trainer.epoch import train_epoch
+from trainer.inputs import load_model
 from trainer.losses import LOSSES
 from trainer.models import MODELS
 from trainer.models.architecture import described, find
@@ -22,7 +23,7 @@ from trainer.models.published import PUBLISHED
 from trainer.models.targets import TARGETS
 from trainer.preset import preset_names
 from trainer.settings import Settings
-from trainer.start import load_model, opened
+from trainer.start import opened
 
 MINI = Path("trainer/mini/weights")
 ROOT = Path(__file__).parents[2]

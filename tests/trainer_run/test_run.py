@@ -21,10 +21,11 @@ from tests.trainer_run.fake_service import ScoreFn, score_pixels, service_with
 from trainer import checkpoint
 from trainer.config import parse
 from trainer.errors import CheckpointError, ConfigError, DataError, ServiceLost
+from trainer.inputs import load_model
 from trainer.metrics import read
 from trainer.models.fingerprint import base_fingerprint
 from trainer.run_state import check_same, locked
-from trainer.start import Outcome, load_model, train_run
+from trainer.start import Outcome, train_run
 
 REPOSITORY = Path(__file__).parents[2]
 CLOCKS = ("seconds", "train_minutes", "images_per_s")
