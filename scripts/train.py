@@ -46,15 +46,17 @@ def main() -> int:
     processes = _processes(args.processes, args.model)
     preset = preset_of(args.model, args.task, processes)
     launcher = [sys.executable, "-m"]
+    training = dict(os.environ)
     if processes > 1:
+        # What torchrun sets itself, with five lines of warning.
+        training.setdefault("OMP_NUM_THREADS", "1")
         launcher += ["torch.distributed.run", "--nproc-per-node", str(processes), "-m"]
     command = [*launcher, "trainer", "train", "--preset", preset, *extra]
-    for name, value in DEFAULTS.items():
-        os.environ.setdefault(name, value)
+    training = {**DEFAULTS, **training}
     if args.reward_url:
-        return _run(command, {**os.environ, "REWARD_URL": args.reward_url})
+        return _run(command, {**training, "REWARD_URL": args.reward_url})
     with tempfile.TemporaryDirectory(prefix="flow-reward-") as folder:
-        return _with_local_service(command, Path(folder))
+        return _with_local_service(command, training, Path(folder))
 
 
 def preset_of(model: str, task: str, processes: int) -> str:
@@ -88,7 +90,7 @@ def _processes(text: str, model: str) -> int:
     return max(count for count in (1, 2, 4) if count == 1 or count <= cores)
 
 
-def _with_local_service(command: list[str], folder: Path) -> int:
+def _with_local_service(command: list[str], env: dict[str, str], folder: Path) -> int:
     """Start the service on free loopback ports, train, drain the service."""
     ports_file, log_file = folder / "ports.json", Path("runs") / "reward_service.log"
     log_file.parent.mkdir(exist_ok=True)
@@ -101,7 +103,7 @@ def _with_local_service(command: list[str], folder: Path) -> int:
     try:
         url = _wait_for_ports(service, ports_file, log_file)
         print(f"reward service: {url} (log: {log_file})", flush=True)
-        return _run(command, {**os.environ, "REWARD_URL": url})
+        return _run(command, {**env, "REWARD_URL": url})
     finally:
         service.terminate()
         try:
