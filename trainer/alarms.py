@@ -36,11 +36,13 @@ class Rules:
     Attributes:
         fall: relative fall against the base.
         falls: the same for single watched rewards, by name.
+        lowered: trained rewards with a negative weight: training pushes them down.
         max_failed: evaluations with a larger share of images without a score decide nothing.
     """
 
     fall: float = 0.10
     falls: Mapping[str, float] = field(default_factory=dict)
+    lowered: frozenset[str] = frozenset()
     max_failed: float = 0.25
 
     @staticmethod
@@ -48,12 +50,16 @@ class Rules:
         """The rules of a run."""
         watch = settings.rewards.watch
         own = {term.name: term.alarm_fall for term in watch if term.alarm_fall is not None}
-        return Rules(settings.eval.alarm_fall, own, settings.rewards.max_failed_fraction)
+        lowered = frozenset(term.name for term in settings.rewards.train if term.weight < 0)
+        return Rules(settings.eval.alarm_fall, own, lowered, settings.rewards.max_failed_fraction)
 
 
 @dataclass(frozen=True, slots=True)
 class Rise:
-    """How far the trained reward has come: its name, the base's value, the value now."""
+    """How far the trained reward has come: its name, the base's value, the value now.
+
+    One with a negative weight has come down.
+    """
 
     name: str
     before: float
@@ -136,9 +142,10 @@ def text(alarm: Alarm) -> str:
     where = " on the training prompts" if alarm.kind == "overfitting" else ""
     look = f"; look at {alarm.samples}" if alarm.samples else ""
     fall = f"{figure(alarm.before, 2)} -> {figure(alarm.now, 2)}"
+    rose = ("rose" if rise.now > rise.before else "was pushed down") + _share(rise.before, rise.now)
     return (
         f"{what} {alarm.name} fell{_share(alarm.before, alarm.now)} ({fall}) while {rise.name} "
-        f"rose{_share(rise.before, rise.now)}{where}{look}"
+        f"{rose}{where}{look}"
     )
 
 
@@ -196,7 +203,7 @@ def _judge(found: list[Alarm], pair: _Pair, rules: Rules, epochs: Sequence[Row])
         if not _fallen(pair, OVER * threshold, surely=False):
             found[place] = replace(found[place], until=pair.new["epoch"])
         return
-    rise = _rise(pair, epochs) if _fallen(pair, threshold) else None
+    rise = _rise(pair, rules, epochs) if _fallen(pair, threshold) else None
     if rise is not None:
         found.append(
             Alarm(
@@ -227,27 +234,28 @@ def _active(found: Sequence[Alarm], kind: Kind, name: str) -> int | None:
     return None
 
 
-def _rise(pair: _Pair, epochs: Sequence[Row]) -> Rise | None:
+def _rise(pair: _Pair, rules: Rules, epochs: Sequence[Row]) -> Rise | None:
     """The trained reward that rose most, relative to its start; None if none surely did."""
-    rises = _rises_in_training(epochs, pair.old["epoch"])
+    rises = _rises_in_training(epochs, pair.old["epoch"], rules)
     if pair.kind != "overfitting":
-        rises = [*_rises_held_out(pair.old, pair.new), *rises]
+        rises = [*_rises_held_out(pair.old, pair.new, rules), *rises]
     return max(rises, key=_relative, default=None)
 
 
-def _rises_held_out(old: Row, new: Row) -> list[Rise]:
+def _rises_held_out(old: Row, new: Row, rules: Rules) -> list[Rise]:
     """Rises on held-out prompts beyond the 95 % interval of the old value."""
     out = []
     for name, before in old["rewards"].items():
         now = new["rewards"].get(name, {"mean": None})
         if before["mean"] is None or now["mean"] is None:
             continue
-        if now["mean"] > before["high"]:
+        lowered = name in rules.lowered
+        if now["mean"] < before["low"] if lowered else now["mean"] > before["high"]:
             out.append(Rise(name, before["mean"], now["mean"]))
     return out
 
 
-def _rises_in_training(epochs: Sequence[Row], since: int) -> list[Rise]:
+def _rises_in_training(epochs: Sequence[Row], since: int, rules: Rules) -> list[Rise]:
     """Rises up to the last epochs beyond twice the standard error of the difference.
 
     The start is the mean of the epochs up to `since`, or of the first ones if there are none.
@@ -262,7 +270,7 @@ def _rises_in_training(epochs: Sequence[Row], since: int) -> list[Rise]:
             continue
         before, now = fmean(first), fmean(last)
         error = sqrt(stdev(first) ** 2 / len(first) + stdev(last) ** 2 / len(last))
-        if now - before > 2 * error:
+        if (before - now if name in rules.lowered else now - before) > 2 * error:
             out.append(Rise(name, before, now))
     return out
 
@@ -272,7 +280,7 @@ def _rewards(epochs: Sequence[Row], name: str) -> list[float]:
 
 
 def _relative(rise: Rise) -> float:
-    return (rise.now - rise.before) / max(abs(rise.before), 1e-9)
+    return abs(rise.now - rise.before) / max(abs(rise.before), 1e-9)
 
 
 def _share(before: float, now: float) -> str:

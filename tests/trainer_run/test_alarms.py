@@ -77,6 +77,25 @@ def test_a_hacked_reward_is_one_alarm_with_everything_in_its_line() -> None:
     assert json.loads(json.dumps(as_rows([alarm])))[0]["epoch"] == 120
 
 
+def test_a_reward_with_a_negative_weight_is_hacked_downwards() -> None:
+    rows = [*training(1, 20, 0.9, slope=-0.02), evaluation(0), evaluation(20, reward=0.3, purity=0)]
+    term = {"scorer": "geneval", "component": "strict", "weight": -1.0}
+    settings = parse({"rewards": {"url": "fake://reward", "train": [term]}})
+    rules = Rules.of(settings)
+    (alarm,) = alarms(rows, rules)
+    assert text(alarm).startswith(
+        "reward hacking? colour purity fell 100 % (0.90 -> 0.00) while geneval.strict "
+        "was pushed down 40 %"
+    )
+    assert kinds(rows) == []
+    # On the training prompts alone, and upwards, where it is no success.
+    only = [*rows[:20], evaluation(0, reward=None), evaluation(20, reward=None, purity=0)]
+    assert [kind for kind, *_ in kinds(only, rules)] == ["hacking"]
+    up = [evaluation(0), evaluation(20, reward=0.9, purity=0)]
+    assert kinds(up, rules) == []
+    assert [kind for kind, *_ in kinds(up)] == ["hacking"]
+
+
 def test_falls_without_a_rise_and_falls_inside_the_noise_are_no_alarm() -> None:
     assert kinds([evaluation(0), evaluation(60, purity=0.5)]) == []
     assert kinds([evaluation(0), evaluation(60, reward=0.9, purity=0.82)]) == []
