@@ -160,8 +160,13 @@ def evaluate(run: Run, phase: str) -> Evaluation:
     _check_measured(run, found)
     progress = run.progress
     progress.evaluated_epoch, progress.evaluated_s = progress.epoch, progress.elapsed_s
-    headline = found.metrics[metric_terms(run.settings)[0].name]["mean"]
-    if headline is not None and (progress.best is None or headline > progress.best):
+    term = metric_terms(run.settings)[0]
+    headline = found.metrics[term.name]["mean"]
+    if headline is not None and (
+        progress.best is None
+        # What has a negative weight in the reward is better the lower it is.
+        or (headline < progress.best if term.weight < 0 else headline > progress.best)
+    ):
         progress.best, progress.best_epoch = headline, progress.epoch
     samples = f"samples/{phase}_{progress.epoch:06d}.png"
     row = {

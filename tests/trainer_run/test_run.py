@@ -258,6 +258,19 @@ def test_a_run_of_another_model_or_preset_is_named(
         check_same(parse(table), before, Path("runs/x"))
 
 
+@pytest.mark.parametrize("weight", [1.0, -1.0])
+def test_the_best_evaluation_is_the_lowest_where_the_weight_is_negative(
+    table: dict[str, Any], weight: float
+) -> None:
+    table["rewards"]["train"][0]["weight"] = weight
+    table["eval"]["every_epochs"] = 1
+    run_dir = run(table).run_dir
+    found = [row["metrics"]["brightness"]["mean"] for row in read(run_dir) if row["kind"] == "eval"]
+    best = json.loads((run_dir / "result.json").read_text(encoding="utf-8"))["best"]
+    assert len(set(found)) > 1
+    assert best == (max(found) if weight > 0 else min(found))
+
+
 @pytest.mark.parametrize(("finetune", "kl_beta"), [("lora", 0.0), ("full", 0.0), ("full", 0.1)])
 def test_a_run_does_not_go_on_from_another_fine_tune_of_its_base(
     table: dict[str, Any], tmp_path: Path, finetune: str, kl_beta: float
