@@ -27,10 +27,12 @@ from typing import Annotated, Any
 import typer
 
 from trainer.charts import Axes, Series, line_chart, moving_average
+from trainer.grids import labelled
 
 PRESET = "mini_geneval_grpo"
 REFERENCE = "reference"
-SMOOTHING_EPOCHS = 8
+SMOOTHING_EPOCHS = 4
+SAMPLES = "experiment_samples.png"
 LAST_EPOCHS = 8
 # One epoch is 96 images; an evaluation is one image of each held-out prompt.
 COMMON = (
@@ -194,6 +196,13 @@ def report(
         path.write_text(figure({name: rows[name] for name in names}), encoding="utf-8")
         typer.echo(f"\n### {study.title}\n\n![{study.title}](images/{path.name})\n")
         typer.echo(table({name: rows[name] for name in names}))
+    shown = [name for name in (REFERENCE, *STUDIES["kl"].variants) if name in rows]
+    first = _evaluation(rows[REFERENCE], "base")
+    finals = [
+        (name, out / slug(name) / _evaluation(rows[name], "final")["samples"]) for name in shown
+    ]
+    sheets = [("base", out / slug(REFERENCE) / first["samples"]), *finals]
+    labelled(sheets, first["shown"]).save(docs / "images" / SAMPLES, optimize=True)
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

@@ -16,27 +16,26 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from trainer.grids import cut, load_png
+from trainer.grids import labelled
 
 COLORS = ("#2b59e0", "#1f9d63", "#8a63d2", "#c98a00", "#d6336c", "#0c8599", "#868e96")
 HEIGHT_PX, TOP_PX, BOTTOM_PX = 370, 34, 320
 LOWEST = 0.2
-CELL_PX, LABEL_PX, CAPTION_PX = 128, 92, 54
 
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One diagram: where it lies and how many minutes its x axis has."""
+    """One diagram: where it lies and how many epochs its x axis has."""
 
     left_px: int
     right_px: int
-    minutes: float
+    epochs: int
 
-    def x(self, minutes: float) -> float:
-        """Pixels from the left of `minutes`."""
-        return self.left_px + (self.right_px - self.left_px) * minutes / self.minutes
+    def x(self, epoch: float) -> float:
+        """Pixels from the left of `epoch`."""
+        return self.left_px + (self.right_px - self.left_px) * epoch / self.epochs
 
     def y(self, value: float) -> float:
         """Pixels from the top of an accuracy."""
@@ -65,14 +64,14 @@ def axes(panel: Panel, title: str) -> list[str]:
             f"{tick:.1f}</text>"
         )
     out += [
-        f'<text x="{panel.x(minute):.0f}" y="{BOTTOM_PX + 20}" text-anchor="middle" '
-        f'fill="#555">{minute}</text>'
-        for minute in range(0, int(panel.minutes) + 1, 5)
+        f'<text x="{panel.x(epoch):.0f}" y="{BOTTOM_PX + 20}" text-anchor="middle" '
+        f'fill="#555">{epoch}</text>'
+        for epoch in range(0, panel.epochs + 1, 10)
     ]
     middle = (panel.left_px + panel.right_px) / 2
     out.append(
         f'<text x="{middle:.0f}" y="{BOTTOM_PX + 42}" text-anchor="middle" fill="#555">'
-        "minutes of training</text>"
+        "epochs</text>"
     )
     return out
 
@@ -90,7 +89,7 @@ def labels(panel: Panel, ends: list[tuple[str, float, str]]) -> list[str]:
 
 
 def line(panel: Panel, points: list[tuple[float, float]], color: str, style: str = "") -> str:
-    """A polyline through (minutes, value)."""
+    """A polyline through (epoch, value)."""
     places = " ".join(f"{panel.x(x):.0f},{panel.y(y):.0f}" for x, y in points)
     return f'<polyline fill="none" stroke="{color}" stroke-width="1.8" {style} points="{places}"/>'
 
@@ -98,11 +97,11 @@ def line(panel: Panel, points: list[tuple[float, float]], color: str, style: str
 def curve(runs: dict[str, Path], controls: dict[str, float]) -> str:
     """The SVG: means of all runs at the left, categories of the first at the right."""
     rows = {name: evaluations(folder) for name, folder in runs.items()}
-    longest = max(row["train_minutes"] for found in rows.values() for row in found)
+    longest = max(row["epoch"] for found in rows.values() for row in found)
     panel, ends, out = Panel(50, 420, longest), [], []
     out += axes(panel, "Held-out GenEval accuracy")
     for (name, found), color in zip(rows.items(), COLORS, strict=False):
-        points = [(row["train_minutes"], headline(row)["mean"]) for row in found]
+        points = [(row["epoch"], headline(row)["mean"]) for row in found]
         out.append(line(panel, points, color))
         last = headline(found[-1])
         x = panel.x(points[-1][0])
@@ -113,16 +112,15 @@ def curve(runs: dict[str, Path], controls: dict[str, float]) -> str:
         ends.append((name, last["mean"], color))
     base = headline(next(iter(rows.values()))[0])["mean"]
     for name, value in controls.items():
-        out.append(line(panel, [(0, base), (15, value)], COLORS[-1], 'stroke-dasharray="5 4"'))
+        ends_at = (longest, value)
+        out.append(line(panel, [(0, base), ends_at], COLORS[-1], 'stroke-dasharray="5 4"'))
         ends.append((name, value, COLORS[-1]))
     out += labels(panel, ends)
     first, found = next(iter(rows.items()))
-    panel, ends = Panel(660, 960, found[-1]["train_minutes"]), []
+    panel, ends = Panel(660, 960, found[-1]["epoch"]), []
     out += axes(panel, f"By category ({escape(first)})")
     for category, color in zip(headline(found[0])["categories"], COLORS, strict=False):
-        values = [
-            (row["train_minutes"], headline(row)["categories"][category]["mean"]) for row in found
-        ]
+        values = [(row["epoch"], headline(row)["categories"][category]["mean"]) for row in found]
         out.append(line(panel, [(x, max(LOWEST, y)) for x, y in values], color))
         ends.append((category, values[-1][1], color))
     out += labels(panel, ends)
@@ -134,34 +132,14 @@ def curve(runs: dict[str, Path], controls: dict[str, float]) -> str:
     )
 
 
-def wrapped(text: str, width: int = 19) -> str:
-    """A prompt in short lines, without GenEval's opening."""
-    rows = [""]
-    for word in text.removeprefix("a photo of ").split():
-        if len(rows[-1]) + len(word) >= width:
-            rows.append("")
-        rows[-1] = f"{rows[-1]} {word}".strip()
-    return "\n".join(rows)
-
-
 def grid(folder: Path) -> Image.Image:
-    """The sample sheets of a run's evaluations, with times at the left and prompts on top."""
-    rows = evaluations(folder)
-    shown = rows[0]["shown"]
-    size = (LABEL_PX + CELL_PX * len(shown), CAPTION_PX + CELL_PX * len(rows))
-    out = Image.new("RGB", size, "white")
-    pen, font = ImageDraw.Draw(out), ImageFont.load_default(size=13)
-    for column, text in enumerate(shown):
-        pen.text((LABEL_PX + CELL_PX * column + 4, 4), wrapped(text), "#333", font)
-    for number, row in enumerate(rows):
-        top = CAPTION_PX + CELL_PX * number
-        name = "base" if row["phase"] == "base" else f"{row['train_minutes']:.0f} min"
-        pen.text((6, top + CELL_PX // 2 - 8), name, "#333", font)
-        pixels = load_png(folder / row["samples"])
-        for column, image in enumerate(cut(pixels, len(shown))):
-            tile = Image.fromarray(image).resize((CELL_PX - 4,) * 2, Image.Resampling.NEAREST)
-            out.paste(tile, (LABEL_PX + CELL_PX * column, top))
-    return out
+    """The sample sheets of a run's evaluations, with epochs at the left and prompts on top."""
+    found = evaluations(folder)
+    rows = [
+        ("base" if row["phase"] == "base" else f"epoch {row['epoch']}", folder / row["samples"])
+        for row in found
+    ]
+    return labelled(rows, found[0]["shown"])
 
 
 def named(pairs: list[str]) -> dict[str, str]:
@@ -173,7 +151,7 @@ def main(
     run: Annotated[list[str], typer.Option(help="name=folder of a run")],
     sheet: Annotated[Path, typer.Option("--grid", help="run whose samples are shown")],
     out: Annotated[Path, typer.Option(help="folder of the figures")],
-    control: Annotated[list[str] | None, typer.Option(help="name=accuracy at 15 min")] = None,
+    control: Annotated[list[str] | None, typer.Option(help="name=accuracy at the end")] = None,
 ) -> None:
     """Draw both figures."""
     runs = {name: Path(folder) for name, folder in named(run).items()}
