@@ -21,7 +21,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import fmean
 from typing import Annotated, Any
 
 import typer
@@ -34,6 +34,8 @@ REFERENCE = "reference"
 SMOOTHING_EPOCHS = 4
 SAMPLES = "experiment_samples.png"
 LAST_EPOCHS = 8
+# Between the base's pictures (1.29 kB) and empty ones (0.86 kB).
+HALFWAY_KB = 1.08
 # One epoch is 96 images; an evaluation is one image of each held-out prompt.
 COMMON = (
     "run.epochs=32",
@@ -142,6 +144,20 @@ STUDIES: dict[str, Study] = {
     ),
 }
 
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A finished run: its settings and the rows of its metrics."""
+
+    settings: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]]
+
+    @property
+    def epochs(self) -> list[Mapping[str, Any]]:
+        """The rows of training."""
+        return [row for row in self.rows if row["kind"] == "train"]
+
+
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 Out = Annotated[Path, typer.Option(help="folder of the runs")]
 
@@ -187,28 +203,29 @@ def report(
 ) -> None:
     """Draw one figure per study and print the tables."""
     done = [name for name in variants() if (out / slug(name) / "result.json").is_file()]
-    rows = {name: read(out / slug(name)) for name in done}
+    runs = {name: read(out / slug(name)) for name in done}
     for key, study in STUDIES.items():
-        names = [name for name in (REFERENCE, *study.variants) if name in rows]
+        names = [name for name in (REFERENCE, *study.variants) if name in runs]
         if len(names) < 2:
             continue
         path = docs / "images" / f"experiment_{key}.svg"
-        path.write_text(figure({name: rows[name] for name in names}), encoding="utf-8")
+        path.write_text(figure({name: runs[name] for name in names}), encoding="utf-8")
         typer.echo(f"\n### {study.title}\n\n![{study.title}](images/{path.name})\n")
-        typer.echo(table({name: rows[name] for name in names}))
-    shown = [name for name in (REFERENCE, *STUDIES["kl"].variants) if name in rows]
-    first = _evaluation(rows[REFERENCE], "base")
+        typer.echo(table({name: runs[name] for name in names}))
+    shown = [name for name in (REFERENCE, *STUDIES["kl"].variants) if name in runs]
+    first = _evaluation(runs[REFERENCE], "base")
     finals = [
-        (name, out / slug(name) / _evaluation(rows[name], "final")["samples"]) for name in shown
+        (name, out / slug(name) / _evaluation(runs[name], "final")["samples"]) for name in shown
     ]
     sheets = [("base", out / slug(REFERENCE) / first["samples"]), *finals]
     labelled(sheets, first["shown"]).save(docs / "images" / SAMPLES, optimize=True)
 
 
-def read(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics."""
+def read(folder: Path) -> Run:
+    """What a run has left in its folder."""
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))["settings"]
+    return Run(settings, [json.loads(line) for line in lines])
 
 
 def reward(row: Mapping[str, Any]) -> float | None:
@@ -216,49 +233,69 @@ def reward(row: Mapping[str, Any]) -> float | None:
     return next(iter(row["reward"].values()))
 
 
-def figure(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+def figure(runs: Mapping[str, Run]) -> str:
     """An SVG of the training reward by epoch, smoothed."""
     series = []
-    for color, (name, rows) in enumerate(runs.items(), start=1):
-        epochs = [row for row in rows if row["kind"] == "train"]
-        smooth = moving_average([reward(row) for row in epochs], SMOOTHING_EPOCHS)
-        series.append(Series(name, [row["epoch"] for row in epochs], smooth, color=color))
+    for color, (name, run) in enumerate(runs.items(), start=1):
+        smooth = moving_average([reward(row) for row in run.epochs], SMOOTHING_EPOCHS)
+        series.append(Series(name, [row["epoch"] for row in run.epochs], smooth, color=color))
     drawn = line_chart(series, Axes(x_label=f"epoch (kB as JPEG, mean of {SMOOTHING_EPOCHS})"))
     head, body = drawn[drawn.index("<svg") :].split(">", 1)
     return f'{head} xmlns="http://www.w3.org/2000/svg">{STYLE}{body}'
 
 
-def table(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """A Markdown table: held-out reward and accuracy, KL, watched rewards, time.
+def table(runs: Mapping[str, Run]) -> str:
+    """A Markdown table: how fast, how far, at which price.
 
     Raises:
         IndexError: a run has no epoch or no evaluation yet.
     """
     out = [
-        "| run | kB, held-out | kB, last 8 epochs | GenEval, held-out | KL "
-        "| largest fall of a watched reward | s per epoch |",
+        f"| run | {HALFWAY_KB} kB at epoch | kB, held-out | GenEval, held-out | KL "
+        "| largest fall of a watched reward | passes per image |",
         "|---|---|---|---|---|---|---|",
     ]
     base = _evaluation(next(iter(runs.values())), "base")
-    out.append(f"| base | {_trained(base)} | | {_all_prompts(base):.2f} | | | |")
-    for name, rows in runs.items():
-        final = _evaluation(rows, "final")
-        epochs = [row for row in rows if row["kind"] == "train"]
+    out.append(f"| base | | {_trained(base)} | {_all_prompts(base):.2f} | | | |")
+    for name, run in runs.items():
+        final = _evaluation(run, "final")
         cells = [
             name,
+            _halfway(run),
             _trained(final),
-            _mean([reward(row) for row in epochs[-LAST_EPOCHS:]]),
             f"{_all_prompts(final):.2f}",
-            _mean([row["policy"].get("kl") for row in epochs[-LAST_EPOCHS:]], digits=5),
+            _kl(run),
             _fall(base["watch"], final["watch"]),
-            f"{median(row['seconds']['total'] for row in epochs):.1f}",
+            str(passes(run.settings)),
         ]
         out.append("| " + " | ".join(cells) + " |")
     return "\n".join(out)
 
 
-def _evaluation(rows: Sequence[Mapping[str, Any]], phase: str) -> Mapping[str, Any]:
-    return [row for row in rows if row["kind"] == "eval" and row["phase"] == phase][-1]
+def passes(settings: Mapping[str, Any]) -> int:
+    """Passes of the network per image and epoch, those of updates with their gradient as one."""
+    sampling, loss = settings["sampling"], settings["loss"]
+    reference = int(loss["kl_beta"] > 0)
+    if sampling["sde"] == "ode":  # the policy that sampled is asked as well
+        return sampling["num_steps"] + loss["noise_levels"] * (2 + reference)
+    trained = sampling["window_size"] or sampling["num_steps"] - 1
+    return sampling["num_steps"] + trained * (1 + reference)
+
+
+def _halfway(run: Run) -> str:
+    smooth = moving_average([reward(row) for row in run.epochs], SMOOTHING_EPOCHS)
+    places = [place for place, value in enumerate(smooth) if value and value < HALFWAY_KB]
+    return str(run.epochs[places[0]]["epoch"]) if places else "not in time"
+
+
+def _kl(run: Run) -> str:
+    found = [row["policy"].get("kl") for row in run.epochs[-LAST_EPOCHS:]]
+    kept = [value for value in found if value is not None]
+    return f"{fmean(kept):.1e}" if kept else "–"
+
+
+def _evaluation(run: Run, phase: str) -> Mapping[str, Any]:
+    return [row for row in run.rows if row["kind"] == "eval" and row["phase"] == phase][-1]
 
 
 def _trained(row: Mapping[str, Any]) -> str:
@@ -270,11 +307,6 @@ def _all_prompts(row: Mapping[str, Any]) -> float:
     """Share of all images that are right: a category of six prompts sways the mean of six."""
     parts = next(iter(row["metrics"].values()))["categories"].values()
     return sum(part["mean"] * part["n"] for part in parts) / sum(part["n"] for part in parts)
-
-
-def _mean(values: Sequence[float | None], digits: int = 3) -> str:
-    kept = [value for value in values if value is not None]
-    return f"{sum(kept) / len(kept):.{digits}f}" if kept else "–"
 
 
 def _fall(base: Mapping[str, Any], final: Mapping[str, Any]) -> str:
