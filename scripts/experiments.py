@@ -26,7 +26,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trainer.charts import Axes, Series, line_chart, moving_average
+from trainer.charts import Axes, Series, line_document, moving_average
 from trainer.grids import labelled
 
 PRESET = "mini_geneval_grpo"
@@ -50,12 +50,6 @@ COMMON = (
     "eval.every_minutes=0",
     "eval.images_per_prompt=1",
     "logging.tensorboard=false",
-)
-# A figure's page has no style sheet of its own to give the charts their colours.
-STYLE = (
-    "<style>svg{--s1:#2b59e0;--s2:#d9480f;--s3:#1f9d63;--s4:#8a63d2;--s5:#c98a00;--s6:#868e96;"
-    "--grid:#ddd;--ink:#333;background:#fff;font-family:sans-serif}"
-    ".grid{stroke:#ddd}.tick{fill:#555;font-size:11px}</style>"
 )
 
 
@@ -234,14 +228,12 @@ def reward(row: Mapping[str, Any]) -> float | None:
 
 
 def figure(runs: Mapping[str, Run]) -> str:
-    """An SVG of the training reward by epoch, smoothed."""
+    """An SVG file of the training reward by epoch, smoothed."""
     series = []
     for color, (name, run) in enumerate(runs.items(), start=1):
         smooth = moving_average([reward(row) for row in run.epochs], SMOOTHING_EPOCHS)
         series.append(Series(name, [row["epoch"] for row in run.epochs], smooth, color=color))
-    drawn = line_chart(series, Axes(x_label=f"epoch (kB as JPEG, mean of {SMOOTHING_EPOCHS})"))
-    head, body = drawn[drawn.index("<svg") :].split(">", 1)
-    return f'{head} xmlns="http://www.w3.org/2000/svg">{STYLE}{body}'
+    return line_document(series, Axes(x_label=f"epoch (kB as JPEG, mean of {SMOOTHING_EPOCHS})"))
 
 
 def table(runs: Mapping[str, Run]) -> str:
