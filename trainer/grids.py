@@ -63,7 +63,7 @@ def labelled(rows: Sequence[tuple[str, Path]], prompts: Sequence[str]) -> PilIma
         pen.text((6, top + CELL_PX // 2 - 8), name, "#333", font)
         for column, image in enumerate(cut(load_png(file), len(prompts))):
             tile = PilImage.fromarray(image)
-            tile = tile.resize((CELL_PX - 4,) * 2, PilImage.Resampling.NEAREST)
+            tile = tile.resize((CELL_PX - 4, CELL_PX - 4), PilImage.Resampling.NEAREST)
             out.paste(tile, (LABEL_PX + CELL_PX * column, top))
     return out
 
