@@ -52,7 +52,7 @@ serve: install ## serve the rewards that need no downloads, on 127.0.0.1:8000 (H
 
 # By file, so that tests that share a server stay together; WORKERS=0 runs them in one process.
 test: install ## run the tests, WORKERS=2 files at a time
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-scorers: scorers ## run the tests of the scorers on torch
 	@$(VENV_SCORERS)/bin/python -m pytest tests_scorers $(ARGS)
