@@ -14,7 +14,7 @@ from trainer.settings import Settings
 
 Row = Mapping[str, Any]
 
-# How the paper heads its columns.
+# How the paper names them.
 SHORT: Mapping[str, str] = {
     "single_object": "single",
     "two_object": "two",
@@ -70,28 +70,27 @@ def as_json(measured: Measured) -> dict[str, Any]:
 
 
 def _headline(measured: Measured) -> Table:
+    """A line per category, a column per model: eleven columns would not fit in a terminal."""
     found, target = measured.found, measured.target
     name, row = next(iter(found.metrics.items()))
     names = [n for n in ORDER if n in row["categories"]]
     names += [n for n in row["categories"] if n not in names]
     shown = names if len(names) > 1 else []
-    table = Table(
-        title=f"{escape(name)}: {measured.prompts} prompts, {found.images} images", show_lines=True
-    )
-    table.add_column("model", overflow="fold")
-    for heading in ("overall", *(escape(SHORT.get(n, n)) for n in shown), "images", "failed"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    cells = [_cell(row), *(_cell(row["categories"][n]) for n in shown)]
-    table.add_row(escape(target.title), *cells, str(found.images), str(found.images - row["n"]))
-    for published in _published(target.settings, names):
-        values = published.values[: 1 + len(shown)]
-        table.add_row(
-            f"[dim]{published.name}, as published (not measured here)[/]",
-            *(f"[dim]{value:.2f}[/]" for value in values),
-            *("" for _ in range(2 + 1 + len(shown) - len(values))),
-        )
+    published = _published(target.settings, names)
+    table = Table(title=f"{escape(name)}: {measured.prompts} prompts, {found.images} images")
+    table.add_column("")
+    table.add_column(escape(target.title), justify="right", overflow="fold", min_width=22)
+    for other in published:
+        table.add_column(f"{other.name}, as published", justify="right", style="dim")
+    rows = {"overall": row} | {SHORT.get(n, n): row["categories"][n] for n in shown}
+    for place, (heading, value) in enumerate(rows.items()):
+        others = (f"{other.values[place]:.2f}" for other in published)
+        table.add_row(escape(heading), _cell(value), *others, end_section=not place)
+    table.add_section()
+    table.add_row("images", str(found.images))
+    table.add_row("failed", str(found.images - row["n"]))
     if names:
-        table.caption = "Below each mean: its 95 % interval, bootstrapped over prompts."
+        table.caption = "In brackets: the 95 % interval, bootstrapped over prompts."
     return table
 
 
@@ -123,7 +122,7 @@ def _outputs(measured: Measured) -> Table:
 def _cell(row: Row) -> str:
     if row["mean"] is None:
         return "-"
-    return f"[bold]{figure(row['mean'])}[/]\n[dim]{figure(row['low'])}..{figure(row['high'])}[/]"
+    return f"[bold]{figure(row['mean'])}[/] ({figure(row['low'])} to {figure(row['high'])})"
 
 
 def _line(row: Row) -> tuple[str, str, str]:

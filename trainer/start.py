@@ -160,7 +160,8 @@ def opened(
         model = world.everywhere(lambda: load_model(settings, device, parked=sharded))
         base = base_fingerprint(model.networks())
         if stored is not None:
-            check_base(settings, stored.progress.get("base"), base)
+            before = stored.progress.get("base")
+            world.everywhere(lambda: check_base(settings, before, base))
         half = resolve(settings.model.dtype, device)
         world.everywhere(lambda: prepare_networks(model, settings, world, half))
         updater = Updater(model, settings, world)

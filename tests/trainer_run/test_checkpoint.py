@@ -1,11 +1,15 @@
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from tests.trainer_run.test_run import run
 from trainer import checkpoint
 from trainer.checkpoint import Checkpoint
 from trainer.errors import CheckpointError
+from trainer.metrics import read
 
 
 def make(epoch: int) -> Checkpoint:
@@ -138,3 +142,16 @@ def test_the_optimiser_goes_on_to_the_bit() -> None:
     checkpoint.restore_optimizer(second, {"w": other}, tensors)
     step(other, second)
     assert torch.equal(other, weight)
+
+
+@pytest.mark.parametrize("weight", [1.0, -1.0])
+def test_the_best_evaluation_is_the_lowest_where_the_weight_is_negative(
+    table: dict[str, Any], weight: float
+) -> None:
+    table["rewards"]["train"][0]["weight"] = weight
+    table["eval"]["every_epochs"] = 1
+    run_dir = run(table).run_dir
+    found = [row["metrics"]["brightness"]["mean"] for row in read(run_dir) if row["kind"] == "eval"]
+    best = json.loads((run_dir / "result.json").read_text(encoding="utf-8"))["best"]
+    assert len(set(found)) > 1
+    assert best == (max(found) if weight > 0 else min(found))

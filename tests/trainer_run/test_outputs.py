@@ -253,7 +253,7 @@ def test_evaluate_prints_the_table_and_writes_everything(
     assert found["scorers"] == {"brightness": ["fake"], "contrast": ["fake"]}
     row = found["metrics"]["brightness"]
     assert f"{row['mean']:.3f}" in out
-    assert f"{row['low']:.3f}..{row['high']:.3f}" in out
+    assert f"({row['low']:.3f} to {row['high']:.3f})" in out
 
 
 def test_a_pipeline_is_evaluated_without_a_run(

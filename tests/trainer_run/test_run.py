@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,16 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from reward_client import Code, Item, ItemError, Unavailable
 from tests.trainer_run.fake_service import ScoreFn, score_pixels, service_with
 from trainer import checkpoint
 from trainer.config import parse
 from trainer.errors import CheckpointError, ConfigError, DataError, ServiceLost
-from trainer.inputs import load_model
 from trainer.metrics import read
-from trainer.models.fingerprint import base_fingerprint
 from trainer.run_state import check_same, locked
 from trainer.start import Outcome, train_run
 
@@ -256,52 +253,6 @@ def test_a_run_of_another_model_or_preset_is_named(
     table[section][name] = value
     with pytest.raises(ConfigError, match=rf"started with {section}\.{name}=.*another folder"):
         check_same(parse(table), before, Path("runs/x"))
-
-
-@pytest.mark.parametrize("weight", [1.0, -1.0])
-def test_the_best_evaluation_is_the_lowest_where_the_weight_is_negative(
-    table: dict[str, Any], weight: float
-) -> None:
-    table["rewards"]["train"][0]["weight"] = weight
-    table["eval"]["every_epochs"] = 1
-    run_dir = run(table).run_dir
-    found = [row["metrics"]["brightness"]["mean"] for row in read(run_dir) if row["kind"] == "eval"]
-    best = json.loads((run_dir / "result.json").read_text(encoding="utf-8"))["best"]
-    assert len(set(found)) > 1
-    assert best == (max(found) if weight > 0 else min(found))
-
-
-@pytest.mark.parametrize(("finetune", "kl_beta"), [("lora", 0.0), ("full", 0.0), ("full", 0.1)])
-def test_a_run_does_not_go_on_from_another_fine_tune_of_its_base(
-    table: dict[str, Any], tmp_path: Path, finetune: str, kl_beta: float
-) -> None:
-    base = tmp_path / "base"
-    shutil.copytree(table["model"]["path"], base)
-    table["model"] |= {"path": str(base), "finetune": finetune}
-    table["loss"]["kl_beta"] = kl_beta
-    table["run"]["epochs"] = 1
-    run(table)
-    table["run"]["epochs"] = 2
-    file = base / "transformer" / "diffusion_pytorch_model.safetensors"
-    untouched = file.read_bytes()
-    weights = load_file(file)
-    save_file({**weights, "proj_out.weight": weights["proj_out.weight"] * 1.01}, file)
-    kept = numbers(tmp_path / "run")
-    with pytest.raises(CheckpointError, match=r"other weights.*fingerprint.*run\.out_dir="):
-        run(table)
-    assert numbers(tmp_path / "run") == kept
-    file.write_bytes(untouched)
-    assert run(table).reason == "2 epochs"
-
-
-def test_the_fingerprint_of_a_base_does_not_depend_on_how_it_was_loaded(
-    table: dict[str, Any],
-) -> None:
-    def of(dtype: str) -> str:
-        table["model"]["dtype"] = dtype
-        return base_fingerprint(load_model(parse(table), torch.device("cpu")).networks())
-
-    assert of("float32") == of("bfloat16")
 
 
 def test_numbers_do_not_depend_on_the_global_generators(
