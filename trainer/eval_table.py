@@ -81,7 +81,7 @@ def _headline(measured: Measured) -> Table:
     table.add_column("")
     table.add_column(escape(target.title), justify="right", overflow="fold", min_width=22)
     for other in published:
-        table.add_column(f"{other.name}, as published", justify="right", style="dim")
+        table.add_column(f"{other.name}\nas published", justify="right", style="dim")
     rows = {"overall": row} | {SHORT.get(n, n): row["categories"][n] for n in shown}
     for place, (heading, value) in enumerate(rows.items()):
         others = (f"{other.values[place]:.2f}" for other in published)
