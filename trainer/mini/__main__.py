@@ -37,6 +37,10 @@ Rate = Annotated[float, typer.Option(help="peak learning rate")]
 Decay = Annotated[float, typer.Option(help="last share of the steps over which the rate falls")]
 EmaDecay = Annotated[float, typer.Option(help="of the average of the weights that is saved")]
 Mixture = Annotated[str, typer.Option(help="kinds of scenes, e.g. color_attr=2,colors=1")]
+CaptionNoise = Annotated[
+    float,
+    typer.Option(min=0.0, max=0.99, help="share of captions that are wrong in one attribute"),
+]
 
 
 @app.command()
@@ -80,6 +84,7 @@ def go_on(
     decay_fraction: Decay = _DEFAULTS.decay_fraction,
     ema_decay: EmaDecay = _DEFAULTS.ema_decay,
     mixture: Mixture = "",
+    caption_noise: CaptionNoise = _DEFAULTS.caption_noise,
     bf16: Bf16 = _DEFAULTS.bf16,
     seed: Seed = 1,
 ) -> None:
@@ -97,6 +102,7 @@ def go_on(
         decay_fraction=decay_fraction,
         ema_decay=ema_decay,
         mixture=mixture,
+        caption_noise=caption_noise,
         bf16=bf16,
         seed=seed,
     )

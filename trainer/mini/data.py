@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from trainer.mini.caption_noise import near_misses
 from trainer.mini.prompts import TAGS, Row, split, split_words
 from trainer.mini.render import render
 from trainer.mini.scenes import Scene, scene_for, word_scene
@@ -52,24 +53,40 @@ class SceneStream:
     """Draws training scenes at random: a kind by `mixture`, a train row, a layout.
 
     Held-out rows are never drawn, so a test prompt is new to pretraining as well as to RL.
+
+    Args:
+        seed: of everything random.
+        mixture: share of each kind of scene.
+        caption_noise: share of captions that are wrong in one attribute (`near_misses`), in [0, 1).
     """
 
-    def __init__(self, seed: int, mixture: Mapping[str, float] = MIXTURE) -> None:
+    def __init__(
+        self, seed: int, mixture: Mapping[str, float] = MIXTURE, caption_noise: float = 0.0
+    ) -> None:
         train, _ = split()
         words, _ = split_words()
         self._rows = {tag: [row for row in train if row["tag"] == tag] for tag in TAGS}
         self._rows["word"] = words
         self._kinds, self._shares = list(mixture), list(mixture.values())
+        self._near = {kind: near_misses(rows) for kind, rows in self._rows.items()}
+        self._caption_noise = caption_noise
         self._rng = np.random.default_rng(seed)
 
     def draw(self) -> tuple[Scene, str]:
         """One scene and its caption."""
         kind = str(self._rng.choice(self._kinds, p=self._shares))
         rows = self._rows[kind]
-        row = rows[int(self._rng.integers(len(rows)))]
+        at = int(self._rng.integers(len(rows)))
+        shown = self._shown(rows[at], self._near[kind][at])
         if kind == "word":
-            return word_scene(row["target"], self._rng), row["prompt"]
-        return scene_for(row, self._rng), row["prompt"]
+            return word_scene(shown["target"], self._rng), rows[at]["prompt"]
+        return scene_for(shown, self._rng), rows[at]["prompt"]
+
+    def _shown(self, row: Row, near: list[Row]) -> Row:
+        """The row whose scene is drawn under the caption of `row`."""
+        if not self._caption_noise or self._rng.random() >= self._caption_noise or not near:
+            return row
+        return near[int(self._rng.integers(len(near)))]
 
     def batch(self, n: int) -> tuple[np.ndarray, list[str]]:
         """Images uint8 (n, 64, 64, 3) and their captions."""

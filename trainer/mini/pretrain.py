@@ -52,6 +52,7 @@ class PretrainConfig:
         reuse: how many times an encoded scene is used, on average.
         seed: of weights, scenes and noise.
         mixture: share of each kind of scene, as `read_mixture` reads it; empty: `MIXTURE`.
+        caption_noise: share of captions that are wrong in one attribute, in [0, 1).
     """
 
     steps: int = 1750
@@ -67,6 +68,7 @@ class PretrainConfig:
     reuse: int = 8
     seed: int = 0
     mixture: str = ""
+    caption_noise: float = 0.0
 
     def rate(self, step: int) -> float:
         """Learning rate as a share of its peak at `step`."""
@@ -160,7 +162,9 @@ class _Ring:
         self, config: PretrainConfig, vae: AutoencoderKL, model: Denoiser, rank: int
     ) -> None:
         self._stream = SceneStream(
-            seed=config.seed * 1000 + rank + 1, mixture=read_mixture(config.mixture)
+            seed=config.seed * 1000 + rank + 1,
+            mixture=read_mixture(config.mixture),
+            caption_noise=config.caption_noise,
         )
         self._vae, self._model, self._size = vae, model, config.ring_size
         self._latents = torch.empty(config.ring_size, 16, 8, 8)
