@@ -70,7 +70,10 @@ $(VENV_PADDLE)/.installed: pyproject.toml
 test-paddle: $(VENV_PADDLE)/.installed ## run the tests of PaddleOCR, in .venv-paddle
 	@$(VENV_PADDLE)/bin/python -m pytest -rs tests/scorers/test_ocr_paddle.py $(ARGS)
 
-check: lint type test test-scorers ## format, lint, types and tests: what CI runs
+# The types and the tests of the scorers use one core each.
+check: lint ## format, lint, types and tests: what CI runs
+	@$(MAKE) --no-print-directory -j2 type test-scorers
+	@$(MAKE) --no-print-directory test
 
 lint: install ## check format and lint
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check .

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from trainer.mini.caption_noise import near_misses
 from trainer.mini.data import MIXTURE, SceneStream
-from trainer.mini.prompts import TAGS, TEST_COUNTS, all_rows, split, split_words
+from trainer.mini.prompts import TAGS, TEST_COUNTS, Row, all_rows, split, split_words
 from trainer.mini.render import SHAPES, coverage, render
 from trainer.mini.scenes import CLASSES, COLORS, SIZE_PX, Shape, scene_for
 
@@ -66,6 +67,38 @@ def test_pretraining_never_draws_a_held_out_prompt() -> None:
     assert len(captions) > 500
     assert not captions & held_out
     assert sum(MIXTURE.values()) == pytest.approx(1.0)
+
+
+def test_a_wrong_caption_is_wrong_in_one_attribute_and_shows_a_train_scene() -> None:
+    held_out = {r["prompt"] for r in TEST}
+    stream = SceneStream(seed=3, mixture={"color_attr": 1.0}, caption_noise=0.3)
+    wrong = 0
+    for _ in range(2000):
+        scene, caption = stream.draw()
+        first, second = scene.shapes
+        shown = f"a photo of a {first.color} {first.cls} and a {second.color} {second.cls}"
+        assert not {shown, caption} & held_out
+        differ = sum(a != b for a, b in zip(shown.split(), caption.split(), strict=True))
+        assert differ <= 1
+        wrong += differ
+    assert wrong / 2000 == pytest.approx(0.3, abs=0.04)
+
+
+def test_near_misses_of_every_kind() -> None:
+    def of(rows: list[Row], prompt: str) -> set[str]:
+        at = [row["prompt"] for row in rows].index(prompt)
+        return {row["prompt"] for row in near_misses(rows)[at]}
+
+    counts = of(list(all_rows("counting")), "a photo of three stars")
+    assert {"a photo of two stars", "a photo of four stars", "a photo of three hearts"} < counts
+    assert len(counts) == 2 + 5
+    places = of(list(all_rows("position")), "a photo of a star above a heart")
+    assert "a photo of a star left of a heart" in places
+    assert "a photo of a heart above a star" not in places
+    assert len(places) == 3 + 4 + 4
+    words = [{"prompt": w, "target": w} for w in ("CAT", "CAN", "CUT", "DOG", "ACT")]
+    assert of(words, "CAT") == {"CAN", "CUT"}
+    assert of(words, "DOG") == set()
 
 
 @pytest.mark.parametrize("cls", CLASSES)

@@ -6,7 +6,6 @@ for every attempt; requests and answers are JSON lines on stdin and stdout. The 
 """
 
 import ctypes
-import importlib
 import json
 import os
 import resource
@@ -24,6 +23,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from reward_client import Item
+from tests.trainer_run import evaluate_tiny, warm
 from tests.trainer_run.fake_service import score_pixels, service_with
 from trainer import cli
 from trainer.config import parse
@@ -31,18 +31,6 @@ from trainer.errors import TrainerError
 from trainer.rewards import RewardService
 from trainer.settings import RewardSettings
 from trainer.start import train_run
-
-# What loading a model would import.
-WARM = (
-    "diffusers.loaders.lora_pipeline",
-    "diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3",
-    "peft",
-    "reward_client.transports.grpc_sync",
-    "torch.distributed.elastic.agent.server.local_elastic_agent",
-    "torch.distributed.elastic.rendezvous.c10d_rendezvous_backend",
-    "transformers",
-    "trainer.report",
-)
 
 
 class Death:
@@ -177,6 +165,7 @@ def _worker(arguments: list[str]) -> None:
 JOBS: dict[str, Callable[..., int]] = {
     "train": train,
     "full_disk": on_full_disk,
+    "evaluate": evaluate_tiny.one_rank,
     "cli": command_line,
     "launch": launch,
 }
@@ -205,8 +194,7 @@ def fork(log: str, environment: dict[str, str], job: str, arguments: list[Any]) 
 def main() -> None:
     """Serve until the other end goes away."""
     torch.set_num_threads(1)
-    for name in WARM:
-        importlib.import_module(name)
+    warm.import_all()
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         request = json.loads(line)

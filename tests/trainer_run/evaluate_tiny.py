@@ -1,11 +1,10 @@
-"""Evaluate a tiny pipeline in the processes that torchrun started; what `test_evaluation` compares.
+"""Evaluate a tiny pipeline in one process or several; what `test_evaluation` compares.
 
 The weights are moved away from the base by a fixed amount, so that the KL is a number.
 """
 
 import json
 import os
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -60,10 +59,12 @@ def evaluations(table: dict[str, Any], cases: list[dict[str, Any]], world: World
     ]
 
 
-if __name__ == "__main__":
-    order = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+def one_rank(order_file: str, answer_file: str) -> int:
+    """The process of one rank, which the environment names; the first writes the answer."""
+    order = json.loads(Path(order_file).read_text(encoding="utf-8"))
     world = World.join(os.environ, "cpu")
     result = evaluations(order["table"], order["cases"], world)
     if world.is_main:
-        Path(sys.argv[2]).write_text(json.dumps(result), encoding="utf-8")
+        Path(answer_file).write_text(json.dumps(result), encoding="utf-8")
     world.leave()
+    return 0

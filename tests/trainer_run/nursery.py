@@ -18,6 +18,15 @@ REPOSITORY = Path(__file__).parents[2]
 PATIENCE_S = 240.0
 
 
+def meeting(world_size: int) -> list[dict[str, str]]:
+    """The environment of each rank, as torchrun sets it, with a port that is free."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [{"RANK": str(rank), "LOCAL_RANK": str(rank), **common} for rank in range(world_size)]
+
+
 @dataclass(frozen=True)
 class Child:
     """A process that was started; its output is in `log`."""
@@ -79,16 +88,9 @@ class Nursery:
 
     def ranks(self, table: dict[str, Any], deaths: list[dict[str, Any] | None]) -> list[Child]:
         """A run of one process per entry, each with its own death or none."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        size = str(len(deaths))
-        if size == "1":
-            return [self.start("train", table, deaths[0])]
-        common = {"WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         return [
-            self.start("train", table, death, RANK=str(rank), LOCAL_RANK=str(rank), **common)
-            for rank, death in enumerate(deaths)
+            self.start("train", table, death, **rank)
+            for death, rank in zip(deaths, meeting(len(deaths)), strict=True)
         ]
 
     def close(self) -> None:

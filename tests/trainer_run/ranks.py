@@ -11,12 +11,10 @@ import sys
 from pathlib import Path
 
 from reward_client import Item
+from tests.trainer_run import warm
 from tests.trainer_run.fake_service import score_pixels, service_with
 from trainer.config import parse
-from trainer.models import MODELS
 from trainer.start import train_run
-
-assert MODELS  # imported here, once
 
 
 def rounded(scorer: str, item: Item) -> float:
@@ -56,5 +54,6 @@ def run_ranks(file: str, world_size: int) -> None:
 
 
 if __name__ == "__main__":
+    warm.import_all()
     for name in sys.argv[2:]:
         run_ranks(name, int(sys.argv[1]))

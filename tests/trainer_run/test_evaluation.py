@@ -1,9 +1,6 @@
 """Evaluation: every prompt once, the same on any number of processes, all outputs, the KL."""
 
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ from hypothesis import strategies as st
 from reward_client import Code, Item, ItemError
 from tests.trainer_run.evaluate_tiny import evaluations, moved, score
 from tests.trainer_run.fake_service import service_with
+from tests.trainer_run.nursery import Nursery, meeting
 from tests.trainer_run.tiny import TEXTS, write_prompts
 from trainer.config import parse
 from trainer.distributed import World
@@ -26,7 +24,6 @@ from trainer.held_out import draw_images, evaluate_run
 from trainer.inputs import load_model
 from trainer.types import Prompt
 
-REPOSITORY = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 
 
@@ -75,7 +72,9 @@ def test_a_spread_takes_every_category_alike() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_two_processes_find_the_same_numbers_as_one(table: dict[str, Any], tmp_path: Path) -> None:
+def test_two_processes_find_the_same_numbers_as_one(
+    nursery: Nursery, table: dict[str, Any], tmp_path: Path
+) -> None:
     table["task"]["test"] = str(write_prompts(tmp_path / "six.jsonl", TEXTS))
     table["task"]["overlap"] = "allow"
     table["eval"]["batch_size"] = 4
@@ -86,11 +85,9 @@ def test_two_processes_find_the_same_numbers_as_one(table: dict[str, Any], tmp_p
     alone = evaluations(table, cases, World())
     file, answer = tmp_path / "order.json", tmp_path / "answer.json"
     file.write_text(json.dumps({"table": table, "cases": cases}), encoding="utf-8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--master-addr", "127.0.0.1", "--master-port", "0", "--standalone"]
-    command += ["-m", "tests.trainer_run.evaluate_tiny", str(file), str(answer)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, cwd=REPOSITORY, env=environment, check=True, timeout=250)
+    files = (str(file), str(answer))
+    ranks = [nursery.start("evaluate", *files, **rank) for rank in meeting(2)]
+    assert [rank.wait() for rank in ranks] == [0, 0]
     assert json.loads(answer.read_text(encoding="utf-8")) == json.loads(json.dumps(alone))
     assert [one["images"] for one in alone] == [10, 6]
     assert alone[0]["kl"]["mean"] > 0

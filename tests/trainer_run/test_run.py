@@ -4,9 +4,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from safetensors.torch import load_file
 
 from reward_client import Code, Item, ItemError, Unavailable
 from tests.trainer_run.fake_service import ScoreFn, score_pixels, service_with
+from tests.trainer_run.nursery import Nursery
 from trainer import checkpoint
 from trainer.config import parse
 from trainer.errors import CheckpointError, ConfigError, DataError, ServiceLost
@@ -24,7 +22,6 @@ from trainer.metrics import read
 from trainer.run_state import check_same, locked
 from trainer.start import Outcome, train_run
 
-REPOSITORY = Path(__file__).parents[2]
 CLOCKS = ("seconds", "train_minutes", "images_per_s")
 
 
@@ -89,25 +86,15 @@ def test_a_run_writes_everything_and_its_first_ratios_are_exactly_1(
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_kill_9_and_the_same_command_end_with_identical_numbers(
-    table: dict[str, Any], tmp_path: Path
+    nursery: Nursery, table: dict[str, Any], tmp_path: Path
 ) -> None:
     table["run"] = {**table["run"], "epochs": 5, "save_every_epochs": 2}
     whole = run(elsewhere(table, tmp_path / "whole"))
     killed = tmp_path / "killed"
-    file = tmp_path / "settings.json"
-    file.write_text(json.dumps(elsewhere(table, killed)), encoding="utf-8")
-    command = [sys.executable, "-m", "tests.trainer_run.train_tiny", str(file)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=REPOSITORY, env=environment)
-    try:
-        deadline = time.monotonic() + 300
-        while not any(row["epoch"] == 3 for row in read(killed)):
-            assert process.poll() is None, "the run ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    child = nursery.start("train", elsewhere(table, killed), None)
+    child.until(lambda: any(row["epoch"] == 3 for row in read(killed)))
+    os.kill(child.pid, signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
     assert not (killed / "result.json").exists()
     lines: list[str] = []
     resumed = run(elsewhere(table, killed), say=lines.append)

@@ -1,0 +1,21 @@
+"""What a run imports on its way: a process that forks runs imports it once, before."""
+
+import importlib
+
+MODULES = (
+    "diffusers.loaders.lora_pipeline",
+    "diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3",
+    "peft",
+    "reward_client.transports.grpc_sync",
+    "torch.distributed.elastic.agent.server.local_elastic_agent",
+    "torch.distributed.elastic.rendezvous.c10d_rendezvous_backend",
+    "transformers",
+    "trainer.models.sd3",
+    "trainer.report",
+)
+
+
+def import_all() -> None:
+    """Takes longer than a tiny run."""
+    for name in MODULES:
+        importlib.import_module(name)
