@@ -90,8 +90,8 @@ def test_near_misses_of_every_kind() -> None:
         return {row["prompt"] for row in near_misses(rows)[at]}
 
     counts = of(list(all_rows("counting")), "a photo of three stars")
-    assert {"a photo of two stars", "a photo of four stars", "a photo of three hearts"} < counts
-    assert len(counts) == 2 + 5
+    assert "a photo of three hearts" in counts
+    assert len(counts) == 5  # the classes: numbers are never wrong
     places = of(list(all_rows("position")), "a photo of a star above a heart")
     assert "a photo of a star left of a heart" in places
     assert "a photo of a heart above a star" not in places
