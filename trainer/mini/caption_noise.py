@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 from trainer.mini.prompts import Row
 
+_Key = tuple[tuple[int, ...], tuple[object, ...]]
+
 
 def near_misses(rows: Sequence[Row]) -> list[list[Row]]:
     """For each row the others that differ from it in exactly one attribute, in the order given.
@@ -26,16 +28,19 @@ def near_misses(rows: Sequence[Row]) -> list[list[Row]]:
     Returns:
         One list per row; empty where no other row is that close.
     """
-    return [[other for other in rows if _is_near(row, other)] for row in rows]
+    keys = [(_numbers(row), _attributes(row)) for row in rows]
+    return [
+        [row for row, other in zip(rows, keys, strict=True) if _is_near(mine, other)]
+        for mine in keys
+    ]
 
 
-def _is_near(row: Row, other: Row) -> bool:
-    pairs = zip(_attributes(row), _attributes(other), strict=True)
-    return _numbers(row) == _numbers(other) and sum(a != b for a, b in pairs) == 1
+def _is_near(one: _Key, other: _Key) -> bool:
+    return one[0] == other[0] and sum(a != b for a, b in zip(one[1], other[1], strict=True)) == 1
 
 
-def _numbers(row: Row) -> list[int]:
-    return [clause["count"] for clause in row.get("include", [])]
+def _numbers(row: Row) -> tuple[int, ...]:
+    return tuple(clause["count"] for clause in row.get("include", []))
 
 
 def _attributes(row: Row) -> tuple[object, ...]:
