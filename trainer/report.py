@@ -12,6 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image as PilImage
+from rich.box import HORIZONTALS
 from rich.table import Table
 
 from trainer.alarms import text
@@ -84,13 +85,14 @@ def write_report(run_dir: Path) -> Path:
 
 
 def before_after(run_dir: Path) -> Table:
-    """The before/after table for the console.
+    """The before/after table for the console, which fits in 80 columns.
 
     Raises:
         ConfigError: see `load_run`.
     """
     run = load_run(run_dir)
-    table = Table(title=f"{run_dir.name}: held-out prompts, {run.after['images']} images")
+    title = f"{run_dir.name}: held-out prompts, {run.after['images']} images"
+    table = Table(title=title, box=HORIZONTALS, padding=0)
     for name in ("", "base", "trained", "change"):
         table.add_column(name, justify="left" if not name else "right")
     for row in categories(run):
@@ -98,11 +100,12 @@ def before_after(run_dir: Path) -> Table:
     table.add_section()
     whole = comparison(run.headline, run.base["metrics"], run.after["metrics"])
     cells = (_interval(whole["before"]), _interval(whole["after"]), whole["text"])
-    table.add_row(f"[bold]{run.headline} (mean of categories)[/]", *cells)
+    table.add_row(f"{run.headline}, mean", *cells, style="bold")
     table.add_section()
+    table.add_row("[dim]watched, not trained on[/]")
     for row in watched(run):
         table.add_row(
-            f"watched: {row['name']}",
+            row["name"],
             number(row["before"]["mean"]),
             number(row["after"]["mean"]),
             percent(row["relative"]),
