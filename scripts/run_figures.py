@@ -22,7 +22,7 @@ from trainer.grids import labelled
 
 COLORS = ("#2b59e0", "#1f9d63", "#8a63d2", "#c98a00", "#d6336c", "#0c8599", "#868e96")
 HEIGHT_PX, TOP_PX, BOTTOM_PX = 370, 34, 320
-LOWEST = 0.2
+LOWEST = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def headline(row: dict[str, Any]) -> dict[str, Any]:
 def axes(panel: Panel, title: str) -> list[str]:
     """Grid, ticks and title."""
     out = [f'<text x="{panel.left_px}" y="18" fill="#222" font-weight="bold">{title}</text>']
-    for tick in (0.2, 0.4, 0.6, 0.8, 1.0):
+    for tick in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0):
         y = panel.y(tick)
         out.append(
             f'<line x1="{panel.left_px}" x2="{panel.right_px}" y1="{y:.0f}" y2="{y:.0f}" '
