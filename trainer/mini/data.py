@@ -9,11 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from trainer.mini.caption_noise import near_misses
-from trainer.mini.prompts import TAGS, Row, split, split_words
+from trainer.mini.prompts import TAGS, Row, number_row, split, split_words
 from trainer.mini.render import render
-from trainer.mini.scenes import Scene, scene_for, word_scene
+from trainer.mini.scenes import CLASSES, MAX_COUNT, Scene, scene_for, word_scene
 
 DATA_DIR = Path(__file__).parent / "data"
+
+# `number`: some objects of several classes under their number alone. Of each class the train rows
+# hold two numbers out of three, so that pretraining for long teaches which numbers a class comes in.
+KINDS = (*TAGS, "word", "number")
 
 # Share of each kind in pretraining. Hard categories get more, words a little.
 MIXTURE: dict[str, float] = {
@@ -37,8 +41,8 @@ def read_mixture(text: str) -> dict[str, float]:
     shares: dict[str, float] = {}
     for part in text.split(","):
         kind, _, share = part.strip().partition("=")
-        if kind not in (*TAGS, "word"):
-            raise ValueError(f"mixture: {kind!r} is not a kind; use {', '.join((*TAGS, 'word'))}")
+        if kind not in KINDS:
+            raise ValueError(f"mixture: {kind!r} is not a kind; use {', '.join(KINDS)}")
         try:
             shares[kind] = float(share)
         except ValueError:
@@ -75,6 +79,9 @@ class SceneStream:
     def draw(self) -> tuple[Scene, str]:
         """One scene and its caption."""
         kind = str(self._rng.choice(self._kinds, p=self._shares))
+        if kind == "number":
+            row = self._number_row()
+            return scene_for(row, self._rng), row["prompt"]
         rows = self._rows[kind]
         at = int(self._rng.integers(len(rows)))
         shown = self._shown(rows[at], self._near[kind][at])
@@ -87,6 +94,14 @@ class SceneStream:
         if not self._caption_noise or self._rng.random() >= self._caption_noise or not near:
             return row
         return near[int(self._rng.integers(len(near)))]
+
+    def _number_row(self) -> Row:
+        """Two to four objects, not all of one class: no scene of a held-out row."""
+        while True:
+            n = int(self._rng.integers(2, MAX_COUNT + 1))
+            classes = [str(cls) for cls in self._rng.choice(CLASSES, size=n)]
+            if len(set(classes)) > 1:
+                return number_row(classes)
 
     def batch(self, n: int) -> tuple[np.ndarray, list[str]]:
         """Images uint8 (n, 64, 64, 3) and their captions."""

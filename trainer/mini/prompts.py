@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from trainer.mini.scenes import CLASSES, COLORS, MAX_COUNT, RELATIONS
@@ -85,6 +85,11 @@ def all_rows(tag: str) -> Iterator[Row]:
             yield _row(tag, f"a {p} {a} and a {q} {b}", [_one(a, p), _one(b, q)])
     else:
         raise ValueError(f"tag {tag!r} is not a GenEval category: expected one of {TAGS}")
+
+
+def number_row(classes: Sequence[str]) -> Row:
+    """A number without a class, such as `a photo of four`, over objects of these classes."""
+    return _row("number", _NUMBER_WORDS[len(classes)], [_one(cls) for cls in classes])
 
 
 def split() -> tuple[list[Row], list[Row]]:
