@@ -84,6 +84,18 @@ def test_a_wrong_caption_is_wrong_in_one_attribute_and_shows_a_train_scene() -> 
     assert wrong / 2000 == pytest.approx(0.3, abs=0.04)
 
 
+def test_numbers_alone_show_no_scene_of_a_held_out_prompt() -> None:
+    words = {2: "two", 3: "three", 4: "four"}
+    stream = SceneStream(seed=3, mixture={"number": 1.0}, caption_noise=0.3)
+    seen = set()
+    for _ in range(300):
+        scene, caption = stream.draw()
+        assert caption == f"a photo of {words[len(scene.shapes)]}"
+        assert len({shape.cls for shape in scene.shapes}) > 1
+        seen.add(len(scene.shapes))
+    assert seen == set(words)
+
+
 def test_near_misses_of_every_kind() -> None:
     def of(rows: list[Row], prompt: str) -> set[str]:
         at = [row["prompt"] for row in rows].index(prompt)

@@ -15,8 +15,8 @@ from trainer.mini.scenes import CLASSES, MAX_COUNT, Scene, scene_for, word_scene
 
 DATA_DIR = Path(__file__).parent / "data"
 
-# `number`: some objects of several classes under their number alone. Of each class the train rows
-# hold two numbers out of three, so that pretraining for long teaches which numbers a class comes in.
+# `number`: objects of several classes under their number alone. Of each class the train rows hold
+# two numbers out of three, so that long pretraining teaches in which numbers a class comes.
 KINDS = (*TAGS, "word", "number")
 
 # Share of each kind in pretraining. Hard categories get more, words a little.
