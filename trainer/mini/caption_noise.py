@@ -18,9 +18,8 @@ def near_misses(rows: Sequence[Row]) -> list[list[Row]]:
     """For each row the others that differ from it in exactly one attribute, in the order given.
 
     Attributes are class, colour and relation of each clause; of a word (`target`), its letters.
-    Numbers are never wrong: the train rows hold only two numbers of each class, and saying one for
-    the other teaches that any number of that class means those two (held-out counting fell from
-    0.67 to 0.25). With train rows alone, no caption comes with the scene of a held-out prompt.
+    Numbers are never wrong: train rows hold only two numbers of each class, so a wrong one would
+    always be the same other. With train rows alone, no caption comes with a held-out scene.
 
     Args:
         rows: rows of one GenEval category, or OCR rows.
