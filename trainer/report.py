@@ -91,7 +91,7 @@ def before_after(run_dir: Path) -> Table:
         ConfigError: see `load_run`.
     """
     run = load_run(run_dir)
-    title = f"{run_dir.name}: held-out prompts, {run.after['images']} images"
+    title = f"{run_dir.name}: {run.headline} on held-out prompts, {run.after['images']} images"
     table = Table(title=title, box=HORIZONTALS, padding=0)
     for name in ("", "base", "trained", "change"):
         table.add_column(name, justify="left" if not name else "right")
@@ -100,7 +100,7 @@ def before_after(run_dir: Path) -> Table:
     table.add_section()
     whole = comparison(run.headline, run.base["metrics"], run.after["metrics"])
     cells = (_interval(whole["before"]), _interval(whole["after"]), whole["text"])
-    table.add_row(f"{run.headline}, mean", *cells, style="bold")
+    table.add_row("mean of categories", *cells, style="bold")
     table.add_section()
     table.add_row("[dim]watched, not trained on[/]")
     for row in watched(run):

@@ -100,7 +100,10 @@ def test_a_finished_run_can_be_reported_and_sampled(
     folder = str(train_run(parse(table), environment={}, open_service=service_with()).run_dir)
     assert call(monkeypatch, "report", folder) == 0
     out = capsys.readouterr().out
-    assert "brightness (mean of" in out
+    assert "brightness on held-out prompts" in out
+    (mean,) = [line for line in out.splitlines() if "mean of categories" in line]
+    assert mean.count(" to ") == 2
+    assert len(mean) <= 80
     assert (Path(folder) / "report.html").is_file()
     # The service is not asked again: the run is finished.
     file = tmp_path / "mine.toml"
