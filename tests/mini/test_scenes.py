@@ -84,7 +84,7 @@ def test_a_wrong_caption_is_wrong_in_one_attribute_and_shows_a_train_scene() -> 
     assert wrong / 2000 == pytest.approx(0.3, abs=0.04)
 
 
-def test_numbers_alone_show_no_scene_of_a_held_out_prompt() -> None:
+def test_numbers_alone_never_show_one_class() -> None:
     words = {2: "two", 3: "three", 4: "four"}
     stream = SceneStream(seed=3, mixture={"number": 1.0}, caption_noise=0.3)
     seen = set()

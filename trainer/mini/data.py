@@ -96,7 +96,7 @@ class SceneStream:
         return near[int(self._rng.integers(len(near)))]
 
     def _number_row(self) -> Row:
-        """Two to four objects, not all of one class: no scene of a held-out row."""
+        """Two to four objects, not all of one class: no scene of a held-out counting row."""
         while True:
             n = int(self._rng.integers(2, MAX_COUNT + 1))
             classes = [str(cls) for cls in self._rng.choice(CLASSES, size=n)]
