@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 from rapidfuzz.distance import Levenshtein
 
+from reward_client.ocr_target import TargetError, fold, target_of
 from reward_client.types import Code
 from reward_server.scorers.base import ItemFailure, ItemScore, ScoreInput, UInt8Image
 from reward_server.scorers.ocr import grading, sessions, text
@@ -27,16 +28,17 @@ from trainer.mini import render, scenes
     ("prompt", "spec", "target"),
     [
         ('a sign that says "STOP"', None, "STOP"),
-        ('"one" and "two"', None, "one"),
+        ('"one" and again "one"', None, "one"),
+        ('a sign "" and a card " STOP "', None, "STOP"),
+        ('a note "he said \u201chi\u201d"', None, "he said \u201chi\u201d"),
         ("a sign \u201cStop here\u201d", None, "Stop here"),
         ("\u201etief\u201c", None, "tief"),
-        ('\u201cthis\u201d but "that"', None, "that"),
         ('a sign "STOP"', {"target": "GO"}, "GO"),
         ("no quotes", {"target": "GO"}, "GO"),
     ],
 )
 def test_target(prompt: str, spec: dict[str, Any] | None, target: str) -> None:
-    assert text.target_of(prompt, spec) == target
+    assert target_of(prompt, spec) == target
 
 
 @pytest.mark.parametrize(
@@ -47,15 +49,19 @@ def test_target(prompt: str, spec: dict[str, Any] | None, target: str) -> None:
         ('a sign ""', None, "prompt: the text to look for is empty"),
         ('a sign "  "', None, "prompt: the text to look for is empty"),
         ("a sign \u201cno end", None, "prompt: no text"),
+        ('a door "OPEN", a shelf "BREAD"', None, 'prompt: 2 quoted texts ("OPEN", "BREAD")'),
+        ('a \u201cSTOP\u201d sign, a "GO" sign', None, 'prompt: 2 quoted texts ("STOP", "GO")'),
+        ('a 24" screen with "HELLO"', None, 'prompt: an odd number of "'),
         ('a sign "STOP"', {}, "spec.target: missing"),
+        ('a sign "STOP"', {"target": None}, "spec.target: missing"),
         ('a sign "STOP"', {"target": ""}, "spec.target: the text to look for is empty"),
         ("", {"target": 3}, "spec.target: expected text"),
         ("", {"target": "x" * 513}, "spec.target: 513 characters"),
     ],
 )
 def test_no_target_names_the_field(prompt: str, spec: dict[str, Any] | None, begins: str) -> None:
-    with pytest.raises(text.TargetError) as caught:
-        text.target_of(prompt, spec)
+    with pytest.raises(TargetError) as caught:
+        target_of(prompt, spec)
     assert str(caught.value).startswith(begins)
     assert "\n" not in str(caught.value)
 
@@ -97,11 +103,11 @@ def test_best_window_is_the_nearest_substring(wanted: str, read: str) -> None:
 
 
 @UNHURRIED
-@given(st.text(min_size=1, max_size=12).filter(text.fold), st.text(max_size=20))
+@given(st.text(min_size=1, max_size=12).filter(fold), st.text(max_size=20))
 def test_soft_properties(target: str, read: str) -> None:
     soft, similarity = text.soft_score(target, read)
     assert 0.0 <= soft <= similarity <= 1.0
-    assert (soft == 1.0) is (text.fold(target) == text.fold(read))
+    assert (soft == 1.0) is (fold(target) == fold(read))
     assert text.soft_score(target, target)[0] == 1.0
 
 
@@ -121,7 +127,7 @@ _frames = st.lists(st.text(alphabet="abA ", max_size=6), min_size=1, max_size=5)
 
 
 @UNHURRIED
-@given(st.text(alphabet="abA ", min_size=1, max_size=5).filter(text.fold), _frames)
+@given(st.text(alphabet="abA ", min_size=1, max_size=5).filter(fold), _frames)
 def test_components_of_a_video(target: str, frames: list[str]) -> None:
     readings = [grading.Reading(i, [Line(f, 1.0, ())] if f else []) for i, f in enumerate(frames)]
     found = grading.components(target, readings)
@@ -305,6 +311,28 @@ def test_boxes_are_in_the_pixels_of_the_image(scorer: OcrScorer) -> None:
         assert 0.5 < line.score <= 1.0
         assert np.abs(np.mean(line.box, axis=0) - size_px / 2).max() < size_px * 0.1
         assert np.max(line.box) <= size_px
+
+
+@pytest.mark.parametrize(
+    ("target", "unreadable"),
+    [
+        ("\u041f\u0440\u0438\u0432\u0435\u0442", "\u0432"),
+        ("\ud55c\uad6d", "\ud55c"),
+        ("Hi \U0001f642", "\U0001f642"),
+    ],
+)
+def test_a_target_that_the_networks_cannot_read_is_refused(
+    scorer: OcrScorer, target: str, unreadable: str
+) -> None:
+    items = [
+        ScoreInput("", (drawing("HELLO", 128),), (), {"target": text})
+        for text in (target, "Caf\u00e9 \u00df\u00f1 \u20ac9.99 \u2116\u20097")
+    ]
+    refused, read = scorer.score(items, details=False)
+    assert isinstance(refused, ItemFailure)
+    assert refused.code is Code.INVALID_ARGUMENT
+    assert unreadable in refused.message.split("cannot read: ")[1]
+    assert isinstance(read, ItemScore)
 
 
 def test_bad_items_fail_alone(scorer: OcrScorer) -> None:

@@ -16,7 +16,7 @@ import pytest
 from paddle_models import folders_2, folders_3
 from PIL import Image, ImageDraw, ImageFont
 
-from reward_server.scorers.base import ItemScore, ScoreInput, UInt8Image
+from reward_server.scorers.base import ItemFailure, ItemScore, ScoreInput, UInt8Image
 from reward_server.scorers.ocr.scorer import OcrScorer, drawing
 
 paddleocr = pytest.importorskip(
@@ -67,6 +67,15 @@ def _page(lines: Sequence[str], font_px: int, color: tuple[int, int, int]) -> UI
         font = ImageFont.load_default(size=font_px)
         ImageDraw.Draw(picture).text(at, line, fill=color, font=font)
     return np.asarray(picture)
+
+
+def test_a_target_that_the_networks_cannot_read_is_refused(scorer: OcrScorer) -> None:
+    page = _page(["HELLO"], 24, (0, 0, 0))
+    items = [ScoreInput("", (page,), (), {"target": word}) for word in ("HELLO", "\u041f\u0440")]
+    read, refused = scorer.score(items, details=False)
+    assert isinstance(read, ItemScore)
+    assert isinstance(refused, ItemFailure)
+    assert "cannot read: \u043f" in refused.message
 
 
 def test_self_test(scorer: OcrScorer) -> None:

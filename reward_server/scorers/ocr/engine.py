@@ -65,3 +65,7 @@ class Engine(Protocol):
     def facts(self) -> Mapping[str, str]:
         """What decides the reading: versions, and digests of the networks' files; after `load`."""
         ...
+
+    def alphabet(self) -> frozenset[str] | None:
+        """The characters that the recogniser has; None where it does not say; after `load`."""
+        ...

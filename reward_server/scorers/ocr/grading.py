@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from reward_client.ocr_target import fold
 from reward_server.scorers.ocr import text
 from reward_server.scorers.ocr.engine import Line
 
@@ -53,7 +54,7 @@ def _of_frame(target: str, recognised: str) -> dict[str, float]:
         "flowgrpo": text.flowgrpo_score(target, recognised),
         "flowgrpo_video": text.edit_score(target, recognised),
         "similarity": similarity,
-        "characters": float(len(text.fold(recognised))),
+        "characters": float(len(fold(recognised))),
     }
 
 

@@ -71,6 +71,18 @@ class PaddleEngine:
             facts[role] = store.digest_of(file for file in folder.iterdir() if file.is_file())
         return facts
 
+    def alphabet(self) -> frozenset[str] | None:
+        """The characters of the recognition network, where its description lists them.
+
+        Raises:
+            RuntimeError: called before `load`.
+        """
+        if self._sessions is None:
+            raise RuntimeError("the OCR engine was used before load")
+        found = self._api.characters(self._sessions.first)
+        # Some lists leave the space to the decoder; it is folded away before the comparison.
+        return frozenset(found) if found else None
+
     def read(self, images: Sequence[UInt8Image]) -> list[list[Line]]:
         """Read BGR pictures; see `Engine`.
 

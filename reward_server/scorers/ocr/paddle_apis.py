@@ -22,11 +22,13 @@ class Api:
         make: loads a `PaddleOCR`.
         read: the lines of one BGR picture.
         folders: where its detection and its recognition network lie.
+        characters: those that its recognition network has; none where it does not list them.
     """
 
     make: Callable[[EngineOptions], Any]
     read: Callable[[Any, UInt8Image], list[Line]]
     folders: Callable[[Any], Sequence[Path]]
+    characters: Callable[[Any], Sequence[str]]
 
 
 def _lines(found: Iterable[tuple[str, float, Any]]) -> list[Line]:
@@ -94,6 +96,16 @@ def _folders_3(session: Any) -> list[Path]:
     return [Path(pipeline.text_det_model.model_dir), Path(pipeline.text_rec_model.model_dir)]
 
 
+def _characters_3(session: Any) -> list[str]:
+    import yaml
+
+    file = _folders_3(session)[1] / "inference.yml"
+    if not file.is_file():
+        return []
+    described = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return [str(entry) for entry in described.get("PostProcess", {}).get("character_dict") or ()]
+
+
 def _read_3(session: Any, image: UInt8Image) -> list[Line]:
     (found,) = session.predict(image)
     return _lines(zip(found["rec_texts"], found["rec_scores"], found["rec_polys"], strict=True))
@@ -139,10 +151,14 @@ def _folders_2(session: Any) -> list[Path]:
     return [path.parent if path.is_file() else path for path in paths]
 
 
+def _characters_2(session: Any) -> list[str]:
+    return list(session.text_recognizer.postprocess_op.character)
+
+
 def _read_2(session: Any, image: UInt8Image) -> list[Line]:
     (found,) = session.ocr(image, cls=False)
     return _lines((text, score, box) for box, (text, score) in found or ())
 
 
-API_3 = Api(_session_3, _read_3, _folders_3)
-API_2 = Api(_session_2, _read_2, _folders_2)
+API_3 = Api(_session_3, _read_3, _folders_3, _characters_3)
+API_2 = Api(_session_2, _read_2, _folders_2, _characters_2)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rapidocr import RapidOCR
 
 MAX_SIDE_PX = 512
+MIN_LINE_PX = 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,20 @@ class RapidEngine:
         for path in sorted(Path(rapidocr.__file__).parent.rglob("*.onnx")):
             facts[path.name] = store.sha256_of(path)
         return facts
+
+    def alphabet(self) -> frozenset[str]:
+        """The characters of the recognition network.
+
+        Raises:
+            RuntimeError: called before `load`.
+        """
+        if self._sessions is None:
+            raise RuntimeError("the OCR engine was used before load")
+        session = self._sessions.first
+        # RapidOCR loads the network with the first line that it reads.
+        _text(session, np.full((MIN_LINE_PX, MIN_LINE_PX, 3), 255, dtype=np.uint8))
+        assert session.text_rec is not None
+        return frozenset(session.text_rec.postprocess_op.character)
 
     def read(self, images: Sequence[UInt8Image]) -> list[list[Line]]:
         """Read BGR pictures; see `Engine`.

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from reward_client import ocr_target
+from reward_client.ocr_target import TargetError, fold, target_of
 from reward_server.scorers import tools
 from reward_server.scorers.base import (
     ItemFailure,
@@ -106,10 +108,13 @@ class OcrScorer:
         self._engine_name = engine
         self._engine = ENGINES[engine](options)
         self._frame_stride = frame_stride
+        self._readable: frozenset[str] | None = None
 
     def load(self, device: str) -> None:
         """Load the networks; they run on the CPU whatever the device."""
         self._engine.load()
+        known = self._engine.alphabet()
+        self._readable = None if known is None else frozenset("".join(map(fold, known)))
 
     def fingerprint(self) -> str:
         """Digest over this code, the engine, its versions and its networks' files."""
@@ -119,7 +124,16 @@ class OcrScorer:
             "frame_stride": str(self._frame_stride),
             **self._engine.facts(),
         }
-        modules = [sys.modules[__name__], protocol, grading, paddle, paddle_apis, rapid, text]
+        modules = [
+            sys.modules[__name__],
+            protocol,
+            grading,
+            paddle,
+            paddle_apis,
+            rapid,
+            text,
+            ocr_target,
+        ]
         return tools.digest(modules, facts)
 
     def self_test(self) -> None:
@@ -173,9 +187,17 @@ class OcrScorer:
                     f" one side may be at most {MAX_ASPECT} times the other"
                 )
         try:
-            return _Task(text.target_of(item.prompt, item.spec), frames)
-        except text.TargetError as error:
+            target = target_of(item.prompt, item.spec)
+        except TargetError as error:
             return tools.invalid(str(error))
+        unknown = [] if self._readable is None else sorted({*fold(target)} - self._readable)
+        if unknown:
+            return tools.invalid(
+                f"spec.target: {target!r:.60} has characters that the recogniser of engine"
+                f" {self._engine_name!r} cannot read: {' '.join(unknown[:12])}; leave them out, or"
+                " serve engine = 'paddleocr' with networks of that script"
+            )
+        return _Task(target, frames)
 
     def read(self, images: Sequence[UInt8Image]) -> list[list[Line]]:
         """The lines of text of every picture, in reading order; boxes in pixels of the picture.

@@ -1,65 +1,10 @@
-"""The text side of the OCR score: what was asked for, and how close what was read comes. Pure."""
+"""The text side of the OCR score: how close what was read comes to what was asked for. Pure."""
 
 from __future__ import annotations
 
-import re
-import unicodedata
-from collections.abc import Mapping
-from typing import Any
-
 from rapidfuzz.distance import Levenshtein
 
-MAX_TARGET_CHARACTERS = 512
-
-# Straight quotes first, as published prompts have them; single ones are mostly apostrophes.
-_QUOTED = (
-    re.compile(r'"([^"]*)"'),
-    re.compile("[\u201c\u201e\u201f]([^\u201c\u201d]*)[\u201c\u201d]"),
-)
-
-SEND = (
-    'send spec_kind "ocr" with {"target": "STOP"}, or quote the text in the prompt: a sign "STOP"'
-)
-
-
-class TargetError(ValueError):
-    """There is nothing to look for; the message names the field."""
-
-
-def target_of(prompt: str, spec: Mapping[str, Any] | None) -> str:
-    """The text a picture should show: `spec["target"]`, else the first quoted part of the prompt.
-
-    Raises:
-        TargetError: no target, an empty one, one that is only spaces, or one that is too long.
-    """
-    if spec is not None:
-        if not isinstance(spec, Mapping) or "target" not in spec:
-            raise TargetError(f"spec.target: missing; {SEND}")
-        target, where = spec["target"], "spec.target"
-        if not isinstance(target, str):
-            raise TargetError(f"{where}: expected text, got {type(target).__name__}")
-    else:
-        target, where = _quoted(prompt), "prompt"
-    if not fold(target):
-        raise TargetError(f"{where}: the text to look for is empty; {SEND}")
-    if len(target) > MAX_TARGET_CHARACTERS:
-        raise TargetError(
-            f"{where}: {len(target)} characters; at most {MAX_TARGET_CHARACTERS} are compared"
-        )
-    return target
-
-
-def _quoted(prompt: str) -> str:
-    for pattern in _QUOTED:
-        found = pattern.search(prompt)
-        if found is not None:
-            return found.group(1)
-    raise TargetError(f"prompt: no text in quotes; {SEND}")
-
-
-def fold(text: str) -> str:
-    """Compatibility form, without any white space, case folded."""
-    return re.sub(r"\s+", "", unicodedata.normalize("NFKC", text)).casefold()
+from reward_client.ocr_target import fold
 
 
 def flowgrpo_score(target: str, recognised: str) -> float:
