@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reward_client import Item, Priority
-from reward_client.client import RewardClient
-from reward_client.transports.fake import FakeTransport
+from reward_client._client import RewardClient
+from reward_client._transports.fake import FakeTransport
 from trainer.config import parse
 from trainer.metrics import read
 from trainer.rewards import RewardService, Scores

@@ -34,8 +34,9 @@ from pathlib import Path
 import numpy as np
 
 from reward_client import AsyncRewardClient, Image, Item, Priority, RewardError
-from reward_client.convert import request_to_proto
-from reward_client.types import ScoreRequest, ScorerSelector, UInt8Image
+from reward_client._wire.convert import request_to_proto
+from reward_client.images import UInt8Image
+from reward_client.types import ScoreRequest, ScorerSelector
 from reward_server.scorers import load_scorer_class
 from reward_server.scorers.base import ItemScore, ScoreInput
 

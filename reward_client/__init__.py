@@ -1,6 +1,7 @@
 """Client of the reward service. Importing it needs no torch and no grpc.
 
-`codec` has `encode`, `decode` and `DecodeLimits`; everything else a caller needs is here.
+`codec` has `encode`, `decode` and `DecodeLimits`, `images` the conversions from arrays and Pillow
+images; everything else a caller needs is here. Modules with an underscore may change at any time.
 """
 
 from importlib import import_module
@@ -9,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from reward_client.errors import (
     STATUS,
     Cancelled,
+    Code,
     DeadlineExceeded,
     Internal,
     InvalidArgument,
+    ItemError,
     NotFound,
     PermissionDenied,
     ResourceExhausted,
@@ -20,12 +23,12 @@ from reward_client.errors import (
     Unavailable,
     error_for,
 )
-from reward_client.types import (
-    Code,
+from reward_client.images import (
     Encoding,
     Image,
+)
+from reward_client.types import (
     Item,
-    ItemError,
     ItemScores,
     Priority,
     ReplicaInfo,
@@ -37,26 +40,12 @@ from reward_client.types import (
 )
 
 if TYPE_CHECKING:
-    from reward_client.aio import AsyncRewardClient
-    from reward_client.client import RewardClient
-    from reward_client.endpoints import EndpointState, Hedge
-    from reward_client.items import make_items
-    from reward_client.oneshot import score
-    from reward_client.tls import TlsFiles
-    from reward_client.transports import AsyncFakeTransport, FakeTransport
-
-# Loaded on first use: scorer processes import the types alone, and may pin an old protobuf.
-_LAZY = {
-    "AsyncFakeTransport": "reward_client.transports",
-    "AsyncRewardClient": "reward_client.aio",
-    "EndpointState": "reward_client.endpoints",
-    "FakeTransport": "reward_client.transports",
-    "Hedge": "reward_client.endpoints",
-    "RewardClient": "reward_client.client",
-    "TlsFiles": "reward_client.tls",
-    "make_items": "reward_client.items",
-    "score": "reward_client.oneshot",
-}
+    from reward_client._async_client import AsyncRewardClient
+    from reward_client._client import RewardClient, score
+    from reward_client._endpoints import EndpointState, Hedge
+    from reward_client._items import make_items
+    from reward_client._tls import TlsFiles
+    from reward_client._transports import AsyncFakeTransport, FakeTransport
 
 __all__ = [
     "STATUS",
@@ -96,7 +85,14 @@ __all__ = [
 ]
 
 
+# Imported on first use: scorer processes need the types alone, and may pin an old protobuf.
+_LAZY = ("_items", "_tls", "_endpoints", "_transports", "_client", "_async_client")
+
+
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
+    if name in __all__:
+        for module in _LAZY:
+            found = vars(import_module(f"reward_client.{module}"))
+            if name in found:
+                return found[name]
     raise AttributeError(f"module 'reward_client' has no attribute {name!r}")

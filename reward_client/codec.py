@@ -15,22 +15,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import PIL.Image
 
+from reward_client._image_headers import size_of
 from reward_client.errors import InvalidArgument
-from reward_client.image_headers import size_of
-from reward_client.types import Encoding, Image, UInt8Image
-from reward_client.validation import RAW_ENCODINGS, image_problem
+from reward_client.images import (
+    RAW_ENCODINGS,
+    Encoding,
+    Image,
+    UInt8Image,
+    check_array,
+    image_problem,
+    to_rgb_array,
+)
 
 if TYPE_CHECKING:
     from types import ModuleType
 
 _PILLOW_FORMATS = {Encoding.PNG: "PNG", Encoding.JPEG: "JPEG", Encoding.WEBP: "WEBP"}
-# Pillow's conversion to RGB is faithful for these only; 16-bit and float modes would be clipped.
-_EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa"}) | {
-    "CMYK",
-    "YCbCr",
-    "LAB",
-    "HSV",
-}
 _QOI_HEADER = struct.Struct(">4sIIBB")  # magic, width, height, channels, colour space
 _QOI_END = b"\0" * 7 + b"\1"
 _QOI_PROBE_PIXELS = 8
@@ -64,7 +64,7 @@ def encode(array: UInt8Image, encoding: Encoding, *, quality: int = 95) -> Image
     Raises:
         InvalidArgument: another dtype or shape, or the package for `encoding` is not installed.
     """
-    _check_array(array)
+    check_array(array)
     height, width = array.shape[:2]
     pixels = np.ascontiguousarray(array)
     if encoding is Encoding.RAW_U8_RGB_HWC:
@@ -141,51 +141,6 @@ def is_lossy(image: Image | Encoding) -> bool:
         # A lossless bitstream is in a VP8L chunk, a lossy one in a chunk called "VP8 ".
         return image.data[12:16] != b"VP8L" and b"VP8 " in image.data
     return image.encoding is Encoding.JPEG
-
-
-def sniff(data: bytes, *, what: str = "the data") -> Encoding:
-    """Tell PNG, JPEG, WebP and QOI by their first bytes.
-
-    Raises:
-        InvalidArgument: it is none of them; `what` names it in the message.
-    """
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return Encoding.PNG
-    if data.startswith(b"\xff\xd8\xff"):
-        return Encoding.JPEG
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return Encoding.WEBP
-    if data.startswith(b"qoif"):
-        return Encoding.QOI
-    raise InvalidArgument(f"{what} is not a PNG, JPEG, WebP or QOI image: convert it first")
-
-
-def to_rgb_array(picture: PIL.Image.Image) -> UInt8Image:
-    """Convert a Pillow image to uint8 RGB (H, W, 3).
-
-    Raises:
-        InvalidArgument: its mode holds more than 8 bits per channel.
-    """
-    if picture.mode not in _EIGHT_BIT_MODES:
-        raise InvalidArgument(
-            f"Pillow mode {picture.mode!r} is not 8 bits per channel: scale it to 0..255 first"
-        )
-    return np.array(picture.convert("RGB"), dtype=np.uint8)
-
-
-def _check_array(array: object) -> None:
-    expected = "expected a uint8 RGB array of shape (height, width, 3)"
-    if not isinstance(array, np.ndarray):
-        raise InvalidArgument(f"{expected}, got {type(array).__name__}")
-    hint = ""
-    if array.dtype != np.uint8:
-        hint = ": for values in 0..1 use (x * 255).round().clip(0, 255).astype('uint8')"
-    elif array.ndim == 3 and array.shape[0] == 3:
-        hint = ": move the channels to the end with x.transpose(1, 2, 0)"
-    elif array.ndim == 4:
-        hint = ": pass one image at a time"
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
-        raise InvalidArgument(f"{expected}, got {array.dtype} {array.shape}{hint}")
 
 
 def _check_size(width: int, height: int, limits: DecodeLimits) -> None:

@@ -15,10 +15,34 @@ RewardError
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
-from reward_client.types import Code, ItemError
+
+class Code(str, Enum):
+    """Outcome of a request or of one item; `STATUS` maps it to HTTP and gRPC statuses."""
+
+    OK = "OK"
+    INVALID_ARGUMENT = "INVALID_ARGUMENT"
+    NOT_FOUND = "NOT_FOUND"
+    RESOURCE_EXHAUSTED = "RESOURCE_EXHAUSTED"
+    UNAVAILABLE = "UNAVAILABLE"
+    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
+    CANCELLED = "CANCELLED"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
+    INTERNAL = "INTERNAL"
+
+
+@dataclass(frozen=True, slots=True)
+class ItemError:
+    """Why one item has no score."""
+
+    code: Code
+    message: str
+    retryable: bool = False
 
 
 class Status(NamedTuple):

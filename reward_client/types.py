@@ -1,7 +1,7 @@
 """The vocabulary of the reward service: what is sent and what comes back, as plain frozen data.
 
-Nothing here knows protobuf or a transport; `convert.py` translates. A failure is never a number:
-the score of an item is either a finite float, or None with an `ItemError` at the same index.
+Nothing here knows protobuf or a transport. A failure is never a number: the score of an item is
+either a finite float, or None with an `ItemError` at the same index.
 """
 
 from __future__ import annotations
@@ -10,45 +10,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.ma import MaskedArray
-from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    import PIL.Image
+from reward_client.errors import ItemError, error_for
+from reward_client.images import Image
 
 SpecKind: TypeAlias = Literal["geneval", "ocr", "metadata"]
 ScorerState: TypeAlias = Literal["STARTING", "READY", "FAILED", "DRAINING"]
-UInt8Image: TypeAlias = NDArray[np.uint8]  # (H, W, 3) RGB
-
-
-class Code(str, Enum):
-    """Outcome of a request or of one item; `errors.STATUS` maps it to HTTP and gRPC statuses."""
-
-    OK = "OK"
-    INVALID_ARGUMENT = "INVALID_ARGUMENT"
-    NOT_FOUND = "NOT_FOUND"
-    RESOURCE_EXHAUSTED = "RESOURCE_EXHAUSTED"
-    UNAVAILABLE = "UNAVAILABLE"
-    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
-    CANCELLED = "CANCELLED"
-    UNAUTHENTICATED = "UNAUTHENTICATED"
-    PERMISSION_DENIED = "PERMISSION_DENIED"
-    INTERNAL = "INTERNAL"
-
-
-class Encoding(str, Enum):
-    """How the pixels of an `Image` are stored."""
-
-    RAW_U8_RGB_HWC = "RAW_U8_RGB_HWC"
-    PNG = "PNG"
-    JPEG = "JPEG"
-    WEBP = "WEBP"
-    QOI = "QOI"
-    RAW_U8_RGB_HWC_ZSTD = "RAW_U8_RGB_HWC_ZSTD"
 
 
 class Priority(str, Enum):
@@ -57,58 +28,6 @@ class Priority(str, Enum):
     TRAIN = "TRAIN"
     EVAL = "EVAL"
     BULK = "BULK"
-
-
-@dataclass(frozen=True, slots=True)
-class Image:
-    """One picture, encoded.
-
-    Attributes:
-        data: the encoded bytes; for the raw encodings rows of uint8 RGB, top row first.
-        encoding: how `data` is stored.
-        width: in pixels; required for the raw encodings, otherwise 0 or the true width.
-        height: in pixels; as `width`.
-    """
-
-    data: bytes = field(repr=False)
-    encoding: Encoding
-    width: int = 0
-    height: int = 0
-
-    @staticmethod
-    def from_array(array: UInt8Image) -> Image:
-        """Wrap a uint8 RGB array (H, W, 3) without compression.
-
-        Raises:
-            InvalidArgument: another dtype or shape.
-        """
-        from reward_client import codec
-
-        return codec.encode(array, Encoding.RAW_U8_RGB_HWC)
-
-    @staticmethod
-    def from_pil(image: PIL.Image.Image) -> Image:
-        """Convert a Pillow image to raw RGB; transparency is dropped.
-
-        Raises:
-            InvalidArgument: its mode holds more than 8 bits per channel.
-        """
-        from reward_client import codec
-
-        return Image.from_array(codec.to_rgb_array(image))
-
-    @staticmethod
-    def from_file(path: str | Path) -> Image:
-        """Read a PNG, JPEG, WebP or QOI file; its bytes are sent as they are.
-
-        Raises:
-            InvalidArgument: the file is none of these (told by its first bytes, not its name).
-            OSError: the file cannot be read.
-        """
-        from reward_client import codec
-
-        data = Path(path).read_bytes()
-        return Image(data, codec.sniff(data, what=f"file {str(path)!r}"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,15 +72,6 @@ class ScoreRequest:
     items: tuple[Item, ...]
     priority: Priority = Priority.TRAIN
     include_details: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ItemError:
-    """Why one item has no score."""
-
-    code: Code
-    message: str
-    retryable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,8 +135,6 @@ class ScorerResult:
         Raises:
             RewardError: the class of the first item's error; `items` holds all of them.
         """
-        from reward_client.errors import error_for
-
         if not self.errors:
             return self
         index, first = min(self.errors.items())

@@ -15,11 +15,13 @@ from urllib.parse import urlsplit
 import PIL.Image
 
 from reward_client import codec
-from reward_client.client import RewardClient
+from reward_client._client import RewardClient
+from reward_client._tls import TlsFiles
 from reward_client.errors import InvalidArgument
-from reward_client.tls import TlsFiles
-from reward_client.types import (
+from reward_client.images import (
     Image,
+)
+from reward_client.types import (
     Item,
     ScoreRequest,
     ScoreResponse,

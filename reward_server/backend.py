@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from reward_client.errors import RewardError
-from reward_client.types import ItemError, ScoreRequest, ScorerInfo, ScorerResult, ScorerSelector
+from reward_client.errors import ItemError, RewardError
+from reward_client.types import ScoreRequest, ScorerInfo, ScorerResult, ScorerSelector
 from reward_server.decoding import DecodedItem
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from reward_client import json_mirror
+from reward_client._wire import json_mirror
 from reward_client.errors import RewardError
 from reward_server import config as configuration
 from reward_server.config import Config, ConfigError
@@ -166,7 +166,7 @@ def top(
     """
     import sys
 
-    from reward_client.env import Environment
+    from reward_client._env import Environment
     from reward_server.top import screen
     from reward_server.top.reading import Reader, Unreachable
 

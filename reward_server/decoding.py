@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from reward_client import codec
 from reward_client.codec import DecodeLimits
-from reward_client.errors import RewardError
-from reward_client.types import Code, Image, Item, ItemError, UInt8Image
+from reward_client.errors import Code, ItemError, RewardError
+from reward_client.images import Image, UInt8Image
+from reward_client.types import Item
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from reward_client import tracing
-from reward_client.errors import RewardError, error_for
-from reward_client.types import ItemError, ScoreRequest, ScoreResponse, ScorerResult
+from reward_client import _tracing
+from reward_client.errors import ItemError, RewardError, error_for
+from reward_client.types import ScoreRequest, ScoreResponse, ScorerResult
 from reward_server import gathering
 from reward_server.backend import Backend, Order
 from reward_server.decoding import DecodedItem
@@ -99,7 +99,7 @@ class Dispatcher:
     async def _score(self, backend: Backend, order: Order, arrival_s: float) -> ScorerResult:
         if (refusal := backend.refusal()) is not None:
             raise refusal
-        with tracing.span("score", attributes={"reward.scorer": backend.name}):
+        with _tracing.span("score", attributes={"reward.scorer": backend.name}):
             result = await backend.score(order)
         seconds = time.monotonic() - arrival_s
         self._metrics.total_seconds.labels(backend.name).observe(seconds)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from reward_client.types import UInt8Image
+from reward_client.images import UInt8Image
 from reward_server.drawing import Mark, Row, Style, draw_marks, panel
 
 # Pictures are enlarged by the largest whole factor that keeps the longer side within this, so that

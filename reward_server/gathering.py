@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reward_client.errors import RewardError, error_for
-from reward_client.types import Code, ItemError, ScorerInfo, ScorerResult
+from reward_client.errors import Code, ItemError, RewardError, error_for
+from reward_client.types import ScorerInfo, ScorerResult
 from reward_server.ipc import Score
 from reward_server.metrics import Metrics
 from reward_server.queueing import Answer

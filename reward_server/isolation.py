@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from reward_client.types import Code
+from reward_client.errors import Code
 from reward_server.ipc import Failure, Score
 from reward_server.scorers.base import (
     ItemFailure,

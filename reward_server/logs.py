@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from reward_client import tracing
+from reward_client import _tracing
 from reward_server.log_sink import LogSink
 
 _LEVELS = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL)
@@ -108,7 +108,7 @@ def _adopt_logging(sink: Any, threshold: LogLevel, shared: list[Any], finishing:
 
 def _add_trace(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """The id under which a line's request is found among the traces."""
-    context = tracing.current_context()
+    context = _tracing.current_context()
     if context is not None:
         event["trace_id"] = f"{context.trace_id:032x}"
     return event

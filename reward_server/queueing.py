@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from reward_client.types import Code
+from reward_client.errors import Code
 from reward_server.batching import Job, Limits, Shares, plan
 from reward_server.ipc import BatchDone, Failure, ItemMessage, Score
 from reward_server.metrics import Metrics

@@ -10,18 +10,22 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TypeVar
 
-from reward_client import tracing
+from reward_client import _tracing
+from reward_client._validation import check_request, unknown_scorer
 from reward_client.codec import DecodeLimits
-from reward_client.errors import InvalidArgument, NotFound, Unavailable
-from reward_client.types import (
+from reward_client.errors import (
     Code,
+    InvalidArgument,
     ItemError,
+    NotFound,
+    Unavailable,
+)
+from reward_client.types import (
     ScoreRequest,
     ScoreResponse,
     ScorerInfo,
     ScorerSelector,
 )
-from reward_client.validation import check_request, unknown_scorer
 from reward_server.admission import Admission
 from reward_server.backend import Backend
 from reward_server.backends import open_backend
@@ -172,7 +176,7 @@ class RewardService:
         ):
             decoded, errors = {}, broken
             if any(backend.needs_pixels for backend in backends):
-                with tracing.span("decode"):
+                with _tracing.span("decode"):
                     sizes, broken = await self._measure(request, broken)
                     ticket.grow(self._fitting(sum(sizes.values())))
                     decoded, errors = await self._decode(request, sizes, broken)

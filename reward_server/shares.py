@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from reward_client import tracing
-from reward_client.errors import RewardError, error_for
-from reward_client.types import Code, ItemError, ScorerInfo, ScorerResult
+from reward_client import _tracing
+from reward_client.errors import Code, ItemError, RewardError, error_for
+from reward_client.types import ScorerInfo, ScorerResult
 from reward_server import gathering
 from reward_server.backend import Order
 from reward_server.batching import Job
@@ -48,7 +48,7 @@ def share_of(order: Order, info: ScorerInfo, keys: Iterator[int]) -> Share:
         RewardError: no item can be scored.
     """
     errors, works = dict(order.errors), {}
-    trace = tracing.current_context()
+    trace = _tracing.current_context()
     transform = order.selector.transform or info.default_transform
     for index, found in order.decoded.items():
         if problem := missing_input(found.item, info.name, info.inputs):

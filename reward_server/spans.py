@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from reward_client import tracing
+from reward_client import _tracing
 from reward_server.queueing import Answer, Ran, Work
 
 _MAX_LINKS = 32
@@ -19,7 +19,7 @@ _MAX_LINKS = 32
 
 def tell(works: Iterable[Work]) -> None:
     """Record spans under the current one for the batches that some finished items were in."""
-    if tracing.current_context() is None:
+    if _tracing.current_context() is None:
         return
     answers = [w.answer.result() for w in works if w.answer.done() and not w.answer.cancelled()]
     first: dict[int, tuple[Answer, Ran]] = {}
@@ -33,9 +33,9 @@ def tell(works: Iterable[Work]) -> None:
 
 
 def _tell_batch(answer: Answer, ran: Ran, own_items: int) -> None:
-    trace = tracing.api()
-    tracer = trace.get_tracer(tracing.INSTRUMENTATION)
-    own = tracing.current_context()
+    trace = _tracing.api()
+    tracer = trace.get_tracer(_tracing.INSTRUMENTATION)
+    own = _tracing.current_context()
     wall_offset_s = time.time() - time.monotonic()
 
     def nanoseconds(monotonic_s: float) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from reward_client.types import Code
+from reward_client.errors import Code
 from reward_server.device_memory import DeviceMemory
 from reward_server.ipc import (
     ArenaReader,

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,30 @@ def test_worker_side_names_neither_protobuf_nor_a_transport() -> None:
     files = [*(ROOT / "reward_server" / "scorers").rglob("*.py")]
     files += [ROOT / "reward_server" / name for name in ("worker.py", "ipc.py")]
     assert not [(f.name, name) for f in files for _, name in _imports(f) if name in heavy]
+
+
+def _imported_modules(file: Path, package: str) -> set[str]:
+    """Modules of `package` that a file imports anywhere, functions included."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in found if name.startswith(f"{package}.")}
+
+
+@pytest.mark.parametrize("package", ["reward_client"])
+def test_modules_form_no_cycle(package: str) -> None:
+    # The package's own __init__ gathers what is public; nothing below it imports it back.
+    files = [f for f in (ROOT / package).rglob("*.py") if f != ROOT / package / "__init__.py"]
+    names = {
+        ".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): f
+        for f in files
+    }
+    graph = {name: _imported_modules(file, package) & names.keys() for name, file in names.items()}
+    # A package is entered before its modules, which is not a cycle.
+    order = TopologicalSorter(
+        {name: {m for m in used if not name.startswith(f"{m}.")} for name, used in graph.items()}
+    )
+    order.prepare()  # raises CycleError, which names the ring

@@ -12,9 +12,8 @@ import pytest
 import trustme
 
 from reward_client import RewardClient
-from reward_client.errors import RewardError
-from reward_client.tls import TlsFiles
-from reward_client.types import Code
+from reward_client._tls import TlsFiles
+from reward_client.errors import Code, RewardError
 from tests_containers import pictures
 from tests_containers.stack import BASE, GPU, ROOT, Stack, composed, docker, override
 

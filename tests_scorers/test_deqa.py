@@ -19,7 +19,7 @@ from PIL import Image
 from tiny_deqa import CODE, SIDE
 from transformers import PreTrainedTokenizerFast
 
-from reward_client.types import Code
+from reward_client.errors import Code
 from reward_server.scorers import deqa_maths
 from reward_server.scorers.base import ItemFailure, ItemScore, Outcome, ScoreInput, SelfTestError
 from reward_server.scorers.deqa import DeqaScorer, code_digest

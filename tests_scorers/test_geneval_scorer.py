@@ -16,7 +16,7 @@ from geneval_tiny import (
     save_openai_archive,
 )
 
-from reward_client.types import Code
+from reward_client.errors import Code
 from reward_server.scorers import golden
 from reward_server.scorers.base import ItemFailure, ItemScore, ScoreInput, SelfTestError
 from reward_server.scorers.geneval import coco

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2Tokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from reward_client.types import Code
+from reward_client.errors import Code
 from reward_server.scorers.base import ItemFailure, ItemScore, Outcome, ScoreInput, SelfTestError
 from reward_server.scorers.hpsv3 import batching, network, pixels, template
 from reward_server.scorers.hpsv3.scorer import FILES, HpsV3Scorer

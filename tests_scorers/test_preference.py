@@ -14,7 +14,7 @@ import tiny_checkpoints
 import torch
 from preference_cases import REFERENCES, scorer, shared
 
-from reward_client.types import Code
+from reward_client.errors import Code
 from reward_server.scorers import golden, golden_file, load_scorer_class
 from reward_server.scorers.base import ItemFailure, ItemScore, ScoreInput, SelfTestError
 from reward_server.weights import store

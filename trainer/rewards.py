@@ -267,7 +267,7 @@ def connect(
         ConfigError: an address that is not understood, or a variable that is malformed.
     """
     from reward_client import RewardClient
-    from reward_client.env import Environment
+    from reward_client._env import Environment
 
     try:
         env = Environment.read(environment or {})

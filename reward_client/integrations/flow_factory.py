@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reward_client.client import RewardClient
+from reward_client._client import RewardClient
+from reward_client._items import make_items
 from reward_client.errors import InvalidArgument
-from reward_client.items import make_items
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from reward_client.client import RewardClient
-from reward_client.items import Row, make_items
+from reward_client._client import RewardClient
+from reward_client._items import Row, make_items
 from reward_client.types import Item, ScorerResult, ScorerSelector, SpecKind
 
 OnFailure = Literal["raise", "none"]

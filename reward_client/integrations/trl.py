@@ -13,10 +13,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reward_client.aio import AsyncRewardClient
-from reward_client.client import RewardClient
+from reward_client._async_client import AsyncRewardClient
+from reward_client._client import RewardClient
+from reward_client._items import make_items
 from reward_client.errors import InvalidArgument
-from reward_client.items import make_items
 from reward_client.types import Item, ScoreResponse, ScorerSelector
 
 Rewards = list[float | None]

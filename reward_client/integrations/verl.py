@@ -13,11 +13,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from reward_client.aio import AsyncRewardClient
-from reward_client.client import RewardClient
-from reward_client.coalesce import AsyncCoalescer, Coalescer, Gathering
-from reward_client.items import spec_of
-from reward_client.pixels import to_images
+from reward_client._async_client import AsyncRewardClient
+from reward_client._client import RewardClient
+from reward_client._items import spec_of
+from reward_client.images import to_images
+from reward_client.integrations._coalesce import AsyncCoalescer, Coalescer, Gathering
 from reward_client.types import Item, ScoreResponse
 
 Score = dict[str, float]

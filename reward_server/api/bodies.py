@@ -11,10 +11,11 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from reward_client import codec, convert, json_mirror
 from reward_client._pb.reward.v1 import reward_pb2 as pb
+from reward_client._wire import convert, json_mirror
 from reward_client.errors import InvalidArgument
-from reward_client.types import Image, Item, Priority, ScoreRequest, ScorerSelector
+from reward_client.images import Image, sniff
+from reward_client.types import Item, Priority, ScoreRequest, ScorerSelector
 from reward_server.limits import RequestLimits, check_json_items, check_message, load_json
 
 _MAX_UTF8_BYTES = 4
@@ -114,7 +115,7 @@ def _request_from_form(
     items = []
     for index, (content, name) in enumerate(zip(data, names, strict=True)):
         item = _item_with_spec(f"{index}:{name}", specs[index], limits)
-        image = Image(content, codec.sniff(content, what=f"images[{index}] ({name})"))
+        image = Image(content, sniff(content, what=f"images[{index}] ({name})"))
         items.append(Item(item.id, prompts[index], (image,), (), item.spec, item.spec_kind))
     priority = (texts["priority"] or ["TRAIN"])[0].upper()
     if priority not in Priority.__members__:

@@ -7,7 +7,7 @@ import math
 import structlog
 from fastapi.responses import JSONResponse, Response
 
-from reward_client import json_mirror
+from reward_client._wire import json_mirror
 from reward_client.errors import STATUS, Internal, RewardError
 from reward_server.api.redaction import redacted_error
 

@@ -18,8 +18,9 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from reward_client import convert, tracing
+from reward_client import _tracing
 from reward_client._pb.reward.v1 import reward_pb2 as pb
+from reward_client._wire import convert
 from reward_client.errors import InvalidArgument, RewardError
 from reward_client.types import ScoreRequest
 from reward_server.api.failures import as_reward_error
@@ -197,7 +198,7 @@ class GrpcApi:
         hop = _hop(context, caller)
         with self._watch.request(SCORE_SPAN, hop.client, _headers(context)) as seen:
             try:
-                with tracing.span("receive"):
+                with _tracing.span("receive"):
                     seen.request = await self._service.in_thread(
                         lambda: _parse(body, self._service.limits)
                     )

@@ -9,9 +9,9 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from reward_client import convert
+from reward_client._transports.base import ERROR_INFO_KEY, PUSHBACK_MS_KEY
+from reward_client._wire import convert
 from reward_client.errors import STATUS, RewardError, Unauthenticated
-from reward_client.transports.base import ERROR_INFO_KEY, PUSHBACK_MS_KEY
 from reward_server.metrics import Metrics
 from reward_server.security.access import Access, Caller
 

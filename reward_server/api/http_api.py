@@ -13,11 +13,12 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Res
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import ClientDisconnect
 
-from reward_client import convert, json_mirror, tracing
+from reward_client import _tracing
 from reward_client._pb.reward.v1 import reward_pb2 as pb
-from reward_client.errors import Cancelled, InvalidArgument
-from reward_client.transports.base import DEADLINE_HEADER, PROTOBUF_TYPE
-from reward_client.types import Code, ScoreRequest, ScoreResponse, ScorerInfo
+from reward_client._transports.base import DEADLINE_HEADER, PROTOBUF_TYPE
+from reward_client._wire import convert, json_mirror
+from reward_client.errors import Cancelled, Code, InvalidArgument
+from reward_client.types import ScoreRequest, ScoreResponse, ScorerInfo
 from reward_server.api import openapi, openapi_answers
 from reward_server.api.bodies import parse_form, parse_json, parse_protobuf, read_body
 from reward_server.api.callers import unless_disconnected
@@ -75,7 +76,7 @@ class _HttpApi:
         caller = caller_of(request)
         with self._watch.request("POST /v1/score", caller.name, request.headers) as seen:
             try:
-                with tracing.span("receive"):
+                with _tracing.span("receive"):
                     seen.request = await self._parse_unless_disconnected(request)
                 response = await unless_disconnected(
                     request,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from reward_client.errors import STATUS
-from reward_client.transports.base import PROTOBUF_TYPE
-from reward_client.types import Code, Encoding, Priority
+from reward_client._transports.base import PROTOBUF_TYPE
+from reward_client.errors import STATUS, Code
+from reward_client.images import Encoding
+from reward_client.types import Priority
 
 DESCRIPTION = (
     "Rewards for generated images. A failure is a status, never a number: where `status` names an"

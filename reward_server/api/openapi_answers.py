@@ -6,7 +6,7 @@ from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from reward_client.types import Code
+from reward_client.errors import Code
 from reward_server.api import openapi
 
 _TEXT = {"type": "string"}

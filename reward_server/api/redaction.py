@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
 
-from reward_client.errors import RewardError, error_for
-from reward_client.types import ItemError, ScoreResponse, ScorerInfo
+from reward_client.errors import ItemError, RewardError, error_for
+from reward_client.types import ScoreResponse, ScorerInfo
 
 # An absolute path of two parts or more; not the path of a URL.
 _PATH = re.compile(r"(?<![\w/:.~-])/([\w.@+~-]+)(?:/[\w.@+=~-]+)+/?")

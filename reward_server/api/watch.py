@@ -15,9 +15,9 @@ from typing import Any
 
 import structlog
 
-from reward_client import tracing
-from reward_client.errors import RewardError
-from reward_client.types import Code, ScoreRequest, ScoreResponse
+from reward_client import _tracing
+from reward_client.errors import Code, RewardError
+from reward_client.types import ScoreRequest, ScoreResponse
 from reward_server.log_budget import LogBudget
 from reward_server.metrics import Metrics
 
@@ -82,7 +82,7 @@ class RequestWatch:
         """
         begin_s = time.perf_counter()
         seen = Seen(caller)
-        with tracing.span(method, "SERVER", carrier=headers) as span:
+        with _tracing.span(method, "SERVER", carrier=headers) as span:
             try:
                 yield seen
             finally:
@@ -138,7 +138,7 @@ def _describe(span: Any, seen: Seen) -> None:
     if seen.response is not None:
         span.set_attribute("reward.scorers", list(seen.response.results))
     if seen.failure is not None:
-        tracing.fail(span, seen.failure)
+        _tracing.fail(span, seen.failure)
 
 
 def _printable(text: str) -> str:

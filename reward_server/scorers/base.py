@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from reward_client.types import Code
+from reward_client.errors import Code
 
 UInt8Image: TypeAlias = NDArray[np.uint8]  # (H, W, 3) RGB
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from types import ModuleType
 
-from reward_client.types import Code
+from reward_client.errors import Code
 from reward_server.scorers.base import ItemFailure, ScoreInput, SelfTestError
 
 

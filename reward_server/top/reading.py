@@ -10,12 +10,12 @@ import httpx
 from google.protobuf import json_format
 from prometheus_client.parser import text_string_to_metric_families
 
-from reward_client import convert, json_mirror
+from reward_client._env import Environment
 from reward_client._pb.reward.v1 import reward_pb2 as pb
-from reward_client.env import Environment
+from reward_client._tls import ssl_context
+from reward_client._transports import parse_url
+from reward_client._wire import convert, json_mirror
 from reward_client.errors import InvalidArgument
-from reward_client.tls import ssl_context
-from reward_client.transports import parse_url
 from reward_client.types import ScorerInfo
 
 _TIMEOUT_S = 3.0

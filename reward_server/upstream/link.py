@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from reward_client.errors import (
+    Code,
     DeadlineExceeded,
     PermissionDenied,
     RewardError,
     Unauthenticated,
     Unavailable,
 )
-from reward_client.types import Code, ScorerInfo, ScorerState
+from reward_client.types import ScorerInfo, ScorerState
 from reward_server.hops import hop_headers
 from reward_server.upstream.choice import Identity
 from reward_server.upstream.metrics import UpstreamMetrics

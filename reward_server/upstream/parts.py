@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from reward_client import convert
 from reward_client._pb.reward.v1 import reward_pb2 as pb
-from reward_client.errors import Internal, RewardError
-from reward_client.types import Code, Item, ItemError, ScorerResult, ScorerSelector
+from reward_client._wire import convert
+from reward_client.errors import Code, Internal, ItemError, RewardError
+from reward_client.types import Item, ScorerResult, ScorerSelector
 from reward_server.backend import Order
 from reward_server.ipc import Failure, Score
 from reward_server.queueing import Answer

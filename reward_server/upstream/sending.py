@@ -7,15 +7,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reward_client import tracing
+from reward_client import _tracing
 from reward_client.errors import (
+    Code,
     DeadlineExceeded,
     Internal,
     ResourceExhausted,
     RewardError,
     Unavailable,
 )
-from reward_client.types import Code, ScorerResult
+from reward_client.types import ScorerResult
 from reward_server.backend import Order
 from reward_server.hops import hop_headers
 from reward_server.upstream import parts
@@ -84,8 +85,8 @@ class Sender:
         if left_s <= 0:
             raise DeadlineExceeded("the deadline passed before an endpoint could be asked")
         where = {"server.address": str(link.address), "reward.scorer": self.settings.scorer}
-        with tracing.span("forward", "CLIENT", where):
-            headers = (*hop_headers(order.client, order.via, self.own_id), *tracing.headers())
+        with _tracing.span("forward", "CLIENT", where):
+            headers = (*hop_headers(order.client, order.via, self.own_id), *_tracing.headers())
             answer = await link.score(body, len(part.indices), left_s, headers)
         try:
             result = await asyncio.to_thread(parts.read_answer, answer, part, self.settings.scorer)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from reward_client._tls import TlsFiles, grpc_pem
 from reward_client.errors import InvalidArgument
-from reward_client.tls import TlsFiles, grpc_pem
 from reward_server.upstream.choice import Policy
 from reward_server.upstream.targets import Target, parse_target
 

@@ -8,11 +8,11 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from reward_client import convert
 from reward_client._pb.reward.v1 import reward_pb2 as pb
+from reward_client._transports.base import Endpoint
+from reward_client._transports.grpc_common import channel_options, metadata, reward_error
+from reward_client._wire import convert
 from reward_client.errors import NotFound, Unavailable
-from reward_client.transports.base import Endpoint
-from reward_client.transports.grpc_common import channel_options, metadata, reward_error
 from reward_client.types import ScorerInfo
 from reward_server.upstream.settings import UpstreamSettings
 from reward_server.upstream.targets import Address

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import httpx
 
-from reward_client.retries import RetryPolicy
+from reward_client._retries import RetryPolicy
 from reward_server.weights import files
 from reward_server.weights.catalog import WeightSet
 from reward_server.weights.part import Part

@@ -12,7 +12,7 @@ from typing import TypeVar
 import httpx
 import stamina
 
-from reward_client.retries import RetryPolicy
+from reward_client._retries import RetryPolicy
 from reward_server.weights.part import Part
 from reward_server.weights.sources import SourceError, Sources, checksum_in, refusal
 

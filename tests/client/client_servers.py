@@ -15,11 +15,12 @@ from typing import Any
 import grpc
 import numpy as np
 
-from reward_client import FakeTransport, Image, Item, RewardError, convert, json_mirror
+from reward_client import FakeTransport, Image, Item, RewardError
 from reward_client._pb.reward.v1 import reward_pb2 as pb
 from reward_client._pb.reward.v1 import reward_pb2_grpc
+from reward_client._transports.base import DEADLINE_HEADER, PROTOBUF_TYPE
+from reward_client._wire import convert, json_mirror
 from reward_client.errors import STATUS
-from reward_client.transports.base import DEADLINE_HEADER, PROTOBUF_TYPE
 
 
 @dataclass

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reward_client import Encoding, Image, InvalidArgument
-from reward_client.codec import DecodeLimits, decode, encode, is_lossy, sniff
+from reward_client.codec import DecodeLimits, decode, encode, is_lossy
+from reward_client.images import sniff
 
 LOSSLESS = [e for e in Encoding if e is not Encoding.JPEG]
 COMPRESSED = [Encoding.PNG, Encoding.JPEG, Encoding.WEBP, Encoding.QOI]

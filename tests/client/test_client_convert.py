@@ -23,12 +23,14 @@ from reward_client import (
     ScorerInfo,
     ScorerResult,
     ScorerSelector,
-    convert,
     error_for,
+)
+from reward_client._pb.reward.v1 import reward_pb2 as pb
+from reward_client._wire import (
+    convert,
     json_mirror,
     specs,
 )
-from reward_client._pb.reward.v1 import reward_pb2 as pb
 from reward_client.types import SpecKind
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)

@@ -155,7 +155,8 @@ def test_ready_is_where_one_server_is_ready_and_hopeless_where_none_can_be(
 
 
 def described(name: str, state: Any) -> Any:
-    from reward_client import ScorerInfo, convert
+    from reward_client import ScorerInfo
+    from reward_client._wire import convert
 
     info = ScorerInfo(name, "1", "f", ("image",), ("raw",), "raw", (0.0, 1.0), state, "no weights")
     return convert.info_to_proto(info)

@@ -27,7 +27,7 @@ from reward_client import (
     ScorerResult,
     Unavailable,
 )
-from reward_client.coalesce import AsyncCoalescer, Coalescer, Gathering
+from reward_client.integrations._coalesce import AsyncCoalescer, Coalescer, Gathering
 
 
 def test_a_client_from_the_environment(script: Script) -> None:

@@ -9,7 +9,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from reward_client.endpoints import Endpoints, Hedge, split_urls
+from reward_client._endpoints import Endpoints, Hedge, split_urls
+from reward_client._exchange import GRACE_S, NEVER, Attempt, Exchange
+from reward_client._retries import RetryPolicy
 from reward_client.errors import (
     DeadlineExceeded,
     Internal,
@@ -18,8 +20,6 @@ from reward_client.errors import (
     RewardError,
     Unavailable,
 )
-from reward_client.exchange import GRACE_S, NEVER, Attempt, Exchange
-from reward_client.retries import RetryPolicy
 
 SECONDS = st.floats(0.0, 20.0).map(lambda value: round(value, 3))
 MAX_SHARE = 0.25

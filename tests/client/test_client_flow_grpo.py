@@ -13,8 +13,8 @@ from reward_client import (
     ResourceExhausted,
     RewardClient,
 )
+from reward_client.images import to_uint8
 from reward_client.integrations.flow_grpo import make_reward_fn
-from reward_client.pixels import to_uint8
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 8, 6, 3), np.uint8)
 ROW = {"tag": "single_object", "include": [{"class": "star", "count": 1}], "prompt": "a star"}

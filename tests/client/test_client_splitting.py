@@ -22,10 +22,12 @@ from reward_client import (
     ScoreRequest,
     ScorerSelector,
     Unavailable,
-    convert,
 )
 from reward_client._pb.reward.v1 import reward_pb2 as pb
-from reward_client.splitting import merge, read_response, split
+from reward_client._wire import (
+    convert,
+)
+from reward_client._wire.splitting import merge, read_response, split
 
 
 def score_or_fail(scorer: str, item: Item) -> float | ItemError:

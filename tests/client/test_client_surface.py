@@ -28,9 +28,9 @@ from reward_client import (
     ScorerSelector,
     error_for,
 )
+from reward_client._transports import parse_url
 from reward_client.errors import code_from_grpc, code_from_http
-from reward_client.transports import parse_url
-from reward_client.types import Encoding
+from reward_client.images import Encoding
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -88,7 +88,7 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
 
 def test_importing_and_http_need_neither_torch_nor_grpc() -> None:
     done = run_python(
-        "import sys, reward_client, reward_client.convert, reward_client.json_mirror\n"
+        "import sys, reward_client, reward_client._wire.convert, reward_client._wire.json_mirror\n"
         "import reward_client.integrations.flow_grpo\n"
         "reward_client.RewardClient('http://127.0.0.1:1').close()\n"
         "heavy = {'torch', 'grpc', 'diffusers', 'transformers', 'reward_server', 'trainer'}\n"

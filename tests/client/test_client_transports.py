@@ -26,8 +26,10 @@ from reward_client import (
     ScorerInfo,
     Unauthenticated,
     Unavailable,
-    convert,
     error_for,
+)
+from reward_client._wire import (
+    convert,
 )
 
 

@@ -25,10 +25,12 @@ from reward_client import (
     ScoreResponse,
     ScorerSelector,
     Unavailable,
-    convert,
 )
 from reward_client._pb.reward.v1 import reward_pb2 as pb
 from reward_client._pb.reward.v1 import reward_pb2_grpc
+from reward_client._wire import (
+    convert,
+)
 from reward_client.types import ScoreRequest
 
 BATCH_S = 0.25

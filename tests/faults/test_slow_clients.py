@@ -15,9 +15,10 @@ import pytest
 from server_process import BAD, HEADER, Server, eventually, items, running
 from unharmed import open_files, rss_bytes, unharmed, within
 
-from reward_client import Image, Item, RewardClient, convert
+from reward_client import Image, Item, RewardClient
 from reward_client._pb.reward.v1 import reward_pb2 as pb
 from reward_client._pb.reward.v1 import reward_pb2_grpc
+from reward_client._wire import convert
 from reward_client.types import ScoreRequest, ScorerSelector
 
 PATIENCE_S = 2.0

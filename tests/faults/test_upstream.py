@@ -27,7 +27,9 @@ from reward_client import (
     Unavailable,
 )
 from reward_client.codec import encode
-from reward_client.types import Code, Encoding, Image, ScorerInfo
+from reward_client.errors import Code
+from reward_client.images import Encoding, Image
+from reward_client.types import ScorerInfo
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,11 @@ import numpy as np
 import PIL.Image
 from starlette.requests import Request
 
-from reward_client import Encoding, Image, InvalidArgument, Item, codec, convert
+from reward_client import Encoding, Image, InvalidArgument, Item, codec
+from reward_client._validation import check_request
+from reward_client._wire import convert
 from reward_client.codec import DecodeLimits
 from reward_client.types import ScoreRequest, ScorerSelector
-from reward_client.validation import check_request
 from reward_server.api.bodies import parse_form, parse_json, parse_protobuf
 from reward_server.limits import RequestLimits, item_limit_problem
 from reward_server.scorers.geneval.spec import parse as parse_spec
@@ -116,7 +117,7 @@ def _json(data: bytes) -> None:
 
 
 def _json_seeds() -> Sequence[bytes]:
-    from reward_client import json_mirror
+    from reward_client._wire import json_mirror
 
     return [json.dumps(json_mirror.request_to_json(request)).encode() for request in _requests()]
 

@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import pytest
 
-from reward_client.types import Code
+from reward_client.errors import Code
 from reward_server.scorers import SCORERS, load_scorer_class
 from reward_server.scorers.base import ItemFailure, ItemScore, Outcome, ScoreInput, SelfTestError
 from reward_server.scorers.judges.endpoint import retry_after_s

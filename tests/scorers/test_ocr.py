@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 from rapidfuzz.distance import Levenshtein
 
+from reward_client.errors import Code
 from reward_client.ocr_target import TargetError, fold, target_of
-from reward_client.types import Code
 from reward_server.scorers.base import ItemFailure, ItemScore, ScoreInput, UInt8Image
 from reward_server.scorers.ocr import grading, sessions, text
 from reward_server.scorers.ocr.engine import Line

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reward_client.types import Code
+from reward_client.errors import Code
 from reward_server.scorers import SCORERS, jpeg, load_scorer_class
 from reward_server.scorers.base import ItemFailure, ItemScore, ScoreInput, Scorer, SelfTestError
 

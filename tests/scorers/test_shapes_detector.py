@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from reward_client.types import Code
+from reward_client.errors import Code
 from reward_server.scorers.base import ItemFailure, ItemScore, ScoreInput
 from reward_server.scorers.geneval import palette, shapes, shapes_scene, silhouettes
 from reward_server.scorers.geneval.scorer import GenEvalScorer

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from reward_client.types import Code
+from reward_client.errors import Code
 from reward_server.scorers.base import ItemFailure, ItemScore, ScoreInput
 from reward_server.scorers.geneval import shapes
 from reward_server.scorers.shapes_quality import ShapesQualityScorer

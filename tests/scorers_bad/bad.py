@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from reward_client.types import Code
+from reward_client.errors import Code
 from reward_server.scorers.base import (
     ItemFailure,
     ItemScore,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from server_process import ROOT, Server, eventually, items, running
 
 from reward_client import Image, Item, RewardClient, RewardError
-from reward_client.types import Encoding
+from reward_client.images import Encoding
 from reward_server.api.redaction import redacted
 
 TOML = """

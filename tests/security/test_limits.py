@@ -27,9 +27,11 @@ from reward_client import (
     RewardClient,
     ScorerSelector,
     codec,
-    convert,
 )
 from reward_client._pb.reward.v1 import reward_pb2 as pb
+from reward_client._wire import (
+    convert,
+)
 from reward_client.types import ScoreRequest
 from reward_server.limits import RequestLimits, check_message, depth_of, load_json
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reward_client.types import UInt8Image
+from reward_client.images import UInt8Image
 from reward_server.explain import COUNTED, TEXT, Finding, enlargement, explained, marks, reasons
 
 BACKGROUND = (236, 230, 222)

@@ -10,13 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reward_client.errors import Unavailable
-from reward_client.types import (
+from reward_client.errors import (
     Code,
+    ItemError,
+    Unavailable,
+)
+from reward_client.images import (
     Encoding,
     Image,
+)
+from reward_client.types import (
     Item,
-    ItemError,
     ScoreRequest,
     ScorerSelector,
 )

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import numpy as np
 
 from reward_client import Item
-from reward_client.client import RewardClient
+from reward_client._client import RewardClient
+from reward_client._transports.fake import FakeTransport, ScoreFn
 from reward_client.codec import decode
-from reward_client.transports.fake import FakeTransport, ScoreFn
 from trainer.rewards import RewardService
 from trainer.settings import RewardSettings
 

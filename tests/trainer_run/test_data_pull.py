@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import stamina
 
-from reward_client.retries import RetryPolicy
+from reward_client._retries import RetryPolicy
 from tests.weights.file_server import FileServer, Served, serving
 from trainer.errors import DataError
 from trainer.tasks.download import pull

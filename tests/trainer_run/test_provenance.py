@@ -6,8 +6,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reward_client.client import RewardClient
-from reward_client.transports.fake import FakeTransport
+from reward_client._client import RewardClient
+from reward_client._transports.fake import FakeTransport
 from tests.trainer_run.fake_service import score_pixels, service_with
 from trainer.config import parse
 from trainer.metrics import read

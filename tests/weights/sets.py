@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from file_server import FileServer, Served
 
-from reward_client.retries import RetryPolicy
+from reward_client._retries import RetryPolicy
 from reward_server.weights.catalog import WeightFile, WeightSet
 
 QUICK = RetryPolicy(attempts=4, wait_initial_s=0.01, wait_max_s=0.02)

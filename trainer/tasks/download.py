@@ -12,7 +12,7 @@ from typing import IO
 import httpx
 import stamina
 
-from reward_client.retries import RetryPolicy
+from reward_client._retries import RetryPolicy
 from trainer.errors import DataError
 from trainer.tasks.official import OfficialFile, OfficialSet
 

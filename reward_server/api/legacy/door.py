@@ -8,7 +8,7 @@ from fastapi import Request
 from fastapi.responses import Response
 from starlette.requests import ClientDisconnect
 
-from reward_client import tracing
+from reward_client import _tracing
 from reward_client.errors import Cancelled, RewardError
 from reward_client.types import ScoreRequest, ScoreResponse
 from reward_server.api.bodies import read_body
@@ -70,7 +70,7 @@ class Visit:
     async def body(self) -> bytes:
         """The request's body; raises InvalidArgument over `max_message_bytes`, or Cancelled."""
         try:
-            with tracing.span("receive"):
+            with _tracing.span("receive"):
                 return await read_body(self.http, self._service.config.server.max_message_bytes)
         except ClientDisconnect as error:
             raise Cancelled("the caller hung up before the request was complete") from error

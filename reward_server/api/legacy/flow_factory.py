@@ -13,8 +13,9 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
-from reward_client.errors import STATUS, InvalidArgument, RewardError
-from reward_client.types import Code, Image, Item, ScoreRequest, ScorerSelector
+from reward_client.errors import STATUS, Code, InvalidArgument, RewardError
+from reward_client.images import Image
+from reward_client.types import Item, ScoreRequest, ScorerSelector
 from reward_server.api.failures import error_response
 from reward_server.api.legacy.door import Door, Visit
 from reward_server.api.legacy.json_bodies import as_text, image_at, list_at, read_object

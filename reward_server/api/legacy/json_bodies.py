@@ -6,9 +6,8 @@ import base64
 import binascii
 from typing import Any
 
-from reward_client import codec
 from reward_client.errors import InvalidArgument
-from reward_client.types import Image
+from reward_client.images import Image, sniff
 from reward_server.limits import RequestLimits, load_json
 
 
@@ -48,7 +47,7 @@ def image_at(value: object, where: str) -> Image:
         data = base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError) as error:
         raise InvalidArgument(f"{where}: not base64: {error}") from error
-    return Image(data, codec.sniff(data, what=where))
+    return Image(data, sniff(data, what=where))
 
 
 def _name(value: object) -> str:

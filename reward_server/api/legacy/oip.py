@@ -22,9 +22,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from reward_client import codec, json_mirror
+from reward_client._wire import json_mirror
 from reward_client.errors import InvalidArgument
-from reward_client.types import Encoding, Image, Item, ScorerInfo, ScorerResult
+from reward_client.images import Encoding, Image, sniff
+from reward_client.types import Item, ScorerInfo, ScorerResult
 from reward_server.api.legacy.whole import whole_error
 
 SERVER_NAME = "flow-reward"
@@ -169,9 +170,7 @@ def _images(images: Tensor) -> list[Image]:
             Image(images.data[i * size : (i + 1) * size], Encoding.RAW_U8_RGB_HWC, width, height)
             for i in range(n if size else 0)
         ]
-    return [
-        Image(data, codec.sniff(data, what=f"IMAGE[{i}]")) for i, data in enumerate(images.data)
-    ]
+    return [Image(data, sniff(data, what=f"IMAGE[{i}]")) for i, data in enumerate(images.data)]
 
 
 def _texts(texts: Tensor | None, name: str, length: int) -> list[str]:

@@ -9,9 +9,9 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError, Message
 
+from reward_client._validation import unknown_scorer
 from reward_client.errors import InvalidArgument, NotFound, RewardError
 from reward_client.types import ScoreRequest, ScorerInfo, ScorerSelector
-from reward_client.validation import unknown_scorer
 from reward_server._pb.inference.v2 import inference_pb2 as pb
 from reward_server.api.failures import as_reward_error
 from reward_server.api.grpc_guard import caller_of, refuse_with

@@ -13,9 +13,9 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
-from reward_client.errors import STATUS, InvalidArgument, NotFound, RewardError
-from reward_client.types import Code, ScoreRequest, ScorerInfo, ScorerSelector
-from reward_client.validation import unknown_scorer
+from reward_client._validation import unknown_scorer
+from reward_client.errors import STATUS, Code, InvalidArgument, NotFound, RewardError
+from reward_client.types import ScoreRequest, ScorerInfo, ScorerSelector
 from reward_server.api.legacy import oip
 from reward_server.api.legacy.door import Door, Visit
 from reward_server.api.legacy.json_bodies import as_text, list_at, read_object, text_at

@@ -14,8 +14,8 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import Response
 
-from reward_client.errors import STATUS, RewardError, Unavailable
-from reward_client.types import Code, ScoreRequest, ScorerSelector
+from reward_client.errors import STATUS, Code, RewardError, Unavailable
+from reward_client.types import ScoreRequest, ScorerSelector
 from reward_server.api.legacy import pickle_messages
 from reward_server.api.legacy.door import Door, Visit
 from reward_server.api.legacy.pickles.machine import PickleLimits

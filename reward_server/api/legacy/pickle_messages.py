@@ -18,9 +18,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reward_client import codec, specs
+from reward_client._wire import specs
 from reward_client.errors import InvalidArgument
-from reward_client.types import Image, Item, ScorerResult
+from reward_client.images import Image, sniff
+from reward_client.types import Item, ScorerResult
 from reward_server.api.legacy.pickles.machine import PickleLimits
 from reward_server.api.legacy.pickles.reader import read_pickle
 
@@ -64,7 +65,7 @@ def parse(body: bytes, limits: PickleLimits) -> PickleRequest:
         Item(
             id=f"images[{i}]",
             prompt=_prompt(prompts, rows, i),
-            images=(Image(data, codec.sniff(data, what=f"images[{i}]")),),
+            images=(Image(data, sniff(data, what=f"images[{i}]")),),
             spec=None if rows is None else _plain(rows[i], f"meta_datas[{i}]"),
             spec_kind=None if rows is None else "geneval",
         )

@@ -15,10 +15,10 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
-from reward_client import specs
-from reward_client.errors import STATUS, InvalidArgument, NotFound, RewardError
-from reward_client.types import Code, Item, ScoreRequest, ScorerResult, ScorerSelector, SpecKind
-from reward_client.validation import unknown_scorer
+from reward_client._validation import unknown_scorer
+from reward_client._wire import specs
+from reward_client.errors import STATUS, Code, InvalidArgument, NotFound, RewardError
+from reward_client.types import Item, ScoreRequest, ScorerResult, ScorerSelector, SpecKind
 from reward_server.api.failures import error_response
 from reward_server.api.legacy.door import Door, Visit
 from reward_server.api.legacy.json_bodies import as_text, image_at, list_at, read_object, text_at

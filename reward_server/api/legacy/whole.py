@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from reward_client.errors import RewardError, error_for
-from reward_client.types import Code, ItemError, ScorerResult
+from reward_client.errors import Code, ItemError, RewardError, error_for
+from reward_client.types import ScorerResult
 
 
 def whole_error(result: ScorerResult) -> RewardError | None:

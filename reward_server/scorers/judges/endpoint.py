@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import httpx
 import stamina
 
+from reward_client._retries import Backoff, Deadline, RetryPolicy
 from reward_client.errors import (
     DeadlineExceeded,
     Internal,
@@ -24,7 +25,6 @@ from reward_client.errors import (
     RewardError,
     Unavailable,
 )
-from reward_client.retries import Backoff, Deadline, RetryPolicy
 from reward_server.scorers.judges.options import EndpointOptions
 
 _MAX_QUOTED_CHARS = 300

@@ -16,9 +16,8 @@ from typing import Any, ClassVar, TypeVar
 
 import PIL
 
-from reward_client.errors import DeadlineExceeded, RewardError
-from reward_client.retries import Deadline
-from reward_client.types import Code
+from reward_client._retries import Deadline
+from reward_client.errors import Code, DeadlineExceeded, RewardError
 from reward_server.scorers import golden, tools
 from reward_server.scorers.base import (
     ItemFailure,

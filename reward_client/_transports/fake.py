@@ -12,14 +12,17 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TypeAlias
 
-from reward_client import convert, validation
+from reward_client import _validation
 from reward_client._pb.reward.v1 import reward_pb2 as pb
+from reward_client._transports.base import AsyncCalls, AsyncUnary, Calls, Unary
+from reward_client._wire import convert
 from reward_client.codec import is_lossy
-from reward_client.errors import RewardError
-from reward_client.transports.base import AsyncCalls, AsyncUnary, Calls, Unary
+from reward_client.errors import (
+    ItemError,
+    RewardError,
+)
 from reward_client.types import (
     Item,
-    ItemError,
     ScoreRequest,
     ScoreResponse,
     ScorerInfo,
@@ -70,7 +73,7 @@ class FakeTransport:
             pb.ScoreRequest.FromString(message.SerializeToString())
         )
         self.requests.append(request)
-        validation.check_request(request)
+        _validation.check_request(request)
         results = {s.name: self._result(s, request.items) for s in request.scorers}
         return convert.response_to_proto(ScoreResponse(request.request_id, results))
 
@@ -106,7 +109,7 @@ class FakeTransport:
 
     def _result(self, selector: ScorerSelector, items: Sequence[Item]) -> ScorerResult:
         if selector.name not in self._scorers:
-            raise validation.unknown_scorer(selector.name, self._scorers)
+            raise _validation.unknown_scorer(selector.name, self._scorers)
         outcomes = [_split(self._score_fn(selector.name, item)) for item in items]
         scores = tuple(None if isinstance(o, ItemError) else o[0] for o in outcomes)
         found = [o[1] for o in outcomes if not isinstance(o, ItemError)]

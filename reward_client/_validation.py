@@ -5,23 +5,62 @@ Every message says what is wrong, what was expected and what to do.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import get_args
 
-from reward_client.errors import InvalidArgument, NotFound
+from reward_client.errors import Code, InvalidArgument, ItemError, NotFound
+from reward_client.images import image_problem
 from reward_client.types import (
-    Code,
-    Encoding,
-    Image,
     Item,
-    ItemError,
+    Priority,
     ScoreRequest,
     ScorerSelector,
     SpecKind,
 )
 
-RAW_ENCODINGS = frozenset({Encoding.RAW_U8_RGB_HWC, Encoding.RAW_U8_RGB_HWC_ZSTD})
+
+def make_request(
+    items: Sequence[Item],
+    scorers: Sequence[str | ScorerSelector],
+    priority: Priority,
+    include_details: bool,
+    request_id: str | None,
+) -> ScoreRequest:
+    """Build a request and check it.
+
+    Raises:
+        InvalidArgument: says what is wrong, what was expected and what to do.
+    """
+    request = ScoreRequest(
+        request_id=request_id or uuid.uuid4().hex,
+        scorers=selectors(scorers),
+        items=(items,) if isinstance(items, Item) else tuple(items),
+        priority=Priority(priority),
+        include_details=include_details,
+    )
+    check_request(request)
+    return request
+
+
+def selectors(scorers: Sequence[str | ScorerSelector]) -> tuple[ScorerSelector, ...]:
+    """Accept names for selectors; raises InvalidArgument for anything else."""
+    if isinstance(scorers, str | ScorerSelector):
+        raise InvalidArgument(f"scorers must be a list, got {scorers!r}: write [{scorers!r}]")
+    for scorer in scorers:
+        if not isinstance(scorer, str | ScorerSelector):
+            raise InvalidArgument(
+                f"a scorer must be a name or a ScorerSelector, got {type(scorer).__name__}"
+            )
+    return tuple(ScorerSelector(s) if isinstance(s, str) else s for s in scorers)
+
+
+def check_timeout(name: str, value_s: float) -> float:
+    """Return a time limit in seconds; raises InvalidArgument unless it is positive."""
+    if not 0 < value_s < float("inf"):
+        raise InvalidArgument(f"{name} must be a positive number of seconds, got {value_s}")
+    return value_s
 
 
 def check_request(request: ScoreRequest) -> None:
@@ -92,29 +131,6 @@ def _images_problem(item: Item) -> str | None:
             problem = image_problem(image)
             if problem is not None:
                 return f"{name}[{position}]: {problem}"
-    return None
-
-
-def image_problem(image: Image) -> str | None:
-    """Say what is wrong with an image as far as its fields tell, without decoding it, or None."""
-    if not isinstance(image, Image):
-        return (
-            f"expected reward_client.Image, got {type(image).__name__}: use Image.from_array,"
-            " Image.from_pil or Image.from_file"
-        )
-    if not isinstance(image.data, bytes) or not image.data:
-        kind = "nothing" if image.data == b"" else type(image.data).__name__
-        return f"data must be the encoded image as bytes, got {kind}"
-    if image.width < 0 or image.height < 0:
-        return f"width and height must not be negative, got {image.width}x{image.height}"
-    if image.encoding in RAW_ENCODINGS and not (image.width and image.height):
-        return f"{image.encoding.value} needs width and height, got {image.width}x{image.height}"
-    expected_bytes = image.width * image.height * 3
-    if image.encoding is Encoding.RAW_U8_RGB_HWC and len(image.data) != expected_bytes:
-        return (
-            f"raw RGB of {image.width}x{image.height} px has {expected_bytes} bytes,"
-            f" got {len(image.data)}: data must be uint8, height x width x 3"
-        )
     return None
 
 

@@ -10,13 +10,12 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from reward_client import tracing
+from reward_client import _tracing
 from reward_client._pb.reward.v1 import reward_pb2 as pb
 from reward_client._pb.reward.v1 import reward_pb2_grpc
-from reward_client.errors import RewardError
-from reward_client.tls import TlsFiles, grpc_pem
-from reward_client.transports.base import AsyncCalls, Endpoint
-from reward_client.transports.grpc_common import (
+from reward_client._tls import TlsFiles, grpc_pem
+from reward_client._transports.base import AsyncCalls, Endpoint
+from reward_client._transports.grpc_common import (
     channel_options,
     closed_error,
     ended_error,
@@ -24,6 +23,7 @@ from reward_client.transports.grpc_common import (
     read_answer,
     reward_error,
 )
+from reward_client.errors import RewardError
 
 
 class AsyncGrpcTransport:
@@ -75,7 +75,7 @@ class AsyncGrpcTransport:
         return reward_pb2_grpc.RewardServiceStub(self._channel)
 
     async def _call(self, method: Callable[..., Any], message: Any, deadline_s: float) -> Any:
-        pairs = (*self._metadata, *tracing.headers())
+        pairs = (*self._metadata, *_tracing.headers())
         try:
             return await method(message, timeout=deadline_s, metadata=pairs)
         except grpc.aio.AioRpcError as error:

@@ -6,21 +6,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from reward_client._exchange import Exchange
+from reward_client._session import ScoreMessage, Session, now_s
+from reward_client._validation import make_request
+from reward_client._wire.splitting import split
 from reward_client.errors import (
     DeadlineExceeded,
     Internal,
     InvalidArgument,
+    ItemError,
     ResourceExhausted,
     RewardError,
     Unavailable,
 )
-from reward_client.exchange import Exchange
-from reward_client.requests import make_request
-from reward_client.session import ScoreMessage, Session, now_s
-from reward_client.splitting import split
 from reward_client.types import (
     Item,
-    ItemError,
     ItemScores,
     Priority,
     ScoreResponse,

@@ -10,13 +10,13 @@ from typing import Any
 
 import grpc
 
-from reward_client import tracing
+from reward_client import _tracing
 from reward_client._pb.reward.v1 import reward_pb2 as pb
 from reward_client._pb.reward.v1 import reward_pb2_grpc
-from reward_client.tls import TlsFiles, grpc_pem
-from reward_client.transports.base import Calls, Endpoint
-from reward_client.transports.futures import fail, resolve
-from reward_client.transports.grpc_common import (
+from reward_client._tls import TlsFiles, grpc_pem
+from reward_client._transports.base import Calls, Endpoint
+from reward_client._transports.futures import fail, resolve
+from reward_client._transports.grpc_common import (
     channel_options,
     closed_error,
     ended_error,
@@ -64,7 +64,7 @@ class GrpcTransport:
 
     def _begin(self, method: Any, message: Any, deadline_s: float) -> Future[Any]:
         future: Future[Any] = Future()
-        pairs = (*self._metadata, *tracing.headers())
+        pairs = (*self._metadata, *_tracing.headers())
         try:
             call = method.future(message, timeout=deadline_s, metadata=pairs)
         except ValueError as error:

@@ -14,19 +14,10 @@ import httpx
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError, Message
 
-from reward_client import json_mirror, tracing
+from reward_client import _tracing
 from reward_client._pb.reward.v1 import reward_pb2 as pb
-from reward_client.errors import (
-    Cancelled,
-    DeadlineExceeded,
-    Internal,
-    RewardError,
-    Unavailable,
-    code_from_http,
-    error_for,
-)
-from reward_client.tls import TlsFiles, ssl_context
-from reward_client.transports.base import (
+from reward_client._tls import TlsFiles, ssl_context
+from reward_client._transports.base import (
     DEADLINE_HEADER,
     PROTOBUF_TYPE,
     RETRY_AFTER_MS_KEY,
@@ -37,7 +28,17 @@ from reward_client.transports.base import (
     Unary,
     milliseconds,
 )
-from reward_client.transports.futures import LoopThread
+from reward_client._transports.futures import LoopThread
+from reward_client._wire import json_mirror
+from reward_client.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    Internal,
+    RewardError,
+    Unavailable,
+    code_from_http,
+    error_for,
+)
 
 Reply = TypeVar("Reply", bound=Message)
 CONNECT_TIMEOUT_S = 5.0
@@ -137,7 +138,7 @@ def _score_request(
     client: httpx.AsyncClient, message: pb.ScoreRequest, deadline_s: float
 ) -> httpx.Request:
     headers = {"content-type": PROTOBUF_TYPE, DEADLINE_HEADER: f"{deadline_s * 1e3:.0f}"}
-    headers |= dict(tracing.headers())
+    headers |= dict(_tracing.headers())
     body = message.SerializeToString()
     return client.build_request(
         "POST", "/v1/score", content=body, headers=headers, timeout=_timeout(deadline_s)

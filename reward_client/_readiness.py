@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from reward_client._exchange import Attempt
+from reward_client._session import Infos, ListMessage, Session, now_s
+from reward_client._validation import check_timeout, selectors, unknown_scorer
 from reward_client.errors import DeadlineExceeded, RewardError, Unavailable
-from reward_client.exchange import Attempt
-from reward_client.requests import check_timeout, selectors
-from reward_client.session import Infos, ListMessage, Session, now_s
 from reward_client.types import ScorerInfo, ScorerSelector
-from reward_client.validation import unknown_scorer
 
 POLL_INTERVAL_S = 0.25
 ATTEMPT_TIMEOUT_S = 5.0

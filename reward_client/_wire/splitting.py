@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reward_client import convert
 from reward_client._pb.reward.v1 import reward_pb2 as pb
-from reward_client.errors import Internal, InvalidArgument, RewardError, Unavailable
-from reward_client.types import ItemError, ScoreRequest, ScoreResponse, ScorerResult
+from reward_client._wire import convert
+from reward_client.errors import Internal, InvalidArgument, ItemError, RewardError, Unavailable
+from reward_client.types import ScoreRequest, ScoreResponse, ScorerResult
 
 # Field tag and length of one item inside the message, and room for the part's request id.
 _ITEM_OVERHEAD_BYTES = 6

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from reward_client.endpoints import Endpoints
+from reward_client._endpoints import Endpoints
+from reward_client._retries import RetryPolicy
 from reward_client.errors import DeadlineExceeded, RewardError, Unavailable
-from reward_client.retries import RetryPolicy
 
 Payload = TypeVar("Payload")
 Reply = TypeVar("Reply")

@@ -15,14 +15,13 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
-from reward_client import tracing
-from reward_client.endpoints import EndpointState, Hedge, Preference
-from reward_client.env import Environment
-from reward_client.errors import RewardError
-from reward_client.exchange import Attempt, Exchange
-from reward_client.readiness import Readiness
-from reward_client.requests import make_request
-from reward_client.session import (
+from reward_client import _tracing
+from reward_client._endpoints import EndpointState, Hedge, Preference
+from reward_client._env import Environment
+from reward_client._exchange import Attempt, Exchange
+from reward_client._items import make_items
+from reward_client._readiness import Readiness
+from reward_client._session import (
     DEFAULT_ATTEMPTS,
     DEFAULT_MAX_MESSAGE_BYTES,
     DEFAULT_MAX_MESSAGE_ITEMS,
@@ -37,10 +36,13 @@ from reward_client.session import (
     start_listing,
     take_listing,
 )
-from reward_client.streaming import Stream
-from reward_client.tls import TlsFiles
-from reward_client.transports import Transport, open_transport
-from reward_client.transports.base import Calls
+from reward_client._streaming import Stream
+from reward_client._tls import TlsFiles
+from reward_client._transports import Transport, open_transport
+from reward_client._transports.base import Calls
+from reward_client._validation import make_request
+from reward_client.errors import RewardError
+from reward_client.images import to_images
 from reward_client.types import (
     Item,
     ItemScores,
@@ -151,7 +153,7 @@ class RewardClient:
         request = make_request(items, scorers, priority, include_details, request_id)
         batch = Batch.start(self._session, request, deadline_s, progress)
         with (
-            tracing.span("reward.score", "CLIENT", tracing.about(request)),
+            _tracing.span("reward.score", "CLIENT", _tracing.about(request)),
             _Driver(self._session, batch.exchange, self._begin_score) as driver,
         ):
             while not batch.exchange.is_idle:
@@ -287,6 +289,42 @@ class RewardClient:
             while not exchange.is_idle:
                 driver.step()
                 yield from stream.take()
+
+
+def score(
+    images: Any,
+    prompts: str | Sequence[str] = "",
+    scorers: Sequence[str | ScorerSelector] = ("geneval",),
+    *,
+    specs: Sequence[Mapping[str, Any] | None] | None = None,
+    references: Sequence[Any] | None = None,
+    url: str | None = None,
+) -> ScoreResponse:
+    """Score pictures: `score(images, prompts, ["pickscore"])["pickscore"].array()`.
+
+    It connects and disconnects every time; a program that scores often keeps a `RewardClient`.
+
+    Args:
+        images: Pillow images, arrays or tensors; one, a list of them, or a batch.
+        prompts: one text for each picture, or one for all.
+        scorers: names or selectors.
+        specs: a GenEval row, `{"target": ...}` for OCR, or metadata for each picture.
+        references: what each picture is compared with.
+        url: the server; by default REWARD_URL of the environment, with its key and certificates.
+
+    Returns:
+        One result per scorer with N scores.
+
+    Raises:
+        RewardError: the request failed as a whole. A single picture that fails has no score, and
+            its reason in `errors`.
+    """
+    pictures = images if isinstance(images, list | tuple) else to_images(images)
+    texts = [prompts] * len(pictures) if isinstance(prompts, str) else list(prompts)
+    items = make_items(pictures, texts, specs, references=references)
+    environ = {**os.environ, **({"REWARD_URL": url} if url else {})}
+    with RewardClient.from_env(environ) as client:
+        return client.score(items, scorers)
 
 
 class _Driver:

@@ -17,13 +17,12 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any
 
-from reward_client import tracing
-from reward_client.endpoints import EndpointState, Hedge, Preference
-from reward_client.env import Environment
-from reward_client.exchange import Attempt, Exchange
-from reward_client.readiness import Readiness
-from reward_client.requests import make_request
-from reward_client.session import (
+from reward_client import _tracing
+from reward_client._endpoints import EndpointState, Hedge, Preference
+from reward_client._env import Environment
+from reward_client._exchange import Attempt, Exchange
+from reward_client._readiness import Readiness
+from reward_client._session import (
     DEFAULT_ATTEMPTS,
     DEFAULT_MAX_MESSAGE_BYTES,
     DEFAULT_MAX_MESSAGE_ITEMS,
@@ -38,10 +37,11 @@ from reward_client.session import (
     start_listing,
     take_listing,
 )
-from reward_client.streaming import Stream
-from reward_client.tls import TlsFiles
-from reward_client.transports import AsyncTransport, open_async_transport
-from reward_client.transports.base import AsyncCalls
+from reward_client._streaming import Stream
+from reward_client._tls import TlsFiles
+from reward_client._transports import AsyncTransport, open_async_transport
+from reward_client._transports.base import AsyncCalls
+from reward_client._validation import make_request
 from reward_client.types import (
     Item,
     ItemScores,
@@ -100,7 +100,7 @@ class AsyncRewardClient:
         """Score N items with each of the scorers; as `RewardClient.score`."""
         request = make_request(items, scorers, priority, include_details, request_id)
         batch = Batch.start(self._session, request, deadline_s, progress)
-        with tracing.span("reward.score", "CLIENT", tracing.about(request)):
+        with _tracing.span("reward.score", "CLIENT", _tracing.about(request)):
             async with _Driver(self._session, batch.exchange, self._begin_score) as driver:
                 while not batch.exchange.is_idle:
                     await driver.step()

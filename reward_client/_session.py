@@ -10,14 +10,14 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from reward_client import convert
+from reward_client._endpoints import Endpoints, EndpointState, Hedge, Preference, split_urls
+from reward_client._exchange import Attempt, Exchange
 from reward_client._pb.reward.v1 import reward_pb2 as pb
-from reward_client.endpoints import Endpoints, EndpointState, Hedge, Preference, split_urls
+from reward_client._retries import RetryPolicy
+from reward_client._validation import check_timeout
+from reward_client._wire import convert
+from reward_client._wire.splitting import Part, merge, read_response, shift_items, split
 from reward_client.errors import Cancelled, InvalidArgument, RewardError
-from reward_client.exchange import Attempt, Exchange
-from reward_client.requests import check_timeout
-from reward_client.retries import RetryPolicy
-from reward_client.splitting import Part, merge, read_response, shift_items, split
 from reward_client.types import ScoreRequest, ScoreResponse, ScorerInfo
 
 DEFAULT_TIMEOUT_S = 60.0

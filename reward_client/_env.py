@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from reward_client._session import DEFAULT_TIMEOUT_S
+from reward_client._tls import TlsFiles
+from reward_client._validation import check_timeout
 from reward_client.errors import InvalidArgument
-from reward_client.requests import check_timeout
-from reward_client.session import DEFAULT_TIMEOUT_S
-from reward_client.tls import TlsFiles
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,23 +8,23 @@ from typing import Protocol
 import grpc
 from google.protobuf.message import DecodeError
 
-from reward_client import convert
 from reward_client._pb.reward.v1 import reward_pb2 as pb
-from reward_client.errors import (
-    Cancelled,
-    RewardError,
-    Unavailable,
-    code_from_grpc,
-    error_for,
-)
-from reward_client.transports.base import (
+from reward_client._transports.base import (
     ERROR_INFO_KEY,
     PUSHBACK_MS_KEY,
     RETRY_AFTER_MS_KEY,
     Endpoint,
     milliseconds,
 )
-from reward_client.types import Code
+from reward_client._wire import convert
+from reward_client.errors import (
+    Cancelled,
+    Code,
+    RewardError,
+    Unavailable,
+    code_from_grpc,
+    error_for,
+)
 
 # Details make answers larger than requests may be.
 MAX_RESPONSE_BYTES = 64 << 20
@@ -35,9 +35,9 @@ _BROKE_WHILE_SENDING = "Internal error from Core"
 class FailedCall(Protocol):
     """What `grpc.RpcError` and `grpc.aio.AioRpcError` both offer."""
 
-    def code(self) -> grpc.StatusCode: ...  # noqa: D102 (grpc's own)
+    def code(self) -> grpc.StatusCode: ...
 
-    def details(self) -> str | None: ...  # noqa: D102 (grpc's own)
+    def details(self) -> str | None: ...
 
 
 def channel_options(endpoint: Endpoint, max_message_bytes: int) -> list[tuple[str, int]]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from reward_client.errors import InvalidArgument
-from reward_client.types import Encoding
+from reward_client.images import Encoding
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _QOI_HEADER = struct.Struct(">4sIIBB")  # magic, width, height, channels, colour space

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from reward_client._tls import TlsFiles
+from reward_client._transports.base import AsyncTransport, Endpoint, Transport, parse_url
+from reward_client._transports.fake import AsyncFakeTransport, FakeTransport
 from reward_client.errors import InvalidArgument
-from reward_client.tls import TlsFiles
-from reward_client.transports.base import AsyncTransport, Endpoint, Transport, parse_url
-from reward_client.transports.fake import AsyncFakeTransport, FakeTransport
 
 __all__ = [
     "AsyncFakeTransport",
@@ -36,11 +36,11 @@ def open_transport(
     endpoint = _endpoint(url, tls)
     if endpoint.is_grpc:
         try:
-            from reward_client.transports.grpc_sync import GrpcTransport
+            from reward_client._transports.grpc_sync import GrpcTransport
         except ModuleNotFoundError as error:
             raise _missing(error) from error
         return GrpcTransport(endpoint, api_key, max_message_bytes, tls)
-    from reward_client.transports.http import HttpTransport
+    from reward_client._transports.http import HttpTransport
 
     return HttpTransport(endpoint, api_key, tls)
 
@@ -52,11 +52,11 @@ def open_async_transport(
     endpoint = _endpoint(url, tls)
     if endpoint.is_grpc:
         try:
-            from reward_client.transports.grpc_aio import AsyncGrpcTransport
+            from reward_client._transports.grpc_aio import AsyncGrpcTransport
         except ModuleNotFoundError as error:
             raise _missing(error) from error
         return AsyncGrpcTransport(endpoint, api_key, max_message_bytes, tls)
-    from reward_client.transports.http import AsyncHttpTransport
+    from reward_client._transports.http import AsyncHttpTransport
 
     return AsyncHttpTransport(endpoint, api_key, tls)
 

@@ -14,8 +14,8 @@ from typing import Any
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
-from reward_client import convert
 from reward_client._pb.reward.v1 import reward_pb2 as pb
+from reward_client._wire import convert
 from reward_client.errors import Internal, InvalidArgument, RewardError
 from reward_client.types import ScoreRequest, ScoreResponse, ScorerInfo
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reward_client.errors import InvalidArgument
-from reward_client.pixels import to_images
-from reward_client.types import Image, Item, SpecKind
+from reward_client.images import Image, to_images
+from reward_client.types import Item, SpecKind
 
 Row = Mapping[str, Any]
 _GENEVAL_KEYS = ("tag", "include", "exclude")

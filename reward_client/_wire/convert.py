@@ -12,14 +12,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
 from reward_client._pb.reward.v1 import reward_pb2 as pb
-from reward_client.errors import Internal, InvalidArgument, RewardError, error_for
-from reward_client.specs import spec_from_proto, spec_to_proto, struct_to_dict, to_struct
-from reward_client.types import (
+from reward_client._wire.specs import spec_from_proto, spec_to_proto, struct_to_dict, to_struct
+from reward_client.errors import (
     Code,
+    Internal,
+    InvalidArgument,
+    ItemError,
+    RewardError,
+    error_for,
+)
+from reward_client.images import (
     Encoding,
     Image,
+)
+from reward_client.types import (
     Item,
-    ItemError,
     Priority,
     ReplicaInfo,
     ScoreRequest,
