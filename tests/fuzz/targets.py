@@ -15,10 +15,10 @@ from reward_client import Encoding, Image, InvalidArgument, Item, codec
 from reward_client._validation import check_request
 from reward_client._wire import convert
 from reward_client.codec import DecodeLimits
+from reward_client.geneval_spec import parse as parse_spec
 from reward_client.types import ScoreRequest, ScorerSelector
 from reward_server.api.bodies import parse_form, parse_json, parse_protobuf
 from reward_server.limits import RequestLimits, item_limit_problem
-from reward_server.scorers.geneval.spec import parse as parse_spec
 from tests.fuzz.harness import Target
 from tests.fuzz.pickles import PICKLE
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from reward_server.scorers.geneval import coco, spec
+from reward_client import geneval_spec as spec
+from reward_server.scorers.geneval import coco
 from reward_server.scorers.geneval.scorer import GenEvalScorer
 from reward_server.weights.catalog import CATALOG
 

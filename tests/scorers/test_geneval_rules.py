@@ -11,9 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from reward_server.scorers.geneval import rules, spec
+from reward_client import geneval_spec as spec
+from reward_client.geneval_spec import Clause, Task
+from reward_server.scorers.geneval import rules
 from reward_server.scorers.geneval.detector import Detection
-from reward_server.scorers.geneval.rules import Clause, Task
 
 GOLDEN = Path(os.environ.get("CONFORMANCE_DIR") or Path(__file__).parents[1] / "golden")
 # Wall time on a busy machine says nothing about these properties.
@@ -177,7 +178,7 @@ def _tasks(draw: st.DrawFn) -> Task:
             label,
             draw(st.integers(1, 3)),
             draw(st.none() | st.sampled_from(COLORS)),
-            draw(st.none() | st.sampled_from(rules.RELATIONS)) if index else None,
+            draw(st.none() | st.sampled_from(spec.RELATIONS)) if index else None,
             draw(st.integers(0, index - 1)) if index else 0,
         )
         for index, label in enumerate(labels)
@@ -189,7 +190,7 @@ def _tasks(draw: st.DrawFn) -> Task:
     possible = [
         e for e in exclude if not any(c.label == e.label and c.count >= e.count for c in include)
     ]
-    return Task(draw(st.sampled_from(rules.TAGS)), include, tuple(possible))
+    return Task(draw(st.sampled_from(spec.TAGS)), include, tuple(possible))
 
 
 def _excluded(task: Task, objects: rules.Objects) -> bool:

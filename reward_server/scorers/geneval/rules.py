@@ -26,52 +26,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from reward_client.geneval_spec import RELATIONS, Clause, Task
 from reward_server.scorers.geneval.detector import Detection
 
 THRESHOLD = 0.3
 COUNTING_THRESHOLD = 0.9
 MAX_OBJECTS_PER_CLASS = 16
 POSITION_THRESHOLD = 0.1
-RELATIONS: tuple[str, ...] = ("left of", "right of", "above", "below")
-TAGS: tuple[str, ...] = (
-    "single_object",
-    "two_object",
-    "counting",
-    "colors",
-    "position",
-    "color_attr",
-)
-
 Box = tuple[float, float, float, float]
 Objects = Mapping[str, Sequence[Detection]]  # by class, best first
-
-
-@dataclass(frozen=True, slots=True)
-class Clause:
-    """One requirement: `count` objects of a class, of a colour, in a relation to another clause.
-
-    Attributes:
-        label: class name.
-        count: how many, at least 1.
-        color: the colour they must have, or None.
-        relation: one of `RELATIONS`, or None.
-        target: index of the earlier clause that the relation refers to.
-    """
-
-    label: str
-    count: int
-    color: str | None = None
-    relation: str | None = None
-    target: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """A GenEval row in typed form; made by `spec.parse`."""
-
-    tag: str
-    include: tuple[Clause, ...]
-    exclude: tuple[Clause, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from reward_client import geneval_spec
 from reward_server.scorers import golden, tools
 from reward_server.scorers.base import (
     ItemFailure,
@@ -17,7 +18,6 @@ from reward_server.scorers.base import (
     raw,
 )
 from reward_server.scorers.geneval import rules
-from reward_server.scorers.geneval import spec as row
 from reward_server.scorers.geneval.coco_detector import CocoDetector
 from reward_server.scorers.geneval.detector import Detection
 from reward_server.scorers.geneval.detector_probe import DetectorProbe
@@ -94,7 +94,7 @@ class GenEvalScorer:
             "detector": self._detector_name,
             "detector_fingerprint": self._detector.fingerprint(),
         }
-        return tools.digest([sys.modules[__name__], rules, row], facts)
+        return tools.digest([sys.modules[__name__], rules, geneval_spec], facts)
 
     def self_test(self) -> None:
         """Run the detector's own test, on pictures whose content is known.
@@ -127,7 +127,7 @@ class GenEvalScorer:
     def score(self, batch: Sequence[ScoreInput], *, details: bool) -> list[Outcome]:
         """Judge every item; bad rows fail alone, the others share one detector call."""
         outcomes: dict[int, Outcome] = {}
-        tasks: dict[int, rules.Task] = {}
+        tasks: dict[int, geneval_spec.Task] = {}
         for index, item in enumerate(batch):
             checked = self._check(item)
             if isinstance(checked, ItemFailure):
@@ -144,17 +144,17 @@ class GenEvalScorer:
             outcomes[index] = _outcome(task, found, details=details)
         return [outcomes[index] for index in range(len(batch))]
 
-    def _check(self, item: ScoreInput) -> rules.Task | ItemFailure:
+    def _check(self, item: ScoreInput) -> geneval_spec.Task | ItemFailure:
         problem = tools.image_problem(item, self.spec.name, _MIN_SIDE_PX)
         if problem is not None:
             return problem
         try:
-            return row.parse(item.spec, self._detector.classes, self._detector.colors)
-        except row.SpecError as error:
+            return geneval_spec.parse(item.spec, self._detector.classes, self._detector.colors)
+        except geneval_spec.SpecError as error:
             return tools.invalid(str(error))
 
 
-def _outcome(task: rules.Task, found: Sequence[Detection], *, details: bool) -> ItemScore:
+def _outcome(task: geneval_spec.Task, found: Sequence[Detection], *, details: bool) -> ItemScore:
     verdict = rules.judge(task, rules.select(found, task.tag))
     components = {
         "official": float(verdict.official),
@@ -166,7 +166,7 @@ def _outcome(task: rules.Task, found: Sequence[Detection], *, details: bool) -> 
 
 
 def _details(
-    task: rules.Task, verdict: rules.Verdict, found: Sequence[Detection]
+    task: geneval_spec.Task, verdict: rules.Verdict, found: Sequence[Detection]
 ) -> dict[str, Any]:
     selected = {id(d) for of_class in rules.select(found, task.tag).values() for d in of_class}
     return {

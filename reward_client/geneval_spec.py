@@ -1,4 +1,4 @@
-"""A GenEval metadata row from a client, checked and typed.
+"""A GenEval metadata row, checked and typed: one rule for trainer and server.
 
 Everything a caller can get wrong becomes one line that names the field and what would be right.
 """
@@ -7,10 +7,18 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from reward_server.scorers.geneval.rules import RELATIONS, TAGS, Clause, Task
-
+RELATIONS: tuple[str, ...] = ("left of", "right of", "above", "below")
+TAGS: tuple[str, ...] = (
+    "single_object",
+    "two_object",
+    "counting",
+    "colors",
+    "position",
+    "color_attr",
+)
 MAX_CLAUSES = 32
 MAX_COUNT = 64
 _CLAUSE_KEYS = ("class", "count", "color", "position")
@@ -25,14 +33,48 @@ class SpecError(ValueError):
     """A row that cannot be judged; the message names the field."""
 
 
-def parse(row: Mapping[str, Any] | None, classes: Sequence[str], colors: Sequence[str]) -> Task:
+@dataclass(frozen=True, slots=True)
+class Clause:
+    """One requirement: `count` objects of a class, of a colour, in a relation to another clause.
+
+    Attributes:
+        label: class name.
+        count: how many, at least 1.
+        color: the colour they must have, or None.
+        relation: one of `RELATIONS`, or None.
+        target: index of the earlier clause that the relation refers to.
+    """
+
+    label: str
+    count: int
+    color: str | None = None
+    relation: str | None = None
+    target: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A GenEval row in typed form; made by `parse`."""
+
+    tag: str
+    include: tuple[Clause, ...]
+    exclude: tuple[Clause, ...] = ()
+
+
+def parse(
+    row: Mapping[str, Any] | None,
+    classes: Sequence[str] | None,
+    colors: Sequence[str] | None,
+    tags: Sequence[str] | None = TAGS,
+) -> Task:
     """Check a row against what a detector can see.
 
     Args:
         row: `tag`, `include` (at least one clause), optional `exclude`; further keys such as
             `prompt` are ignored, as in the benchmark's file.
-        classes: class names the detector knows.
-        colors: colour names it knows.
+        classes: class names the detector knows; None takes any.
+        colors: colour names it knows; None takes any.
+        tags: categories there are; None takes any.
 
     Raises:
         SpecError: anything missing, unknown or impossible.
@@ -44,7 +86,7 @@ def parse(row: Mapping[str, Any] | None, classes: Sequence[str], colors: Sequenc
     for key in ("tag", "include"):
         if key not in row:
             raise SpecError(f"spec.{key}: missing; {SEND}")
-    tag = _choice("spec.tag", row["tag"], TAGS)
+    tag = _choice("spec.tag", row["tag"], tags)
     include = _clauses("spec.include", row["include"], classes, colors)
     if not include:
         raise SpecError(f"spec.include: empty; {SEND}")
@@ -60,8 +102,25 @@ def parse(row: Mapping[str, Any] | None, classes: Sequence[str], colors: Sequenc
     return Task(tag, include, exclude)
 
 
+def to_row(task: Task) -> dict[str, Any]:
+    """The row that `parse` reads as this task, with nothing in it that says nothing."""
+
+    def clause(c: Clause) -> dict[str, Any]:
+        row: dict[str, Any] = {"class": c.label, "count": c.count}
+        if c.color is not None:
+            row["color"] = c.color
+        if c.relation is not None:
+            row["position"] = [c.relation, c.target]
+        return row
+
+    row: dict[str, Any] = {"tag": task.tag, "include": [clause(c) for c in task.include]}
+    if task.exclude:
+        row["exclude"] = [clause(c) for c in task.exclude]
+    return row
+
+
 def _clauses(
-    where: str, value: Any, classes: Sequence[str], colors: Sequence[str]
+    where: str, value: Any, classes: Sequence[str] | None, colors: Sequence[str] | None
 ) -> tuple[Clause, ...]:
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         raise SpecError(f"{where}: expected a list of clauses, got {type(value).__name__}")
@@ -71,7 +130,11 @@ def _clauses(
 
 
 def _clause(
-    where: str, value: Any, index: int, classes: Sequence[str], colors: Sequence[str]
+    where: str,
+    value: Any,
+    index: int,
+    classes: Sequence[str] | None,
+    colors: Sequence[str] | None,
 ) -> Clause:
     if not isinstance(value, Mapping):
         raise SpecError(f"{where}: expected an object with class and count, got {value!r:.60}")
@@ -117,9 +180,11 @@ def _position(where: str, value: Any, index: int) -> tuple[str | None, int]:
     return relation, target
 
 
-def _choice(where: str, value: Any, allowed: Sequence[str]) -> str:
-    if isinstance(value, str) and value in allowed:
+def _choice(where: str, value: Any, allowed: Sequence[str] | None) -> str:
+    if isinstance(value, str) and (value.strip() if allowed is None else value in allowed):
         return value
+    if allowed is None:
+        raise SpecError(f"{where}: expected a non-empty text, got {value!r:.60}")
     near = _nearest(str(value).lower(), allowed)
     hint = f"did you mean {near[0]!r}? " if near else ""
     shown = ", ".join(allowed[:12]) + (
