@@ -15,7 +15,7 @@ WORKERS ?= 2
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install scorers test-scorers test-paddle train serve test check lint fmt type protos bench docs lock audit test-containers up down logs ps fuzz mini clean
+.PHONY: help install scorers test-scorers test-paddle train serve test check lint fmt type test-all protos bench docs lock audit test-containers up down logs ps fuzz mini clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -53,6 +53,10 @@ serve: install ## serve the rewards that need no downloads, on 127.0.0.1:8000 (H
 # By file, so that tests that share a server stay together; WORKERS=0 runs them in one process.
 test: install ## run the tests, WORKERS=2 files at a time
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-all: install ## every test: `make check`, then the slow groups of tests/exhaustive.toml, recorded
+	@$(MAKE) --no-print-directory check
+	@$(BIN)/python scripts/exhaustive.py --all --record
 
 test-scorers: scorers ## run the tests of the scorers on torch
 	@$(VENV_SCORERS)/bin/python -m pytest tests_scorers $(ARGS)

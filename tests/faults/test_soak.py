@@ -9,7 +9,7 @@ import pytest
 from server_process import ROOT
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_half_a_minute_of_faults_loses_and_makes_up_nothing() -> None:
     options = ["--minutes", "0.4", "--rate", "4", "--fault-every", "4", "--max-growth-mb", "80"]
     done = subprocess.run(

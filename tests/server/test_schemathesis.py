@@ -1,7 +1,7 @@
 """The OpenAPI description is true: generated requests, valid and not, against a running server.
 
 Every answer must have a documented status, the documented content type and schema; no answer may be
-a 5xx that is not documented. `SCHEMATHESIS_EXAMPLES=500 make test` looks longer.
+a 5xx that is not documented. `SCHEMATHESIS_EXAMPLES=500 make test-all` looks longer.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from server_process import HEADER, Server, running
 
 from reward_client import Encoding, codec
 
+pytestmark = pytest.mark.exhaustive
 EXAMPLES = int(os.environ.get("SCHEMATHESIS_EXAMPLES", "12"))
 TOML = f"""{HEADER}legacy = true
 legacy_ports = {{}}

@@ -59,7 +59,7 @@ def test_recomputed_activations_give_the_same_gradients(
     assert all(torch.equal(kept[name], again[name]) for name in kept)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's own look at activations
 # The compiler itself looks at the gradient of a tensor that is no leaf, after some other tests.
