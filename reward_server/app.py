@@ -12,14 +12,14 @@ from pathlib import Path
 
 import structlog
 
-from reward_server import reloading, telemetry
 from reward_server.api.grpc_api import GrpcApi
 from reward_server.api.http_apps import http_apps
 from reward_server.api.listening import HttpListener, bind, in_use
-from reward_server.build_info import build_info
-from reward_server.config import Config
-from reward_server.logs import LogLevel
-from reward_server.metrics import Metrics
+from reward_server.config import Config, ConfigError, ServerConfig
+from reward_server.observability import telemetry
+from reward_server.observability.build_info import build_info
+from reward_server.observability.logs import LogLevel
+from reward_server.observability.metrics import Metrics
 from reward_server.security.guard import log_warnings, open_guard
 from reward_server.service import RewardService
 
@@ -132,7 +132,7 @@ def _on_hangup(
 ) -> None:
     def received() -> None:
         if not stopping.is_set():
-            reloading.reload(service, load_again)
+            reload(service, load_again)
 
     if hasattr(signal, "SIGHUP"):
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, received)
@@ -144,3 +144,46 @@ def _write_port_file(path: Path | None, ports: dict[str, int]) -> None:
         temporary = path.with_name(path.name + ".tmp")
         temporary.write_text(json.dumps(ports), encoding="utf-8")
         temporary.replace(path)
+
+
+# What is looked up per request; everything else in [server] is built into sockets and threads.
+LIVE_KEYS = frozenset(
+    {"default_deadline_s", "drain_timeout_s", "max_items", "max_queue_items", "max_queue_bytes"}
+)
+
+
+def reload(service: RewardService, load: Callable[[], Config]) -> bool:
+    """Load the config again and apply it; a broken one changes nothing and is logged in one line.
+
+    Returns:
+        Whether it was applied.
+    """
+    log = structlog.get_logger()
+    try:
+        wanted = load()
+    except ConfigError as error:
+        log.error("config not reloaded: the old one stays", reason=str(error))
+        return False
+    server, waiting = live_part(service.config.server, wanted.server)
+    changes = service.reload(wanted.model_copy(update={"server": server}))
+    if waiting:
+        log.warning("config keys that need a restart", keys=[f"server.{key}" for key in waiting])
+    log.info(
+        "config reloaded",
+        added=changes.added,
+        removed=changes.removed,
+        replaced=changes.replaced,
+        retried=changes.retried,
+    )
+    return True
+
+
+def live_part(present: ServerConfig, wanted: ServerConfig) -> tuple[ServerConfig, list[str]]:
+    """The `[server]` table in force after a reload, and the changed keys that it leaves out."""
+    changed = {
+        key: getattr(wanted, key)
+        for key in ServerConfig.model_fields
+        if getattr(wanted, key) != getattr(present, key)
+    }
+    live = {key: value for key, value in changed.items() if key in LIVE_KEYS}
+    return present.model_copy(update=live), sorted(set(changed) - LIVE_KEYS)

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from reward_client.errors import ItemError, RewardError
 from reward_client.types import ScoreRequest, ScorerInfo, ScorerResult, ScorerSelector
-from reward_server.decoding import DecodedItem
+from reward_server.scheduling.decoding import DecodedItem
 
 
 def _nobody_counts() -> None:

@@ -18,10 +18,10 @@ import typer
 from reward_client._wire import json_mirror
 from reward_client.errors import RewardError
 from reward_server import config as configuration
+from reward_server.commands.env import app as envs_app
+from reward_server.commands.keys import app as keys_app
+from reward_server.commands.models import app as models_app
 from reward_server.config import Config, ConfigError
-from reward_server.envs_cli import app as envs_app
-from reward_server.keys_cli import app as keys_app
-from reward_server.models_cli import app as models_app
 
 app = typer.Typer(
     help="Rewards for generated images, over gRPC and HTTP.",
@@ -69,10 +69,10 @@ def serve(
 
     SIGUSR1 makes the log say more, SIGUSR2 less, one level each.
     """
-    from reward_server import logs
     from reward_server.api.listening import AddressInUse
     from reward_server.app import serve as serve_async
-    from reward_server.telemetry import TelemetryError
+    from reward_server.observability import logs
+    from reward_server.observability.telemetry import TelemetryError
 
     overrides = {"HTTP": f"'{http}'" if http else "", "GRPC": f"'{grpc}'" if grpc else ""}
     overrides["LEGACY"] = "true" if legacy else ""
@@ -111,28 +111,28 @@ def score(
     as_json: Annotated[bool, typer.Option("--json", help="The whole response as JSON.")] = False,
 ) -> None:
     """Score image files, with a running server or here; exit status 1 if one has no score."""
-    from reward_server import ask, tables
+    from reward_server.commands import scoring, tables
 
     names = _names(scorers)
     if url and (local or config):
         _fail("--url asks a server; leave it out, or leave out --local and --config")
     try:
-        items = ask.items_of(images, prompt, spec)
+        items = scoring.items_of(images, prompt, spec)
         if explain is not None:
             explain.mkdir(parents=True, exist_ok=True)
-        if local or config or not (url or ask.is_listening(DEFAULT_URL)):
+        if local or config or not (url or scoring.is_listening(DEFAULT_URL)):
             chosen = _load(config, scorers)
             if not (local or config):
-                ask.note(f"no server at {DEFAULT_URL}: scoring here")
-            response = ask.ask_here(items, chosen)
+                scoring.note(f"no server at {DEFAULT_URL}: scoring here")
+            response = scoring.ask_here(items, chosen)
         else:
-            response = ask.ask_server(items, names, url or DEFAULT_URL)
+            response = scoring.ask_server(items, names, url or DEFAULT_URL)
         if as_json:
             typer.echo(json.dumps(json_mirror.response_to_json(response), indent=2))
         else:
             tables.show_scores(images, response)
-        for file in ask.write_explanations(explain, images, items, response) if explain else ():
-            ask.note(f"wrote {file}")
+        for file in scoring.write_explanations(explain, images, items, response) if explain else ():
+            scoring.note(f"wrote {file}")
     except RewardError as error:
         _fail(error.message)
     except OSError as error:
@@ -144,10 +144,10 @@ def score(
 @app.command(name="scorers")
 def list_scorers(url: UrlOption = DEFAULT_URL) -> None:
     """List the scorers of a running server and their state."""
-    from reward_server import ask, tables
+    from reward_server.commands import scoring, tables
 
     try:
-        tables.show_scorers(ask.list_infos(url))
+        tables.show_scorers(scoring.list_infos(url))
     except RewardError as error:
         _fail(error.message)
 
@@ -186,8 +186,8 @@ def top(
 @config_app.command()
 def check(file: Annotated[Path, typer.Argument(help="The TOML file.")]) -> None:
     """Say whether a config file can be used, the environment included."""
-    from reward_server.devices import device_problem
     from reward_server.security.guard import open_guard
+    from reward_server.workers.devices import device_problem
 
     loaded = _load(file)
     try:

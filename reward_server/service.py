@@ -26,19 +26,21 @@ from reward_client.types import (
     ScorerInfo,
     ScorerSelector,
 )
-from reward_server.admission import Admission
 from reward_server.backend import Backend
-from reward_server.backends import open_backend
-from reward_server.cache import ResultCache
-from reward_server.config import Config
-from reward_server.decoding import DecodedItem, decode_item, decoded_bytes, wire_bytes
-from reward_server.dispatch import Call, Dispatcher
-from reward_server.flights import Flights
-from reward_server.hops import check_no_loop
+from reward_server.config import Config, ScorerConfig
 from reward_server.limits import RequestLimits, item_limit_problem
-from reward_server.metrics import Metrics
-from reward_server.roster import Changes, Roster
+from reward_server.observability.metrics import Metrics
+from reward_server.registry import Changes, Registry
+from reward_server.scheduling.admission import Admission
+from reward_server.scheduling.cache import ResultCache
+from reward_server.scheduling.decoding import DecodedItem, decode_item, decoded_bytes, wire_bytes
+from reward_server.scheduling.dispatch import Call, Dispatcher
+from reward_server.scheduling.inflight import InFlight
 from reward_server.security.access import Access, Caller
+from reward_server.upstream.hops import check_no_loop
+from reward_server.upstream.scorer import UpstreamScorer
+from reward_server.upstream.settings import read_settings
+from reward_server.workers.pool import ScorerPool
 
 T = TypeVar("T")
 _DRAINING_RETRY_AFTER_S = 1.0
@@ -62,9 +64,9 @@ class RewardService:
         self._id = uuid.uuid4().hex
         self._listeners: list[Callable[[], None]] = []
         cache = ResultCache(server.cache_bytes)
-        self._roster = Roster(
+        self._registry = Registry(
             config.scorers,
-            lambda name, section, changed: open_backend(
+            lambda name, section, changed: _open_backend(
                 name, section, metrics, changed, cache=cache, server_id=self._id
             ),
             self._notify,
@@ -81,19 +83,19 @@ class RewardService:
         )
         self.limits = RequestLimits.of(server)
         self._threads = ThreadPoolExecutor(server.decode_threads, thread_name_prefix="decode")
-        self._flights = Flights()
+        self._inflight = InFlight()
         self._dispatcher = Dispatcher(metrics)
         self._draining = False
 
     def start(self) -> None:
         """Start all workers; returns at once, `infos` tells how they are doing."""
-        self._roster.start()
+        self._registry.start()
 
     def reload(self, config: Config) -> Changes:
         """Make the scorers and limits equal to a config; requests in flight notice nothing."""
         self.config = config
         self._admission.set_limits(config.server.max_queue_items, config.server.max_queue_bytes)
-        return self._roster.reload(config.scorers)
+        return self._registry.reload(config.scorers)
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever the state of a scorer changes."""
@@ -102,11 +104,11 @@ class RewardService:
     def infos(self, via: tuple[str, ...] = ()) -> tuple[ScorerInfo, ...]:
         """All scorers with replicas; raises Unavailable if `via` shows that this server asks."""
         check_no_loop(via, self._id)
-        return self._roster.infos()
+        return self._registry.infos()
 
     def is_ready(self) -> bool:
         """Whether every scorer is READY."""
-        return self._roster.is_ready()
+        return self._registry.is_ready()
 
     async def in_thread(self, function: Callable[[], T]) -> T:
         """Run what would hold up the event loop (parsing, decoding) in a thread."""
@@ -115,14 +117,14 @@ class RewardService:
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new requests and wait for those in flight; returns whether all finished."""
         self._draining = True
-        self._roster.drain()
-        return await self._flights.wait(timeout_s)
+        self._registry.drain()
+        return await self._inflight.wait(timeout_s)
 
     async def stop(self) -> None:
         """Stop the workers; requests still in flight fail."""
         self._draining = True
-        await self._roster.stop()
-        self._flights.cancel_all()
+        await self._registry.stop()
+        self._inflight.cancel_all()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def score(
@@ -157,7 +159,7 @@ class RewardService:
             request = replace(request, request_id=uuid.uuid4().hex)
         allowed_s = self.config.server.default_deadline_s if deadline_s is None else deadline_s
         deadline_at_s = time.monotonic() + allowed_s
-        return await self._flights.join(
+        return await self._inflight.join(
             request, caller.owner, lambda: self._run(request, caller, deadline_at_s, via)
         )
 
@@ -171,7 +173,7 @@ class RewardService:
         size_bytes = wire_bytes(request.items)
         with (
             self.access.charged(caller, len(request.items) * len(backends)),
-            self._roster.lease(backends),
+            self._registry.lease(backends),
             self._admission.admit(names, len(request.items), size_bytes, caller.name) as ticket,
         ):
             decoded, errors = {}, broken
@@ -215,9 +217,9 @@ class RewardService:
         return problems
 
     def _select(self, selector: ScorerSelector) -> Backend:
-        backend = self._roster.get(selector.name)
+        backend = self._registry.get(selector.name)
         if backend is None:
-            raise unknown_scorer(selector.name, sorted(self._roster.names()))
+            raise unknown_scorer(selector.name, sorted(self._registry.names()))
         info = backend.info()
         if not info.transforms:  # what it offers is not known yet; the refusal comes later
             return backend
@@ -282,3 +284,33 @@ class RewardService:
     def _notify(self) -> None:
         for listener in self._listeners:
             listener()
+
+
+def _open_backend(
+    name: str,
+    config: ScorerConfig,
+    metrics: Metrics,
+    on_change: Callable[[], None],
+    *,
+    cache: ResultCache,
+    server_id: str,
+) -> Backend:
+    """Build the backend of a configured scorer; nothing is started yet.
+
+    Args:
+        name: of the scorer.
+        config: its table.
+        metrics: of the server.
+        on_change: called when its state changes.
+        cache: of the server; for what is scored here.
+        server_id: of this server, by which it recognises requests that come back to it.
+
+    Raises:
+        UpstreamConfigError: a key or a certificate for its upstream cannot be read.
+    """
+    if not config.targets:
+        return ScorerPool(name, config, metrics, on_change, cache)
+    settings = read_settings(name, config)
+    return UpstreamScorer(
+        name, settings, own_id=server_id, metrics=metrics.upstream, on_change=on_change
+    )

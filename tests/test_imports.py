@@ -48,7 +48,7 @@ def test_worker_side_names_neither_protobuf_nor_a_transport() -> None:
     # A worker may run in another environment, with other versions or without these at all.
     heavy = {"google", "grpc", "fastapi", "uvicorn", "pydantic"}
     files = [*(ROOT / "reward_server" / "scorers").rglob("*.py")]
-    files += [ROOT / "reward_server" / name for name in ("worker.py", "ipc.py")]
+    files += [ROOT / "reward_server" / "workers" / name for name in ("worker.py", "ipc.py")]
     assert not [(f.name, name) for f in files for _, name in _imports(f) if name in heavy]
 
 

@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from reward_client import Item, RewardClient, ScoreResponse
-from reward_server import ask, config
+from reward_server import config
+from reward_server.commands import scoring
 from tests_containers import pictures
 from tests_containers.stack import ROOT, Stack, docker, eventually
 from trainer.mini.prompts import split
@@ -26,7 +27,7 @@ DRAWING_SCORERS = ["geneval", "jpeg", "shapes_quality"]
 
 
 def here(items: Sequence[Item], scorers: list[str]) -> ScoreResponse:
-    return ask.ask_here(items, config.select(config.load(), scorers))
+    return scoring.ask_here(items, config.select(config.load(), scorers))
 
 
 def assert_same(found: ScoreResponse, expected: ScoreResponse) -> None:

@@ -23,18 +23,17 @@ from reward_client._pb.reward.v1 import reward_pb2 as pb
 from reward_client._wire import convert
 from reward_client.errors import InvalidArgument, RewardError
 from reward_client.types import ScoreRequest
-from reward_server.api.failures import as_reward_error
+from reward_server.api.dialects import oip_grpc
+from reward_server.api.dialects.oip_grpc import OipGrpcApi
+from reward_server.api.errors import as_reward_error, redacted_infos, redacted_response
 from reward_server.api.grpc_guard import KeysAtTheDoor, caller_of, refuse_with
-from reward_server.api.legacy import oip_grpc
-from reward_server.api.legacy.oip_grpc import OipGrpcApi
-from reward_server.api.redaction import redacted_infos, redacted_response
-from reward_server.api.watch import RequestWatch
 from reward_server.config import ServerConfig
-from reward_server.hops import Hop, read_hop
 from reward_server.limits import RequestLimits, check_message
+from reward_server.observability.requests import RequestWatch
 from reward_server.security.access import Caller
 from reward_server.security.tls import ServerTls
 from reward_server.service import RewardService
+from reward_server.upstream.hops import Hop, read_hop
 
 SERVICE_NAME = "reward.v1.RewardService"
 SCORE_SPAN = f"{SERVICE_NAME}/Score"
@@ -193,7 +192,7 @@ class GrpcApi:
     async def _answer(self, body: bytes, context: Any) -> pb.ScoreResponse | RewardError:
         try:
             caller = caller_of(self._service.access, context)
-        except RewardError as error:  # revoked since the door
+        except RewardError as error:  # revoked since the interceptor
             return error
         hop = _hop(context, caller)
         with self._watch.request(SCORE_SPAN, hop.client, _headers(context)) as seen:

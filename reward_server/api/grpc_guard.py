@@ -12,7 +12,7 @@ import grpc.aio
 from reward_client._transports.base import ERROR_INFO_KEY, PUSHBACK_MS_KEY
 from reward_client._wire import convert
 from reward_client.errors import STATUS, RewardError, Unauthenticated
-from reward_server.metrics import Metrics
+from reward_server.observability.metrics import Metrics
 from reward_server.security.access import Access, Caller
 
 # Orchestrators probe without keys. Whatever else is added needs one, reflection included.

@@ -22,13 +22,17 @@ from reward_client.types import ScoreRequest, ScoreResponse, ScorerInfo
 from reward_server.api import openapi, openapi_answers
 from reward_server.api.bodies import parse_form, parse_json, parse_protobuf, read_body
 from reward_server.api.callers import unless_disconnected
-from reward_server.api.failures import as_reward_error, error_response
+from reward_server.api.errors import (
+    as_reward_error,
+    error_response,
+    redacted_infos,
+    redacted_response,
+)
 from reward_server.api.http_guard import caller_of, is_known
-from reward_server.api.redaction import redacted_infos, redacted_response
-from reward_server.api.watch import RequestWatch
 from reward_server.limits import RequestLimits
+from reward_server.observability.requests import RequestWatch
+from reward_server.observability.telemetry import NO_TELEMETRY
 from reward_server.service import RewardService
-from reward_server.telemetry import NO_TELEMETRY
 
 _PAGE = Path(__file__).with_name("page.html")
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 from starlette.types import ASGIApp
 
+from reward_server.api.dialects.routes import add_routes, port_apps
 from reward_server.api.http_api import create_app
 from reward_server.api.http_guard import KeysAtTheDoor
-from reward_server.api.legacy.routes import add_routes, port_apps
 from reward_server.config import Config
 from reward_server.service import RewardService
 

@@ -10,8 +10,8 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from reward_client.errors import Unauthenticated
-from reward_server.api.failures import error_response
-from reward_server.metrics import Metrics
+from reward_server.api.errors import error_response
+from reward_server.observability.metrics import Metrics
 from reward_server.security.access import Access, Caller
 
 # Probes, which orchestrators send without keys, and pages that are the same for every
@@ -22,7 +22,7 @@ _STATE_KEY = "reward_caller"
 
 
 class KeysAtTheDoor:
-    """ASGI middleware: no valid key, no further than the door."""
+    """ASGI middleware: rejects requests without a valid API key."""
 
     def __init__(self, app: ASGIApp, access: Access, metrics: Metrics) -> None:
         self._app = app

@@ -10,7 +10,7 @@ import ssl
 from starlette.types import ASGIApp
 
 from reward_server.api.http_server import HttpServer
-from reward_server.api.patience import patient_protocol
+from reward_server.api.timeouts import protocol_with_timeouts
 
 
 class AddressInUse(Exception):
@@ -46,7 +46,7 @@ class HttpListener:
         tls: ssl.SSLContext | None,
     ) -> None:
         """Serve the application; returns at once."""
-        protocol = patient_protocol(client_timeout_s, max_connections)
+        protocol = protocol_with_timeouts(client_timeout_s, max_connections)
         self._server = HttpServer(app, protocol, tls)
         self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]))
 

@@ -18,8 +18,8 @@ from reward_client.errors import (
     Unavailable,
 )
 from reward_client.types import ScorerInfo, ScorerState
-from reward_server.hops import hop_headers
 from reward_server.upstream.choice import Identity
+from reward_server.upstream.hops import hop_headers
 from reward_server.upstream.metrics import UpstreamMetrics
 from reward_server.upstream.settings import UpstreamSettings
 from reward_server.upstream.targets import Address

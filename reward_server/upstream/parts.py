@@ -10,8 +10,8 @@ from reward_client._wire import convert
 from reward_client.errors import Code, Internal, ItemError, RewardError
 from reward_client.types import Item, ScorerResult, ScorerSelector
 from reward_server.backend import Order
-from reward_server.ipc import Failure, Score
-from reward_server.queueing import Answer
+from reward_server.scheduling.queue import Answer
+from reward_server.workers.ipc import Failure, Score
 
 # Messages stay at or below 16 MB, see reward.proto; a larger single item goes alone.
 MAX_PART_BYTES = 15 << 20

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 
 from reward_client.errors import ResourceExhausted, RewardError, Unavailable
 from reward_client.types import ScorerInfo, ScorerResult
-from reward_server import gathering
 from reward_server.backend import Order
-from reward_server.shares import nothing_to_do
-from reward_server.together import outcomes
+from reward_server.scheduling.gather import outcomes
+from reward_server.scheduling.results import scorer_result
+from reward_server.scheduling.shares import nothing_to_do
 from reward_server.upstream import parts
 from reward_server.upstream.choice import Identity
 from reward_server.upstream.fleet import Fleet
@@ -159,7 +159,7 @@ def _gathered(
         answers |= parts.failures_of(error, part)
     lossy = parts.lossy_of(results, len(order.request.items))
     details = order.request.include_details
-    return gathering.result(info, answers, order.errors, lossy, details=details)
+    return scorer_result(info, answers, order.errors, lossy, details=details)
 
 
 def _is_full(error: RewardError) -> bool:

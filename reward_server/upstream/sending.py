@@ -18,10 +18,10 @@ from reward_client.errors import (
 )
 from reward_client.types import ScorerResult
 from reward_server.backend import Order
-from reward_server.hops import hop_headers
 from reward_server.upstream import parts
 from reward_server.upstream.choice import Identity
 from reward_server.upstream.fleet import Fleet
+from reward_server.upstream.hops import hop_headers
 from reward_server.upstream.link import Link, try_elsewhere
 from reward_server.upstream.metrics import UpstreamMetrics
 from reward_server.upstream.parts import Part

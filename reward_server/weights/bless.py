@@ -15,11 +15,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from reward_server.config import Config, ConfigError, ScorerConfig, select
-from reward_server.process import worker_environment
 from reward_server.scorers.base import SelfTestError
 from reward_server.scorers.golden_checks import compare
 from reward_server.scorers.golden_file import Golden
 from reward_server.weights.files import WeightsError
+from reward_server.workers.process import worker_environment
 
 
 class BlessError(WeightsError):

@@ -111,7 +111,7 @@ def test_everything_that_points_at_something_finds_it(manifests: list[Manifest])
     for name, scaler in of_kind(manifests, "HorizontalPodAutoscaler").items():
         assert scaler["spec"]["scaleTargetRef"]["name"] in deployments, name
         metric = scaler["spec"]["metrics"][0]["pods"]["metric"]["name"]
-        assert metric in (ROOT / "reward_server" / "metrics.py").read_text(), name
+        assert metric in (ROOT / "reward_server" / "observability" / "metrics.py").read_text(), name
     claims = of_kind(manifests, "PersistentVolumeClaim")
     for name, pod in pods(manifests).items():
         volumes = pod["spec"]["volumes"]

@@ -13,8 +13,8 @@ from unharmed import unharmed
 
 from reward_client import Item, Priority, RewardClient, ScorerSelector
 from reward_client.types import ScorerInfo
-from reward_server.cache import ResultCache, cache_keys
-from reward_server.ipc import ImageRef, ItemMessage, Score
+from reward_server.scheduling.cache import ResultCache, cache_keys
+from reward_server.workers.ipc import ImageRef, ItemMessage, Score
 
 TOML = f"""cache_bytes = 1048576
 [scorers.mean]

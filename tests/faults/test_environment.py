@@ -17,7 +17,7 @@ from server_process import BAD, HEADER, ROOT, Server, eventually, items
 from unharmed import unharmed, within
 
 from reward_client import DeadlineExceeded
-from reward_server.log_sink import LogSink
+from reward_server.observability.log_sink import LogSink
 
 TOML = f"""{HEADER}
 [scorers.mean]
@@ -161,7 +161,7 @@ WALL_CLOCK = {
     "reward_server/security/tls.py": "certificates expire by the wall clock",
     "reward_server/top/screen.py": "shows people the time of day",
     "reward_server/weights/transfer.py": "Retry-After may be a date; the wait is bounded",
-    "reward_server/spans.py": "start times of spans, which collectors want in wall-clock time",
+    "reward_server/observability/spans.py": "collectors want wall-clock times",
 }
 
 

@@ -11,8 +11,8 @@ from bare_python import bare_environment
 from server_process import BAD, Server, eventually, items, run_cli, running
 
 from reward_client import Code, RewardClient, ScorerInfo, Unavailable
-from reward_server.devices import device_problem, gpu_count
-from reward_server.memory_guard import RUNAWAY_FACTOR
+from reward_server.workers.devices import device_problem, gpu_count
+from reward_server.workers.memory_guard import RUNAWAY_FACTOR
 
 LEAKY = "tests.scorers_bad.leaky:Leaky"
 LIMIT_MIB = 250

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from reward_client.types import Priority
-from reward_server.batching import Job, Limits
-from reward_server.ipc import BatchDone, Failure, ItemMessage, Score
-from reward_server.metrics import Metrics
-from reward_server.queueing import MAX_CRASHES, Answer, Work, WorkQueue
+from reward_server.observability.metrics import Metrics
+from reward_server.scheduling.batching import Job, Limits
+from reward_server.scheduling.queue import MAX_CRASHES, Answer, Work, WorkQueue
+from reward_server.workers.ipc import BatchDone, Failure, ItemMessage, Score
 
 LIMITS = Limits(max_items=4, max_pixels=60, max_wait_s=0.0)
 

@@ -12,7 +12,7 @@ from fleet import Member, timed_items
 
 from reward_client.types import ScoreRequest, ScorerResult, ScorerSelector
 from reward_server.backend import Order
-from reward_server.metrics import Metrics
+from reward_server.observability.metrics import Metrics
 from reward_server.upstream.scorer import UpstreamScorer
 from reward_server.upstream.settings import UpstreamSettings
 from reward_server.upstream.targets import parse_target

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from reward_client.errors import InvalidArgument
-from reward_server.api.legacy import pickle_messages
-from reward_server.api.legacy.pickles.machine import PickleLimits
+from reward_server.api.dialects import pickle_messages
+from reward_server.api.dialects.pickles.machine import PickleLimits
 from tests.fuzz.harness import Target
 
 _JPEG = b"\xff\xd8\xff\xe0\x00\x10JFIF\x00" + bytes(24)

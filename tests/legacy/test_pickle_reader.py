@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reward_client.errors import InvalidArgument
-from reward_server.api.legacy.pickles.machine import PickleLimits
-from reward_server.api.legacy.pickles.patterns import PickleRefused
-from reward_server.api.legacy.pickles.reader import read_pickle
+from reward_server.api.dialects.pickles.machine import PickleLimits
+from reward_server.api.dialects.pickles.patterns import PickleRefused
+from reward_server.api.dialects.pickles.reader import read_pickle
 
 PROTOCOLS = range(6)
 # The slowest takes 40 ms where nothing else runs; the machine of the tests is shared.

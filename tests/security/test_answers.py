@@ -13,7 +13,7 @@ from server_process import ROOT, Server, eventually, items, running
 
 from reward_client import Image, Item, RewardClient, RewardError
 from reward_client.images import Encoding
-from reward_server.api.redaction import redacted
+from reward_server.api.errors import redacted
 
 TOML = """
 [server]

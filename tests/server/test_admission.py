@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reward_client.errors import InvalidArgument, ResourceExhausted
-from reward_server.admission import Admission, Ticket
+from reward_server.scheduling.admission import Admission, Ticket
 
 
 class Clock:

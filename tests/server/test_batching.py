@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reward_client.types import Priority
-from reward_server.batching import Job, Limits, Plan, Shares, plan
+from reward_server.scheduling.batching import Job, Limits, Plan, Shares, plan
 
 times = st.floats(0, 50, allow_nan=False)
 

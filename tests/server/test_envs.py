@@ -9,8 +9,8 @@ import pytest
 from bare_python import bare_environment
 from server_process import run_cli
 
+from reward_server.commands.environments import FAMILIES, config_lines, probe
 from reward_server.config import Config
-from reward_server.envs import FAMILIES, config_lines, probe
 from reward_server.scorers import SCORERS
 
 if sys.version_info >= (3, 11):

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from reward_client.images import UInt8Image
-from reward_server.explain import COUNTED, TEXT, Finding, enlargement, explained, marks, reasons
+from reward_server.commands.explain import (
+    COUNTED,
+    TEXT,
+    Finding,
+    enlargement,
+    explained,
+    marks,
+    reasons,
+)
 
 BACKGROUND = (236, 230, 222)
 

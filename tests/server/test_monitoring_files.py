@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from reward_client import ReplicaInfo, ScorerInfo
-from reward_server.build_info import build_info
-from reward_server.metrics import Metrics
+from reward_server.observability.build_info import build_info
+from reward_server.observability.metrics import Metrics
 
 MONITORING = Path(__file__).parents[2] / "docker" / "monitoring"
 ALERTS = yaml.safe_load((MONITORING / "alerts.yaml").read_text(encoding="utf-8"))

@@ -19,9 +19,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from server_process import BAD, HEADER, Server, eventually, grey, is_running, items, running
 
 from reward_client import Item, Priority, RewardClient, RewardError
-from reward_server.batching import Job, Limits
-from reward_server.log_budget import BURST_LINES, LINES_PER_S, LogBudget
-from reward_server.score_window import WINDOW_SCORES, ScoreWindow
+from reward_server.observability.requests import BURST_LINES, LINES_PER_S, LogBudget
+from reward_server.observability.score_window import WINDOW_SCORES, ScoreWindow
+from reward_server.scheduling.batching import Job, Limits
 
 TOML = f"""{HEADER}slow_request_s = 2
 [scorers.mean]

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from server_process import BAD, ROOT
 
-from reward_server import ipc
-from reward_server.isolation import IsolatingRunner
-from reward_server.process import worker_environment
 from reward_server.scorers import load_scorer_class
 from reward_server.scorers.base import ScoreInput
+from reward_server.workers import ipc
+from reward_server.workers.isolation import IsolatingRunner
+from reward_server.workers.process import worker_environment
 
 shapes = st.lists(
     st.tuples(st.integers(1, 40), st.integers(1, 40)).map(lambda s: (*s, 3)), max_size=6
@@ -108,7 +108,7 @@ def test_a_worker_sees_its_one_device_and_few_threads() -> None:
 
 def test_the_worker_imports_no_protobuf_and_no_web_framework() -> None:
     program = (
-        "import sys, reward_server.worker, reward_server.scorers.base;"
+        "import sys, reward_server.workers.worker, reward_server.scorers.base;"
         "print([m for m in ('google.protobuf', 'grpc', 'fastapi', 'pydantic', 'httpx')"
         " if m in sys.modules])"
     )

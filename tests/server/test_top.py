@@ -21,7 +21,7 @@ from rich.console import Console
 from server_process import BAD, ROOT, eventually, items, run_cli, running
 
 from reward_client import ReplicaInfo, ScorerInfo
-from reward_server.metrics import Metrics
+from reward_server.observability.metrics import Metrics
 from reward_server.top.frames import frame, quantile
 from reward_server.top.reading import Snapshot
 from reward_server.top.screen import COLUMNS, columns_for, picture

@@ -27,8 +27,8 @@ from reward_client.types import (
 from reward_server import config as configuration
 from reward_server.backend import Order
 from reward_server.config import ConfigError
-from reward_server.hops import MAX_HOPS, check_no_loop, hop_headers, read_hop
 from reward_server.upstream.choice import Identity, choose, served_identity
+from reward_server.upstream.hops import MAX_HOPS, check_no_loop, hop_headers, read_hop
 from reward_server.upstream.parts import MAX_PART_BYTES, cut
 from reward_server.upstream.targets import parse_target
 

@@ -1,0 +1,106 @@
+"""Turns whatever a handler may raise into the one error tree both APIs answer with."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import lru_cache
+
+import structlog
+from fastapi.responses import JSONResponse, Response
+
+from reward_client._wire import json_mirror
+from reward_client.errors import STATUS, Internal, ItemError, RewardError, error_for
+from reward_client.types import ScoreResponse, ScorerInfo
+
+
+def as_reward_error(error: Exception) -> RewardError:
+    """A RewardError without paths; anything else is a bug of the server: logged, told briefly."""
+    if isinstance(error, RewardError):
+        # Its traceback holds frames, which hold the request and the error itself: a cycle that
+        # would keep the bytes of refused requests until the next full garbage collection.
+        error.__traceback__ = error.__cause__ = error.__context__ = None
+        return redacted_error(error)
+    structlog.get_logger().error("bug", exc_info=error)
+    return Internal(f"a bug of the server ({type(error).__name__}): see its log")
+
+
+def error_response(error: RewardError) -> Response:
+    """The JSON body, the status and Retry-After of an error."""
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+        headers["retry-after-ms"] = str(math.ceil(1e3 * error.retry_after_s))
+    return JSONResponse(json_mirror.error_to_json(error), STATUS[error.code].http, headers)
+
+
+# An absolute path of two parts or more; not the path of a URL.
+_PATH = re.compile(r"(?<![\w/:.~-])/([\w.@+~-]+)(?:/[\w.@+=~-]+)+/?")
+_TRACEBACK = "Traceback (most recent call last)"
+_MAX_CHARS = 2000
+
+
+def redacted(text: str) -> str:
+    """A message without paths of this server, on one line.
+
+    Of a path its last part is left. Only what begins with a folder of this host's root is a path;
+    `/v1/score` is not.
+    """
+    before, traceback, _ = text.partition(_TRACEBACK)
+    line = " ".join(before.split()) + (" (traceback in the server's log)" if traceback else "")
+    if len(line) > _MAX_CHARS:
+        line = line[:_MAX_CHARS] + "..."
+    return _PATH.sub(_last_part, line)
+
+
+def redacted_error(error: RewardError) -> RewardError:
+    """The error as its caller may see it."""
+    return error_for(
+        error.code,
+        redacted(error.message),
+        retryable=error.retryable,
+        retry_after_s=error.retry_after_s,
+        items={index: _item(item) for index, item in error.items.items()},
+    )
+
+
+def redacted_response(response: ScoreResponse) -> ScoreResponse:
+    """The response as its caller may see it."""
+    if not any(result.errors for result in response.results.values()):
+        return response
+    results = {
+        name: replace(result, errors={i: _item(error) for i, error in result.errors.items()})
+        for name, result in response.results.items()
+    }
+    return replace(response, results=results)
+
+
+def redacted_infos(infos: Iterable[ScorerInfo]) -> list[ScorerInfo]:
+    """Descriptions as callers may see them."""
+    return [
+        replace(
+            info,
+            last_error=redacted(info.last_error),
+            replicas=tuple(
+                replace(one, last_error=redacted(one.last_error)) for one in info.replicas
+            ),
+        )
+        for info in infos
+    ]
+
+
+def _item(error: ItemError) -> ItemError:
+    return replace(error, message=redacted(error.message))
+
+
+def _last_part(match: re.Match[str]) -> str:
+    path = match[0].rstrip("/")
+    return ".../" + path.rpartition("/")[2] if _is_root_folder(match[1]) else match[0]
+
+
+@lru_cache(maxsize=256)
+def _is_root_folder(name: str) -> bool:
+    return os.path.isdir("/" + name)

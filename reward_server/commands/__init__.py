@@ -1,0 +1,1 @@
+"""The commands of `reward-server` besides `serve`."""

@@ -1,0 +1,128 @@
+"""Draws what scorers saw onto a copy of a picture: GenEval's objects, the lines of text, and why.
+
+Pure: pixels and details in, pixels out. Below the picture stand the scores and the reasons. Details
+are told apart by their shape, not by the scorer's name, which the config may choose freely.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from reward_client.images import UInt8Image
+from reward_server.commands.drawing import Mark, Row, Style, draw_marks, panel
+
+# Pictures are enlarged by the largest whole factor that keeps the longer side within this, so that
+# a box in a picture of 64 px can carry a legible label. Whole, to leave every pixel a square.
+SHOWN_SIDE_PX = 640
+COUNTED, NOT_COUNTED, TEXT = (0, 122, 62), (96, 100, 108), (20, 84, 200)
+_HEADING, _PLAIN, _FAILED = (255, 255, 255), (200, 204, 212), (255, 138, 120)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one scorer says about a picture.
+
+    Attributes:
+        scorer: its name.
+        score: None where it failed.
+        components: further values by name.
+        details: as the scorer returned them.
+        error: why there is no score.
+    """
+
+    scorer: str
+    score: float | None = None
+    components: Mapping[str, float] = field(default_factory=dict)
+    details: Mapping[str, Any] | None = None
+    error: str = ""
+
+
+def marks(details: Mapping[str, Any]) -> list[Mark]:
+    """The outlines of a scorer's details; empty where there is nothing to point at."""
+    found = [_object_mark(entry) for entry in details.get("objects", ())]
+    for line in details.get("lines", ()):
+        corners = tuple((float(x), float(y)) for x, y in line["box"])
+        found.append(Mark(corners, f"{_shortened(line['text'])} {line['score']:.2f}", TEXT))
+    return found
+
+
+def reasons(details: Mapping[str, Any]) -> list[str]:
+    """What went wrong, one line each: failed clauses, or another text than the one asked for."""
+    official, strict = details.get("reasons", ()), details.get("strict_reasons", ())
+    found = [f"failed: {reason}" for reason in official if reason in strict]
+    found += [f"failed (official): {reason}" for reason in official if reason not in strict]
+    found += [f"failed (strict): {reason}" for reason in strict if reason not in official]
+    if "target" in details and "recognised" in details:
+        read = " / ".join(line["text"] for line in details.get("lines", ()))
+        found.append(
+            f'asked for "{details["target"]}", read ' + (f'"{read}"' if read else "nothing")
+        )
+    return found
+
+
+def explained(image: UInt8Image, findings: Sequence[Finding]) -> UInt8Image:
+    """A copy of a picture with every outline and, below it, scores and reasons.
+
+    Args:
+        image: (H, W, 3).
+        findings: one per scorer, drawn in this order.
+
+    Returns:
+        (H', W', 3). Its top left part is the picture, enlarged by `enlargement` without smoothing;
+        apart from outlines and tags its pixels are those of the picture.
+    """
+    scale = enlargement(image)
+    shown = np.repeat(np.repeat(image, scale, axis=0), scale, axis=1)
+    height, width = shown.shape[:2]
+    style = Style.of(max(width, height) / SHOWN_SIDE_PX)
+    outlines = [mark for f in findings for mark in marks(f.details or {})]
+    picture = Image.fromarray(shown)
+    draw_marks(picture, outlines, scale, style)
+    below = panel(list(_rows(findings)), max(width, 30 * style.font_px), style)
+    page = Image.new("RGB", (below.width, height + below.height), below.getpixel((0, 0)))
+    page.paste(picture, (0, 0))
+    page.paste(below, (0, height))
+    return np.asarray(page)
+
+
+def enlargement(image: UInt8Image) -> int:
+    """The whole factor by which a picture is shown larger."""
+    return max(1, SHOWN_SIDE_PX // max(image.shape[:2]))
+
+
+def _object_mark(entry: Mapping[str, Any]) -> Mark:
+    x0, y0, x1, y1 = (float(v) for v in entry["box"])
+    color, leaning = entry.get("color"), entry.get("leaning")
+    words = f"{color} {entry['class']}" if color else str(entry["class"])
+    label = f"{words} {entry['score']:.2f}"
+    if not color and leaning:
+        label += f" (leans to {leaning[0]})"
+    corners = ((x0, y0), (x1, y0), (x1, y1), (x0, y1))
+    counted = bool(entry.get("counted", True))
+    return Mark(corners, label, COUNTED if counted else NOT_COUNTED, color or "", not counted)
+
+
+def _shortened(text: str) -> str:
+    return textwrap.shorten(text, 40, placeholder=" ...") if len(text) > 40 else text
+
+
+def _rows(findings: Sequence[Finding]) -> Iterator[Row]:
+    for finding in findings:
+        if finding.score is None:
+            yield Row(f"{finding.scorer}: no score", _HEADING, is_heading=True)
+            yield Row(finding.error, _FAILED)
+            continue
+        yield Row(f"{finding.scorer} {finding.score:.4g}", _HEADING, is_heading=True)
+        if finding.components:
+            values = [f"{name}={value:.4g}" for name, value in finding.components.items()]
+            yield Row(", ".join(values), _PLAIN)
+        for reason in reasons(finding.details or {}):
+            yield Row(reason, _FAILED if reason.startswith("failed") else _PLAIN)
+        if any(mark.is_dashed for mark in marks(finding.details or {})):
+            yield Row("dashed: seen, but too uncertain to be counted", _PLAIN)

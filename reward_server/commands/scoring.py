@@ -1,0 +1,195 @@
+"""The commands that ask for scores or scorers: `score`, of a server or here, and `scorers`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import sys
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import PIL.Image
+
+from reward_client import codec
+from reward_client._client import RewardClient
+from reward_client._tls import TlsFiles
+from reward_client.errors import InvalidArgument
+from reward_client.images import (
+    Image,
+)
+from reward_client.types import (
+    Item,
+    ScoreRequest,
+    ScoreResponse,
+    ScorerInfo,
+    ScorerSelector,
+    SpecKind,
+)
+from reward_server.commands.explain import Finding, explained
+from reward_server.config import Config
+from reward_server.observability.metrics import Metrics
+from reward_server.security.access import Caller
+from reward_server.service import RewardService
+
+_KNOCK_TIMEOUT_S = 1.0
+
+
+def items_of(paths: Sequence[Path], prompt: str, spec: str) -> list[Item]:
+    """One item per image file, all with the same prompt and spec.
+
+    Raises:
+        InvalidArgument: a file is not an image, or `spec` is not a JSON object.
+        OSError: a file cannot be read.
+    """
+    kind, row = _spec(spec)
+    return [
+        Item(f"{index}:{path.name}", prompt, (Image.from_file(path),), (), row, kind)
+        for index, path in enumerate(paths)
+    ]
+
+
+def is_listening(url: str) -> bool:
+    """Whether anything answers at the host and port of a server's URL."""
+    parts = urlsplit(url)
+    try:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        with socket.create_connection((parts.hostname or "", port), _KNOCK_TIMEOUT_S):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+def ask_server(items: Sequence[Item], scorers: Sequence[str], url: str) -> ScoreResponse:
+    """Score with a running server, details included.
+
+    Raises:
+        RewardError: whatever the client raises.
+    """
+    with RewardClient(url, **_credentials()) as client:
+        return client.score(items, scorers, include_details=True)
+
+
+def ask_here(items: Sequence[Item], config: Config) -> ScoreResponse:
+    """Score with workers started for this one request, by all scorers of a config.
+
+    Raises:
+        RewardError: as a server would answer.
+    """
+    from reward_server.commands.scoring import score_here
+    from reward_server.observability import logs
+
+    # What goes wrong is in the answer; a user wants it once.
+    logs.configure("critical", "console")
+    selectors = tuple(ScorerSelector(name) for name in config.scorers)
+    request = ScoreRequest(uuid.uuid4().hex, selectors, tuple(items), include_details=True)
+    return score_here(config, request)
+
+
+def list_infos(url: str) -> Sequence[ScorerInfo]:
+    """The scorers of a running server.
+
+    Raises:
+        RewardError: whatever the client raises.
+    """
+    with RewardClient(url, attempts=1, **_credentials()) as client:
+        return client.list_scorers()
+
+
+def _credentials() -> dict[str, Any]:
+    """The key and the certificates that the environment names, as the client's arguments."""
+    tls = TlsFiles.from_env(os.environ)
+    return {"api_key": os.environ.get("REWARD_API_KEY") or None, "tls": tls}
+
+
+def findings(response: ScoreResponse, index: int) -> list[Finding]:
+    """What every scorer says about one item."""
+    found = []
+    for result in response.results.values():
+        error, score = result.errors.get(index), result.scores[index]
+        if error is not None or score is None:
+            why = f"{error.code.value}: {error.message}" if error else "no answer"
+            found.append(Finding(result.name, error=why))
+            continue
+        components = {
+            name: value
+            for name, column in result.components.items()
+            if (value := column[index]) is not None
+        }
+        details = result.details[index] if result.details else None
+        found.append(Finding(result.name, score, components, details))
+    return found
+
+
+def write_explanations(
+    folder: Path, paths: Sequence[Path], items: Sequence[Item], response: ScoreResponse
+) -> list[Path]:
+    """Write NAME.explained.png for every image that can be decoded; returns what was written.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    written: list[Path] = []
+    for index, (path, item) in enumerate(zip(paths, items, strict=True)):
+        try:
+            pixels = codec.decode(item.images[0])
+        except InvalidArgument:  # its row of the table says so
+            continue
+        file = folder / f"{path.stem}.explained.png"
+        number = 2
+        while file in written:  # two pictures of one name, from two folders
+            file = folder / f"{path.stem}-{number}.explained.png"
+            number += 1
+        PIL.Image.fromarray(explained(pixels, findings(response, index))).save(file)
+        written.append(file)
+    return written
+
+
+def _spec(text: str) -> tuple[SpecKind | None, Mapping[str, Any] | None]:
+    if not text:
+        return None, None
+    try:
+        row = json.loads(text)
+    except ValueError as error:
+        raise InvalidArgument(f"--spec is not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise InvalidArgument(f"--spec must be a JSON object, got {type(row).__name__}")
+    if "include" in row:
+        return "geneval", row
+    return ("ocr", row) if set(row) == {"target"} else ("metadata", row)
+
+
+def note(text: str) -> None:
+    """Say something beside the result."""
+    print(f"reward-server: {text}", file=sys.stderr)
+
+
+def score_here(config: Config, request: ScoreRequest) -> ScoreResponse:
+    """Start the workers of a config, score one request, stop them.
+
+    Args:
+        config: exactly the scorers that are needed.
+        request: what a client would send.
+
+    Raises:
+        RewardError: as a server would answer.
+    """
+    return asyncio.run(_score(config, request))
+
+
+async def _score(config: Config, request: ScoreRequest) -> ScoreResponse:
+    service = RewardService(config, Metrics())
+    changed = asyncio.Event()
+    service.on_change(changed.set)
+    service.start()
+    try:
+        while any(info.state == "STARTING" for info in service.infos()):
+            await changed.wait()
+            changed.clear()
+        return await service.score(request, caller=Caller("here"))
+    finally:
+        await service.stop()

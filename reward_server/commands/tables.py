@@ -1,0 +1,64 @@
+"""The tables that the command line prints."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from reward_client.types import ScoreResponse, ScorerInfo
+from reward_server.commands.explain import reasons
+from reward_server.commands.scoring import findings
+
+# Of output that goes into a file or a pipe; a terminal knows its own.
+_WIDTH_COLUMNS = 160
+
+
+def show_scores(paths: Sequence[Path], response: ScoreResponse) -> None:
+    """Print one table per scorer, score and components per image, and below it what went wrong."""
+    console = _console()
+    by_image = [findings(response, index) for index in range(len(paths))]
+    for position, result in enumerate(response.results.values()):
+        names = list(result.components)
+        table = Table(
+            title=f"{result.name}  (version {result.version or '?'})", title_justify="left"
+        )
+        table.add_column("image", overflow="fold")
+        for name in ("score", *names):
+            table.add_column(name, justify="right", no_wrap=True)
+        notes: list[Text] = []
+        for path, found in zip(paths, by_image, strict=True):
+            finding = found[position]
+            if finding.score is None:
+                table.add_row(Text(path.name), Text("failed", "red"), *(Text("-") for _ in names))
+                notes.append(Text(f"{path.name}: {finding.error}", "red"))
+                continue
+            values = [finding.score, *(finding.components[name] for name in names)]
+            table.add_row(Text(path.name), *(Text(f"{value:.6g}") for value in values))
+            notes += [Text(f"{path.name}: {reason}") for reason in reasons(finding.details or {})]
+        console.print(table)
+        for note in notes:
+            console.print(note, soft_wrap=True)
+
+
+def show_scorers(infos: Sequence[ScorerInfo]) -> None:
+    """Print a table of the scorers of a server."""
+    table = Table("scorer", "version", "state", "needs", "transforms (* default)", "range")
+    for info in infos:
+        transforms = [f"{t}*" if t == info.default_transform else t for t in info.transforms]
+        low, high = info.output_range
+        shown = f"{low:g} .. {high:g}" if info.version else ""
+        state = f"{info.state}: {info.last_error}" if info.last_error else info.state
+        needs = ", ".join(info.inputs)
+        table.add_row(info.name, info.version, state, needs, ", ".join(transforms), shown)
+    _console().print(table)
+
+
+def _console() -> Console:
+    fits = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(width=None if fits else _WIDTH_COLUMNS)

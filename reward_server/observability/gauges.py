@@ -1,0 +1,98 @@
+"""What Prometheus learns by looking at the scorers when it asks, instead of being told.
+
+States, ages and memory are facts of the moment: a gauge that somebody has to keep up to date is
+wrong as soon as nobody does. What is not known is absent, never zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import get_args
+
+from prometheus_client import Metric
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from reward_client.types import ScorerInfo, ScorerState
+from reward_server.observability.score_window import ScoreWindow
+
+_SCORER = ("scorer",)
+_REPLICA = ("scorer", "replica")
+
+
+class ScorerWatch(Collector):
+    """Gauges of scorers and replicas, read at every scrape."""
+
+    def __init__(
+        self,
+        infos: Callable[[], Iterable[ScorerInfo]],
+        windows: Mapping[str, ScoreWindow],
+    ) -> None:
+        """Prepare.
+
+        Args:
+            infos: the scorers as they are now, replicas included.
+            windows: latest scores by scorer.
+        """
+        self._infos = infos
+        self._windows = windows
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield the families, in the order they are documented."""
+        infos = tuple(self._infos())
+        yield from self._scorers(infos)
+        yield from self._replicas(infos)
+        yield from self._scores()
+
+    def _scorers(self, infos: Iterable[ScorerInfo]) -> Iterable[Metric]:
+        state = GaugeMetricFamily(
+            "reward_scorer_state", "1 for the state a scorer is in.", labels=("scorer", "state")
+        )
+        waiting = GaugeMetricFamily(
+            "reward_waiting_items", "Items that no worker has taken yet.", labels=_SCORER
+        )
+        oldest = GaugeMetricFamily(
+            "reward_oldest_wait_seconds", "Age of the item that waits longest.", labels=_SCORER
+        )
+        for info in infos:
+            for name in get_args(ScorerState):
+                state.add_metric((info.name, name), float(info.state == name))
+            waiting.add_metric((info.name,), info.waiting_items)
+            oldest.add_metric((info.name,), info.oldest_wait_s)
+        return state, waiting, oldest
+
+    def _replicas(self, infos: Iterable[ScorerInfo]) -> Iterable[Metric]:
+        ready = GaugeMetricFamily(
+            "reward_replica_ready", "Whether a replica can score.", labels=_REPLICA
+        )
+        rss = GaugeMetricFamily(
+            "reward_worker_rss_bytes", "Resident memory of a worker.", labels=_REPLICA
+        )
+        device = GaugeMetricFamily(
+            "reward_worker_gpu_memory_bytes", "GPU memory a worker holds.", labels=_REPLICA
+        )
+        for info in infos:
+            for replica in info.replicas:
+                labels = (info.name, replica.name)
+                ready.add_metric(labels, float(replica.state == "READY"))
+                _add_known(rss, labels, replica.rss_bytes)
+                _add_known(device, labels, replica.device_memory_bytes)
+        return ready, rss, device
+
+    def _scores(self) -> Iterable[Metric]:
+        mean = GaugeMetricFamily(
+            "reward_recent_score_mean", "Mean of the latest 1024 scores.", labels=_SCORER
+        )
+        std = GaugeMetricFamily(
+            "reward_recent_score_std", "Spread of the latest 1024 scores.", labels=_SCORER
+        )
+        for name, window in self._windows.items():
+            if len(window):
+                mean.add_metric((name,), window.mean())
+                std.add_metric((name,), window.std())
+        return mean, std
+
+
+def _add_known(family: GaugeMetricFamily, labels: tuple[str, ...], value: float | None) -> None:
+    if value is not None:
+        family.add_metric(labels, value)

@@ -1,0 +1,212 @@
+"""The scorers this server has now, and how a reload exchanges them without losing a request.
+
+A request leases the scorers it asks for. A reload never takes a leased scorer away: what is removed
+or replaced is retired, which means that it finishes the requests that hold it and stops after the
+last. A changed scorer loads beside the one it replaces and takes over once it is ready, so that
+there is no gap and a new version that cannot start costs nothing; the device needs room for both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import structlog
+
+from reward_client.types import ScorerInfo
+from reward_server.backend import Backend
+from reward_server.config import ScorerConfig
+
+MakeBackend = Callable[[str, ScorerConfig, Callable[[], None]], Backend]
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a reload does, by scorer name."""
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    replaced: tuple[str, ...]
+    retried: tuple[str, ...]
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    """One scorer that runs, who uses it, and what will replace it."""
+
+    config: ScorerConfig
+    backend: Backend
+    leases: int = 0
+    released: asyncio.Event = field(default_factory=asyncio.Event)
+    successor: _Entry | None = None
+
+
+class Registry:
+    """All scorers by name. Not thread-safe: for one event loop."""
+
+    def __init__(
+        self,
+        scorers: Mapping[str, ScorerConfig],
+        make_backend: MakeBackend,
+        on_change: Callable[[], None],
+    ) -> None:
+        self._make_backend = make_backend
+        self._on_change = on_change
+        self._entries = {name: self._seat(name, config) for name, config in scorers.items()}
+        self._retiring: dict[asyncio.Task[None], _Entry] = {}
+        self._draining = False
+
+    def start(self) -> None:
+        """Start all workers; returns at once."""
+        for entry in self._entries.values():
+            entry.backend.start()
+
+    def get(self, name: str) -> Backend | None:
+        """The scorer that answers to a name now; lease it before the next await."""
+        entry = self._entries.get(name)
+        return entry.backend if entry else None
+
+    def names(self) -> tuple[str, ...]:
+        """All names, in the order of the config."""
+        return tuple(self._entries)
+
+    def infos(self) -> tuple[ScorerInfo, ...]:
+        """All scorers with their replicas; one whose new version cannot start says so."""
+        return tuple(_info(entry) for entry in self._entries.values())
+
+    def is_ready(self) -> bool:
+        """Whether every scorer is READY."""
+        return all(entry.backend.info().state == "READY" for entry in self._entries.values())
+
+    @contextlib.contextmanager
+    def lease(self, backends: Sequence[Backend]) -> Iterator[None]:
+        """Keep scorers running for the time of the block, whatever is reloaded meanwhile."""
+        entries = [entry for entry in self._entries.values() if entry.backend in backends]
+        for entry in entries:
+            entry.leases += 1
+        try:
+            yield
+        finally:
+            for entry in entries:
+                entry.leases -= 1
+                if entry.leases == 0:
+                    entry.released.set()
+
+    def reload(self, scorers: Mapping[str, ScorerConfig]) -> Changes:
+        """Make the registry equal to a config; returns at once, unchanged scorers notice nothing.
+
+        Scorers that have FAILED are tried again, whether or not their config has changed.
+
+        Raises:
+            Exception: a scorer cannot be built; then nothing has changed.
+        """
+        old = self._entries
+        changes = Changes(
+            added=tuple(name for name in scorers if name not in old),
+            removed=tuple(name for name in old if name not in scorers),
+            replaced=tuple(
+                name for name in scorers if name in old and old[name].config != scorers[name]
+            ),
+            retried=tuple(
+                name
+                for name in scorers
+                if name in old
+                and old[name].config == scorers[name]
+                and old[name].backend.info().state == "FAILED"
+            ),
+        )
+        fresh = {name: self._seat(name, scorers[name]) for name in changes.added}
+        successors = {name: self._seat(name, scorers[name]) for name in changes.replaced}
+        for name in changes.removed:
+            self._retire(old[name])
+        self._entries = {name: old.get(name) or fresh[name] for name in scorers}
+        for entry in fresh.values():
+            entry.backend.start()
+        for name in scorers:
+            self._succeed(name, successors.get(name))
+        for name in changes.retried:
+            old[name].backend.retry()
+        self._on_change()
+        return changes
+
+    def drain(self) -> None:
+        """Show DRAINING everywhere; no successor takes over any more."""
+        self._draining = True
+        for entry in self._entries.values():
+            entry.backend.drain()
+
+    async def stop(self) -> None:
+        """Stop every worker, those of retired scorers and of successors included."""
+        self._draining = True
+        entries = [*self._entries.values(), *self._retiring.values()]
+        entries += [entry.successor for entry in self._entries.values() if entry.successor]
+        for task in self._retiring:
+            task.cancel()
+        await asyncio.gather(*(entry.backend.stop() for entry in entries))
+
+    def _seat(self, name: str, config: ScorerConfig) -> _Entry:
+        # Asked about the name, not the entry: by the time a backend changes, it may sit elsewhere.
+        return _Entry(config, self._make_backend(name, config, lambda: self._changed(name)))
+
+    def _succeed(self, name: str, wanted: _Entry | None) -> None:
+        """Let a new version load beside the present one; None if the present one stays."""
+        entry = self._entries[name]
+        loading = entry.successor
+        if loading is not None and wanted is not None and loading.config == wanted.config:
+            loading.backend.retry()
+            return
+        if loading is not None:
+            entry.successor = None
+            self._retire(loading)
+        if wanted is not None:
+            entry.successor = wanted
+            wanted.backend.start()
+            self._changed(name)
+
+    def _changed(self, name: str) -> None:
+        entry = self._entries.get(name)
+        successor = entry.successor if entry else None
+        if entry is None or successor is None or self._draining:
+            self._on_change()
+            return
+        # A version that does not serve has nothing to lose by giving way at once.
+        if successor.backend.info().state == "READY" or entry.backend.info().state != "READY":
+            self._entries[name] = successor
+            entry.successor = None
+            self._retire(entry)
+            structlog.get_logger().info("scorer replaced", scorer=name)
+        elif successor.backend.info().state == "FAILED":
+            structlog.get_logger().error(
+                "new version of scorer failed: the old one goes on",
+                scorer=name,
+                reason=successor.backend.info().last_error,
+            )
+        self._on_change()
+
+    def _retire(self, entry: _Entry) -> None:
+        task = asyncio.get_running_loop().create_task(self._finish_and_stop(entry))
+        self._retiring[task] = entry
+        task.add_done_callback(self._retired)
+        if entry.successor is not None:
+            self._retire(entry.successor)
+            entry.successor = None
+
+    def _retired(self, task: asyncio.Task[None]) -> None:
+        self._retiring.pop(task, None)
+
+    async def _finish_and_stop(self, entry: _Entry) -> None:
+        while entry.leases:
+            entry.released.clear()
+            await entry.released.wait()
+        await entry.backend.stop()
+
+
+def _info(entry: _Entry) -> ScorerInfo:
+    info = entry.backend.status()
+    successor = entry.successor
+    if successor is None or successor.backend.info().state != "FAILED":
+        return info
+    reason = f"the new version failed, the old one goes on: {successor.backend.info().last_error}"
+    return replace(info, last_error=reason)

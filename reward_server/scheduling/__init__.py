@@ -1,0 +1,1 @@
+"""From an admitted request to batches and back: admission, queues, cache, results."""

@@ -1,0 +1,199 @@
+"""Bounds what the server holds, and tells those it turns away when to come back.
+
+Every scorer has places for `max_items` items, so that one slow scorer does not shut the others out;
+bytes are bounded for all of them together. A place is free again as soon as its item is answered,
+not only when the whole request is.
+
+The last sixteenth of the places is kept for callers who hold none: whoever sends without end can
+fill the rest, but cannot keep a newcomer out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from reward_client.errors import InvalidArgument, ResourceExhausted
+from reward_server.scheduling.drain_rate import DrainRate
+
+_RETRY_AFTER_RANGE_S = (0.1, 30.0)
+_RETRY_AFTER_UNKNOWN_S = 1.0
+_KEPT_FOR_NEWCOMERS = 1 / 16
+
+
+class _Promises:
+    """Places promised to those who were turned away, until the time they were told."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._until: deque[tuple[float, int]] = deque()
+
+    def wait_s(self, units_over: int, per_s: float) -> float:
+        """When so many units will be free, after all that were promised before."""
+        low_s, high_s = _RETRY_AFTER_RANGE_S
+        if per_s <= 0:
+            return _RETRY_AFTER_UNKNOWN_S
+        now_s = self._clock()
+        self._until = deque(entry for entry in self._until if entry[0] > now_s)
+        promised = sum(units for _, units in self._until)
+        after_s = min(max((units_over + promised) / per_s, low_s), high_s)
+        self._until.append((now_s + after_s, units_over))
+        return after_s
+
+
+class _Lane:
+    """The places of one scorer."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.taken = 0
+        self.by_client: Counter[str] = Counter()
+        self.rate = DrainRate(clock)
+        self.promises = _Promises(clock)
+
+    def missing(self, items: int, client: str, max_items: int) -> int:
+        """How many places too few there are for a caller; at most 0 if there are enough."""
+        kept = int(max_items * _KEPT_FOR_NEWCOMERS) if self.by_client[client] else 0
+        return self.taken + items - (max_items - kept)
+
+    def enter(self, items: int, client: str) -> None:
+        self.taken += items
+        self.by_client[client] += items
+        self.rate.busy()
+
+    def leave(self, items: int, client: str) -> None:
+        self.taken -= items
+        self.by_client[client] -= items
+        if self.by_client[client] <= 0:
+            del self.by_client[client]
+        if self.taken == 0:
+            self.rate.idle()
+
+
+class Ticket:
+    """What one request holds until it is released; used as a context manager."""
+
+    def __init__(
+        self, admission: Admission, scorers: Sequence[str], items: int, client: str
+    ) -> None:
+        self._admission = admission
+        self.places = dict.fromkeys(scorers, items)
+        self.client = client
+        self.bytes = 0
+
+    def grow(self, extra_bytes: int) -> None:
+        """Hold more bytes.
+
+        Raises:
+            ResourceExhausted: the server is full.
+        """
+        self._admission.hold_bytes(self, extra_bytes)
+
+    def answered(self, scorer: str) -> None:
+        """Give one place back: its item has been answered."""
+        self._admission.answered(self, scorer)
+
+    def __enter__(self) -> Ticket:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._admission.release(self)
+
+
+class Admission:
+    """Counts the items per scorer, and the bytes, of all requests in flight.
+
+    Attributes:
+        max_items: places of each scorer.
+        max_bytes: bytes of all requests together.
+        bytes: those that are held now.
+    """
+
+    def __init__(
+        self, max_items: int, max_bytes: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.max_items = max_items
+        self.max_bytes = max_bytes
+        self._new_lane = partial(_Lane, clock)
+        self._lanes: dict[str, _Lane] = {}
+        self._byte_rate = DrainRate(clock)
+        self._byte_promises = _Promises(clock)
+        self.bytes = 0
+
+    def set_limits(self, max_items: int, max_bytes: int) -> None:
+        """Change the bounds; what is held already stays, even beyond them."""
+        self.max_items = max_items
+        self.max_bytes = max_bytes
+
+    def taken(self, scorer: str) -> int:
+        """Places of a scorer that are taken."""
+        return self._lanes[scorer].taken if scorer in self._lanes else 0
+
+    def drain_rate(self, scorer: str) -> float:
+        """Items per second that a scorer has answered lately; 0 if that is not known."""
+        return self._lanes[scorer].rate.per_s() if scorer in self._lanes else 0.0
+
+    def admit(self, scorers: Sequence[str], items: int, size_bytes: int, client: str) -> Ticket:
+        """Take a request in.
+
+        Args:
+            scorers: the scorers it asks, each of which needs a place per item.
+            items: how many.
+            size_bytes: of the request as it came.
+            client: who asks.
+
+        Raises:
+            InvalidArgument: it would not fit into an empty server.
+            ResourceExhausted: a scorer or the server is full; `retry_after_s` comes from how fast
+                it empties, and takes into account what others were promised.
+        """
+        if items > self.max_items:
+            raise InvalidArgument(
+                f"the request has {items} items, the queue has {self.max_items} places: send"
+                " smaller requests"
+            )
+        lanes = [self._lanes.setdefault(name, self._new_lane()) for name in scorers]
+        for name, lane in zip(scorers, lanes, strict=True):
+            missing = lane.missing(items, client, self.max_items)
+            if missing > 0:
+                after_s = lane.promises.wait_s(missing, lane.rate.per_s())
+                what = f"{lane.taken} of {self.max_items} places of scorer {name!r} are taken"
+                raise ResourceExhausted(f"the server is full ({what})", retry_after_s=after_s)
+        ticket = Ticket(self, scorers, items, client)
+        self.hold_bytes(ticket, size_bytes)
+        for lane in lanes:
+            lane.enter(items, client)
+        return ticket
+
+    def hold_bytes(self, ticket: Ticket, extra_bytes: int) -> None:
+        """Add bytes to a ticket; a request alone in the server is never turned away."""
+        others = self.bytes - ticket.bytes
+        over = self.bytes + extra_bytes - self.max_bytes
+        if others and over > 0:
+            after_s = self._byte_promises.wait_s(over, self._byte_rate.per_s())
+            what = f"{self.bytes} of {self.max_bytes} bytes are taken"
+            raise ResourceExhausted(f"the server is full ({what})", retry_after_s=after_s)
+        self._byte_rate.busy()
+        ticket.bytes += extra_bytes
+        self.bytes += extra_bytes
+
+    def answered(self, ticket: Ticket, scorer: str) -> None:
+        """Free one place of a ticket, and count it into the drain rate."""
+        if ticket.places[scorer] > 0:
+            ticket.places[scorer] -= 1
+            lane = self._lanes[scorer]
+            lane.rate.add(1)
+            lane.leave(1, ticket.client)
+
+    def release(self, ticket: Ticket) -> None:
+        """Give everything back that the ticket still holds."""
+        for scorer, items in ticket.places.items():
+            if items:
+                self._lanes[scorer].leave(items, ticket.client)
+        self.bytes -= ticket.bytes
+        self._byte_rate.add(ticket.bytes)
+        if self.bytes == 0:
+            self._byte_rate.idle()
+        ticket.places = dict.fromkeys(ticket.places, 0)
+        ticket.bytes = 0

@@ -1,0 +1,177 @@
+"""A scorer that runs on this host: its queue, its replicas, its state."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from reward_client.errors import RewardError, Unavailable
+from reward_client.types import ScorerInfo, ScorerResult, ScorerState
+from reward_server.backend import Order
+from reward_server.config import ScorerConfig
+from reward_server.observability import spans
+from reward_server.observability.metrics import Metrics
+from reward_server.scheduling.cache import ResultCache
+from reward_server.scheduling.cache_use import CacheUse
+from reward_server.scheduling.queue import WorkQueue
+from reward_server.scheduling.shares import gathered, share_of
+from reward_server.workers.replica import Described, Replica, ReplicaState
+
+_STARTING_RETRY_AFTER_S = 1.0
+
+
+class ScorerPool:
+    """The replicas of one scorer around one queue; a `Backend`."""
+
+    needs_pixels = True
+
+    def __init__(
+        self,
+        name: str,
+        config: ScorerConfig,
+        metrics: Metrics,
+        on_change: Callable[[], None],
+        cache: ResultCache,
+    ) -> None:
+        self.name = name
+        self._cache = CacheUse(cache, config.cache, metrics)
+        self.queue = WorkQueue(name, metrics)
+        self._on_change = on_change
+        self._draining = False
+        self._replicas = [
+            Replica(name, index, config, queue=self.queue, metrics=metrics, on_change=self._changed)
+            for index in range(len(config.devices))
+        ]
+        self._tasks: list[asyncio.Task[None]] = []
+        self._keys = itertools.count()
+
+    def start(self) -> None:
+        """Start the workers; returns at once."""
+        self._tasks = [asyncio.create_task(replica.run()) for replica in self._replicas]
+
+    def retry(self) -> None:
+        """Let FAILED replicas try again now, instead of after their cool-down or never."""
+        for replica in self._replicas:
+            replica.retry()
+
+    def drain(self) -> None:
+        """Show DRAINING; what waits is still served."""
+        self._draining = True
+        self._changed()
+
+    async def stop(self) -> None:
+        """Stop the workers and fail what is left."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.queue.fail_all("the server stopped", retryable=True)
+
+    @property
+    def state(self) -> ScorerState:
+        """READY as soon as one replica is; FAILED once all are."""
+        states = {replica.state for replica in self._replicas}
+        if states == {ReplicaState.FAILED}:
+            return "FAILED"
+        if self._draining:
+            return "DRAINING"
+        return "READY" if ReplicaState.READY in states else "STARTING"
+
+    @property
+    def described(self) -> Described | None:
+        """What a worker said once it was ready; None if none ever was."""
+        return next((r.described for r in self._replicas if r.described), None)
+
+    @property
+    def last_error(self) -> str:
+        """Why it is not ready, for people."""
+        return next((r.last_error for r in self._replicas if r.last_error), "")
+
+    def refusal(self) -> RewardError | None:
+        """Why it takes no items now, or None.
+
+        Between a crash and the restart items are taken: they wait for the new worker.
+        """
+        if self.state == "FAILED":
+            after_s = self._retry_after_s()
+            return Unavailable(
+                self._exit_reason(), retryable=after_s is not None, retry_after_s=after_s
+            )
+        if self.described is None:
+            trouble = f" (so far: {self.last_error})" if self.last_error else ""
+            return Unavailable(
+                f"scorer {self.name!r} is starting{trouble}: try again",
+                retry_after_s=_STARTING_RETRY_AFTER_S,
+            )
+        return None
+
+    async def score(self, order: Order) -> ScorerResult:
+        """Queue the items of an order and wait for their answers, until its deadline at most.
+
+        Raises:
+            RewardError: no item can be scored.
+        """
+        info = self.info()
+        share = share_of(order, info, self._keys)
+        works = share.works.values()
+        details = order.request.include_details
+        try:
+            unknown = await self._cache.answer_known(
+                share.works, info, order.request.priority, details=details
+            )
+            if (refusal := self.refusal()) is not None:
+                raise refusal
+            self.queue.put(work for work in works if not work.answer.done())
+            left_s = order.deadline_at_s - time.monotonic()
+            await asyncio.wait([work.answer for work in works], timeout=left_s)
+            self._cache.keep(share.works, unknown, info)
+            spans.tell(works)
+            return gathered(order, share, self.info())
+        finally:
+            self.queue.withdraw(works)
+
+    def info(self) -> ScorerInfo:
+        """The description clients get."""
+        state = self.state
+        # Also while it is tried again: a start that takes minutes has then gone wrong before.
+        error = self.last_error if state in ("FAILED", "STARTING") else ""
+        described = self.described
+        if described is None:
+            return ScorerInfo(self.name, "", "", (), (), "", (0.0, 0.0), state, error)
+        hello = described.hello
+        return ScorerInfo(
+            name=self.name,
+            version=hello.version,
+            fingerprint=described.fingerprint,
+            inputs=tuple(hello.inputs),
+            transforms=tuple(hello.transforms),
+            default_transform=hello.default_transform,
+            output_range=(hello.output_low, hello.output_high),
+            state=state,
+            last_error=error,
+        )
+
+    def status(self) -> ScorerInfo:
+        """As `info`, with replicas and what waits."""
+        return replace(
+            self.info(),
+            replicas=tuple(replica.info() for replica in self._replicas),
+            waiting_items=self.queue.waiting_items,
+            oldest_wait_s=self.queue.oldest_wait_s(),
+        )
+
+    def _exit_reason(self) -> str:
+        return f"scorer {self.name!r} has failed: {self.last_error}"
+
+    def _retry_after_s(self) -> float | None:
+        """Seconds until a FAILED scorer tries again; None if it does so only when asked to."""
+        times_s = [r.retry_at_s for r in self._replicas if r.retry_at_s is not None]
+        return max(min(times_s) - time.monotonic(), 0.0) if times_s else None
+
+    def _changed(self) -> None:
+        if self.state == "FAILED":
+            is_retryable = self._retry_after_s() is not None
+            self.queue.fail_all(self._exit_reason(), retryable=is_retryable)
+        self._on_change()

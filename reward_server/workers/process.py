@@ -1,0 +1,265 @@
+"""One worker process as the server sees it: started, spoken to, killed; nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reward_server.config import ScorerConfig
+from reward_server.workers.devices import device_problem
+from reward_server.workers.ipc import (
+    ArenaWriter,
+    Batch,
+    BatchDone,
+    Disconnected,
+    FromWorker,
+    Hello,
+    ImageRef,
+    ItemMessage,
+    Ready,
+    Start,
+    StartFailed,
+    frame,
+    receive_in_server,
+)
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_WORKER = "reward_server.workers.worker"
+_LINE_LIMIT_BYTES = 64 << 10
+_Expected = TypeVar("_Expected", Hello, Ready)
+
+
+class WorkerDied(Exception):
+    """The process is gone, or does not answer; says why, as far as can be told."""
+
+
+class WorkerRefused(Exception):
+    """The worker said that it cannot serve; `permanent` if another try cannot help."""
+
+    def __init__(self, reason: str, *, permanent: bool) -> None:
+        super().__init__(reason)
+        self.permanent = permanent
+
+
+class WorkerProcess:
+    """A running worker. Every method but `kill` raises WorkerDied when the process is gone."""
+
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        streams: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        arena: ArenaWriter,
+        on_line: Callable[[str], None],
+    ) -> None:
+        self._process = process
+        self._reader, self._writer = streams
+        self._arena = arena
+        self._last_lines: deque[str] = deque(maxlen=20)
+        self._on_line = on_line
+        self._output = asyncio.create_task(self._pump_output())
+        self.exited = asyncio.create_task(process.wait())
+        self._batch_number = 0
+
+    @classmethod
+    async def start(
+        cls, name: str, config: ScorerConfig, device: str, on_line: Callable[[str], None]
+    ) -> WorkerProcess:
+        """Start the process and tell it what to load.
+
+        Args:
+            name: of the scorer, used where the config names no other.
+            config: of the scorer.
+            device: "cpu" or "cuda:N", N counted as on this host.
+            on_line: called with every line the process prints.
+
+        Raises:
+            WorkerRefused: the interpreter cannot be started, or there is no such device.
+            WorkerDied: it went away at once.
+        """
+        if problem := device_problem(device, os.environ):
+            raise WorkerRefused(problem, permanent=True)
+        ours, theirs = socket.socketpair()
+        arena = ArenaWriter()
+        threads = config.threads or (1 if device == "cpu" else 4)
+        python = config.python or sys.executable
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *(python, "-m", _WORKER, str(theirs.fileno()), str(arena.fd)),
+                pass_fds=(theirs.fileno(), arena.fd),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                env=worker_environment(os.environ, device, threads),
+                limit=_LINE_LIMIT_BYTES,
+                # Ctrl-C is for the server, which then drains its workers.
+                start_new_session=True,
+            )
+        except OSError as error:
+            ours.close()
+            arena.close()
+            reason = f"cannot start the interpreter {python!r}: {error.strerror}"
+            raise WorkerRefused(reason, permanent=True) from error
+        finally:
+            theirs.close()
+        streams = await asyncio.open_unix_connection(sock=ours)
+        worker = cls(process, streams, arena, on_line)
+        await worker._send(Start(config.scorer or name, dict(config.options), device, threads))
+        return worker
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    async def hello(self) -> Hello:
+        """Wait for the description of the scorer; raises WorkerRefused if there will be none."""
+        return await self._expect(Hello)
+
+    async def ready(self) -> Ready:
+        """Wait until it has loaded and tested itself; raises WorkerRefused if it cannot."""
+        return await self._expect(Ready)
+
+    async def score(
+        self,
+        items: Sequence[tuple[ItemMessage, Sequence[NDArray[np.uint8]]]],
+        *,
+        details: bool,
+    ) -> BatchDone:
+        """Run a batch: per item a message without image references, and its images.
+
+        The images are those of `images`, then those of `references`; the counts are told by
+        placeholders in the message.
+        """
+        self._batch_number += 1
+        pixels = [image for _, images in items for image in images]
+        refs = iter(self._arena.write(pixels))
+        messages = [_with_refs(message, refs) for message, _ in items]
+        await self._send(Batch(self._batch_number, messages, details))
+        done = await self._receive()
+        if not isinstance(done, BatchDone) or done.number != self._batch_number:
+            raise WorkerDied(f"the worker answered out of turn: {type(done).__name__}")
+        if len(done.outcomes) != len(items):
+            raise WorkerDied(f"the worker sent {len(done.outcomes)} outcomes for {len(items)}")
+        return done
+
+    async def kill(self) -> None:
+        """End the process and its children at once and free everything; safe to repeat."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            # It leads a process group of its own; a child left behind would hold its output open.
+            os.killpg(self.pid, signal.SIGKILL)
+        await self.exited
+        await self._output
+        await self._close()
+
+    async def stop(self, timeout_s: float) -> None:
+        """Ask the process to end by closing its socket; kill it after `timeout_s`."""
+        self._writer.close()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(asyncio.shield(self.exited), timeout_s)
+        await self.kill()
+
+    def exit_reason(self) -> str:
+        """How the process ended and what it printed last, in one line."""
+        status = self._process.returncode
+        ended = "is gone" if status is None else f"exited with status {status}"
+        if status is not None and status < 0:
+            ended = f"was killed by signal {-status}"
+        last = f"; last output: {self._last_lines[-1]}" if self._last_lines else ""
+        return f"worker {self.pid} {ended}{last}"
+
+    async def _close(self) -> None:
+        self._arena.close()
+        self._writer.close()
+        with contextlib.suppress(ConnectionError):
+            await self._writer.wait_closed()
+
+    async def _send(self, message: Start | Batch) -> None:
+        try:
+            self._writer.write(frame(message))
+            await self._writer.drain()
+        except ConnectionError as error:
+            raise WorkerDied(self.exit_reason()) from error
+
+    async def _receive(self) -> FromWorker:
+        try:
+            return await receive_in_server(self._reader)
+        except Disconnected as error:
+            # The socket closes an instant before the exit status is known.
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(asyncio.shield(self.exited), 2.0)
+                await asyncio.wait_for(asyncio.shield(self._output), 2.0)
+            raise WorkerDied(self.exit_reason()) from error
+
+    async def _expect(self, kind: type[_Expected]) -> _Expected:
+        message = await self._receive()
+        if isinstance(message, StartFailed):
+            raise WorkerRefused(message.reason, permanent=message.permanent)
+        if not isinstance(message, kind):
+            raise WorkerDied(f"the worker answered out of turn: {type(message).__name__}")
+        return message
+
+    async def _pump_output(self) -> None:
+        stream = self._process.stdout
+        assert stream is not None
+        while True:
+            try:
+                line = await stream.readline()
+            except ValueError:  # a line over the limit: what fits has been dropped
+                continue
+            if not line:
+                return
+            text = line.decode("utf-8", "replace").rstrip()
+            if text:
+                self._last_lines.append(text)
+                self._on_line(text)
+
+
+def placeholder_refs(images: Sequence[NDArray[np.uint8]]) -> list[ImageRef]:
+    """References that only tell how many images there are."""
+    return [ImageRef(0, image.shape[0], image.shape[1]) for image in images]
+
+
+def _with_refs(message: ItemMessage, refs: Iterator[ImageRef]) -> ItemMessage:
+    return ItemMessage(
+        prompt=message.prompt,
+        images=[next(refs) for _ in message.images],
+        references=[next(refs) for _ in message.references],
+        spec=message.spec,
+        transform=message.transform,
+    )
+
+
+def worker_environment(environment: Mapping[str, str], device: str, threads: int) -> dict[str, str]:
+    """The environment of a worker: its one GPU visible, its threads bounded, our code found."""
+    env = dict(environment)
+    for name in _THREAD_VARIABLES:
+        env[name] = str(threads)
+    env["CUDA_VISIBLE_DEVICES"] = _visible_device(environment.get("CUDA_VISIBLE_DEVICES"), device)
+    env["PYTHONUNBUFFERED"] = "1"
+    root = Path(__file__).resolve().parents[2]
+    # A source checkout must be found by another interpreter too; an installed package must not
+    # drag the whole environment of this interpreter along.
+    if not {"site-packages", "dist-packages"} & set(root.parts):
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), env.get("PYTHONPATH", "")]))
+    return env
+
+
+def _visible_device(visible: str | None, device: str) -> str:
+    if not device.startswith("cuda"):
+        return ""
+    index = int(device.partition(":")[2] or 0)
+    if visible is None:
+        return str(index)
+    shown = [entry for entry in visible.split(",") if entry]
+    return shown[index] if index < len(shown) else visible

@@ -1,0 +1,298 @@
+"""Keeps one worker alive: starts it, feeds it, watches it, kills it, starts it again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import structlog
+
+from reward_client.types import ReplicaInfo
+from reward_server.config import ScorerConfig
+from reward_server.observability.metrics import Metrics
+from reward_server.scheduling.batching import Limits
+from reward_server.scheduling.queue import Work, Worker, WorkQueue
+from reward_server.workers.ipc import BatchDone, Hello, Ready
+from reward_server.workers.memory_guard import MemoryGuard, rss_bytes
+from reward_server.workers.process import WorkerDied, WorkerProcess, WorkerRefused
+
+MAX_LOSSES = 5
+_BACKOFF_FIRST_S = 0.1
+_BACKOFF_LAST_S = 30.0
+_STOP_TIMEOUT_S = 2.0
+
+
+class ReplicaState(Enum):
+    """Where a replica is in its life; a value is a `ScorerState`.
+
+    FAILED is an open circuit: after `cool_down_s` one more worker is tried, and the circuit closes
+    again with the first batch that one finishes. What another try cannot mend (a failed self-test,
+    a missing package) is only tried again when somebody says that it has been mended.
+    """
+
+    STARTING = "STARTING"
+    READY = "READY"
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What a ready worker says about its scorer."""
+
+    hello: Hello
+    fingerprint: str
+
+
+class Replica:
+    """One worker slot of a scorer; `run` is its only task.
+
+    Attributes:
+        state: STARTING until a worker is ready, and again after each crash; FAILED after
+            `MAX_LOSSES` workers in a row were lost before they finished a batch.
+        last_error: why the latest start or batch went wrong; for people.
+        described: what the latest ready worker said.
+        retry_at_s: on the monotonic clock, when a FAILED replica tries again; None if it does so
+            only when asked to.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        index: int,
+        config: ScorerConfig,
+        *,
+        queue: WorkQueue,
+        metrics: Metrics,
+        on_change: Callable[[], None],
+    ) -> None:
+        self.state = ReplicaState.STARTING
+        self.last_error = ""
+        self.described: Described | None = None
+        self.retry_at_s: float | None = None
+        self._name = name
+        self._config = config
+        self._device = config.devices[index]
+        self._queue = queue
+        self._metrics = metrics
+        self._on_change = on_change
+        self._log = structlog.get_logger().bind(scorer=name, replica=index, device=self._device)
+        self._index = index
+        self._worker: WorkerProcess | None = None
+        self._starts = 0
+        self._past_error = ""
+        self._device_memory_bytes: int | None = None
+        self._losses = 0
+        self._asked_to_retry = asyncio.Event()
+        self._backoff_s = _BACKOFF_FIRST_S
+        self._max_pixels = config.max_batch_pixels
+
+    def info(self) -> ReplicaInfo:
+        """How it is now."""
+        worker = self._worker
+        pid = worker.pid if worker is not None and not worker.exited.done() else None
+        return ReplicaInfo(
+            name=str(self._index),
+            state=self.state.value,
+            device=self._device,
+            pid=pid,
+            restarts=max(0, self._starts - 1),
+            rss_bytes=rss_bytes(pid),
+            device_memory_bytes=self._device_memory_bytes if pid else None,
+            last_error=self.last_error or self._past_error,
+        )
+
+    def retry(self) -> None:
+        """Try again now if FAILED: what was wrong may have been mended."""
+        self._asked_to_retry.set()
+
+    async def run(self) -> None:
+        """Serve until cancelled; never raises anything else than CancelledError."""
+        try:
+            while True:
+                await self._live_once()
+                await self._until_next_start()
+        finally:
+            if self.state is ReplicaState.READY:
+                self._metrics.ready_workers.labels(self._name).dec()
+            self.state = ReplicaState.STARTING
+
+    async def _live_once(self) -> None:
+        try:
+            worker = await self._start()
+        except WorkerRefused as error:
+            self._lost("load", str(error), permanent=error.permanent)
+        except WorkerDied as error:
+            self._lost("load", str(error))
+        else:
+            cause = await self._serve(worker)
+            self._lost(cause, self.last_error)
+
+    async def _start(self) -> WorkerProcess:
+        begin_s = time.monotonic()
+        worker = await WorkerProcess.start(self._name, self._config, self._device, self._line)
+        self._worker = worker
+        self._starts += 1
+        self._log = self._log.bind(pid=worker.pid)
+        self._log.info("worker started")
+        try:
+            hello, ready = await asyncio.wait_for(
+                _introduction(worker), self._config.start_timeout_s
+            )
+        except asyncio.TimeoutError as error:
+            await worker.kill()
+            limit = f"{self._config.start_timeout_s:g} s"
+            raise WorkerDied(f"not ready within start_timeout_s = {limit}") from error
+        except BaseException:
+            await worker.kill()
+            raise
+        guard = MemoryGuard(worker.pid, self._config.memory_limit_bytes)
+        if excess := guard.excess():
+            await worker.kill()
+            raise WorkerRefused(f"{excess}, before its first batch: raise it", permanent=True)
+        self.described = Described(hello, ready.fingerprint)
+        self._device_memory_bytes = ready.device_memory_bytes
+        self._past_error = self.last_error or self._past_error
+        self.last_error = ""
+        self._set_state(ReplicaState.READY)
+        self._log.info("worker ready", seconds=round(time.monotonic() - begin_s, 2))
+        return worker
+
+    async def _serve(self, worker: WorkerProcess) -> str:
+        """Feed a worker until it is lost; returns why: "died", "hung" or "memory"."""
+        ready_s = time.monotonic()
+        guard = MemoryGuard(worker.pid, self._config.memory_limit_bytes)
+        try:
+            while True:
+                works = await self._next_batch(worker)
+                if time.monotonic() - ready_s > self._config.cool_down_s:
+                    self._losses = 0  # whatever ends this worker, it is no crash loop
+                if works is None:
+                    self.last_error = worker.exit_reason()
+                    return "died"
+                cause = await self._run_batch(worker, works, guard)
+                if cause:
+                    return cause
+                self._losses, self._backoff_s = 0, _BACKOFF_FIRST_S
+                if excess := guard.excess():
+                    self.last_error = excess
+                    await worker.stop(_STOP_TIMEOUT_S)
+                    return "memory"
+        except asyncio.CancelledError:
+            await worker.stop(_STOP_TIMEOUT_S)
+            raise
+        finally:
+            await worker.kill()
+
+    async def _next_batch(self, worker: WorkerProcess) -> list[Work] | None:
+        limits = Limits(
+            self._config.max_batch_items, self._max_pixels, self._config.max_wait_ms / 1e3
+        )
+        taking = asyncio.create_task(self._queue.take(limits))
+        try:
+            await asyncio.wait({taking, worker.exited}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            if taking.done() and not taking.cancelled():
+                self._queue.requeue(taking.result(), "the server stops")
+            raise
+        finally:
+            taking.cancel()
+        return taking.result() if taking.done() else None
+
+    async def _run_batch(self, worker: WorkerProcess, works: list[Work], guard: MemoryGuard) -> str:
+        try:
+            done = await asyncio.wait_for(
+                _guarded_score(worker, works, guard), self._config.timeout_s
+            )
+        except _Runaway as error:
+            self.last_error = f"{error}, inside a batch"
+            cause = "memory"
+        except asyncio.TimeoutError:
+            limit = f"{self._config.timeout_s:g} s"
+            self.last_error = f"worker {worker.pid} hung: no answer within timeout_s = {limit}"
+            cause = "hung"
+        except WorkerDied as error:
+            self.last_error = str(error)
+            cause = "died"
+        except asyncio.CancelledError:
+            self._queue.requeue(works, "the server stops")
+            raise
+        else:
+            fingerprint = self.described.fingerprint if self.described else ""
+            runner = Worker(str(self._index), self._device, worker.pid, fingerprint)
+            self._queue.finish(works, done, runner)
+            self._device_memory_bytes = done.device_memory_bytes
+            if done.max_pixels and done.max_pixels < self._max_pixels:
+                self._max_pixels = done.max_pixels
+                self._log.warning("out of device memory", new_max_batch_pixels=done.max_pixels)
+            return ""
+        # Before the requeue, so that no second worker can run the items at the same time.
+        await worker.kill()
+        kept = self._queue.requeue(works, self.last_error)
+        self._log.warning("batch lost", items=len(works), requeued=kept, reason=self.last_error)
+        return cause
+
+    def _lost(self, cause: str, reason: str, *, permanent: bool = False) -> None:
+        self._losses += 1
+        self.last_error = reason
+        if not permanent and self._losses < MAX_LOSSES:
+            self._metrics.worker_restarts.labels(self._name, cause).inc()
+            self._log.warning(
+                "worker restarts", cause=cause, reason=reason, backoff_s=self._backoff_s
+            )
+            self._set_state(ReplicaState.STARTING)
+            return
+        # Until somebody acts or the cool-down is over the scorer costs nothing.
+        cool_down_s = None if permanent else self._config.cool_down_s
+        self.retry_at_s = None if cool_down_s is None else time.monotonic() + cool_down_s
+        self._asked_to_retry.clear()
+        self._log.error("scorer failed", reason=reason, losses=self._losses, retry_s=cool_down_s)
+        self._set_state(ReplicaState.FAILED)
+
+    async def _until_next_start(self) -> None:
+        if self.state is not ReplicaState.FAILED:
+            await asyncio.sleep(self._backoff_s)
+            self._backoff_s = min(2 * self._backoff_s, _BACKOFF_LAST_S)
+            return
+        cool_down_s = self.retry_at_s and self.retry_at_s - time.monotonic()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._asked_to_retry.wait(), cool_down_s)
+        self._log.info("scorer tries again", asked=self._asked_to_retry.is_set())
+
+    def _set_state(self, state: ReplicaState) -> None:
+        if state is not self.state:
+            delta = (state is ReplicaState.READY) - (self.state is ReplicaState.READY)
+            self._metrics.ready_workers.labels(self._name).inc(delta)
+            self.state = state
+            self._on_change()
+
+    def _line(self, text: str) -> None:
+        self._log.info("worker output", text=text)
+
+
+async def _introduction(worker: WorkerProcess) -> tuple[Hello, Ready]:
+    return await worker.hello(), await worker.ready()
+
+
+class _Runaway(Exception):
+    """A worker grew far beyond its memory limit while it computed a batch."""
+
+
+async def _guarded_score(
+    worker: WorkerProcess, works: Sequence[Work], guard: MemoryGuard
+) -> BatchDone:
+    payload = [(work.message, work.images) for work in works]
+    details = any(work.details for work in works)
+    scoring = asyncio.create_task(worker.score(payload, details=details))
+    watching = asyncio.create_task(guard.runaway())
+    try:
+        await asyncio.wait({scoring, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not scoring.done():
+            raise _Runaway(watching.result())
+        return scoring.result()
+    finally:
+        scoring.cancel()
+        watching.cancel()

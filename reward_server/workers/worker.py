@@ -1,0 +1,197 @@
+"""The worker process: one scorer, one device, one connection to the server that started it.
+
+Started as `python -m reward_server.workers.worker SOCKET_FD ARENA_FD` with the interpreter of the
+scorer.
+It imports no protobuf, grpc or web framework, so that a scorer's environment may pin what it likes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from reward_client.errors import Code
+from reward_server.scorers import load_scorer_class
+from reward_server.scorers.base import ScoreInput, Scorer, SelfTestError
+from reward_server.workers.device_memory import DeviceMemory
+from reward_server.workers.ipc import (
+    ArenaReader,
+    Batch,
+    BatchDone,
+    Disconnected,
+    Failure,
+    Hello,
+    ItemMessage,
+    Ready,
+    Score,
+    Start,
+    StartFailed,
+    frame,
+    receive_in_worker,
+)
+from reward_server.workers.isolation import IsolatingRunner
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(arguments: list[str]) -> int:
+    """Serve until the server closes the socket; returns the exit status."""
+    socket_fd, arena_fd = (int(argument) for argument in arguments)
+    _die_with_parent()
+    # Ctrl-C reaches the whole process group; the server drains and then closes the socket.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with socket.socket(fileno=socket_fd) as sock:
+        try:
+            _serve(sock, ArenaReader(arena_fd))
+        except (Disconnected, ConnectionError):
+            return 0
+        except _StartError as error:
+            sock.sendall(frame(StartFailed(error.reason, error.permanent)))
+            return 1
+    return 0
+
+
+class _StartError(Exception):
+    def __init__(self, reason: str, *, permanent: bool) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.permanent = permanent
+
+
+def _serve(sock: socket.socket, arena: ArenaReader) -> None:
+    start = receive_in_worker(sock)
+    if not isinstance(start, Start):
+        raise Disconnected("the first message was not Start")
+    scorer = _construct(start)
+    spec = scorer.spec
+    low, high = spec.output_range
+    sock.sendall(
+        frame(
+            Hello(
+                version=spec.version,
+                inputs=list(spec.inputs),
+                transforms=sorted(spec.transforms),
+                default_transform=spec.default_transform,
+                output_low=low,
+                output_high=high,
+            )
+        )
+    )
+    memory = DeviceMemory()
+    sock.sendall(frame(Ready(_load(scorer, start), memory.held_bytes())))
+    runner = IsolatingRunner(scorer, _log, _free_device_memory)
+    while True:
+        message = receive_in_worker(sock)
+        if not isinstance(message, Batch):
+            raise Disconnected("expected a batch")
+        sock.sendall(_answer(runner, arena, message, memory))
+
+
+def _construct(start: Start) -> Scorer:
+    try:
+        scorer = load_scorer_class(start.scorer)(**start.options)
+        if scorer.spec.default_transform not in scorer.spec.transforms:
+            raise ValueError(f"default transform {scorer.spec.default_transform!r} does not exist")
+    except Exception as error:  # third-party code: an import or a constructor may raise anything
+        raise _StartError(f"cannot be set up: {_described(error)}", permanent=True) from error
+    return scorer
+
+
+def _load(scorer: Scorer, start: Start) -> str:
+    _limit_torch_threads(start.threads)
+    # Only one GPU is visible here, so whatever its index on the host, it is the first one.
+    device = "cuda:0" if start.device.startswith("cuda") else start.device
+    try:
+        scorer.load(device)
+    except Exception as error:  # a full disk or a busy GPU may pass: worth another try
+        raise _StartError(f"loading failed: {_described(error)}", permanent=False) from error
+    try:
+        scorer.self_test()
+        return scorer.fingerprint()
+    except SelfTestError as error:
+        raise _StartError(f"self-test failed: {error}", permanent=True) from error
+    except Exception as error:  # a self-test that cannot even run is no more trustworthy
+        raise _StartError(f"self-test failed: {_described(error)}", permanent=True) from error
+
+
+def _answer(
+    runner: IsolatingRunner, arena: ArenaReader, batch: Batch, memory: DeviceMemory
+) -> bytes:
+    inputs = [_input(item, arena) for item in batch.items]
+    begin_s = time.monotonic()
+    outcomes = runner.run(inputs, [item.transform for item in batch.items], details=batch.details)
+    compute_s = time.monotonic() - begin_s
+    checked = [_with_portable_details(outcome) for outcome in outcomes]
+    done = BatchDone(
+        batch.number, checked, begin_s, compute_s, runner.max_pixels, memory.held_bytes()
+    )
+    return frame(done)
+
+
+def _input(item: ItemMessage, arena: ArenaReader) -> ScoreInput:
+    return ScoreInput(
+        prompt=item.prompt,
+        images=tuple(arena.view(ref) for ref in item.images),
+        references=tuple(arena.view(ref) for ref in item.references),
+        spec=item.spec,
+    )
+
+
+def _with_portable_details(outcome: Score | Failure) -> Score | Failure:
+    """Details must survive JSON on their way to the caller: no NaN, no numpy, no objects."""
+    if isinstance(outcome, Failure) or outcome.details is None:
+        return outcome
+    try:
+        details: Mapping[str, Any] = json.loads(json.dumps(outcome.details, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        message = f"the scorer's details are not JSON: {_described(error)}"
+        return Failure(Code.INTERNAL.value, message)
+    return msgspec.structs.replace(outcome, details=dict(details))
+
+
+def _described(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, LookupError) and text else f"{type(error).__name__}: {text}"
+
+
+def _log(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _torch() -> Any:
+    # Only a scorer that uses torch has imported it; nobody else should pay for it.
+    return sys.modules.get("torch")
+
+
+def _limit_torch_threads(threads: int) -> None:
+    torch = _torch()
+    if torch is not None and threads > 0:
+        torch.set_num_threads(threads)
+
+
+def _free_device_memory() -> None:
+    torch = _torch()
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _die_with_parent() -> None:
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died in between
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
