@@ -131,7 +131,7 @@ fuzz: install ## feed broken input to every parser: make fuzz RUNS=1000000
 	@$(BIN)/python -m tests.fuzz --runs $(RUNS) $(ARGS)
 
 mini: install ## rebuild the miniature's weights (35 to 50 minutes on two cores)
-	@$(BIN)/python -m trainer.mini build $(ARGS)
+	@$(BIN)/python -m miniature build $(ARGS)
 
 clean: ## remove the environment and caches; runs/ is kept
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

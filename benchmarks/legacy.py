@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
+from miniature import prompts, render, scenes
 from reward_client import Image, Item, RewardClient
-from trainer.mini import prompts, render, scenes
 
 THREADS, BATCH, SIDE_PX = 8, 9, 512
 CONFIG = """[server]

@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from reward_client import Item, Priority
 from reward_client._client import RewardClient
 from reward_client._transports.fake import FakeTransport
-from trainer.config import parse
-from trainer.metrics import read
+from trainer.config.load import parse
+from trainer.config.settings import RewardSettings, RewardTerm
 from trainer.rewards import RewardService, Scores
-from trainer.settings import RewardSettings, RewardTerm
-from trainer.start import train_run
+from trainer.run.log import read
+from trainer.run.open import train_run
 from trainer.types import Prompt
 
 SECONDS_PER_IMAGE = 0.1

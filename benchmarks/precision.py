@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 import torch
 
-from trainer.mini.pipeline import WEIGHTS_DIR
-from trainer.models import MODELS
+from miniature.pipeline import WEIGHTS_DIR
 from trainer.models.base import ModelOptions
 from trainer.models.precision import has_bfloat16
+from trainer.models.registry import MODELS
 
 REPEATS = 5
 

@@ -26,8 +26,8 @@ from typing import Annotated, Any
 
 import typer
 
-from trainer.charts import Axes, Series, line_document, moving_average
-from trainer.grids import labelled
+from trainer.report.images import labelled
+from trainer.report.svg import Axes, Series, line_document, moving_average
 
 PRESET = "mini_geneval_grpo"
 REFERENCE = "reference"

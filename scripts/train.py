@@ -66,8 +66,8 @@ def preset_of(model: str, task: str, processes: int) -> str:
     """
     if model == "mini":
         return f"mini_{task}"
-    from trainer.explain import for_gpus
-    from trainer.preset import preset_names
+    from trainer.config.preset import preset_names
+    from trainer.tools.plan import for_gpus
 
     name = f"{task}_{MODELS.get(model.lower(), model)}"
     return for_gpus(name, processes) if name in preset_names() else name

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = {"reward_client", "reward_server", "trainer"}
+PACKAGES = {"reward_client", "reward_server", "trainer", "miniature", "prompt_sets"}
 ALLOWED = {
     "reward_client": {"reward_client"},
     "reward_server": {"reward_server", "reward_client"},
-    "trainer": {"trainer", "reward_client"},
+    "trainer": {"trainer", "reward_client", "miniature", "prompt_sets"},
+    "miniature": {"miniature", "trainer"},
+    "prompt_sets": {"prompt_sets", "trainer"},
 }
 
 

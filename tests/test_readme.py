@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from trainer.mini.render import render
-from trainer.mini.scenes import Background, Scene, Shape
+from miniature.render import render
+from miniature.scenes import Background, Scene, Shape
 
 ROOT = Path(__file__).parent.parent
 

@@ -6,10 +6,10 @@ import numpy as np
 from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 
+from miniature.prompts import split, split_words
+from miniature.render import render
+from miniature.scenes import scene_for, word_scene
 from reward_client import Image, Item
-from trainer.mini.prompts import split, split_words
-from trainer.mini.render import render
-from trainer.mini.scenes import scene_for, word_scene
 
 WORDS = ("STOP", "OPEN 24", "Room 101", "Exit", "Coffee", "No entry")
 

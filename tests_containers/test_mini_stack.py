@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from miniature.prompts import split
 from reward_client import Item, RewardClient, ScoreResponse
 from reward_server import config
 from reward_server.commands import scoring
 from tests_containers import pictures
 from tests_containers.stack import ROOT, Stack, docker, eventually
-from trainer.mini.prompts import split
 
 DRAWING_SCORERS = ["geneval", "jpeg", "shapes_quality"]
 

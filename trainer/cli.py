@@ -11,16 +11,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from trainer import config
-from trainer.data_cli import data_app
+from prompt_sets.cli import data_app
+from trainer.config import load as config
+from trainer.config.preset import header, preset_names
+from trainer.config.settings import Settings
 from trainer.errors import ConfigError, TrainerError, did_you_mean
-from trainer.estimate import GPUS
-from trainer.explain import explain, size_note, to_toml
-from trainer.metrics import write_json
-from trainer.preset import header, preset_names
-from trainer.settings import Settings
-from trainer.stopping import stop_signals
-from trainer.storage import storing
+from trainer.run.log import write_json
+from trainer.run.signals import stop_signals
+from trainer.run.storage import storing
+from trainer.tools.estimate import GPUS
+from trainer.tools.plan import explain, size_note, to_toml
 
 INTERRUPTED = 130
 
@@ -100,7 +100,7 @@ def train(
         )
     settings = _settings(name or preset, overrides, out)
     quiet_libraries()
-    from trainer.start import train_run
+    from trainer.run.open import train_run
 
     console = Console(soft_wrap=True, highlight=False)
     printed = _printer(console)
@@ -125,7 +125,7 @@ def train(
             page = _written(outcome.run_dir)
     if outcome.already:
         console.print(f"{outcome.run_dir} is already finished ({outcome.reason})")
-    from trainer.report import before_after
+    from trainer.report.page import before_after
 
     console.print(before_after(outcome.run_dir))
     console.print(f"report: {page.resolve()}")
@@ -145,8 +145,8 @@ def sample(
 ) -> None:
     """Draw prompts with a trained model, or with any pipeline."""
     quiet_libraries()
-    from trainer.offline import sample_target
-    from trainer.targets import Choice
+    from trainer.tools.artifacts import Choice
+    from trainer.tools.offline import sample_target
 
     choice = Choice(preset, checkpoint, base, overrides=overrides or ())
     for path in sample_target(target, choice, prompts, out, images=images, seed=seed):
@@ -177,10 +177,9 @@ def evaluate(
     changed. torchrun shares the work out over processes.
     """
     quiet_libraries()
-    from trainer.eval_table import as_json, tables
-    from trainer.measure import Measure
-    from trainer.offline import evaluate_target
-    from trainer.targets import Choice
+    from trainer.report.table import as_json, tables
+    from trainer.tools.artifacts import Choice, Measure
+    from trainer.tools.offline import evaluate_target
 
     own = [f"eval.images_per_prompt={images}"] if images else []
     choice = Choice(
@@ -213,7 +212,7 @@ def export(
 ) -> None:
     """Write a run's weights for diffusers, with a model card: of any checkpoint, at any time."""
     quiet_libraries()
-    from trainer.export import export_run
+    from trainer.tools.export import export_run
 
     export_run(run_dir, out, checkpoint=checkpoint, whole=whole)
     typer.echo(str(out))
@@ -222,7 +221,7 @@ def export(
 @app.command()
 def report(run_dir: RunDir) -> None:
     """Write RUN_DIR/report.html and the card of RUN_DIR/model again, finished or not."""
-    from trainer.report import before_after
+    from trainer.report.page import before_after
 
     console = Console(soft_wrap=True, highlight=False)
     page = _written(run_dir)
@@ -273,7 +272,7 @@ def show_preset(
 
 def plan(name: str, overrides: list[str] | None, out: str, *, gpus: int, gpu: str) -> None:
     """Print what can be known of a run before it loads anything."""
-    from trainer import dry_run
+    from trainer.tools import dry_run
 
     if gpu not in GPUS:
         raise ConfigError(f"--gpu {gpu!r}{did_you_mean(gpu, list(GPUS))}: one of {', '.join(GPUS)}")
@@ -300,8 +299,8 @@ def plan(name: str, overrides: list[str] | None, out: str, *, gpus: int, gpu: st
 
 def _written(run_dir: Path) -> Path:
     """Write the report, and the card of the weights where there are some."""
-    from trainer.model_card import write_card
-    from trainer.report import write_report
+    from trainer.report.card import write_card
+    from trainer.report.page import write_report
 
     page = write_report(run_dir)
     if (run_dir / "model").is_dir():

@@ -30,9 +30,9 @@ from reward_client import (
     ScorerSelector,
     Unavailable,
 )
+from trainer.config.settings import RewardSettings, RewardTerm
 from trainer.errors import ConfigError, ServiceError, ServiceLost
-from trainer.provenance import joined
-from trainer.settings import RewardSettings, RewardTerm
+from trainer.run.log import joined
 from trainer.types import Prompt
 
 

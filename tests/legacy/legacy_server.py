@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 from server_process import BAD, HEADER, Server
 
-from trainer.mini import prompts, render, scenes
+from miniature import prompts, render, scenes
 
 TOML = f"""{HEADER}legacy = true
 max_queue_items = 64

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from trainer.mini import prompts, render, scenes
+from miniature import prompts, render, scenes
 
 FOLDER = Path(__file__).parents[1] / "golden" / "legacy"
 GREYS = tuple(range(40, 250, 3))  # 70 images whose mean tells which is which

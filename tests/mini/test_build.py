@@ -10,12 +10,12 @@ from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import (
     StableDiffusion3Pipeline,
 )
 
-from trainer.mini.data import DATA_DIR, SceneStream, write_prompt_files
-from trainer.mini.pipeline import assemble, save
-from trainer.mini.pretrain import Denoiser, PretrainConfig, pretrain
-from trainer.mini.prompts import TAGS, WORDS, all_rows
-from trainer.mini.text import MAX_TOKENS, build_tokenizer
-from trainer.mini.vae import KL_WEIGHTS, build_vae, encode, kl_weight, train_vae
+from miniature.data import DATA_DIR, SceneStream, write_prompt_files
+from miniature.pipeline import assemble, save
+from miniature.pretrain import Denoiser, PretrainConfig, pretrain
+from miniature.prompts import TAGS, WORDS, all_rows
+from miniature.text import MAX_TOKENS, build_tokenizer
+from miniature.vae import KL_WEIGHTS, build_vae, encode, kl_weight, train_vae
 
 SMALL = PretrainConfig(steps=3, batch_size=4, warmup_steps=1, ring_size=8, reuse=1)
 

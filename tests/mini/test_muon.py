@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainer.mini.muon import Muon, orthogonalised
+from miniature.muon import Muon, orthogonalised
 
 
 @pytest.mark.parametrize("shape", [(24, 24), (8, 40), (40, 8)])

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from trainer.mini.caption_noise import near_misses
-from trainer.mini.data import MIXTURE, SceneStream
-from trainer.mini.prompts import TAGS, TEST_COUNTS, Row, all_rows, split, split_words
-from trainer.mini.render import SHAPES, coverage, render
-from trainer.mini.scenes import CLASSES, COLORS, SIZE_PX, Shape, scene_for
+from miniature.caption_noise import near_misses
+from miniature.data import MIXTURE, SceneStream
+from miniature.prompts import TAGS, TEST_COUNTS, Row, all_rows, split, split_words
+from miniature.render import SHAPES, coverage, render
+from miniature.scenes import CLASSES, COLORS, SIZE_PX, Shape, scene_for
 
 TRAIN, TEST = split()
 

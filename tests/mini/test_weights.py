@@ -9,11 +9,11 @@ from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import (
     StableDiffusion3Pipeline,
 )
 
+from miniature.data import DATA_DIR
+from miniature.pipeline import WEIGHTS_DIR
+from miniature.prompts import TAGS
 from reward_server.scorers.base import ItemScore, ScoreInput
 from reward_server.scorers.geneval.scorer import GenEvalScorer
-from trainer.mini.data import DATA_DIR
-from trainer.mini.pipeline import WEIGHTS_DIR
-from trainer.mini.prompts import TAGS
 
 
 @pytest.fixture(scope="module")

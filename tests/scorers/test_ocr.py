@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 from rapidfuzz.distance import Levenshtein
 
+from miniature import render, scenes
 from reward_client.errors import Code
 from reward_client.ocr_target import TargetError, fold, target_of
 from reward_server.scorers.base import ItemFailure, ItemScore, ScoreInput, UInt8Image
@@ -21,7 +22,6 @@ from reward_server.scorers.ocr import grading, sessions, text
 from reward_server.scorers.ocr.engine import Line
 from reward_server.scorers.ocr.scorer import OcrScorer, drawing
 from reward_server.scorers.ocr.sessions import Sessions
-from trainer.mini import render, scenes
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from miniature import prompts, render, scenes
 from reward_client.errors import Code
 from reward_server.scorers.base import ItemFailure, ItemScore, ScoreInput
 from reward_server.scorers.geneval import palette, shapes, shapes_scene, silhouettes
 from reward_server.scorers.geneval.scorer import GenEvalScorer
-from trainer.mini import prompts, render, scenes
 
 U8 = NDArray[np.uint8]
 # Extents of the silhouettes in circumradii: x0, y0, x1, y1 in the order of `scenes.CLASSES`.

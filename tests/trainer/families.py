@@ -31,7 +31,7 @@ class Case:
 
     Attributes:
         name: names the tests.
-        family: key of `trainer.models.MODELS`.
+        family: key of `trainer.models.registry.MODELS`.
         pipeline: class of the diffusers pipeline.
         build: saves a tiny pipeline in a folder.
         plain: what the pipeline is called with where the trainer has no guidance.

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.advantages import advantages
+from trainer.algorithm.advantages import advantages
 
 
 def test_advantages_equal_the_official_ones(golden: Path) -> None:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from trainer.models.conditioning import Conditioning
+from trainer.models.base import Conditioning
 
 
 def test_rows_are_taken_repeated_and_joined() -> None:

@@ -2,9 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.diversity import color_diversity, diversity
-from trainer.ema import Ema
-from trainer.evaluate import summarise
+from trainer.evaluation.statistics import color_diversity, diversity, summarise
+from trainer.run.ema import Ema
 
 
 def test_decay_warms_up_and_counts_optimiser_steps() -> None:

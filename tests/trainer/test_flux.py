@@ -5,8 +5,8 @@ import pytest
 import tiny_flux
 import torch
 
-from trainer.models import MODELS
 from trainer.models.base import FlowModel, ModelOptions
+from trainer.models.registry import MODELS
 
 
 def load(folder: Path, *, guidance_embeds: bool, true_cfg_scale: float = 1.0) -> FlowModel:

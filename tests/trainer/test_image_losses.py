@@ -10,16 +10,16 @@ import torch.nn.functional as F
 from tiny_parts import PROMPTS, SIDE_PX
 from torch import Tensor
 
-from trainer.ema import Ema
-from trainer.losses import LOSSES, LossConfig, LossContext, TrainBatch
-from trainer.losses.awm import awm_log_prob
-from trainer.losses.dpo import pair_sources
-from trainer.losses.images import Point, own_sources, points
-from trainer.models import MODELS
+from trainer.algorithm.losses import LOSSES, LossConfig, LossContext, TrainBatch
+from trainer.algorithm.losses.awm import awm_log_prob
+from trainer.algorithm.losses.dpo import pair_sources
+from trainer.algorithm.losses.images import Point, own_sources, points
 from trainer.models.base import FlowModel, LoraSpec, ModelOptions
-from trainer.noise import NoiseKey
-from trainer.policy import RolloutConfig, draw_window
-from trainer.rollout import rollout
+from trainer.models.registry import MODELS
+from trainer.rollout.noise import NoiseKey
+from trainer.rollout.policy import RolloutConfig, draw_window
+from trainer.rollout.rollout import rollout
+from trainer.run.ema import Ema
 
 Gradients = dict[str, Tensor]
 ON_IMAGES = [name for name, entry in LOSSES.items() if entry.learns_from == "images"]

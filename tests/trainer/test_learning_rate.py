@@ -2,8 +2,8 @@ import itertools
 
 import pytest
 
-from trainer.settings import OptimSettings
-from trainer.update import learning_rate
+from trainer.config.settings import OptimSettings
+from trainer.run.update import learning_rate
 
 
 def test_warms_up_stays_and_falls_to_the_floor() -> None:

@@ -1,6 +1,6 @@
 import torch
 
-from trainer.loss_scale import LossScale
+from trainer.run.update import LossScale
 
 
 def one_update(scale: LossScale, factor: float) -> tuple[torch.Tensor, torch.Tensor, bool]:

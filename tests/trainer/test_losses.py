@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 
-from trainer.losses import LossConfig
-from trainer.losses.grpo import grpo_loss
-from trainer.losses.images import Point
-from trainer.losses.nft import nft_loss, old_decay
+from trainer.algorithm.losses import LossConfig
+from trainer.algorithm.losses.grpo import grpo_loss
+from trainer.algorithm.losses.images import Point
+from trainer.algorithm.losses.nft import nft_loss, old_decay
 
 
 def test_at_ratio_one_it_is_the_policy_gradient() -> None:

@@ -12,7 +12,7 @@ import torch
 from scipy.stats import ks_2samp
 from torch import Tensor
 
-from trainer import sde
+from trainer.algorithm import sde
 
 CENTRES = torch.tensor([[-1.2, 0.0], [0.8, 1.0], [0.8, -0.9]], dtype=torch.float64)
 SHARES = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)

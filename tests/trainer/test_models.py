@@ -14,16 +14,16 @@ from tiny_parts import PROMPTS
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from trainer.distributed import World
-from trainer.evaluate import sample_ode
-from trainer.losses import TrainBatch
-from trainer.models import MODELS
+from trainer.algorithm.losses import TrainBatch
+from trainer.config.settings import Settings
+from trainer.evaluation.sampling import sample_ode
 from trainer.models.base import Decoded, FlowModel, LoraSpec, ModelOptions
-from trainer.noise import NoiseKey, initial_noise
-from trainer.policy import draw_window
-from trainer.rollout import rollout
-from trainer.settings import Settings
-from trainer.update import Updater
+from trainer.models.registry import MODELS
+from trainer.parallel.world import World
+from trainer.rollout.noise import NoiseKey, initial_noise
+from trainer.rollout.policy import draw_window
+from trainer.rollout.rollout import rollout
+from trainer.run.update import Updater
 
 KEYS = [NoiseKey(0, 0, i % 3, i) for i in range(4)]
 TEXTS = [PROMPTS[key.prompt] for key in KEYS]

@@ -7,18 +7,17 @@ import pytest
 import torch
 from tiny_parts import PROMPTS, SIDE_PX
 
-from trainer.config import folded_steps, parse
-from trainer.distributed import World
+from trainer.config.load import folded_steps, parse
+from trainer.config.settings import Settings
 from trainer.errors import ConfigError
-from trainer.models import MODELS
 from trainer.models.base import Finetune, FlowModel, LoraSpec, ModelOptions
 from trainer.models.precision import DTYPES
-from trainer.noise import NoiseKey, initial_noise
-from trainer.parallel import parallel, prepare_networks
-from trainer.policy import RolloutConfig
-from trainer.replay import flat_log_probs, recompute
-from trainer.rollout import rollout
-from trainer.settings import Settings
+from trainer.models.registry import MODELS
+from trainer.parallel.sharding import parallel, prepare_networks
+from trainer.parallel.world import World
+from trainer.rollout.noise import NoiseKey, initial_noise
+from trainer.rollout.policy import RolloutConfig, flat_log_probs, recompute
+from trainer.rollout.rollout import rollout
 
 REWARDS = {"train": [{"scorer": "brightness"}]}
 

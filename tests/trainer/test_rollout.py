@@ -5,17 +5,16 @@ import pytest
 import torch
 from tiny_parts import PROMPTS, SIDE_PX
 
-from trainer.advantages import advantages
-from trainer.ema import Ema
-from trainer.evaluate import sample_ode
-from trainer.losses import LOSSES, LossConfig, LossContext, TrainBatch
-from trainer.losses.nft import old_decay
-from trainer.models import MODELS
+from trainer.algorithm.advantages import advantages
+from trainer.algorithm.losses import LOSSES, LossConfig, LossContext, TrainBatch
+from trainer.algorithm.losses.nft import old_decay
+from trainer.evaluation.sampling import sample_ode
 from trainer.models.base import Finetune, FlowModel, LoraSpec, ModelOptions
-from trainer.noise import NoiseKey, derive_seed, initial_noise
-from trainer.policy import RolloutConfig, draw_window
-from trainer.replay import flat_log_probs, recompute, refresh
-from trainer.rollout import rollout
+from trainer.models.registry import MODELS
+from trainer.rollout.noise import NoiseKey, derive_seed, initial_noise
+from trainer.rollout.policy import RolloutConfig, draw_window, flat_log_probs, recompute, refresh
+from trainer.rollout.rollout import rollout
+from trainer.run.ema import Ema
 
 KEYS = [NoiseKey(0, 3, i % 3, i) for i in range(4)]
 

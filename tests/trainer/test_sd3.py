@@ -5,9 +5,9 @@ import torch
 from tiny_parts import PROMPTS
 from tiny_sd3 import open_pipeline
 
-from trainer.models import MODELS
 from trainer.models.base import FlowModel, LoraSpec, ModelOptions
-from trainer.noise import NoiseKey
+from trainer.models.registry import MODELS
+from trainer.rollout.noise import NoiseKey
 
 KEYS = [NoiseKey(0, 0, i % 3, i) for i in range(4)]
 TEXTS = [PROMPTS[key.prompt] for key in KEYS]

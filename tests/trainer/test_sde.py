@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 
-from trainer import sde
-from trainer.kl import kl
+from trainer.algorithm import sde
+from trainer.algorithm.sde import kl
 
 OFFICIAL = {"sde": "flow_sde", "cps": "cps"}
 

@@ -4,12 +4,12 @@ from typing import Any
 import pytest
 import torch
 
-from trainer import sde
-from trainer.losses import LossConfig, LossContext, TrainBatch
-from trainer.losses.grpo import step_advantages
+from trainer.algorithm import sde
+from trainer.algorithm.losses import LossConfig, LossContext, TrainBatch
+from trainer.algorithm.losses.grpo import step_advantages
+from trainer.algorithm.step_weights import step_weights
 from trainer.models.base import Conditioning
-from trainer.policy import RolloutBatch, RolloutConfig
-from trainer.step_weights import step_weights
+from trainer.rollout.policy import RolloutBatch, RolloutConfig
 
 SIGMAS = torch.tensor([1.0, 0.9, 0.7, 0.45, 0.2, 0.0])
 

@@ -12,10 +12,10 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
 )
 from tiny_parts import PROMPTS
 
-from trainer.evaluate import sample_ode
-from trainer.models import MODELS
+from trainer.evaluation.sampling import sample_ode
 from trainer.models.base import FlowModel, LoraSpec, ModelOptions
-from trainer.noise import NoiseKey, initial_noise
+from trainer.models.registry import MODELS
+from trainer.rollout.noise import NoiseKey, initial_noise
 
 KEYS = [NoiseKey(0, 0, i, i) for i in range(2)]
 TEXTS = list(PROMPTS[:2])

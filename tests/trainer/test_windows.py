@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.policy import RolloutConfig, draw_window
-from trainer.windows import Strategy, WindowPlan, durations, positions, window
+from trainer.algorithm.windows import Strategy, WindowPlan, durations, positions, window
+from trainer.rollout.policy import RolloutConfig, draw_window
 
 MOVING = ("progressive", "decay", "exp_decay")
 

@@ -27,11 +27,11 @@ from reward_client import Item
 from tests.trainer_run import evaluate_tiny, warm
 from tests.trainer_run.fake_service import score_pixels, service_with
 from trainer import cli
-from trainer.config import parse
+from trainer.config.load import parse
+from trainer.config.settings import RewardSettings
 from trainer.errors import TrainerError
 from trainer.rewards import RewardService
-from trainer.settings import RewardSettings
-from trainer.start import train_run
+from trainer.run.open import train_run
 
 
 class Death:

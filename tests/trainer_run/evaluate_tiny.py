@@ -14,12 +14,12 @@ import torch
 from reward_client import Code, Item, ItemError
 from reward_client.codec import decode
 from tests.trainer_run.fake_service import service_with
-from trainer.config import parse, resolve_path
-from trainer.distributed import World, setup_torch
-from trainer.held_out import evaluate_run
-from trainer.inputs import load_model
+from trainer.config.load import parse, resolve_path
+from trainer.data import TASKS
+from trainer.evaluation.held_out import evaluate_run
 from trainer.models.base import FlowModel
-from trainer.tasks import TASKS
+from trainer.parallel.world import World, setup_torch
+from trainer.run.inputs import load_model
 
 
 def score(scorer: str, item: Item) -> "tuple[float, dict[str, float]] | ItemError":

@@ -8,8 +8,8 @@ from reward_client import Item
 from reward_client._client import RewardClient
 from reward_client._transports.fake import FakeTransport, ScoreFn
 from reward_client.codec import decode
+from trainer.config.settings import RewardSettings
 from trainer.rewards import RewardService
-from trainer.settings import RewardSettings
 
 
 def score_pixels(scorer: str, item: Item) -> float:

@@ -13,8 +13,8 @@ from pathlib import Path
 from reward_client import Item
 from tests.trainer_run import warm
 from tests.trainer_run.fake_service import score_pixels, service_with
-from trainer.config import parse
-from trainer.start import train_run
+from trainer.config.load import parse
+from trainer.run.open import train_run
 
 
 def rounded(scorer: str, item: Item) -> float:

@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 from reward_client import Item
 from reward_client.codec import decode
 from tests.trainer_run.fake_service import service_with
-from trainer.alarms import Rules, active, alarms, as_rows, news, text
-from trainer.config import parse
-from trainer.metrics import read
-from trainer.monitor import judge
-from trainer.start import train_run
+from trainer.config.load import parse
+from trainer.evaluation.alarms import Rules, active, alarms, as_rows, judge, news, text
+from trainer.run.log import read
+from trainer.run.open import train_run
 
 Row = dict[str, Any]
 

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.trainer_run.test_run import numbers, run
-from trainer.config import parse
+from trainer.config.load import parse
 from trainer.errors import CheckpointError
-from trainer.inputs import load_model
-from trainer.models.fingerprint import base_fingerprint
+from trainer.models.network import base_fingerprint
+from trainer.run.inputs import load_model
 
 
 @pytest.mark.parametrize(("finetune", "kl_beta"), [("lora", 0.0), ("full", 0.0), ("full", 0.1)])

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from tests.trainer_run.test_run import run
-from trainer import checkpoint
-from trainer.checkpoint import Checkpoint
 from trainer.errors import CheckpointError
-from trainer.metrics import read
+from trainer.run import checkpoint
+from trainer.run.checkpoint import Checkpoint
+from trainer.run.log import read
 
 
 def make(epoch: int) -> Checkpoint:

@@ -8,9 +8,9 @@ import pytest
 
 from tests.trainer_run.fake_service import service_with
 from trainer import cli
-from trainer.config import parse
-from trainer.settings import Settings
-from trainer.start import train_run
+from trainer.config.load import parse
+from trainer.config.settings import Settings
+from trainer.run.open import train_run
 
 REPOSITORY = Path(__file__).parents[2]
 

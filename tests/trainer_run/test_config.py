@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from trainer import config
+from trainer.config import load as config
+from trainer.config.preset import preset_names
+from trainer.config.settings import Settings
 from trainer.errors import ConfigError
-from trainer.inputs import load_prompts
-from trainer.preset import preset_names
-from trainer.settings import Settings
+from trainer.run.inputs import load_prompts
 
 
 def test_every_preset_is_valid_and_documents_every_setting() -> None:

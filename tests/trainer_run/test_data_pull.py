@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import stamina
 
+from prompt_sets.download import pull
+from prompt_sets.official import OfficialFile, OfficialSet, catalog, names_with
 from reward_client._retries import RetryPolicy
 from tests.weights.file_server import FileServer, Served, serving
 from trainer.errors import DataError
-from trainer.tasks.download import pull
-from trainer.tasks.official import OfficialFile, OfficialSet, catalog, names_with
 
 ROOT = Path(__file__).parents[2]
 CONTENT = b"".join(f"a photo of a thing, number {n}\n".encode() for n in range(5000))

@@ -16,12 +16,11 @@ from tests.trainer_run.evaluate_tiny import evaluations, moved, score
 from tests.trainer_run.fake_service import service_with
 from tests.trainer_run.nursery import Nursery, meeting
 from tests.trainer_run.tiny import TEXTS, write_prompts
-from trainer.config import parse
-from trainer.distributed import World
-from trainer.eval_plan import plan, spread
-from trainer.evaluate import sample_and_compare, sample_ode, spread_steps
-from trainer.held_out import draw_images, evaluate_run
-from trainer.inputs import load_model
+from trainer.config.load import parse
+from trainer.evaluation.held_out import draw_images, evaluate_run
+from trainer.evaluation.sampling import plan, sample_and_compare, sample_ode, spread, spread_steps
+from trainer.parallel.world import World
+from trainer.run.inputs import load_model
 from trainer.types import Prompt
 
 CPU = torch.device("cpu")

@@ -10,12 +10,14 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from prompt_sets import geneval as geneval_prompts
+from prompt_sets import ocr as ocr_prompts
+from prompt_sets.geneval import COLORS, OBJECTS, RATIO, SIZES, row_of, scene
 from reward_server.scorers.geneval import coco
 from tests.trainer_run.test_cli import call
+from trainer.data import TASKS, check_overlap
+from trainer.data.files import folded
 from trainer.errors import DataError
-from trainer.tasks import TASKS, check_overlap, geneval_prompts, ocr_prompts
-from trainer.tasks.files import folded
-from trainer.tasks.geneval_prompts import COLORS, OBJECTS, RATIO, SIZES, row_of, scene
 
 # Rows as the benchmark itself words them.
 WORDED = [

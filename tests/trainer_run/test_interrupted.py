@@ -13,7 +13,7 @@ from tests.server.server_process import running
 from tests.trainer_run.nursery import Child, Nursery
 from tests.trainer_run.test_cli import to_toml
 from tests.trainer_run.test_run import assert_same_run, elsewhere
-from trainer.metrics import read
+from trainer.run.log import read
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

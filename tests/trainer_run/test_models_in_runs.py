@@ -6,9 +6,9 @@ import torch
 from safetensors.torch import load_file
 
 from tests.trainer_run.fake_service import service_with
-from trainer.config import parse
+from trainer.config.load import parse
 from trainer.errors import ConfigError
-from trainer.start import train_run
+from trainer.run.open import train_run
 
 
 def run(table: dict[str, Any], folder: Path, **model: Any) -> list[str]:

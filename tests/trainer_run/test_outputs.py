@@ -17,22 +17,21 @@ from PIL import Image as PilImage
 from tests.trainer_run.fake_service import service_with
 from tests.trainer_run.test_cli import call
 from tests.trainer_run.tiny import SIDE_PX, settings_table
-from trainer import offline
-from trainer.checkpoint import present
-from trainer.config import load, parse
+from trainer.config.load import load, parse
+from trainer.config.preset import preset_names, read
+from trainer.config.settings import Settings
 from trainer.errors import CheckpointError, ConfigError
-from trainer.export import export_run
-from trainer.held_out import draw_images
-from trainer.measure import Measure
-from trainer.model_card import write_card
-from trainer.offline import sample_target
-from trainer.preset import preset_names, read
-from trainer.recipe import recipe
-from trainer.settings import Settings
-from trainer.start import train_run
-from trainer.targets import Choice, find
+from trainer.evaluation.held_out import draw_images
+from trainer.report.card import write_card
+from trainer.report.recipe import recipe
+from trainer.report.snippets import CALLS, snippet
+from trainer.run.checkpoint import present
+from trainer.run.open import train_run
+from trainer.tools import offline
+from trainer.tools.artifacts import Choice, Measure, find
+from trainer.tools.export import export_run
+from trainer.tools.offline import sample_target
 from trainer.types import Prompt
-from trainer.usage import CALLS, snippet
 
 CPU = torch.device("cpu")
 PROMPT = Prompt("a red star")
@@ -154,7 +153,7 @@ def _as_toml(run_dir: Path) -> str:
     table = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))["settings"]
     kept = {k: v for k, v in table["model"].items() if not k.startswith("lora")}
     sections = {**table, "model": kept}
-    from trainer.recipe import toml
+    from trainer.report.recipe import toml
 
     return "".join(
         f"[{name}]\n" + "".join(f"{k} = {toml(v)}\n" for k, v in values.items() if v is not None)
@@ -211,7 +210,7 @@ def test_another_task_brings_its_prompts_and_rewards() -> None:
 
 
 def test_every_family_has_a_call() -> None:
-    from trainer.models import MODELS
+    from trainer.models.registry import MODELS
 
     assert set(MODELS) <= set(CALLS)
     for family in CALLS:

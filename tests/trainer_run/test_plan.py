@@ -10,22 +10,23 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.trainer_run.fake_service import service_with
 from tests.trainer_run.test_cli import call, to_toml
-from trainer import config, estimate, explain
-from trainer.config import parse
-from trainer.cost import evaluations
-from trainer.distributed import World
-from trainer.epoch import train_epoch
-from trainer.inputs import load_model
-from trainer.losses import LOSSES
-from trainer.models import MODELS
+from trainer.algorithm.losses import LOSSES
+from trainer.config import load as config
+from trainer.config.load import parse
+from trainer.config.preset import preset_names
+from trainer.config.settings import Settings
 from trainer.models.architecture import described, find
 from trainer.models.published import PUBLISHED
-from trainer.models.targets import TARGETS
-from trainer.preset import preset_names
-from trainer.settings import Settings
-from trainer.start import opened
+from trainer.models.registry import MODELS, TARGETS
+from trainer.parallel.world import World
+from trainer.run.epoch import train_epoch
+from trainer.run.inputs import load_model
+from trainer.run.open import opened
+from trainer.tools import estimate
+from trainer.tools import plan as explain
+from trainer.tools.plan import evaluations
 
-MINI = Path("trainer/mini/weights")
+MINI = Path("miniature/weights")
 ROOT = Path(__file__).parents[2]
 LIBRARY: Any = diffusers
 

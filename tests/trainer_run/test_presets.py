@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from trainer import config, preset
+from trainer.config import load as config
+from trainer.config import preset
+from trainer.config.geometry import geometry, world_sizes
+from trainer.config.settings import Settings
 from trainer.errors import ConfigError
-from trainer.geometry import geometry, world_sizes
-from trainer.settings import Settings
 
 SIZES = ("", "_8gpu", "_4gpu", "_1gpu")
 FULL = [name for name in preset.preset_names() if not name.startswith("mini_")]

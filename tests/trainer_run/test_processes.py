@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from tests.trainer_run.fake_service import service_with
 from tests.trainer_run.ranks import rounded
 from tests.trainer_run.tiny import settings_table
-from trainer.config import parse
-from trainer.metrics import read
-from trainer.start import train_run
+from trainer.config.load import parse
+from trainer.run.log import read
+from trainer.run.open import train_run
 
 REPOSITORY = Path(__file__).parents[2]
 Changes = Mapping[str, Mapping[str, Any]]

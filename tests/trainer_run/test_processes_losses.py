@@ -8,7 +8,7 @@ import torch
 
 from tests.trainer_run.test_processes import Changes, launch, run_alone, weights
 from tests.trainer_run.tiny import settings_table
-from trainer.metrics import read
+from trainer.run.log import read
 
 ODE = {"sde": "ode", "window_size": 0}
 CASES: dict[str, Changes] = {

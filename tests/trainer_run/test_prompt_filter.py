@@ -3,9 +3,8 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.prompt_filter import Memory, advance, in_play, read, resting, write
-from trainer.sampler import draw_prompts
-from trainer.settings import FilterSettings
+from trainer.config.settings import FilterSettings
+from trainer.rollout.prompts import Memory, advance, draw_prompts, in_play, read, resting, write
 
 settings = st.builds(
     FilterSettings,

@@ -9,13 +9,12 @@ from hypothesis import strategies as st
 from reward_client._client import RewardClient
 from reward_client._transports.fake import FakeTransport
 from tests.trainer_run.fake_service import score_pixels, service_with
-from trainer.config import parse
-from trainer.metrics import read
-from trainer.provenance import history, joined, newest, take_note
-from trainer.report import write_report
+from trainer.config.load import parse
+from trainer.config.settings import RewardSettings
+from trainer.report.page import write_report
 from trainer.rewards import RewardService
-from trainer.settings import RewardSettings
-from trainer.start import train_run
+from trainer.run.log import history, joined, newest, read, take_note
+from trainer.run.open import train_run
 
 BOTH = ("brightness", "contrast")
 

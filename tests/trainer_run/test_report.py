@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as PilImage
 
-from trainer.charts import Axes, Series, area_chart, line_chart, moving_average, ticks
-from trainer.config import load
+from trainer.config.load import load
 from trainer.errors import ConfigError
-from trainer.grids import cut, load_png, save_picture, save_png, sheet, strip
-from trainer.report import write_report
-from trainer.report_data import load_run, verdict, watched
+from trainer.report.data import load_run, verdict, watched
+from trainer.report.images import cut, load_png, save_picture, save_png, sheet, strip
+from trainer.report.page import write_report
+from trainer.report.svg import Axes, Series, area_chart, line_chart, moving_average, ticks
 
 
 def estimate(mean: float, half: float = 0.02) -> dict[str, Any]:

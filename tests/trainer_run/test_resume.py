@@ -9,7 +9,7 @@ import torch
 
 from tests.trainer_run.nursery import PATIENCE_S, Nursery
 from tests.trainer_run.test_run import assert_same_run, elsewhere
-from trainer import checkpoint
+from trainer.run import checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

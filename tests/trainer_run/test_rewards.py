@@ -9,9 +9,9 @@ import pytest
 from reward_client import Code, DeadlineExceeded, InvalidArgument, Item, ItemError, Unavailable
 from reward_client.codec import decode
 from tests.trainer_run.fake_service import score_pixels, service_with
+from trainer.config.settings import RewardSettings, RewardTerm
 from trainer.errors import ConfigError, ServiceError, ServiceLost
 from trainer.rewards import Scores, connect, merge, selectors
-from trainer.settings import RewardSettings, RewardTerm
 from trainer.types import Prompt
 
 BRIGHT, CONTRAST = RewardTerm(scorer="brightness"), RewardTerm(scorer="contrast", label="c")

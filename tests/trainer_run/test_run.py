@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from reward_client import Code, Item, ItemError, Unavailable
 from tests.trainer_run.fake_service import ScoreFn, score_pixels, service_with
 from tests.trainer_run.nursery import Nursery
-from trainer import checkpoint
-from trainer.config import parse
+from trainer.config.load import parse
 from trainer.errors import CheckpointError, ConfigError, DataError, ServiceLost
-from trainer.metrics import read
-from trainer.run_state import check_same, locked
-from trainer.start import Outcome, train_run
+from trainer.run import checkpoint
+from trainer.run.log import read
+from trainer.run.open import Outcome, train_run
+from trainer.run.progress import check_same, locked
 
 CLOCKS = ("seconds", "train_minutes", "images_per_s")
 

@@ -5,8 +5,8 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from trainer.noise import draw, initial_noise
-from trainer.sampler import draw_prompts, draws, share_out, updates_awaited
+from trainer.rollout.noise import draw, initial_noise
+from trainer.rollout.prompts import draw_prompts, draws, share_out, updates_awaited
 
 
 @given(

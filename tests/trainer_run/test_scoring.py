@@ -12,12 +12,12 @@ from numpy.ma import MaskedArray
 from reward_client import Item, Unavailable
 from tests.trainer_run.fake_service import score_pixels
 from tests.trainer_run.test_run import assert_same_run, elsewhere, run
-from trainer.config import parse
-from trainer.distributed import World
+from trainer.config.load import parse
 from trainer.errors import ServiceLost
-from trainer.metrics import read
+from trainer.parallel.world import World
 from trainer.rewards import Scores
-from trainer.scoring import EpochScores
+from trainer.run.log import read
+from trainer.run.scores import EpochScores
 
 
 def scores(values: list[float]) -> Scores:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 STUCK = """
 import ctypes
-from trainer.stopping import stop_signals
+from trainer.run.signals import stop_signals
 with stop_signals(lambda text: print(text, flush=True)) as stop:
     print("ready", stop(), flush=True)
     libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(128)
@@ -17,7 +17,7 @@ with stop_signals(lambda text: print(text, flush=True)) as stop:
 """
 ENDS = """
 import os, signal
-from trainer.stopping import stop_signals
+from trainer.run.signals import stop_signals
 # A shell's background jobs are started with Ctrl-C ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 before = signal.getsignal(signal.SIGINT)

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from trainer.data import TASKS, category_probabilities, check_overlap, without
 from trainer.errors import DataError
-from trainer.tasks import TASKS, category_probabilities, check_overlap, without
 from trainer.types import Prompt
 
 ROW: dict[str, Any] = {

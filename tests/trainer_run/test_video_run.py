@@ -11,14 +11,14 @@ from reward_client import Item
 from reward_client.codec import decode
 from tests.trainer.tiny_wan import build
 from tests.trainer_run.fake_service import service_with
-from trainer.config import parse
+from trainer.config.load import parse
 from trainer.errors import ConfigError
-from trainer.grids import STRIP_FRAMES, cut, load_png
-from trainer.metrics import read
-from trainer.offline import sample_target
-from trainer.report import write_report
-from trainer.start import train_run
-from trainer.targets import Choice
+from trainer.report.images import STRIP_FRAMES, cut, load_png
+from trainer.report.page import write_report
+from trainer.run.log import read
+from trainer.run.open import train_run
+from trainer.tools.artifacts import Choice
+from trainer.tools.offline import sample_target
 
 HEIGHT, WIDTH, FRAMES = 16, 32, 9
 

@@ -8,7 +8,7 @@ import diffusers
 import torch
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from trainer.mini.text import build_tokenizer
+from miniature.text import build_tokenizer
 
 SIDE_PX = 16
 TEXTS = ("a red star", "a blue circle", "two hearts", "a cross", "three squares", "a green star")

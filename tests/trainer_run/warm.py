@@ -11,7 +11,7 @@ MODULES = (
     "torch.distributed.elastic.rendezvous.c10d_rendezvous_backend",
     "transformers",
     "trainer.models.sd3",
-    "trainer.report",
+    "trainer.report.page",
 )
 
 

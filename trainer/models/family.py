@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from trainer.models.conditioning import Conditioning
+from trainer.models.base import Conditioning
 
 
 class Family(Protocol):

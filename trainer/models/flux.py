@@ -10,14 +10,8 @@ from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from torch import Tensor
 
 from trainer.models.adapter import Adapter
-from trainer.models.base import ModelOptions
-from trainer.models.conditioning import Conditioning
-from trainer.models.family import (
-    decode_kl,
-    guided,
-    image_size,
-    sequence_length,
-)
+from trainer.models.base import Conditioning, ModelOptions
+from trainer.models.family import decode_kl, guided, image_size, sequence_length
 from trainer.models.loading import load_pipeline
 from trainer.models.schedule import image_sigmas
 

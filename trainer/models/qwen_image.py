@@ -9,14 +9,8 @@ from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
 from torch import Tensor
 
 from trainer.models.adapter import Adapter
-from trainer.models.base import ModelOptions
-from trainer.models.conditioning import MASK, Conditioning
-from trainer.models.family import (
-    decode_video,
-    expanded,
-    image_size,
-    sequence_length,
-)
+from trainer.models.base import MASK, Conditioning, ModelOptions
+from trainer.models.family import decode_video, expanded, image_size, sequence_length
 from trainer.models.loading import load_pipeline
 from trainer.models.schedule import image_sigmas
 

@@ -13,8 +13,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
 from torch import Tensor
 
 from trainer.models.adapter import Adapter
-from trainer.models.base import Experts, ModelOptions
-from trainer.models.conditioning import Conditioning
+from trainer.models.base import Conditioning, Experts, ModelOptions
 from trainer.models.family import decode_video, expanded, frozen, sequence_length
 from trainer.models.loading import load_pipeline
 from trainer.models.schedule import euler_sigmas

@@ -1,0 +1,1 @@
+"""Prompt sets: generators, and downloads of the published ones."""

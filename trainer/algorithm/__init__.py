@@ -1,0 +1,1 @@
+"""Flow-GRPO and its relatives as pure functions: steps, windows, advantages, losses."""

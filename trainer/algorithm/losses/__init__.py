@@ -1,0 +1,20 @@
+"""Losses by name, with what each needs; ``trainer.algorithm.losses.base`` says what a loss is."""
+
+from trainer.algorithm.losses.awm import awm
+from trainer.algorithm.losses.base import Loss, LossConfig, LossContext, LossEntry, Term, TrainBatch
+from trainer.algorithm.losses.dpo import dpo, exchange
+from trainer.algorithm.losses.grpo import grpo, grpo_guard
+from trainer.algorithm.losses.matching import matching
+from trainer.algorithm.losses.nft import nft
+
+LOSSES: dict[str, LossEntry] = {
+    "grpo": LossEntry(grpo, "steps"),
+    "grpo_guard": LossEntry(grpo_guard, "steps", keep_means=True),
+    "nft": LossEntry(nft, "images", old="trailing"),
+    "awm": LossEntry(awm, "images", old="epoch"),
+    "dpo": LossEntry(dpo, "images", "best_worst", reference=True, prepare=exchange),
+    "sft": LossEntry(matching, "images", "best"),
+    "rwr": LossEntry(matching, "images", "softmax"),
+}
+
+__all__ = ["LOSSES", "Loss", "LossConfig", "LossContext", "LossEntry", "Term", "TrainBatch"]

@@ -1,0 +1,201 @@
+"""What a loss is: a generator of terms over one micro-batch of a rollout.
+
+Each term is back-propagated as soon as it is made, so that the graph of one forward pass is alive
+at a time. The terms of a micro-batch add up to its mean loss; a loop that spreads one optimiser
+step over M micro-batches divides by M.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from trainer.algorithm.advantages import Mode
+from trainer.algorithm.sde import KlForm
+from trainer.algorithm.step_weights import StepWeights
+from trainer.models.base import Conditioning, FlowModel
+from trainer.rollout.policy import RolloutBatch, RolloutConfig
+from trainer.run.ema import Ema
+
+Weighting = Literal["uniform", "t", "t2", "huber", "ghuber"]
+
+
+@dataclass(frozen=True, slots=True)
+class LossConfig:
+    """Settings of all losses; each reads its own.
+
+    Attributes:
+        name: A key of ``LOSSES``.
+        clip_low: Ratios are clipped below 1 - clip_low (grpo, grpo_guard, awm).
+        clip_high: Ratios are clipped above 1 + clip_high.
+        kl_beta: Weight of the distance to the reference; 0 skips the reference's forward pass.
+        kl_form: See ``trainer.algorithm.sde``; losses on finished images always use ``velocity``.
+        fold: Window steps evaluated in one batch (needs ``replay.refresh`` when above 1).
+        step_weights: See ``trainer.algorithm.step_weights`` (grpo, grpo_guard).
+        noise_levels: Noise levels per image and update, at most the steps of the rollout (losses
+            on finished images).
+        ema_kl_beta: Weight of the squared distance to the velocity of the averaged weights (losses
+            on finished images).
+        nft_beta: Strength of the implicit guidance between the old and the new policy.
+        advantage_max: The bound at which advantages were clipped; scales nft's rewards.
+        awm_weighting: How awm weighs the error at a noise level, see ``losses.awm``.
+        awm_power: The exponent of ``ghuber``.
+        dpo_beta: How sharply dpo tells the images of a pair apart.
+    """
+
+    name: str = "grpo"
+    clip_low: float = 1e-4
+    clip_high: float = 1e-4
+    kl_beta: float = 0.04
+    kl_form: KlForm = "mean"
+    fold: int = 1
+    step_weights: StepWeights = "uniform"
+    noise_levels: int = 4
+    ema_kl_beta: float = 0.0
+    nft_beta: float = 1.0
+    advantage_max: float = 5.0
+    awm_weighting: Weighting = "uniform"
+    awm_power: float = 0.25
+    dpo_beta: float = 100.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.clip_low < 1 or self.clip_high <= 0:
+            raise ValueError(f"clip range ({self.clip_low}, {self.clip_high}) must be positive")
+        if self.kl_beta < 0 or self.fold < 1 or self.noise_levels < 1:
+            raise ValueError("kl_beta must not be negative, fold and noise_levels be at least 1")
+        if self.ema_kl_beta < 0:
+            raise ValueError("ema_kl_beta must not be negative")
+        if min(self.nft_beta, self.advantage_max, self.awm_power, self.dpo_beta) <= 0:
+            raise ValueError("nft_beta, advantage_max, awm_power and dpo_beta must be positive")
+
+
+def rows_of(negative: Conditioning | None, rows: Sequence[int]) -> Conditioning | None:
+    """The negative prompts of some images of a batch; a single one is that of all."""
+    if negative is None or len(negative) == 1:
+        return negative
+    return negative.index_select(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainBatch:
+    """A micro-batch of B images with what was learnt about them.
+
+    Attributes:
+        rollout: The record of their sampling.
+        cond: B encoded prompts.
+        advantage: (B,) float32.
+        valid: (B,) bool, False for images that the loss leaves out: their reward failed, or the
+            advantages chose others (``Advantages.used``).
+        negative: One or B encoded negative prompts, or None without guidance.
+        groups: (B,) long, number of the image's group in the epoch; losses on pairs need it.
+        prepared: (noise levels, B) float32, what ``LossEntry.prepare`` found, or None.
+    """
+
+    rollout: RolloutBatch
+    cond: Conditioning
+    advantage: Tensor
+    valid: Tensor
+    negative: Conditioning | None = None
+    groups: Tensor | None = None
+    prepared: Tensor | None = None
+
+    def select(self, rows: Sequence[int]) -> "TrainBatch":
+        """Some images of the batch; note that other batch sizes round differently."""
+        index = torch.as_tensor(rows, dtype=torch.long, device=self.advantage.device)
+        return replace(
+            self,
+            rollout=self.rollout.select(rows),
+            cond=self.cond.index_select(rows),
+            advantage=self.advantage[index],
+            valid=self.valid[index],
+            negative=rows_of(self.negative, rows),
+            groups=None if self.groups is None else self.groups[index],
+            prepared=None if self.prepared is None else self.prepared[:, index],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LossContext:
+    """What stays the same over an epoch.
+
+    Attributes:
+        model: The policy.
+        rollout: How the images were sampled; its guidance is that of training.
+        loss: The loss's settings.
+        old: The sampling policy's weights, for losses that ask for them (``LossEntry.old``).
+        average: The averaged weights, for ``ema_kl_beta``.
+    """
+
+    model: FlowModel
+    rollout: RolloutConfig
+    loss: LossConfig
+    old: Ema | None = None
+    average: Ema | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A part of the loss of a micro-batch.
+
+    Attributes:
+        loss: 0-d with graph, weighted so that the terms of a micro-batch add up.
+        metrics: Detached 0-d tensors, unweighted.
+    """
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+
+
+class Loss(Protocol):
+    """The signature of a loss."""
+
+    def __call__(self, context: LossContext, batch: TrainBatch) -> Iterator[Term]:
+        """Yield the terms of one micro-batch."""
+        ...
+
+
+Gather = Callable[[Any], list[Any]]
+
+
+class Prepare(Protocol):
+    """What some losses do before an update, without gradients."""
+
+    def __call__(
+        self, context: LossContext, batches: Sequence[TrainBatch], gather: Gather
+    ) -> list[TrainBatch]:
+        """Fill in ``prepared``.
+
+        Args:
+            context: As for the loss.
+            batches: All micro-batches of the update on this process.
+            gather: Collects one value from every process, on every process.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LossEntry:
+    """A loss and what it needs from the rest of the trainer; an entry of ``LOSSES``.
+
+    Attributes:
+        terms: The loss.
+        learns_from: ``steps``: the stochastic steps of the rollout. ``images``: finished images,
+            which deterministic sampling makes.
+        advantage: What the advantages of its images mean, see ``trainer.algorithm.advantages``.
+        keep_means: The rollout has to store the means of its steps.
+        old: A copy of the sampling policy's weights. ``epoch``: the weights at the start of the
+            epoch. ``trailing``: weights that follow the policy from update to update
+            (``losses.nft.old_decay``), and that images are sampled with.
+        reference: The loss itself compares with the reference model, whatever ``kl_beta`` is.
+        prepare: Called before every update.
+    """
+
+    terms: Loss
+    learns_from: Literal["steps", "images"]
+    advantage: Mode = "relative"
+    keep_means: bool = False
+    old: Literal["", "epoch", "trailing"] = ""
+    reference: bool = False
+    prepare: Prepare | None = None

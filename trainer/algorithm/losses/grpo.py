@@ -1,0 +1,180 @@
+"""The clipped policy-gradient loss of GRPO (arXiv:2505.05470 eq. 5), and GRPO-Guard.
+
+GRPO-Guard (arXiv:2510.22319) centres and scales ratios alike at every step. With x' = m_old + s eps
+and D = m - m_old, the log-ratio is eps D / s - D^2 / (2 s^2). Guard adds the second part back and
+multiplies by s, then divides the loss by -dt, so that steps weigh alike and clipping does not fall
+on one side.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from trainer.algorithm.losses.base import LossContext, Term, TrainBatch
+from trainer.algorithm.sde import kl
+from trainer.algorithm.step_weights import step_weights
+from trainer.rollout.policy import PolicyStep, chunks, flat_log_probs, recompute
+
+
+def masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:
+    """Mean of (B,) values over the valid ones; 0 (with a graph) when none is valid."""
+    if valid is None:
+        return values.mean()
+    kept = torch.where(valid, values, torch.zeros_like(values))
+    return kept.sum() / valid.sum().clamp_min(1)
+
+
+def ratio_metrics(
+    log_ratio: Tensor, ratio: Tensor, clip_low: float, clip_high: float, valid: Tensor | None
+) -> dict[str, Tensor]:
+    """Detached 0-d tensors that describe how far the policy has moved since the rollout."""
+    log_ratio, ratio = log_ratio.detach(), ratio.detach()
+    return {
+        "approx_kl": masked_mean(0.5 * log_ratio**2, valid),
+        "clip_frac_low": masked_mean((ratio < 1 - clip_low).float(), valid),
+        "clip_frac_high": masked_mean((ratio > 1 + clip_high).float(), valid),
+        "ratio_mean": masked_mean(ratio, valid),
+        "ratio_max": ratio.max(),
+        "ratio_deviation": (ratio - 1).abs().max(),
+    }
+
+
+def clipped_surrogate(
+    ratio: Tensor, advantage: Tensor, clip_low: float, clip_high: float
+) -> Tensor:
+    """Per sample max(-A r, -A clip(r, 1 - low, 1 + high)), (B,)."""
+    bounded = ratio.clamp(1 - clip_low, 1 + clip_high)
+    return torch.maximum(-advantage * ratio, -advantage * bounded)
+
+
+def grpo_loss(
+    log_prob: Tensor,
+    old_log_prob: Tensor,
+    advantage: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+    valid: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Clipped-ratio loss of one step.
+
+    Args:
+        log_prob: (B,) of the current policy, with gradient.
+        old_log_prob: (B,) of the policy that sampled.
+        advantage: (B,).
+        clip_low: The ratio is clipped below 1 - clip_low (> 0, < 1).
+        clip_high: The ratio is clipped above 1 + clip_high.
+        valid: (B,) bool; items that failed contribute nothing. None: all are valid.
+
+    Returns:
+        The mean loss over valid items and detached metrics.
+    """
+    log_ratio = log_prob - old_log_prob.detach()
+    ratio = torch.exp(log_ratio)
+    loss = masked_mean(clipped_surrogate(ratio, advantage, clip_low, clip_high), valid)
+    metrics = ratio_metrics(log_ratio, ratio, clip_low, clip_high, valid)
+    metrics["policy_loss"] = loss.detach()
+    return loss, metrics
+
+
+def step_advantages(context: LossContext, batch: TrainBatch, places: tuple[int, ...]) -> Tensor:
+    """(len(places) * B,) advantages at window steps, position by position, weighted by step."""
+    record = batch.rollout
+    weights = step_weights(context.loss.step_weights, context.rollout, record.sigmas)
+    steps = [record.steps[place] for place in places]
+    return (weights[steps].to(batch.advantage)[:, None] * batch.advantage).flatten()
+
+
+PolicyLoss = Callable[[PolicyStep, TrainBatch, tuple[int, ...]], tuple[Tensor, dict[str, Tensor]]]
+
+
+def policy_terms(
+    context: LossContext, batch: TrainBatch, policy_loss: PolicyLoss
+) -> Iterator[Term]:
+    """Per chunk of window steps: a policy loss plus the weighted distance to the reference.
+
+    Raises:
+        ValueError: The rollout has no stochastic steps.
+    """
+    record, loss = batch.rollout, context.loss
+    if not record.steps:
+        raise ValueError(f"{loss.name} needs stochastic steps, the rollout has none")
+    model, settings, negative = context.model, context.rollout, batch.negative
+    for places in chunks(len(record.steps), loss.fold):
+        reference = None
+        if loss.kl_beta > 0:
+            with torch.no_grad(), model.reference():
+                reference = recompute(
+                    model, record, places, batch.cond, settings, negative=negative
+                )
+        step = recompute(model, record, places, batch.cond, settings, negative=negative)
+        value, metrics = policy_loss(step, batch, places)
+        if reference is not None:
+            distance = kl(
+                loss.kl_form,
+                step.transition,
+                reference.transition,
+                dt=step.dt,
+                v=step.v,
+                v_ref=reference.v,
+            )
+            penalty = masked_mean(distance, batch.valid.repeat(len(places)))
+            metrics["kl"] = penalty.detach()
+            value = value + loss.kl_beta * penalty
+        yield Term(value * (len(places) / len(record.steps)), metrics)
+
+
+def grpo(context: LossContext, batch: TrainBatch) -> Iterator[Term]:
+    """Flow-GRPO's loss over the stochastic steps of a micro-batch."""
+
+    def policy_loss(
+        step: PolicyStep, batch: TrainBatch, places: tuple[int, ...]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        assert step.log_prob is not None
+        return grpo_loss(
+            step.log_prob,
+            flat_log_probs(batch.rollout, places),
+            step_advantages(context, batch, places),
+            clip_low=context.loss.clip_low,
+            clip_high=context.loss.clip_high,
+            valid=batch.valid.repeat(len(places)),
+        )
+
+    return policy_terms(context, batch, policy_loss)
+
+
+def grpo_guard(context: LossContext, batch: TrainBatch) -> Iterator[Term]:
+    """Guarded loss over the stochastic steps of a micro-batch.
+
+    The correction is per image. (The official code averages it over the batch by mistake.)
+
+    Raises:
+        ValueError: The rollout kept no means, or its log-probabilities are no densities.
+    """
+    loss = context.loss
+    if batch.rollout.means is None:
+        raise ValueError("grpo_guard needs the transition means: set keep_means")
+    if context.rollout.form != "gaussian":
+        raise ValueError("grpo_guard needs gaussian log-probabilities")
+    means = batch.rollout.means
+
+    def policy_loss(
+        step: PolicyStep, batch: TrainBatch, places: tuple[int, ...]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        assert step.log_prob is not None
+        old_mean = torch.cat([means[:, place] for place in places])
+        std = step.transition.std.flatten()
+        shift = ((step.transition.mean - old_mean) ** 2).flatten(1).mean(1) / (2 * std**2)
+        old = flat_log_probs(batch.rollout, places)
+        log_ratio = (step.log_prob - old + shift) * std
+        ratio = torch.exp(log_ratio)
+        valid = batch.valid.repeat(len(places))
+        advantage = step_advantages(context, batch, places)
+        surrogate = clipped_surrogate(ratio, advantage, loss.clip_low, loss.clip_high)
+        value = masked_mean(surrogate / -step.dt, valid)
+        metrics = ratio_metrics(log_ratio, ratio, loss.clip_low, loss.clip_high, valid)
+        metrics["policy_loss"] = value.detach()
+        return value, metrics
+
+    return policy_terms(context, batch, policy_loss)

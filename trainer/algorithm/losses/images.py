@@ -1,0 +1,167 @@
+"""What the losses on finished images share: noising the images, and the forward passes.
+
+The finished latents x_0 of a rollout are noised again, x_t = (1 - t) x_0 + t eps, at
+``noise_levels`` levels t drawn without repetition from the rollout's schedule; the velocity that
+explains x_t is eps - x_0. No log-probabilities and no stochastic steps: a rollout with
+``kind="ode"`` is enough. Levels and noise belong to the image (or to its group), so that they are
+the same in whatever batch, process or repeated pass they are drawn.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trainer.algorithm.losses.base import LossContext, Term, TrainBatch
+from trainer.algorithm.losses.grpo import masked_mean
+from trainer.rollout.noise import draw
+from trainer.run.ema import Ema
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """B finished images, each noised to one level.
+
+    Attributes:
+        t: (B,) noise levels.
+        x_t: (B, ...) noised latents.
+        x0: (B, ...) finished latents.
+        target: (B, ...) eps - x_0, the velocity that explains x_t.
+    """
+
+    t: Tensor
+    x_t: Tensor
+    x0: Tensor
+    target: Tensor
+
+    @property
+    def time(self) -> Tensor:
+        """The noise levels as (B, 1, ...)."""
+        return self.t.reshape(-1, *(1,) * (self.x0.ndim - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Velocities:
+    """What the networks predict at a point; each (B, ...).
+
+    Attributes:
+        new: Of the policy, with gradient.
+        old: Of the policy that sampled, where the loss asked for it.
+        reference: Of the reference model, where something needs it.
+    """
+
+    new: Tensor
+    old: Tensor | None = None
+    reference: Tensor | None = None
+
+
+ImageLoss = Callable[[TrainBatch, Point, Velocities, int], tuple[Tensor, dict[str, Tensor]]]
+
+
+def used(batch: TrainBatch) -> TrainBatch:
+    """The images that the loss uses; at least one, so that every process does as many passes."""
+    rows = batch.valid.nonzero().flatten().tolist() or [0]
+    return batch if len(rows) == len(batch.rollout) else batch.select(rows)
+
+
+def points(batch: TrainBatch, noise_levels: int, sources: Sequence[torch.Generator]) -> list[Point]:
+    """Noise the finished images, at most at as many levels as the schedule has.
+
+    Args:
+        batch: B images.
+        noise_levels: How many levels per image.
+        sources: B generators, one per image; each gives the levels, then the noise.
+    """
+    x0, schedule = batch.rollout.final, batch.rollout.sigmas[:-1]
+    order = torch.stack([torch.randperm(len(schedule), generator=source) for source in sources])
+    out = []
+    for place in range(min(noise_levels, len(schedule))):
+        t = schedule[order[:, place]].to(x0.device)
+        noise = draw(sources, tuple(x0.shape[1:]), x0.device)
+        time = t.reshape(-1, *(1,) * (x0.ndim - 1))
+        out.append(Point(t, (1 - time) * x0 + time * noise, x0, noise - x0))
+    return out
+
+
+def own_sources(batch: TrainBatch) -> list[torch.Generator]:
+    """Generators that give every image its own levels and noise."""
+    return [key.loss() for key in batch.rollout.keys]
+
+
+def velocity(context: LossContext, batch: TrainBatch, point: Point) -> Tensor:
+    """The model's prediction at a point, with the guidance of training."""
+    scale = context.rollout.guidance_scale
+    return context.model.velocity(point.x_t, point.t, batch.cond, scale, batch.negative)
+
+
+def matching_error(v: Tensor, point: Point) -> Tensor:
+    """Squared error of a velocity against eps - x_0, averaged over elements; (B,)."""
+    return ((v - point.target) ** 2).flatten(1).mean(1)
+
+
+def squared_distance(v: Tensor, other: Tensor) -> Tensor:
+    """Squared difference of two velocities, averaged over elements; (B,)."""
+    return ((v - other) ** 2).flatten(1).mean(1)
+
+
+@torch.no_grad()
+def reference_velocity(context: LossContext, batch: TrainBatch, point: Point) -> Tensor:
+    """The reference model's prediction at a point."""
+    with context.model.reference():
+        return velocity(context, batch, point)
+
+
+@torch.no_grad()
+def _with_weights(
+    weights: Ema | None, context: LossContext, batch: TrainBatch, found: Sequence[Point]
+) -> list[Tensor] | None:
+    """Predictions with other weights at all points, or None without such weights."""
+    if weights is None:
+        return None
+    with weights.swap():
+        return [velocity(context, batch, point) for point in found]
+
+
+def image_terms(
+    context: LossContext,
+    batch: TrainBatch,
+    image_loss: ImageLoss,
+    *,
+    sources: Callable[[TrainBatch], list[torch.Generator]] = own_sources,
+    needs_reference: bool = False,
+) -> Iterator[Term]:
+    """Per noise level: a loss plus the weighted distances to the reference and the average.
+
+    Args:
+        context: The run.
+        batch: A micro-batch; images that are not valid are left out before anything is computed.
+        image_loss: Gets the images, a point, the velocities there and the point's number; returns
+            the mean over valid images and metrics.
+        sources: Where levels and noise come from.
+        needs_reference: The loss itself reads the reference's velocity.
+    """
+    loss, batch = context.loss, used(batch)
+    found = points(batch, loss.noise_levels, sources(batch))
+    # Before any graph exists: swapping weights under a graph would make it invalid.
+    old = _with_weights(context.old, context, batch, found)
+    near = context.average if loss.ema_kl_beta > 0 else None
+    average = _with_weights(near, context, batch, found)
+    for place, point in enumerate(found):
+        reference = None
+        if needs_reference or loss.kl_beta > 0:
+            reference = reference_velocity(context, batch, point)
+        v = velocity(context, batch, point)
+        value, metrics = image_loss(
+            batch, point, Velocities(v, None if old is None else old[place], reference), place
+        )
+        metrics["policy_loss"] = metrics.get("policy_loss", value.detach())
+        if reference is not None and loss.kl_beta > 0:
+            penalty = masked_mean(squared_distance(v, reference), batch.valid)
+            metrics["kl"] = penalty.detach()
+            value = value + loss.kl_beta * penalty
+        if average is not None:
+            penalty = masked_mean(squared_distance(v, average[place]), batch.valid)
+            metrics["ema_kl"] = penalty.detach()
+            value = value + loss.ema_kl_beta * penalty
+        yield Term(value / len(found), metrics)

@@ -1,0 +1,69 @@
+"""DiffusionNFT (arXiv:2509.16117): images draw the velocity towards themselves or push it away.
+
+On finished images (``losses.images``). With the optimality probability
+r = clip(A / (2 A_max) + 1/2, 0, 1) the loss draws v towards good images and away from bad ones:
+
+    v+ = beta v + (1 - beta) v_old          v- = (1 + beta) v_old - beta v
+    L  = A_max [r L(v+) + (1 - r) L(v-)] / beta,     L(u) = |x_t - t u - x_0|^2 / weight(u)
+
+Images have to be sampled with the old policy (``with old.swap():`` around the rollout); after
+every update ``old.blend(old_decay(step))`` follows.
+"""
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from trainer.algorithm.losses.base import LossContext, Term, TrainBatch
+from trainer.algorithm.losses.grpo import masked_mean
+from trainer.algorithm.losses.images import Point, Velocities, image_terms, squared_distance
+
+
+def old_decay(step: int, flat: int = 0, rate: float = 0.001, maximum: float = 0.5) -> float:
+    """How much of the old policy is kept after update ``step`` (official type 1 by default)."""
+    return min(max(step - flat, 0) * rate, maximum)
+
+
+def _x0_error(v: Tensor, point: Point) -> Tensor:
+    """Squared error of the predicted x_0, divided by its own mean size; (B,)."""
+    error = point.x_t - point.time * v - point.x0
+    weight = error.detach().abs().flatten(1).mean(1).clamp_min(1e-5)
+    return (error**2).flatten(1).mean(1) / weight
+
+
+def nft_loss(v: Tensor, v_old: Tensor, point: Point, *, optimality: Tensor, beta: float) -> Tensor:
+    """Per-sample loss, (B,), without the factor A_max.
+
+    Args:
+        v: Velocity of the policy, (B, ...), with gradient.
+        v_old: Velocity of the policy that sampled.
+        point: Where they were predicted.
+        optimality: (B,) in [0, 1].
+        beta: Guidance strength, > 0.
+    """
+    positive = _x0_error(beta * v + (1 - beta) * v_old, point)
+    negative = _x0_error((1 + beta) * v_old - beta * v, point)
+    return (optimality * positive + (1 - optimality) * negative) / beta
+
+
+def nft(context: LossContext, batch: TrainBatch) -> Iterator[Term]:
+    """DiffusionNFT's loss at the noise levels of every image.
+
+    Raises:
+        ValueError: No old policy in the context.
+    """
+    if context.old is None:
+        raise ValueError("nft needs the old policy in its context")
+    loss = context.loss
+
+    def image_loss(
+        batch: TrainBatch, point: Point, found: Velocities, place: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        assert found.old is not None
+        optimality = (batch.advantage / (2 * loss.advantage_max) + 0.5).clamp(0, 1)
+        each = nft_loss(found.new, found.old, point, optimality=optimality, beta=loss.nft_beta)
+        change = squared_distance(found.new.detach(), found.old)
+        value = loss.advantage_max * masked_mean(each, batch.valid)
+        return value, {"v_change": masked_mean(change, batch.valid)}
+
+    return image_terms(context, batch, image_loss)

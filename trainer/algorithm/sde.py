@@ -1,0 +1,311 @@
+"""One sampling step of a flow model as a Gaussian: pure functions, shared by rollout and training.
+
+Notation (arXiv:2505.05470 writes t for sigma):
+    sigma        noise level in [0, 1]; 1 is pure noise, 0 is data
+    x_sigma      (1 - sigma) x_0 + sigma eps                                        (eq. 1)
+    v            eps - x_0, what the model predicts, so that dx/dsigma = v          (eq. 6)
+    dt           sigma_next - sigma, negative: sampling goes from noise to data
+    a            noise_level
+    std          the FULL standard deviation of x_next given x (sqrt(-dt) included)
+
+Every transition is x_next = mean + std * eps. The three SDEs keep the marginals of the ODE as steps
+get small (eq. 7, 8); cps keeps the coefficients of data and noise at steps of any size, which
+keeps the marginals where x_0 is certain (a point), and narrows them elsewhere:
+    flow_sde   g = a sqrt(sigma / (1 - sigma))                                      (eq. 9)
+               mean = x + [v + g^2 / (2 sigma) (x + (1 - sigma) v)] dt
+               std  = g sqrt(-dt)
+    dance      the same with the constant g = a                     (DanceGRPO, arXiv:2505.07818)
+    linear     the same with g = a sigma_max sigma          (the official code for Wan, a = 1)
+    cps        std  = sigma_next sin(a pi / 2)                      (Flow-CPS, arXiv:2509.05952)
+               mean = (1 - sigma_next) (x - sigma v)
+                      + sqrt(sigma_next^2 - std^2) (x + (1 - sigma) v)
+    ode        mean = x + v dt, std = 0                                             (eq. 6)
+
+`kl` is the distance of the policy from the reference, per sample, averaged over elements.
+
+With s the full standard deviation of a step and dt = sigma_next - sigma < 0:
+    mean       (m - m_ref)^2 (-dt) / (2 s^2)   the official code, whose deviation lacks sqrt(-dt);
+                                               beta 0.04 there (0.01 for PickScore)
+    mean_dt    (m - m_ref)^2 / (2 s^2)         the exact Gaussian KL (paper, sec. 4.1); beta 0.004
+    velocity   (v - v_ref)^2                   independent of the sampler, defined for any step
+For ``cps`` the official deviation already is the full one: there official means ``mean_dt``.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+LogProbForm = Literal["gaussian", "squared_error"]
+Scalar = float | Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """The Gaussian from which the next latents are drawn.
+
+    Attributes:
+        mean: (B, ...), float32 or wider.
+        std: (B, 1, ...), the full standard deviation of the step; 0 where it is deterministic.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+
+class TransitionFn(Protocol):
+    """The signature that every transition shares; see ``flow_sde``."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        v: Tensor,
+        sigma: Scalar,
+        sigma_next: Scalar,
+        *,
+        noise_level: float,
+        sigma_max: Scalar,
+    ) -> Transition:
+        """Return the Gaussian of the next latents."""
+        ...
+
+
+def _wide(value: Tensor) -> Tensor:
+    # bf16 and fp16 overflow or round away the small differences that the ratio is made of.
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
+def _per_sample(value: Scalar, like: Tensor) -> Tensor:
+    """Shape a float, a 0-d tensor or a (B,) tensor as (B, 1, ...), in the dtype of ``like``."""
+    tensor = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    if tensor.ndim > 1 or (tensor.ndim == 1 and tensor.shape[0] not in (1, like.shape[0])):
+        raise ValueError(
+            f"sigma must be a number or have shape ({like.shape[0]},), not {tuple(tensor.shape)}"
+        )
+    return tensor.expand(like.shape[0]).reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def _langevin(
+    x: Tensor, v: Tensor, sigma: Tensor, sigma_next: Tensor, diffusion: Tensor
+) -> Transition:
+    dt = sigma_next - sigma
+    correction = diffusion**2 / (2 * sigma)
+    # Grouped as in the official code, so that float32 rounding is the same.
+    mean = x * (1 + correction * dt) + v * (1 + correction * (1 - sigma)) * dt
+    return Transition(mean, diffusion * torch.sqrt(-dt))
+
+
+def flow_sde(
+    x: Tensor,
+    v: Tensor,
+    sigma: Scalar,
+    sigma_next: Scalar,
+    *,
+    noise_level: float,
+    sigma_max: Scalar,
+) -> Transition:
+    """Flow-GRPO's SDE (eq. 9).
+
+    At sigma = 1 the coefficient is infinite; as in the official code, the denominator (and only
+    that) then uses ``sigma_max``, the second entry of the schedule.
+
+    Args:
+        x: Latents at sigma, (B, ...).
+        v: Predicted velocity, shape of x.
+        sigma: Noise level in (0, 1], a number or (B,).
+        sigma_next: Next noise level in [0, sigma), a number or (B,).
+        noise_level: a >= 0; 0 gives the ODE.
+        sigma_max: ``sigmas[1]`` of the schedule, below 1.
+
+    Returns:
+        Mean and full standard deviation of the next latents.
+    """
+    x, v = _wide(x), _wide(v)
+    s, s_next, s_max = (_per_sample(value, x) for value in (sigma, sigma_next, sigma_max))
+    diffusion = torch.sqrt(s / (1 - torch.where(s == 1, s_max, s))) * noise_level
+    return _langevin(x, v, s, s_next, diffusion)
+
+
+def dance(
+    x: Tensor,
+    v: Tensor,
+    sigma: Scalar,
+    sigma_next: Scalar,
+    *,
+    noise_level: float,
+    sigma_max: Scalar,
+) -> Transition:
+    """DanceGRPO's SDE: a constant diffusion coefficient. Arguments as ``flow_sde``."""
+    del sigma_max
+    x, v = _wide(x), _wide(v)
+    s, s_next = _per_sample(sigma, x), _per_sample(sigma_next, x)
+    return _langevin(x, v, s, s_next, torch.full_like(s, noise_level))
+
+
+def linear(
+    x: Tensor,
+    v: Tensor,
+    sigma: Scalar,
+    sigma_next: Scalar,
+    *,
+    noise_level: float,
+    sigma_max: Scalar,
+) -> Transition:
+    """An SDE whose noise fades with sigma, so that late steps keep fine detail and motion.
+
+    The official code for Wan has no noise level: it is this with 1. Arguments as ``flow_sde``.
+    """
+    x, v = _wide(x), _wide(v)
+    s, s_next, s_max = (_per_sample(value, x) for value in (sigma, sigma_next, sigma_max))
+    return _langevin(x, v, s, s_next, noise_level * s_max * s)
+
+
+def cps(
+    x: Tensor,
+    v: Tensor,
+    sigma: Scalar,
+    sigma_next: Scalar,
+    *,
+    noise_level: float,
+    sigma_max: Scalar,
+) -> Transition:
+    """Coefficient-preserving sampling; deterministic where sigma_next is 0. As ``flow_sde``.
+
+    Raises:
+        ValueError: noise_level outside [0, 1], where the coefficients are not defined.
+    """
+    del sigma_max
+    if not 0 <= noise_level <= 1:
+        raise ValueError(f"cps needs a noise level in [0, 1], not {noise_level}")
+    x, v = _wide(x), _wide(v)
+    s, s_next = _per_sample(sigma, x), _per_sample(sigma_next, x)
+    std = s_next * math.sin(noise_level * math.pi / 2)
+    data, noise = x - s * v, x + (1 - s) * v
+    kept = torch.sqrt((s_next**2 - std**2).clamp_min(0))
+    return Transition((1 - s_next) * data + kept * noise, std)
+
+
+def ode(
+    x: Tensor,
+    v: Tensor,
+    sigma: Scalar,
+    sigma_next: Scalar,
+    *,
+    noise_level: float,
+    sigma_max: Scalar,
+) -> Transition:
+    """A deterministic Euler step; ``noise_level`` and ``sigma_max`` are not used."""
+    del noise_level, sigma_max
+    x, v = _wide(x), _wide(v)
+    s, s_next = _per_sample(sigma, x), _per_sample(sigma_next, x)
+    return Transition(x + (s_next - s) * v, torch.zeros_like(s))
+
+
+TRANSITIONS: dict[str, TransitionFn] = {
+    "flow_sde": flow_sde,
+    "cps": cps,
+    "dance": dance,
+    "linear": linear,
+    "ode": ode,
+}
+
+# The official code trains CPS on the bare squared error; the others on the Gaussian density.
+OFFICIAL_LOG_PROB: dict[str, LogProbForm] = {
+    "flow_sde": "gaussian",
+    "cps": "squared_error",
+    "dance": "gaussian",
+    "linear": "gaussian",
+}
+
+
+def transition(
+    kind: str,
+    x: Tensor,
+    v: Tensor,
+    sigma: Scalar,
+    sigma_next: Scalar,
+    *,
+    noise_level: float,
+    sigma_max: Scalar,
+) -> Transition:
+    """Apply the transition called ``kind``; arguments as ``flow_sde``.
+
+    Raises:
+        ValueError: Unknown kind.
+    """
+    if kind not in TRANSITIONS:
+        raise ValueError(f"unknown transition {kind!r}; one of {', '.join(TRANSITIONS)}")
+    return TRANSITIONS[kind](x, v, sigma, sigma_next, noise_level=noise_level, sigma_max=sigma_max)
+
+
+def sample(step: Transition, noise: Tensor) -> Tensor:
+    """Draw the next latents, (B, ...), with standard normal ``noise`` of the same shape."""
+    return step.mean + step.std * noise
+
+
+def log_prob(x_next: Tensor, step: Transition, form: LogProbForm = "gaussian") -> Tensor:
+    """Log-density of ``x_next`` under a step, averaged over all but the batch dimension.
+
+    The mean instead of the sum is the official choice; it is why clip ranges are as small as 1e-4.
+
+    Args:
+        x_next: (B, ...); treated as data, so no gradient flows into it.
+        step: The transition; gradients flow through its mean.
+        form: ``gaussian`` is the Normal log-density per element. ``squared_error`` is
+            -(x_next - mean)^2, without constants and without the variance: what the official code
+            uses for CPS. The two differ by a factor 2 std^2 in the scale of the log-ratio.
+
+    Returns:
+        (B,), float32 or wider.
+
+    Raises:
+        ValueError: Unknown form, or ``gaussian`` for a deterministic step: it has no density.
+    """
+    error = (_wide(x_next.detach()) - step.mean) ** 2
+    if form == "squared_error":
+        return -error.flatten(1).mean(1)
+    if form != "gaussian":
+        raise ValueError(f"unknown log_prob form {form!r}; one of gaussian, squared_error")
+    if bool((step.std <= 0).any()):
+        raise ValueError("a deterministic step (std = 0) has no log-density; leave it out")
+    constant = torch.log(step.std) + 0.5 * math.log(2 * math.pi)
+    return (-error / (2 * step.std**2) - constant).flatten(1).mean(1)
+
+
+KlForm = Literal["mean", "mean_dt", "velocity"]
+KL_FORMS: tuple[KlForm, ...] = ("mean", "mean_dt", "velocity")
+
+
+def kl(
+    form: KlForm,
+    step: Transition,
+    reference: Transition,
+    *,
+    dt: Tensor | float,
+    v: Tensor,
+    v_ref: Tensor,
+) -> Tensor:
+    """Return the divergence per sample, (B,), float32; gradients flow through step and v.
+
+    Args:
+        form: One of ``KL_FORMS``, see the module's head.
+        step: The policy's transition.
+        reference: The reference model's transition from the same latents, same deviation.
+        dt: sigma_next - sigma of the step, a number or (B,); negative.
+        v: The policy's velocity, (B, ...).
+        v_ref: The reference's velocity.
+
+    Raises:
+        ValueError: Unknown form, or a form of the means for a deterministic step.
+    """
+    if form == "velocity":
+        return ((v.float() - v_ref.float()) ** 2).flatten(1).mean(1)
+    if form not in KL_FORMS:
+        raise ValueError(f"unknown KL form {form!r}; one of {', '.join(KL_FORMS)}")
+    if bool((step.std <= 0).any()):
+        raise ValueError("a deterministic step (std = 0) has no KL of its means; use velocity")
+    error = (step.mean - reference.mean) ** 2 / (2 * step.std**2)
+    exact = error.flatten(1).mean(1)
+    return exact if form == "mean_dt" else exact * -dt

@@ -1,0 +1,118 @@
+"""The batch arithmetic of one epoch: derived, checked, and explained where it does not add up."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trainer.config.settings import BatchSettings, Settings
+from trainer.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """The batch arithmetic of one epoch, for one of `world_size` processes.
+
+    Attributes:
+        images: images per epoch, all processes together.
+        images_per_rank: images per epoch of this process.
+        rollout_batches: sampling batches of this process.
+        micro_batches: training forwards of this process per window step.
+        micro_batch_size: images of one training forward.
+        micro_per_update: training micro-batches between two updates.
+    """
+
+    images: int
+    images_per_rank: int
+    rollout_batches: int
+    micro_batches: int
+    micro_batch_size: int
+    micro_per_update: int
+
+
+def geometry(settings: Settings, world_size: int = 1) -> Geometry:
+    """Derive the batch arithmetic.
+
+    Raises:
+        ConfigError: sizes that do not divide each other; the message says which and what fits.
+    """
+    batch = settings.batch
+    images = batch.prompts_per_epoch * batch.images_per_prompt
+    updates = batch.optimizer_steps_per_epoch
+    size = batch.rollout_batch_size
+    product = f"{batch.prompts_per_epoch} prompts x {batch.images_per_prompt} images = {images}"
+    if images % updates:
+        raise ConfigError(
+            f"batch.optimizer_steps_per_epoch={updates} does not divide the images of an epoch "
+            f"({product}); use {_nearest(_divisors(images), updates)}"
+        )
+    if images // updates % world_size:
+        raise ConfigError(
+            f"batch: {product}, in {updates} {_updates(updates)}, do not divide by {world_size} "
+            f"processes; {_other_sizes(batch, world_size)}"
+        )
+    share = images // updates // world_size
+    if share % size:
+        raise ConfigError(
+            f"batch.rollout_batch_size={size} does not divide the {share} images per process and "
+            f"update ({product}, {world_size} {_processes(world_size)}, {updates} "
+            f"{_updates(updates)}); use {_nearest(_divisors(share), size)}"
+        )
+    micro = batch.train_batch_size or size
+    if size % micro:
+        raise ConfigError(
+            f"batch.train_batch_size={micro} does not divide batch.rollout_batch_size={size}; use "
+            f"{_nearest(_divisors(size), micro)}"
+        )
+    per_rank = images // world_size
+    return Geometry(
+        images=images,
+        images_per_rank=per_rank,
+        rollout_batches=per_rank // size,
+        micro_batches=per_rank // micro,
+        micro_batch_size=micro,
+        micro_per_update=share // micro,
+    )
+
+
+def world_sizes(settings: Settings) -> list[int]:
+    """The numbers of processes that these sizes can be shared out over, ascending."""
+    batch = settings.batch
+    images = batch.prompts_per_epoch * batch.images_per_prompt
+    batches, rest = divmod(images, batch.optimizer_steps_per_epoch * batch.rollout_batch_size)
+    return [] if rest else _divisors(batches)
+
+
+def _other_sizes(batch: BatchSettings, world_size: int) -> str:
+    """What would fit: other numbers of processes, or of prompts."""
+    images = batch.prompts_per_epoch * batch.images_per_prompt
+    share = images // batch.optimizer_steps_per_epoch
+    batches, rest = divmod(share, batch.rollout_batch_size)
+    counts = _divisors(share if rest else batches)
+    unit = world_size * batch.optimizer_steps_per_epoch * batch.rollout_batch_size
+    fits = [
+        count
+        for count in range(1, 2 * batch.prompts_per_epoch + unit)
+        if count * batch.images_per_prompt % unit == 0
+    ]
+    return (
+        f"use {_nearest(counts, world_size)} processes, or batch.prompts_per_epoch = "
+        f"{_nearest(fits, batch.prompts_per_epoch)}"
+    )
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def _nearest(fits: Sequence[int], wanted: int) -> str:
+    """Up to three of `fits` (ascending), those nearest to `wanted`, in words."""
+    near = sorted(sorted(fits, key=lambda n: abs(n - wanted))[:3])
+    *first, last = map(str, near)
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def _updates(count: int) -> str:
+    return "update" if count == 1 else "updates"
+
+
+def _processes(count: int) -> str:
+    return "process" if count == 1 else "processes"

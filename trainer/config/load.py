@@ -1,0 +1,319 @@
+"""Read settings: preset or file, then environment, then `--set section.key=value`; and check them.
+
+Everything that can be wrong with the settings alone is found here, before anything is loaded.
+"""
+
+import copy
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+import miniature
+from trainer.algorithm.losses import LOSSES, LossConfig
+from trainer.algorithm.step_weights import check_numbers
+from trainer.algorithm.windows import WindowPlan
+from trainer.config.geometry import geometry
+from trainer.config.preset import preset_path, read
+from trainer.config.settings import Settings
+from trainer.errors import ConfigError, did_you_mean
+from trainer.rollout.policy import RolloutConfig
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]
+
+MINIATURE = Path(miniature.__file__).parent
+
+
+def rollout_config(settings: Settings) -> RolloutConfig:
+    """The sampling settings as the rollout takes them.
+
+    Raises:
+        ConfigError: a window that does not fit, or another contradiction.
+    """
+    sampling = settings.sampling
+    name = settings.loss.algorithm
+    loss = LOSSES[name]
+    deterministic = sampling.sde == "ode"
+    if loss.learns_from == "images" and not deterministic:
+        raise ConfigError(
+            f"loss.algorithm={name} learns from finished images: set sampling.sde=ode, not "
+            f"{sampling.sde}"
+        )
+    if loss.learns_from == "steps" and deterministic:
+        raise ConfigError(
+            f"loss.algorithm={name} learns from stochastic steps: set sampling.sde to flow_sde, "
+            f"cps, dance or linear; ode is for {_learning_from('images')}"
+        )
+    if deterministic and sampling.shared_noise:
+        raise ConfigError(
+            "sampling.shared_noise=true with sampling.sde=ode: all images of a group would be the "
+            "same; set one of them otherwise"
+        )
+    end = sampling.window_end or sampling.num_steps - 1
+    try:
+        return RolloutConfig(
+            num_steps=sampling.num_steps,
+            kind=sampling.sde,
+            noise_level=sampling.noise_level,
+            window_size=sampling.window_size,
+            window_range=None if deterministic else (sampling.window_start, end),
+            window_plan=WindowPlan(
+                strategy=sampling.window_strategy,
+                stride=sampling.window_stride,
+                epochs=sampling.window_epochs,
+                roll_back=sampling.window_roll_back,
+                decay_rate=sampling.window_decay_rate,
+                decay_after=sampling.window_decay_after,
+            ),
+            guidance_scale=sampling.guidance_scale,
+            keep_means=loss.keep_means,
+        )
+    except ValueError as error:
+        raise ConfigError(f"sampling: {error}") from None
+
+
+def _learning_from(what: str) -> str:
+    return ", ".join(name for name, loss in LOSSES.items() if loss.learns_from == what)
+
+
+def training_guidance(settings: Settings) -> float:
+    """The guidance scale of the policy in updates."""
+    scale = settings.loss.guidance_scale
+    return settings.sampling.guidance_scale if scale is None else scale
+
+
+def folded_steps(settings: Settings) -> int:
+    """Window steps of one training forward.
+
+    Raises:
+        ConfigError: both settings are given, or the budget does not even hold one step.
+    """
+    batch = settings.batch
+    if not batch.max_forward_rows:
+        return batch.fold_steps
+    if batch.fold_steps != 1:
+        raise ConfigError("batch.max_forward_rows chooses fold_steps: set only one of them")
+    images = batch.train_batch_size or batch.rollout_batch_size
+    rows = images * (1 if training_guidance(settings) == 1.0 else 2)
+    if rows > batch.max_forward_rows:
+        raise ConfigError(
+            f"batch.max_forward_rows={batch.max_forward_rows} is less than the {rows} rows of a "
+            f"single step of {images} images: set batch.train_batch_size lower"
+        )
+    return batch.max_forward_rows // rows
+
+
+def loss_config(settings: Settings) -> LossConfig:
+    """The loss settings as the losses take them.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+    loss = settings.loss
+    try:
+        return LossConfig(
+            name=loss.algorithm,
+            clip_low=loss.clip_low,
+            clip_high=loss.clip_high,
+            kl_beta=loss.kl_beta,
+            kl_form=loss.kl_form,
+            fold=folded_steps(settings),
+            step_weights=loss.step_weights,
+            noise_levels=loss.noise_levels,
+            ema_kl_beta=loss.ema_kl_beta,
+            nft_beta=loss.nft_beta,
+            advantage_max=settings.advantage.clip,
+            awm_weighting=loss.awm_weighting,
+            awm_power=loss.awm_power,
+            dpo_beta=loss.dpo_beta,
+        )
+    except ValueError as error:
+        raise ConfigError(f"loss: {error}") from None
+
+
+def keeps_reference(settings: Settings) -> bool:
+    """Whether the base model stays at hand: always under an adapter, else if the loss uses it."""
+    trained = settings.loss.kl_beta > 0 or LOSSES[settings.loss.algorithm].reference
+    return settings.model.finetune == "lora" or trained
+
+
+def resolve_path(text: str) -> Path:
+    """A path of the settings; `@mini/` stands for the miniature's folder."""
+    return MINIATURE / text.removeprefix("@mini/") if text.startswith("@mini/") else Path(text)
+
+
+def load(
+    name_or_path: str,
+    overrides: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+    *,
+    world_size: int = 0,
+) -> Settings:
+    """Read and check the settings of a run.
+
+    Args:
+        name_or_path: name of a preset, or a .toml file.
+        overrides: `section.key=value` texts; values as in TOML, bare words are strings.
+        environment: process environment; REWARD_URL and torchrun's WORLD_SIZE are used.
+        world_size: the number of processes that the sizes are checked for; 0: that of the
+            environment, else 1.
+
+    Raises:
+        ConfigError: anything unknown, malformed or contradictory, in one line.
+    """
+    environment = environment or {}
+    table = read(name_or_path)
+    if url := environment.get("REWARD_URL"):
+        table.setdefault("rewards", {})["url"] = url
+    return parse(
+        apply_overrides(table, overrides),
+        source=preset_path(name_or_path).name,
+        world_size=world_size or int(environment.get("WORLD_SIZE", "1")),
+    )
+
+
+def apply_overrides(table: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of a nested table with `section.key=value` texts applied.
+
+    Raises:
+        ConfigError: a text of another form.
+    """
+    changed = copy.deepcopy(table)
+    for text in overrides:
+        _override(changed, text)
+    return changed
+
+
+def parse(table: Mapping[str, Any], *, source: str = "settings", world_size: int = 1) -> Settings:
+    """Check a nested table of settings, for a number of processes.
+
+    Raises:
+        ConfigError: see `load`.
+    """
+    try:
+        settings = Settings.model_validate(table)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_explain(error)}") from None
+    _check(settings, world_size)
+    return settings
+
+
+def _override(table: dict[str, Any], text: str) -> None:
+    name, equals, value = text.partition("=")
+    parts = name.strip().split(".")
+    if not equals or len(parts) < 2 or not all(parts):
+        raise ConfigError(f"--set {text!r}: write section.key=value, e.g. optim.lr=1e-4")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    for part in parts[:-1]:
+        inner = table.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"--set {text!r}: {part} is not a section")
+        table = inner
+    table[parts[-1]] = parsed
+
+
+def _check(settings: Settings, world_size: int) -> None:
+    from trainer.data import TASKS
+    from trainer.models.registry import MODELS
+
+    for name, value, known in (
+        ("task.name", settings.task.name, TASKS),
+        ("model.family", settings.model.family, MODELS),
+        ("loss.algorithm", settings.loss.algorithm, LOSSES),
+    ):
+        if value not in known:
+            raise ConfigError(
+                f"{name}: unknown {value!r}{did_you_mean(value, list(known))}; "
+                f"one of {', '.join(known)}"
+            )
+    if not settings.rewards.train:
+        raise ConfigError("rewards.train is empty: name at least one scorer to train on")
+    names = [term.name for term in settings.rewards.train]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"rewards.train: {names} repeat a name; give them different labels")
+    transforms: dict[str, str] = {}
+    terms = (*settings.rewards.train, *settings.rewards.watch, *settings.eval.metrics)
+    for term in terms:
+        if term.component:
+            continue
+        other = transforms.setdefault(term.scorer, term.transform)
+        if other != term.transform:
+            raise ConfigError(
+                f"rewards: {term.scorer} is asked for with transform {other!r} and "
+                f"{term.transform!r}; use component= for further values of one scorer"
+            )
+    if any(weight < 0 for weight in settings.task.category_weights.values()):
+        raise ConfigError("task.category_weights must not be negative")
+    geometry(settings, world_size)
+    rollout_config(settings)
+    loss_config(settings)
+    _check_loss(settings)
+    _check_filter(settings, names)
+
+
+def _check_loss(settings: Settings) -> None:
+    name, loss = settings.loss.algorithm, settings.loss
+    entry = LOSSES[name]
+    if entry.learns_from == "images" and loss.step_weights != "uniform":
+        raise ConfigError(
+            f"loss.step_weights weighs stochastic steps; loss.algorithm={name} has none "
+            "(awm_weighting weighs the noise levels of awm)"
+        )
+    if isinstance(loss.step_weights, tuple):
+        try:
+            check_numbers(loss.step_weights, rollout_config(settings))
+        except ValueError as error:
+            raise ConfigError(f"loss.{error}") from None
+    if loss.ema_kl_beta and (entry.learns_from == "steps" or not settings.ema.enabled):
+        raise ConfigError(
+            "loss.ema_kl_beta needs ema.enabled=true and a loss on finished images "
+            f"({_learning_from('images')})"
+        )
+    groups, updates = settings.batch.prompts_per_epoch, settings.batch.optimizer_steps_per_epoch
+    if entry.prepare is not None and groups % updates:
+        raise ConfigError(
+            f"loss.algorithm={name} compares images of a group within one update: "
+            f"batch.optimizer_steps_per_epoch={updates} does not divide "
+            f"batch.prompts_per_epoch={groups}"
+        )
+
+
+def _check_filter(settings: Settings, names: Sequence[str]) -> None:
+    chosen = settings.filter.reward
+    if chosen and chosen not in names:
+        raise ConfigError(
+            f"filter.reward: unknown {chosen!r}{did_you_mean(chosen, names)}; rewards.train has "
+            f"{', '.join(names)}"
+        )
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        name = str(first["loc"][-1])
+        known = _fields_at(Settings, first["loc"][:-1])
+        return f"unknown setting {where}{did_you_mean(name, known)}"
+    value = first.get("input")
+    shown = "" if isinstance(value, dict) or first["type"] == "missing" else f" (got {value!r})"
+    return f"{where}: {first['msg'].lower()}{shown}"
+
+
+def _fields_at(model: type[BaseModel], path: Sequence[Any]) -> list[str]:
+    """The names allowed at a place of the settings, for the suggestion."""
+    current: Any = model
+    for part in path:
+        if isinstance(part, int):
+            continue
+        annotation = current.model_fields[part].annotation
+        inner = [item for item in getattr(annotation, "__args__", ()) if isinstance(item, type)]
+        current = annotation if isinstance(annotation, type) else inner[0]
+    return list(current.model_fields)

@@ -1,0 +1,235 @@
+"""Held-out evaluation of a run: sample fixed prompts and seeds, score, and summarise.
+
+Every prompt is evaluated exactly once. Batches hold whole prompts and are the same whatever the
+number of processes; only who makes them differs. An image therefore comes out alike, to the bit, on
+1 and on 64 processes of one kind. `trainer.evaluation.statistics` makes numbers of the scores.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from reward_client import Priority
+from trainer.config.load import keeps_reference
+from trainer.config.settings import RewardTerm, Settings
+from trainer.errors import Stopped, TrainerError
+from trainer.evaluation.sampling import EVAL_EPOCH, Job, plan, sample_and_compare, sample_ode
+from trainer.evaluation.statistics import (
+    DIVERSITIES,
+    Part,
+    column_row,
+    distinct,
+    joined_columns,
+    summary_row,
+)
+from trainer.models.base import FlowModel
+from trainer.parallel.world import World, shared
+from trainer.rewards import RewardService, Scores, merge
+from trainer.rollout.noise import NoiseKey, initial_noise
+from trainer.run.log import joined
+from trainer.run.scores import scores_of
+from trainer.types import Prompt
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What an evaluation found; every row is one of `summary_row`.
+
+    Attributes:
+        metrics: row per measured term.
+        rewards: row per term that is trained on.
+        watch: row per watched term, and per entry of `DIVERSITIES` where prompts have two images.
+        outputs: row per value that the scorers gave: `scorer`, `scorer.component`, and
+            `scorer.raw` where a transform has changed the score.
+        kl: row of the distance to the base model, or None where there is no base to compare with.
+        failed: images that lack the score of at least one term.
+        images: how many images were made.
+        shown: the first image of the prompts that are shown, by prompt index.
+        errors: how often which error occurred.
+        scorers: fingerprints of what computed the scores, by scorer.
+    """
+
+    metrics: Mapping[str, Any]
+    rewards: Mapping[str, Any]
+    watch: Mapping[str, Any]
+    outputs: Mapping[str, Any]
+    kl: Mapping[str, Any] | None
+    failed: int
+    images: int
+    shown: Mapping[int, Pixels]
+    errors: Mapping[str, int]
+    scorers: Mapping[str, Sequence[str]]
+
+
+def metric_terms(settings: Settings) -> tuple[RewardTerm, ...]:
+    """What evaluations measure; the first is the headline."""
+    return settings.eval.metrics or settings.rewards.train
+
+
+def all_terms(settings: Settings) -> tuple[RewardTerm, ...]:
+    """Every term a run ever asks for, each name once."""
+    terms = (*settings.rewards.train, *metric_terms(settings), *settings.rewards.watch)
+    return tuple({term.name: term for term in terms}.values())
+
+
+def evaluate_run(
+    model: FlowModel,
+    prompts: Sequence[Prompt],
+    service: RewardService,
+    settings: Settings,
+    world: World,
+    *,
+    indices: Sequence[int],
+    images_per_prompt: int,
+    shown: Sequence[int] = (),
+    tag: str = "eval",
+    stop: Callable[[], object] = lambda: False,
+) -> Evaluation:
+    """Evaluate the model as it is (the caller puts the EMA weights in).
+
+    Args:
+        model: the policy.
+        prompts: all held-out prompts.
+        service: where scores come from.
+        settings: the run's settings.
+        world: batches of prompts are shared out over its processes.
+        indices: which prompts are evaluated.
+        images_per_prompt: images of each.
+        shown: prompts whose first image is kept.
+        tag: names the evaluation in item ids.
+        stop: whether this process was asked to stop; asked between batches.
+
+    Raises:
+        ServiceError: the service refused or went away.
+        Stopped: on every process, if any was asked to stop.
+    """
+    terms = all_terms(settings)
+    batches = plan(
+        indices, images_per_prompt, settings.eval.batch_size, rank=world.rank, size=world.size
+    )
+    futures: list[Future[Scores]] = []
+    jobs: list[Job] = []
+    distances: list[float] = []
+    pictures: dict[int, Pixels] = {}
+    pixels_of: dict[int, list[Pixels]] = defaultdict(list)
+    for batch in batches:
+        if world.any(bool(stop())):
+            raise Stopped("asked to stop")
+        chosen = [prompts[index] for index, _ in batch.jobs]
+        latents, distance = _sample(model, chosen, batch.jobs, settings, compare=True)
+        if not batch.kept:
+            continue
+        images = model.decode(latents).uint8
+        name = f"{tag}-{batch.number}"
+        futures.append(service.submit(images, chosen, terms, tag=name, priority=Priority.EVAL))
+        jobs += batch.jobs
+        distances += [] if distance is None else distance.tolist()
+        for (index, sample), image in zip(batch.jobs, images, strict=True):
+            pixels_of[index].append(image)
+            if sample == 0 and index in shown:
+                pictures[index] = image
+    part = Part(
+        rows=tuple(jobs),
+        scores=scores_of(futures, stop),
+        distances=tuple(distances),
+        diversity={
+            name: {
+                index: measure(np.stack(images), [index] * len(images))
+                for index, images in pixels_of.items()
+                if len(images) > 1
+            }
+            for name, measure in DIVERSITIES.items()
+        },
+        shown=pictures,
+    )
+    parts = world.gather(part)
+    for other in parts:
+        if isinstance(other.scores, TrainerError):
+            raise shared(other.scores)
+    return _collect(parts, prompts, settings, terms)
+
+
+def draw_images(
+    model: FlowModel, prompts: Sequence[Prompt], keys: Sequence[Job], settings: Settings
+) -> Pixels:
+    """Sample one batch as evaluations do; (B, H, W, 3), of videos (B, F, H, W, 3).
+
+    Args:
+        model: the policy.
+        prompts: B prompts.
+        keys: (prompt number, image number) of each, which name its noise: an image is the same
+            whatever else is evaluated.
+        settings: steps, guidance, size and seed.
+    """
+    return model.decode(_sample(model, prompts, keys, settings, compare=False)[0]).uint8
+
+
+def _sample(
+    model: FlowModel,
+    prompts: Sequence[Prompt],
+    keys: Sequence[Job],
+    settings: Settings,
+    *,
+    compare: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Final latents, and (B,) distances to the base where that is asked for and possible."""
+    sampling = settings.sampling
+    scale = sampling.eval_guidance_scale
+    scale = sampling.guidance_scale if scale is None else scale
+    shape = model.latent_shape(*sampling.size)
+    noise = [NoiseKey(settings.eval.seed, EVAL_EPOCH, prompt, image) for prompt, image in keys]
+    cond = model.encode_prompts([prompt.text for prompt in prompts])
+    negative = model.encode_prompts([sampling.negative_prompt])
+    x, steps = initial_noise(noise, shape, model.device), sampling.eval_num_steps
+    if not compare or settings.eval.kl_steps == 0 or not keeps_reference(settings):
+        return sample_ode(model, cond, x, steps, guidance_scale=scale, negative=negative), None
+    return sample_and_compare(
+        model,
+        cond,
+        x,
+        steps,
+        compared_steps=settings.eval.kl_steps,
+        guidance_scale=scale,
+        negative=negative,
+    )
+
+
+def _collect(
+    parts: Sequence[Part],
+    prompts: Sequence[Prompt],
+    settings: Settings,
+    terms: Sequence[RewardTerm],
+) -> Evaluation:
+    index = [prompt for part in parts for prompt, _ in part.rows]
+    scores = [part.scores for part in parts if isinstance(part.scores, Scores)]
+    whole = merge(scores)
+    rows = {t.name: column_row(whole.values[t.name], index, prompts) for t in terms}
+    spreads = joined_columns(part.diversity for part in parts)
+    distances = [value for part in parts for value in part.distances]
+    shown: dict[int, Pixels] = {}
+    for part in parts:
+        shown.update(part.shown)
+    return Evaluation(
+        metrics={t.name: rows[t.name] for t in metric_terms(settings)},
+        rewards={t.name: rows[t.name] for t in settings.rewards.train},
+        watch={t.name: rows[t.name] for t in settings.rewards.watch}
+        | {name: summary_row(list(v.values()), list(v), prompts) for name, v in spreads.items()},
+        outputs={
+            name: column_row(column, index, prompts)
+            for name, column in distinct(whole.outputs).items()
+        },
+        kl=summary_row(distances, index, prompts) if distances else None,
+        failed=int((~whole.valid([term.name for term in terms])).sum()),
+        images=len(index),
+        shown=shown,
+        errors=dict(whole.errors),
+        scorers=joined(part.fingerprints for part in scores),
+    )

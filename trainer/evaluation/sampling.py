@@ -1,0 +1,168 @@
+"""Which images an evaluation makes, in which batches, and how: deterministically, at fixed seeds.
+
+Batches hold whole prompts and are the same whatever the number of processes; only who makes them
+differs. An image therefore comes out alike, to the bit, on 1 and on 64 processes of one kind.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trainer.algorithm.sde import ode
+from trainer.models.base import Conditioning, FlowModel
+from trainer.types import Prompt
+
+# Evaluation images have an epoch of their own, so their noise never changes during a run.
+EVAL_EPOCH = -1
+
+Job = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Images that are sampled at once.
+
+    Attributes:
+        jobs: (prompt index, image number) of each.
+        number: number of the batch in the evaluation.
+        kept: False if another process makes these images as well, and its are the ones that count.
+    """
+
+    jobs: tuple[Job, ...]
+    number: int
+    kept: bool = True
+
+
+def spread(prompts: Sequence[Prompt], count: int) -> list[int]:
+    """Indices of `count` prompts, taken evenly from the categories in order; 0 takes all."""
+    if count == 0 or count >= len(prompts):
+        return list(range(len(prompts)))
+    queues: dict[str, list[int]] = defaultdict(list)
+    for index, prompt in enumerate(prompts):
+        queues[prompt.group].append(index)
+    # Evenly spaced inside a category too: files are often sorted.
+    share = -(-count // len(queues))
+    picked: list[list[int]] = []
+    for members in queues.values():
+        step = max(len(members) / share, 1.0)
+        picked.append([members[int(i * step)] for i in range(min(share, len(members)))])
+    rounds = [row[i] for i in range(share) for row in picked if i < len(row)]
+    return sorted(rounds[:count])
+
+
+def plan(
+    indices: Sequence[int], images_per_prompt: int, batch_size: int, *, rank: int, size: int
+) -> list[Batch]:
+    """The batches of one process.
+
+    Every process gets equally many, since weights that are sharded over processes are gathered in
+    each forward pass: who has nothing left repeats the first batches without keeping them. All
+    images of a prompt are with one process, which can compare them with each other.
+
+    Args:
+        indices: the prompts, each once.
+        images_per_prompt: images of each.
+        batch_size: most images of a batch.
+        rank: number of the process.
+        size: number of processes.
+    """
+    per_unit = max(1, batch_size // images_per_prompt)
+    units = [tuple(indices[start : start + per_unit]) for start in range(0, len(indices), per_unit)]
+    per_prompts = -(-images_per_prompt // batch_size)
+    out: list[Batch] = []
+    for first in range(0, len(units), size):
+        kept = first + rank < len(units)
+        unit = first + rank if kept else 0
+        jobs = [(index, image) for index in units[unit] for image in range(images_per_prompt)]
+        out += [
+            Batch(tuple(jobs[place * batch_size : (place + 1) * batch_size]), number, kept)
+            for place, number in enumerate(range(unit * per_prompts, (unit + 1) * per_prompts))
+        ]
+    return out
+
+
+@torch.no_grad()
+def sample_ode(
+    model: FlowModel,
+    cond: Conditioning,
+    x: Tensor,
+    num_steps: int,
+    *,
+    guidance_scale: float = 1.0,
+    negative: Conditioning | None = None,
+) -> Tensor:
+    """Integrate starting noise (B, ...) to final latents by Euler steps."""
+    guidance = Guidance(guidance_scale, negative)
+    return _integrate(model, cond, x, num_steps, guidance, ())[0]
+
+
+@torch.no_grad()
+def sample_and_compare(
+    model: FlowModel,
+    cond: Conditioning,
+    x: Tensor,
+    num_steps: int,
+    *,
+    compared_steps: int,
+    guidance_scale: float = 1.0,
+    negative: Conditioning | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Sample as `sample_ode` does, and measure the distance to the base model on the way.
+
+    The distance of an image is (v - v_base)^2, averaged over elements and over steps that are
+    spread evenly along its trajectory: `trainer.algorithm.sde.kl` in its form `velocity`. Up to the
+    weight of each step it is the KL between the two sampling processes. Every step costs one more
+    forward pass.
+
+    Args:
+        model: The policy, which has a reference.
+        cond: B encoded prompts.
+        x: Starting noise (B, ...).
+        num_steps: Euler steps.
+        compared_steps: At how many of them, at least 1 and at most all; more take all.
+        guidance_scale: Classifier-free guidance of both models.
+        negative: Used with guidance only.
+
+    Returns:
+        The final latents, and the distances (B,), float32, exactly 0 for the base itself.
+    """
+    at = spread_steps(num_steps, compared_steps)
+    return _integrate(model, cond, x, num_steps, Guidance(guidance_scale, negative), at)
+
+
+def spread_steps(num_steps: int, count: int) -> tuple[int, ...]:
+    """`count` of the steps 0 to num_steps - 1, evenly, each once; all if there are fewer."""
+    taken = min(num_steps, count)
+    return tuple(int((place + 0.5) * num_steps / taken) for place in range(taken))
+
+
+@dataclass(frozen=True, slots=True)
+class Guidance:
+    """Classifier-free guidance: its scale, and what it moves away from (unless the scale is 1)."""
+
+    scale: float
+    negative: Conditioning | None
+
+
+def _integrate(
+    model: FlowModel,
+    cond: Conditioning,
+    x: Tensor,
+    num_steps: int,
+    guidance: Guidance,
+    compared: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    sigmas = model.sigmas(num_steps, tuple(x.shape[1:]))
+    distance = torch.zeros(len(x), device=x.device)
+    for index in range(num_steps):
+        sigma, sigma_next = sigmas[index].to(x.device), sigmas[index + 1].to(x.device)
+        v = model.velocity(x, sigma, cond, guidance.scale, guidance.negative)
+        if index in compared:
+            with model.reference():
+                base = model.velocity(x, sigma, cond, guidance.scale, guidance.negative)
+            distance += ((v - base) ** 2).flatten(1).mean(1) / len(compared)
+        x = ode(x, v, sigma, sigma_next, noise_level=0.0, sigma_max=1.0).mean
+    return x, distance

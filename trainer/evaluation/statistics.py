@@ -1,0 +1,272 @@
+"""From the scores of an evaluation's images to means with intervals, as plain numbers.
+
+Accuracies are means over the images of a category; the headline is the mean of the categories. The
+95 % intervals are bootstraps over prompts, since images of one prompt are alike. An image without a
+score is in no mean. Diversity measures how different the images of one prompt are: collapse shows
+there before it shows in a reward.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.ma import MaskedArray
+from numpy.typing import NDArray
+
+from trainer.errors import TrainerError
+from trainer.evaluation.sampling import Job
+from trainer.rewards import Scores
+from trainer.types import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean with its 95 % bootstrap interval; ``count`` images were scored."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Statistics of one score.
+
+    Attributes:
+        overall: Over all images.
+        mean_of_groups: Mean of the groups' means (GenEval's headline number).
+        groups: Per group.
+        failed: Images without a score; they are in no mean.
+    """
+
+    overall: Estimate
+    mean_of_groups: Estimate
+    groups: Mapping[str, Estimate]
+    failed: int
+
+
+def _resampled_means(
+    totals: NDArray[np.float64], counts: NDArray[np.float64], seed: int, resamples: int
+) -> NDArray[np.float64]:
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(0, len(totals), size=(resamples, len(totals)))
+    return totals[rows].sum(1) / counts[rows].sum(1)
+
+
+def _estimate(mean: float, means: NDArray[np.float64], count: int) -> Estimate:
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Estimate(float(mean), float(low), float(high), count)
+
+
+def summarise(
+    scores: Sequence[float | None],
+    prompt_index: Sequence[int],
+    groups: Sequence[str],
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Summary:
+    """Means with 95 % intervals by bootstrap over prompts.
+
+    Images of one prompt are not independent, so prompts are drawn, with all their images.
+
+    Args:
+        scores: One per image; None where scoring failed.
+        prompt_index: The prompt of each image.
+        groups: The group of each prompt.
+        resamples: Bootstrap draws.
+        seed: Seeds them.
+
+    Raises:
+        ValueError: Lengths that differ, or no score at all.
+    """
+    if len(scores) != len(prompt_index):
+        raise ValueError(f"{len(scores)} scores for {len(prompt_index)} images")
+    totals, counts = np.zeros(len(groups)), np.zeros(len(groups))
+    for score, prompt in zip(scores, prompt_index, strict=True):
+        if score is not None:
+            totals[prompt] += score
+            counts[prompt] += 1
+    scored = counts > 0
+    if not scored.any():
+        raise ValueError("not one image has a score")
+    estimates: dict[str, Estimate] = {}
+    draws: list[NDArray[np.float64]] = []
+    for place, name in enumerate(sorted(set(groups))):
+        rows = scored & np.array([group == name for group in groups])
+        if rows.any():
+            means = _resampled_means(totals[rows], counts[rows], seed + 1 + place, resamples)
+            draws.append(means)
+            mean = totals[rows].sum() / counts[rows].sum()
+            estimates[name] = _estimate(mean, means, int(counts[rows].sum()))
+    total = int(counts.sum())
+    everything = _resampled_means(totals[scored], counts[scored], seed, resamples)
+    middle = float(np.mean([item.mean for item in estimates.values()]))
+    return Summary(
+        overall=_estimate(totals.sum() / total, everything, total),
+        mean_of_groups=_estimate(middle, np.mean(draws, axis=0), total),
+        groups=estimates,
+        failed=len(scores) - total,
+    )
+
+
+Pixels = NDArray[np.uint8]
+Features = NDArray[np.floating]
+_BINS = 4
+
+
+def diversity(images: Pixels, prompt_index: Sequence[int]) -> float:
+    """Mean RMS distance in [0, 1] between the pixels of two images of the same prompt.
+
+    Args:
+        images: (N, H, W, 3) uint8.
+        prompt_index: N prompt numbers; prompts count alike, those with one image not at all.
+
+    Raises:
+        ValueError: No prompt has two images.
+    """
+    pixels = images.reshape(len(images), -1).astype(np.float32) / 255
+    return _mean_distance(pixels, prompt_index, _rms)
+
+
+def color_diversity(images: Pixels, prompt_index: Sequence[int]) -> float:
+    """Mean distance in [0, 1] between the colours of two images of the same prompt.
+
+    The distance is the total variation between histograms of 4x4x4 RGB bins: it ignores where
+    things are, so it sees all pictures drift to one colour, which `diversity` does not.
+
+    Args:
+        images: (N, H, W, 3) uint8.
+        prompt_index: N prompt numbers; prompts count alike, those with one image not at all.
+
+    Raises:
+        ValueError: No prompt has two images.
+    """
+    histograms = np.stack([_color_histogram(image) for image in images])
+    return _mean_distance(histograms, prompt_index, _total_variation)
+
+
+# What evaluations watch; each asks for two images of one prompt.
+DIVERSITIES: dict[str, Callable[[Pixels, Sequence[int]], float]] = {
+    "diversity": diversity,
+    "colour diversity": color_diversity,
+}
+
+
+def _mean_distance(
+    features: Features,
+    prompt_index: Sequence[int],
+    distance: Callable[[Features, Features], Features],
+) -> float:
+    """Mean over prompts of the mean distance over pairs; features (N, D)."""
+    index = np.asarray(prompt_index)
+    means = []
+    for prompt in np.unique(index):
+        own = features[index == prompt]
+        pairs = [distance(own[i], own[i + 1 :]) for i in range(len(own) - 1)]
+        if pairs:
+            means.append(float(np.concatenate(pairs).mean()))
+    if not means:
+        raise ValueError("diversity needs two images of one prompt")
+    return float(np.mean(means))
+
+
+def _rms(one: Features, others: Features) -> Features:
+    return np.sqrt(np.mean((one - others) ** 2, axis=1))
+
+
+def _total_variation(one: Features, others: Features) -> Features:
+    return np.abs(one - others).sum(axis=1) / 2
+
+
+def _color_histogram(image: Pixels) -> Features:
+    """Shares of the pixels (H, W, 3) in each of 4x4x4 RGB bins."""
+    bins = (image // (256 // _BINS)).reshape(-1, 3).astype(np.intp) @ (_BINS**2, _BINS, 1)
+    counts = np.bincount(bins, minlength=_BINS**3)
+    return (counts / counts.sum()).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one process found; goes to all others.
+
+    Attributes:
+        rows: (prompt index, image number) of its N images.
+        scores: of these images; None if it had none, or why there are none.
+        distances: N distances to the base model, or none at all.
+        diversity: prompt index -> value, per entry of `DIVERSITIES`.
+        shown: pictures by prompt index.
+    """
+
+    rows: tuple[Job, ...]
+    scores: Scores | TrainerError | None
+    distances: tuple[float, ...]
+    diversity: Mapping[str, Mapping[int, float]]
+    shown: Mapping[int, NDArray[np.uint8]]
+
+
+def joined_columns(
+    parts: Iterable[Mapping[str, Mapping[int, float]]],
+) -> dict[str, dict[int, float]]:
+    """The columns of all processes by name; those without a value are left out."""
+    out: dict[str, dict[int, float]] = defaultdict(dict)
+    for part in parts:
+        for name, column in part.items():
+            if column:
+                out[name].update(column)
+    return dict(out)
+
+
+def distinct(outputs: Mapping[str, MaskedArray]) -> dict[str, MaskedArray]:
+    """The outputs without the untransformed scores that no transform has changed."""
+    return {
+        name: column
+        for name, column in outputs.items()
+        if not (name.endswith(".raw") and _equal(column, outputs.get(name.removesuffix(".raw"))))
+    }
+
+
+def _equal(one: MaskedArray, other: MaskedArray | None) -> bool:
+    return other is not None and one.tolist() == other.tolist()
+
+
+def column_row(
+    values: MaskedArray, index: Sequence[int], prompts: Sequence[Prompt]
+) -> dict[str, Any]:
+    """`summary_row` of (N,) values that are masked where an image has no score."""
+    return summary_row(values.tolist(), index, prompts)
+
+
+def summary_row(
+    scores: Sequence[float | None], index: Sequence[int], prompts: Sequence[Prompt]
+) -> dict[str, Any]:
+    """Means with 95 % intervals as plain numbers.
+
+    Args:
+        scores: one per image; None where scoring failed.
+        index: the prompt of each image.
+        prompts: all held-out prompts.
+
+    Returns:
+        `mean`, `low`, `high` of the mean of the categories, `n` (images with a score), and
+        `categories` with the same four each. Means are None where nothing has a score.
+    """
+    if all(score is None for score in scores):
+        return {"mean": None, "low": None, "high": None, "n": 0, "categories": {}}
+    found = summarise(scores, index, [prompt.group or "all" for prompt in prompts])
+    return {
+        **_plain(found.mean_of_groups),
+        "categories": {name: _plain(row) for name, row in found.groups.items()},
+    }
+
+
+def _plain(estimate: Estimate) -> dict[str, Any]:
+    return {
+        "mean": estimate.mean,
+        "low": estimate.low,
+        "high": estimate.high,
+        "n": estimate.count,
+    }

@@ -1,6 +1,0 @@
-"""The miniature: a Stable Diffusion 3 pipeline small enough to train with GRPO on a laptop.
-
-`scenes` says what can be drawn, `render` draws it, `prompts` speaks GenEval's grammar about it,
-`text`, `vae` and `pretrain` build and pretrain the pipeline. `python -m trainer.mini build` runs
-all of it; the result is shipped in `trainer/mini/weights`.
-"""

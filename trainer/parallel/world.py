@@ -1,0 +1,197 @@
+"""The processes of a run. With one process everything here is the identity.
+
+Started by `torchrun`, which sets RANK, WORLD_SIZE and LOCAL_RANK. Where every process has the whole
+model, gradients are added up by one all_reduce of one flat buffer per update; nothing wraps it.
+`DistributedDataParallel` would win nothing: an update accumulates many backward passes, so that
+only the last of them could overlap with communication, and its buckets average over processes where
+exact weights are needed. Sharded models are the matter of `trainer.parallel.sharding`.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from trainer.errors import PeerLost, TrainerError
+
+T = TypeVar("T")
+
+
+@contextmanager
+def _peers() -> Iterator[None]:
+    """A collective; one line instead of the backend's words when another process is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        # Without the place in its source that gloo begins with, and its advice at the end.
+        first = str(error).strip().partition("\n")[0]
+        reason = re.sub(r"^\[\S+\] ", "", first).partition(". ")[0][:200]
+        raise PeerLost(
+            f"another process of this run is gone or does not answer ({reason}); "
+            "the last checkpoint is whole: the same command resumes it"
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """This process among all processes.
+
+    Attributes:
+        rank: its number, 0 is the one that writes files.
+        size: how many there are.
+        local_rank: its number on this machine, which is also its GPU.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and prints."""
+        return self.rank == 0
+
+    @staticmethod
+    def join(
+        environment: Mapping[str, str], device_type: str, *, timeout_s: float = 1800.0
+    ) -> "World":
+        """Join the processes that torchrun started; a single process otherwise.
+
+        Args:
+            environment: torchrun's variables.
+            device_type: `cuda` or `cpu`.
+            timeout_s: how long a process waits for the others before it gives up.
+        """
+        size = int(environment.get("WORLD_SIZE", "1"))
+        if size == 1:
+            return World()
+        if not dist.is_initialized():
+            # Messages between processes go over the CPU: who waits for rewards keeps no GPU busy.
+            with _peers():
+                dist.init_process_group(
+                    "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo",
+                    timeout=timedelta(seconds=timeout_s),
+                )
+        return World(dist.get_rank(), size, int(environment.get("LOCAL_RANK", "0")))
+
+    def leave(self) -> None:
+        """End the group, if there is one."""
+        if self.size > 1 and dist.is_initialized():
+            # A group that has lost a process cannot be taken down in an orderly way.
+            with suppress(RuntimeError):
+                dist.destroy_process_group()
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes by rank, on every process; for small Python values."""
+        if self.size == 1:
+            return [value]
+        out: list[Any] = [None] * self.size
+        with _peers():
+            dist.all_gather_object(out, value)
+        return out
+
+    def broadcast(self, value: Any) -> Any:
+        """The value of process 0, on every process."""
+        if self.size == 1:
+            return value
+        box = [value]
+        with _peers():
+            dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any process."""
+        return any(self.gather(flag))
+
+    def on_main(self, action: Callable[[], T]) -> T:
+        """Do something on process 0; its small value, or its error, is that of every process."""
+        outcome: T | TrainerError | None = None
+        if self.is_main:
+            try:
+                outcome = action()
+            except TrainerError as error:
+                outcome = error
+        outcome = self.broadcast(outcome)
+        if isinstance(outcome, TrainerError):
+            raise shared(outcome)
+        return outcome  # pyright: ignore[reportReturnType]
+
+    def everywhere(self, action: Callable[[], T]) -> T:
+        """Do something on every process; what fails on one of them fails on all."""
+        problem: TrainerError | None = None
+        value: T | None = None
+        try:
+            value = action()
+        except TrainerError as error:
+            problem = error
+        for found in self.gather(problem):
+            if found is not None:
+                raise shared(found)
+        return value  # pyright: ignore[reportReturnType]
+
+    def sum(self, value: float) -> float:
+        """Sum of a number over the processes."""
+        return value if self.size == 1 else float(sum(self.gather(value)))
+
+    def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Add up the gradients of all processes in place; missing ones count as zero."""
+        if self.size == 1:
+            return
+        trained = list(parameters)
+        for parameter in trained:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        flat = torch.cat([p.grad.flatten() for p in trained if p.grad is not None])
+        with _peers():
+            dist.all_reduce(flat)
+        offset = 0
+        for parameter in trained:
+            count = parameter.numel()
+            parameter.grad = flat[offset : offset + count].view_as(parameter)
+            offset += count
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.size > 1:
+            with _peers():
+                dist.barrier()
+
+
+def shared(error: TrainerError) -> TrainerError:
+    """Mark an error as one that every process raises."""
+    error.shared = True
+    return error
+
+
+def setup_torch(
+    device: str, *, threads: int, deterministic: bool, tf32: bool = False
+) -> torch.device:
+    """Choose the device and set the process-wide switches of PyTorch.
+
+    Args:
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        threads: CPU threads of this process.
+        deterministic: refuse kernels whose result changes from call to call.
+        tf32: let CUDA multiply float32 matrices with TF32.
+    """
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    chosen = torch.device(name)
+    torch.set_num_threads(threads)
+    if deterministic:
+        # cuBLAS needs this before its first call to be reproducible.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    return chosen

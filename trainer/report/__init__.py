@@ -1,0 +1,1 @@
+"""What a run hands over: report, model card, tables and sheets of images."""

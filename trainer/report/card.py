@@ -1,0 +1,154 @@
+"""The model card: what a trained model is, how well it does, how to load it, how to make it again.
+
+`README.md` in the format of the Hugging Face hub, with its pictures beside it; made from what the
+run wrote down. The licence is the user's to state.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from trainer.config.settings import Settings
+from trainer.evaluation.alarms import ADVICE, Alarm, text
+from trainer.report.charts import headline_series
+from trainer.report.data import (
+    RunData,
+    categories,
+    comparison,
+    found_alarms,
+    kl_after,
+    load_run,
+    scorers,
+    settings_of,
+    shown_pictures,
+    watched,
+)
+from trainer.report.images import Pixels, save_png, sheet
+from trainer.report.recipe import recipe
+from trainer.report.snippets import base_of, is_hub_id, snippet
+from trainer.report.svg import line_document
+from trainer.run.log import figure
+
+TEMPLATES = Path(__file__).parent / "templates"
+CARD = "README.md"
+CURVE = "curve.svg"
+BEFORE_AFTER = "before_after.png"
+WIDGETS = 4
+
+
+def write_card(
+    run_dir: Path, folder: Path, *, epoch: int | None = None, whole: bool = False
+) -> Path:
+    """Write the card of the weights in `folder`, with its pictures, and return its path.
+
+    Args:
+        run_dir: the run that they come from.
+        folder: where the weights are.
+        epoch: of the checkpoint that they come from; None for the newest.
+        whole: the folder holds a complete pipeline.
+
+    Raises:
+        ConfigError: nothing has been evaluated yet.
+    """
+    run = load_run(run_dir, epoch)
+    settings = settings_of(run)
+    pictures = _pictures(run, folder)
+    (folder / CURVE).write_text(line_document(headline_series(run)), encoding="utf-8")
+    networks = () if settings.model.finetune == "lora" else _networks(folder)
+    made = recipe(settings)
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        # The card is Markdown for people who know where it comes from; nothing is a web page.
+        autoescape=False,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    card = environment.get_template("model_card.md").render(
+        front=_front_matter(run, settings, pictures).to_yaml(),
+        title=run_dir.name,
+        run=run,
+        settings=settings,
+        base=base_of(settings),
+        lora=settings.model.finetune == "lora" and not whole,
+        whole=whole,
+        headline=comparison(run.headline, run.base["metrics"], run.after["metrics"]),
+        categories=categories(run),
+        others=[
+            comparison(name, run.base["metrics"], run.after["metrics"])
+            for name in list(run.base["metrics"])[1:]
+        ],
+        watch=watched(run),
+        kl=kl_after(run),
+        alarms=[_alarm_line(alarm) for alarm in found_alarms(run)],
+        curve=CURVE,
+        before_after=BEFORE_AFTER if pictures else "",
+        shown=list(run.base["shown"])[:WIDGETS],
+        snippet=snippet(settings, str(folder), _prompt(run), networks, whole=whole),
+        recipe=made,
+        scorers=scorers(run),
+        interval=_interval,
+    )
+    path = folder / CARD
+    path.write_text(card.rstrip() + "\n", encoding="utf-8")
+    return path
+
+
+def _front_matter(run: RunData, settings: Settings, pictures: Sequence[str]) -> ModelCardData:
+    lora = settings.model.finetune == "lora"
+    hub = is_hub_id(settings)
+    widgets = [
+        {"text": prompt, "output": {"url": url}}
+        for prompt, url in zip(run.base["shown"], pictures, strict=False)
+    ]
+    return ModelCardData(
+        base_model=base_of(settings) if hub else None,
+        base_model_relation=("adapter" if lora else "finetune") if hub else None,
+        library_name="diffusers",
+        pipeline_tag="text-to-video" if settings.sampling.num_frames > 1 else "text-to-image",
+        tags=[
+            *(["lora"] if lora else []),
+            "flow-grpo",
+            "text-to-video" if settings.sampling.num_frames > 1 else "text-to-image",
+            "diffusers",
+            settings.task.name,
+        ],
+        widget=widgets or None,
+        instance_prompt=_prompt(run),
+    )
+
+
+def _pictures(run: RunData, folder: Path) -> list[str]:
+    """Write the first shown prompts before and after; names of the pictures after, by prompt."""
+    before, after = shown_pictures(run, run.base), shown_pictures(run, run.after)
+    count = min(WIDGETS, len(before), len(after))
+    if not count:
+        return []
+    both: list[Pixels] = [*before[:count], *after[:count]]
+    save_png(folder / BEFORE_AFTER, sheet(both, count))
+    names = [f"images/{index}.png" for index in range(count)]
+    for name, picture in zip(names, after, strict=False):
+        save_png(folder / name, picture)
+    return names
+
+
+def _prompt(run: RunData) -> str:
+    return (run.base["shown"] or ["a photo of a star"])[0]
+
+
+def _networks(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(path.parent.name for path in folder.glob("*/config.json")))
+
+
+def _alarm_line(alarm: Alarm) -> str:
+    period = f"from epoch {alarm.epoch}" + (f" to {alarm.until}" if alarm.until else "")
+    return f"{text(alarm)} ({period}). {ADVICE[alarm.kind]}"
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    if row["mean"] is None:
+        return "-"
+    return f"{figure(row['mean'])} ({figure(row['low'])} to {figure(row['high'])})"

@@ -1,0 +1,287 @@
+"""What a report says, as plain values: before and after, watched rewards, the verdict."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.config.settings import Settings
+from trainer.errors import ConfigError
+from trainer.evaluation.alarms import ADVICE, Alarm, Rules, active, alarms, text
+from trainer.report.images import Pixels, cut, load_png
+from trainer.run.log import figure, history, read
+from trainer.run.progress import RESOLVED, RESULT
+
+
+@dataclass(frozen=True, slots=True)
+class RunData:
+    """All that a report is made from.
+
+    Attributes:
+        run_dir: folder of the run.
+        settings: dumped settings.
+        versions: package versions.
+        scorers: fingerprints when the process started.
+        result: `result.json`, or None while the run goes on.
+        epochs: the training rows.
+        evaluations: the evaluation rows; the first is the base.
+    """
+
+    run_dir: Path
+    settings: Mapping[str, Any]
+    versions: Mapping[str, str]
+    scorers: Mapping[str, str]
+    result: Mapping[str, Any] | None
+    epochs: Sequence[Mapping[str, Any]]
+    evaluations: Sequence[Mapping[str, Any]]
+
+    @property
+    def tolerance(self) -> float:
+        """Share of the base by which a watched reward may move."""
+        return float(self.settings["eval"]["alarm_fall"])
+
+    @property
+    def base(self) -> Mapping[str, Any]:
+        """The evaluation of the untrained model."""
+        return self.evaluations[0]
+
+    @property
+    def after(self) -> Mapping[str, Any]:
+        """The newest evaluation."""
+        return self.evaluations[-1]
+
+    @property
+    def headline(self) -> str:
+        """Name of the first measured term."""
+        return next(iter(self.base["metrics"]))
+
+
+def load_run(run_dir: Path, until_epoch: int | None = None) -> RunData:
+    """Read a run's folder.
+
+    Args:
+        run_dir: the folder.
+        until_epoch: leave out what came after this epoch.
+
+    Raises:
+        ConfigError: it holds no run, or nothing has been evaluated yet.
+    """
+    try:
+        resolved = json.loads((run_dir / RESOLVED).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{run_dir} holds no run (there is no {RESOLVED})") from None
+    rows = read(run_dir)
+    if until_epoch is not None:
+        rows = [row for row in rows if row["epoch"] <= until_epoch]
+    evaluations = [row for row in rows if row["kind"] == "eval"]
+    if not evaluations:
+        raise ConfigError(f"{run_dir} has no evaluation yet")
+    result = run_dir / RESULT
+    return RunData(
+        run_dir=run_dir,
+        settings=resolved["settings"],
+        versions=resolved["versions"],
+        scorers=resolved["scorers"],
+        result=json.loads(result.read_text(encoding="utf-8")) if result.is_file() else None,
+        epochs=[row for row in rows if row["kind"] == "train"],
+        evaluations=evaluations,
+    )
+
+
+def settings_of(run: RunData) -> Settings:
+    """The run's settings as the trainer knows them."""
+    return Settings.model_validate(run.settings)
+
+
+def found_alarms(run: RunData) -> tuple[Alarm, ...]:
+    """All alarms of a run, over or not, in the order in which they began."""
+    rows = sorted(
+        [*run.epochs, *run.evaluations], key=lambda row: (row["epoch"], row["kind"] == "eval")
+    )
+    return alarms(rows, Rules.of(settings_of(run)))
+
+
+def banner(run: RunData) -> list[dict[str, str]]:
+    """What the report warns of at its top: alarms that are not over."""
+    return [
+        {
+            "text": text(alarm),
+            "since": f"since the evaluation of epoch {alarm.epoch}",
+            "advice": ADVICE[alarm.kind],
+        }
+        for alarm in active(found_alarms(run))
+    ]
+
+
+def kl_after(run: RunData) -> float | None:
+    """Distance of the newest evaluation's model to the base; None where it is not known."""
+    return run.after.get("kl", {}).get("mean")
+
+
+def outputs(run: RunData) -> list[dict[str, Any]]:
+    """Before and after of everything that the scorers gave."""
+    before, after = run.base["outputs"], run.after["outputs"]
+    return [comparison(name, before, after) for name in before]
+
+
+def shown_pictures(run: RunData, row: Mapping[str, Any]) -> list[Pixels]:
+    """The pictures of the shown prompts in one evaluation; none if they were not kept."""
+    path = run.run_dir / (row.get("samples") or "")
+    return cut(load_png(path), len(row["shown"])) if path.is_file() else []
+
+
+def comparison(
+    name: str, before: Mapping[str, Any], after: Mapping[str, Any], category: str = ""
+) -> dict[str, Any]:
+    """One line of the before/after table.
+
+    Returns:
+        `name`, `before` and `after` (mean, low, high, n), `change`, `relative` (to the absolute
+        base), `apart` (the intervals do not touch) and `text`.
+    """
+    empty = {"mean": None, "low": None, "high": None, "n": 0}
+    first, second = before[name], after.get(name, empty)
+    if category:
+        first = first["categories"][category]
+        second = second.get("categories", {}).get(category, empty)
+    change = relative = None
+    apart = False
+    if first["mean"] is not None and second["mean"] is not None:
+        change = second["mean"] - first["mean"]
+        relative = change / abs(first["mean"]) if abs(first["mean"]) > 1e-9 else None
+        apart = second["low"] > first["high"] or second["high"] < first["low"]
+    return {
+        "name": category or name,
+        "before": first,
+        "after": second,
+        "change": change,
+        "relative": relative,
+        "apart": apart,
+        "text": "-" if change is None else ("+" if change >= 0 else "-") + figure(abs(change)),
+    }
+
+
+def categories(run: RunData) -> list[dict[str, Any]]:
+    """Before and after of the headline, by category."""
+    names = run.base["metrics"][run.headline]["categories"]
+    return [
+        comparison(run.headline, run.base["metrics"], run.after["metrics"], name) for name in names
+    ]
+
+
+def watched(run: RunData) -> list[dict[str, Any]]:
+    """Before and after of what is watched but not trained on.
+
+    `state` is `steady`, `fell`, `rose` or `unknown` (the base is zero or nothing was scored).
+    """
+    after = dict(run.after["watch"])
+    for row in reversed(run.evaluations):
+        # Evaluations with one image per prompt have no diversity.
+        for name, value in row["watch"].items():
+            after.setdefault(name, value)
+    out = []
+    for name in run.base["watch"]:
+        line = comparison(name, run.base["watch"], after)
+        relative = line["relative"]
+        line["state"] = (
+            "unknown"
+            if relative is None
+            else "fell"
+            if relative < -run.tolerance
+            else "rose"
+            if relative > run.tolerance
+            else "steady"
+        )
+        out.append(line)
+    return out
+
+
+def verdict(run: RunData) -> dict[str, str]:
+    """The reward-hacking monitor in plain words: `kind` (good, warn, none) and `text`."""
+    rows = [row for row in watched(run) if row["state"] != "unknown"]
+    if not rows:
+        return {
+            "kind": "none",
+            "text": "Nothing is watched beside the trained reward, so reward hacking would not be "
+            "seen here. Name scorers in rewards.watch.",
+        }
+    fell = [row for row in rows if row["state"] == "fell"]
+    rose = [row for row in rows if row["state"] == "rose"]
+    gain = comparison(run.headline, run.base["metrics"], run.after["metrics"])["change"] or 0.0
+    if fell:
+        names = " and ".join(f"{row['name']} fell by {-row['relative']:.0%}" for row in fell)
+        text = (
+            f"{names} against the base while {run.headline} changed by {gain:+.3f}. This is how "
+            "reward hacking looks: compare the samples. A larger loss.kl_beta, a smaller optim.lr "
+            "or an earlier checkpoint are the usual remedies."
+        )
+        return {"kind": "warn", "text": text}
+    lost = [row for row in categories(run) if row["apart"] and row["change"] < 0]
+    if lost:
+        names = " and ".join(f"{row['name']} ({row['text']})" for row in lost)
+        text = (
+            f"The watched rewards held, but {names} fell beyond the 95 % intervals while "
+            f"{run.headline} changed by {gain:+.3f}: the policy is paid too rarely for them and "
+            "forgets. Give them more weight in task.category_weights, or raise loss.kl_beta."
+        )
+        return {"kind": "warn", "text": text}
+    tail = ""
+    if rose:
+        names = " and ".join(f"{row['name']} ({percent(row['relative'])})" for row in rose)
+        tail = f" Above it: {names}."
+    return {
+        "kind": "good",
+        "text": f"None of the {len(rows)} watched rewards fell by more than {run.tolerance:.0%} "
+        f"of the base while {run.headline} changed by {gain:+.3f}: no sign of reward hacking."
+        f"{tail}",
+    }
+
+
+def facts(run: RunData) -> list[tuple[str, str]]:
+    """The numbers in the cards at the top."""
+    images = sum(row["images"] for row in run.epochs)
+    failed = sum(row["failed"] for row in run.epochs) + sum(r["failed"] for r in run.evaluations)
+    minutes = run.epochs[-1]["train_minutes"] if run.epochs else 0.0
+    deviations = [
+        row["first_ratio_deviation"]
+        for row in run.epochs
+        if row.get("first_ratio_deviation") is not None
+    ]
+    kl = kl_after(run)
+    exact = "exactly 1" if not any(deviations) else f"off by up to {max(deviations):.1e}"
+    return [
+        ("training time", f"{minutes:.1f} min"),
+        ("epochs", f"{len(run.epochs)}"),
+        ("optimiser updates", f"{run.epochs[-1]['updates'] if run.epochs else 0}"),
+        ("images trained on", f"{images:,}"),
+        ("images without a score", f"{failed}"),
+        ("first ratio of every epoch", exact if deviations else "-"),
+        *([("KL to the base", f"{kl:.2g}")] if kl is not None else []),
+    ]
+
+
+def scorers(run: RunData) -> list[dict[str, str]]:
+    """Which scorers computed the rewards: `name`, `fingerprint` and, if it has changed, `since`."""
+    found = history(sorted([*run.epochs, *run.evaluations], key=lambda row: row["epoch"]))
+    names = [name for name, _, _ in found]
+    rows = [
+        {
+            "name": name,
+            "fingerprint": fingerprint,
+            "since": f"from epoch {epoch}" if names.count(name) > 1 else "",
+        }
+        for name, fingerprint, epoch in found
+    ]
+    asked = [name for name in run.scorers if name not in names]
+    return rows + [{"name": n, "fingerprint": run.scorers[n], "since": ""} for n in asked]
+
+
+def percent(value: float | None) -> str:
+    """A change as a signed percentage."""
+    return "-" if value is None else f"{100 * value:+.1f} %"
+
+
+def number(value: float | None) -> str:
+    """As the log has it, or a dash."""
+    return "-" if value is None else figure(value)

@@ -1,0 +1,165 @@
+"""`report.html` of a run: one file without external assets, made from what the run wrote down.
+
+Works on unfinished runs too: the newest evaluation then stands for the result.
+"""
+
+import base64
+import io
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image as PilImage
+from rich.box import HORIZONTALS
+from rich.table import Table
+
+from trainer.evaluation.alarms import text
+from trainer.report.charts import charts
+from trainer.report.data import (
+    RunData,
+    banner,
+    categories,
+    comparison,
+    facts,
+    found_alarms,
+    load_run,
+    number,
+    outputs,
+    percent,
+    scorers,
+    settings_of,
+    shown_pictures,
+    verdict,
+    watched,
+)
+from trainer.report.snippets import snippet
+from trainer.run.log import figure
+
+TEMPLATES = Path(__file__).parent / "templates"
+SHOWN_EVALUATIONS = 7
+LARGEST_PX = 160
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write `report.html` into a run's folder and return its path.
+
+    Raises:
+        ConfigError: see `load_run`.
+    """
+    run = load_run(run_dir)
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined
+    )
+    html = environment.get_template("report.html").render(
+        title=run_dir.name,
+        run=run,
+        finished=run.result is not None,
+        headline=comparison(run.headline, run.base["metrics"], run.after["metrics"]),
+        categories=categories(run),
+        others=[
+            comparison(name, run.base["metrics"], run.after["metrics"])
+            for name in list(run.base["metrics"])[1:]
+        ],
+        watch=watched(run),
+        verdict=verdict(run),
+        facts=facts(run),
+        samples=samples(run),
+        charts=charts(run),
+        sections=run.settings,
+        scorers=scorers(run),
+        banner=banner(run),
+        past=[text(alarm) for alarm in found_alarms(run) if alarm.until is not None],
+        outputs=outputs(run),
+        loading=_loading(run),
+        command=f"flow-train report {shlex.quote(str(run_dir))}",
+        pct=percent,
+        num=number,
+    )
+    path = run_dir / "report.html"
+    temporary = run_dir / ".report.html.writing"
+    temporary.write_text(html, encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def before_after(run_dir: Path) -> Table:
+    """The before/after table for the console, which fits in 80 columns.
+
+    Raises:
+        ConfigError: see `load_run`.
+    """
+    run = load_run(run_dir)
+    title = f"{run_dir.name}: {run.headline} on held-out prompts, {run.after['images']} images"
+    table = Table(title=title, box=HORIZONTALS, padding=0)
+    for name in ("", "base", "trained", "change"):
+        table.add_column(name, justify="left" if not name else "right")
+    for row in categories(run):
+        table.add_row(row["name"], _interval(row["before"]), _interval(row["after"]), row["text"])
+    table.add_section()
+    whole = comparison(run.headline, run.base["metrics"], run.after["metrics"])
+    cells = (_interval(whole["before"]), _interval(whole["after"]), whole["text"])
+    table.add_row("mean of categories", *cells, style="bold")
+    table.add_section()
+    table.add_row("[dim]watched, not trained on[/]")
+    for row in watched(run):
+        table.add_row(
+            row["name"],
+            number(row["before"]["mean"]),
+            number(row["after"]["mean"]),
+            percent(row["relative"]),
+        )
+    return table
+
+
+def _loading(run: RunData) -> str:
+    settings, folder = settings_of(run), run.run_dir / "model"
+    networks = tuple(sorted(path.parent.name for path in folder.glob("*/config.json")))
+    if settings.model.finetune == "full":
+        networks = networks or ("transformer",)
+    prompt = (run.base["shown"] or ["a photo of a star"])[0]
+    return snippet(settings, str(folder), prompt, networks)
+
+
+def samples(run: RunData) -> dict[str, Any]:
+    """The shown prompts through training: `heads` and one row of images per prompt."""
+    rows = [row for row in run.evaluations if row.get("samples")]
+    rows = [row for row in rows if (run.run_dir / row["samples"]).is_file()]
+    if len(rows) > SHOWN_EVALUATIONS:
+        last = len(rows) - 1
+        picked = {round(i * last / (SHOWN_EVALUATIONS - 1)) for i in range(SHOWN_EVALUATIONS)}
+        rows = [rows[index] for index in sorted(picked)]
+    if not rows:
+        return {"heads": [], "rows": []}
+    columns = [shown_pictures(run, row) for row in rows]
+    heads = [
+        {
+            "title": "base" if row["epoch"] == 0 else f"epoch {row['epoch']}",
+            "minutes": f"{row['train_minutes']:.1f} min",
+        }
+        for row in rows
+    ]
+    pictures = [
+        {"prompt": prompt, "images": [_data_url(column[index]) for column in columns]}
+        for index, prompt in enumerate(rows[0]["shown"])
+    ]
+    return {"heads": heads, "rows": pictures}
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    if row["mean"] is None:
+        return "-"
+    return f"{figure(row['mean'])} ({figure(row['low'])} to {figure(row['high'])})"
+
+
+def _data_url(pixels: Any) -> str:
+    image = PilImage.fromarray(pixels)
+    kind, options = "PNG", {"optimize": True}
+    if image.height > LARGEST_PX:
+        image.thumbnail((image.width, LARGEST_PX))
+        kind, options = "JPEG", {"quality": 88}
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind, **options)
+    text = base64.b64encode(buffer.getvalue()).decode()
+    return f"data:image/{kind.lower()};base64,{text}"

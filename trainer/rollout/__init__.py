@@ -1,0 +1,1 @@
+"""Sampling groups of images, and the same step again for the update."""

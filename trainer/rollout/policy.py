@@ -1,0 +1,276 @@
+"""The records of a rollout, and the one place where a step of the policy is computed.
+
+Sampling (`trainer.rollout.rollout`) and training (`recompute`) both call `policy_step` with the
+same tensors in the same batches. Log-probabilities are then equal to the bit, so that the first
+ratio of an epoch is exactly 1 (on one device and thread count; the model stays in eval mode).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from trainer.algorithm.sde import (
+    OFFICIAL_LOG_PROB,
+    TRANSITIONS,
+    LogProbForm,
+    Transition,
+    log_prob,
+    transition,
+)
+from trainer.algorithm.windows import WindowPlan, window
+from trainer.models.base import Conditioning, FlowModel
+from trainer.rollout.noise import NoiseKey
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutConfig:
+    """How images are sampled during training.
+
+    Attributes:
+        num_steps: T_train, the number of sampling steps (>= 2).
+        kind: Transition of the stochastic steps, a key of ``TRANSITIONS``. With ``ode`` there are
+            none and the window is empty: for losses that need finished images only.
+        noise_level: a; 0.7 for SD3 with flow_sde, 0.8 with cps.
+        window_size: Number of consecutive stochastic steps; 0 takes all steps but the last.
+        window_range: The window lies in [first, end); None is (0, num_steps - 1).
+        window_plan: How the window moves from batch to batch or epoch to epoch.
+        guidance_scale: Classifier-free guidance; 1 needs no second forward.
+        log_prob_form: None takes the official form of ``kind``.
+        keep_means: Store the transition means (GRPO-Guard needs them).
+    """
+
+    num_steps: int = 10
+    kind: str = "flow_sde"
+    noise_level: float = 0.7
+    window_size: int = 0
+    window_range: tuple[int, int] | None = None
+    window_plan: WindowPlan = field(default_factory=WindowPlan)
+    guidance_scale: float = 1.0
+    log_prob_form: LogProbForm | None = None
+    keep_means: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 2:
+            raise ValueError(f"num_steps must be at least 2, not {self.num_steps}")
+        if self.kind not in TRANSITIONS:
+            raise ValueError(f"kind must be one of {', '.join(TRANSITIONS)}, not {self.kind!r}")
+        if self.kind != "ode" and self.noise_level <= 0:
+            raise ValueError("noise_level must be positive: a deterministic policy has no ratio")
+        if self.kind == "cps" and self.noise_level > 1:
+            raise ValueError(f"cps needs a noise level of at most 1, not {self.noise_level}")
+        first, end = self.allowed
+        if not 0 <= first < end <= self.num_steps:
+            raise ValueError(f"window_range {(first, end)} is not inside 0..{self.num_steps}")
+        if not 0 <= self.window_size <= end - first:
+            raise ValueError(f"window_size {self.window_size} does not fit into {(first, end)}")
+        if self.window_plan.strategy != "random" and not self.window_size:
+            raise ValueError(
+                f"window_strategy {self.window_plan.strategy} moves a window: set window_size"
+            )
+        if self.kind == "cps" and end == self.num_steps:
+            raise ValueError("the last step of cps is deterministic; end the window before it")
+
+    @property
+    def allowed(self) -> tuple[int, int]:
+        """First step and end of the range that the window lies in."""
+        return self.window_range or (0, self.num_steps - 1)
+
+    @property
+    def form(self) -> LogProbForm:
+        """The form of log-probability in use; ``ode`` has none and is refused by ``log_prob``."""
+        return self.log_prob_form or OFFICIAL_LOG_PROB.get(self.kind, "gaussian")
+
+
+def draw_window(config: RolloutConfig, seed: int, epoch: int, batch: int = 0) -> tuple[int, ...]:
+    """The stochastic steps of one batch, see ``trainer.algorithm.windows``; none for ``ode``."""
+    if config.kind == "ode":
+        return ()
+    first, end = config.allowed
+    size = config.window_size or end - first
+    plan = config.window_plan
+    return window(plan, (first, end), size, seed=seed, epoch=epoch, batch=batch)
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutBatch:
+    """What training needs of B sampled images with a window of W steps.
+
+    Attributes:
+        trajectory: (B, W + 1, ...) float32, latents before each window step and after the last.
+        log_probs: (B, W) float32 of the sampling policy.
+        steps: The W step indices, consecutive.
+        sigmas: (num_steps + 1,) float32 on the CPU.
+        final: (B, ...) latents of the finished images.
+        keys: B names of the images' random numbers; losses draw theirs from them too.
+        means: (B, W, ...) transition means, or None.
+    """
+
+    trajectory: Tensor
+    log_probs: Tensor
+    steps: tuple[int, ...]
+    sigmas: Tensor
+    final: Tensor
+    keys: tuple[NoiseKey, ...]
+    means: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.final.shape[0]
+
+    def select(self, rows: Tensor | Sequence[int]) -> "RolloutBatch":
+        """Some images of the batch; note that other batch sizes round differently (``refresh``)."""
+        index = torch.as_tensor(rows, dtype=torch.long, device=self.final.device)
+        return replace(
+            self,
+            trajectory=self.trajectory.index_select(0, index),
+            log_probs=self.log_probs.index_select(0, index),
+            final=self.final.index_select(0, index),
+            keys=tuple(self.keys[row] for row in index.tolist()),
+            means=None if self.means is None else self.means.index_select(0, index),
+        )
+
+    def to(self, device: torch.device | str) -> "RolloutBatch":
+        """Move everything but the schedule."""
+        return replace(
+            self,
+            trajectory=self.trajectory.to(device),
+            log_probs=self.log_probs.to(device),
+            final=self.final.to(device),
+            means=None if self.means is None else self.means.to(device),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyStep:
+    """One evaluated step.
+
+    Attributes:
+        log_prob: (B,) of the given next latents; None when none were given.
+        transition: Mean (B, ...) and full standard deviation (B, 1, ...).
+        v: (B, ...) velocity.
+        dt: (B,) sigma_next - sigma.
+    """
+
+    log_prob: Tensor | None
+    transition: Transition
+    v: Tensor
+    dt: Tensor
+
+
+def policy_step(
+    model: FlowModel,
+    x: Tensor,
+    steps: Tensor,
+    cond: Conditioning,
+    config: RolloutConfig,
+    *,
+    sigmas: Tensor,
+    negative: Conditioning | None = None,
+    x_next: Tensor | None = None,
+    kind: str | None = None,
+) -> PolicyStep:
+    """Evaluate the model and the transition at one step per image.
+
+    Args:
+        model: The policy (or, inside ``model.reference()``, the reference).
+        x: (B, ...) latents before the step.
+        steps: (B,) long, step index per image, on the CPU.
+        cond: B encoded prompts.
+        config: Transition, noise level, guidance.
+        sigmas: (num_steps + 1,) schedule on the CPU.
+        negative: One or B encoded negative prompts; needed when guidance is not 1.
+        x_next: (B, ...) latents after the step, to be given a log-probability.
+        kind: Replaces ``config.kind`` (``ode`` outside the window).
+    """
+    sigma, sigma_next = sigmas[steps].to(x.device), sigmas[steps + 1].to(x.device)
+    v = model.velocity(x, sigma, cond, config.guidance_scale, negative)
+    step = transition(
+        kind or config.kind,
+        x,
+        v,
+        sigma,
+        sigma_next,
+        noise_level=config.noise_level,
+        sigma_max=sigmas[1].item(),
+    )
+    density = None if x_next is None else log_prob(x_next, step, config.form)
+    return PolicyStep(density, step, v, sigma_next - sigma)
+
+
+def recompute(
+    model: FlowModel,
+    batch: RolloutBatch,
+    positions: Sequence[int],
+    cond: Conditioning,
+    config: RolloutConfig,
+    *,
+    negative: Conditioning | None = None,
+) -> PolicyStep:
+    """Evaluate stored steps again, with gradients where they are enabled.
+
+    One position repeats the rollout's own forward pass, to the bit. Several are folded into one
+    batch of len(positions) * B rows, position by position; that is faster for small batches, but
+    a different batch size rounds differently, so pass the batch through ``refresh`` first.
+
+    Args:
+        model: The policy, or the reference inside ``model.reference()``.
+        batch: The rollout, B images.
+        positions: Indices into ``batch.steps``.
+        cond: B encoded prompts.
+        config: The settings of the rollout.
+        negative: One or B encoded negative prompts.
+
+    Returns:
+        Tensors of len(positions) * B rows; ``flat_log_probs`` gives the old ones in this order.
+    """
+    count, repeats = len(batch), len(positions)
+    x = torch.cat([batch.trajectory[:, place] for place in positions])
+    x_next = torch.cat([batch.trajectory[:, place + 1] for place in positions])
+    steps = torch.tensor([batch.steps[place] for place in positions]).repeat_interleave(count)
+    if repeats > 1:
+        cond = Conditioning.cat([cond] * repeats)
+        if negative is not None and len(negative) > 1:
+            negative = Conditioning.cat([negative] * repeats)
+    return policy_step(
+        model, x, steps, cond, config, sigmas=batch.sigmas, negative=negative, x_next=x_next
+    )
+
+
+def flat_log_probs(batch: RolloutBatch, positions: Sequence[int]) -> Tensor:
+    """The stored log-probabilities in the row order of ``recompute``."""
+    return torch.cat([batch.log_probs[:, place] for place in positions])
+
+
+def chunks(total: int, size: int) -> Iterator[tuple[int, ...]]:
+    """Split 0..total-1 into consecutive runs of at most ``size``."""
+    for start in range(0, total, max(size, 1)):
+        yield tuple(range(start, min(start + size, total)))
+
+
+@torch.no_grad()
+def refresh(
+    model: FlowModel,
+    batch: RolloutBatch,
+    cond: Conditioning,
+    config: RolloutConfig,
+    *,
+    fold: int = 1,
+    negative: Conditioning | None = None,
+) -> RolloutBatch:
+    """Recompute the old log-probabilities (and means) in the batching that training will use.
+
+    To be called before the first update of an epoch when training uses another batch size than
+    the rollout, or folds ``fold`` steps into one batch; it costs one forward pass per step.
+    """
+    rows = [
+        recompute(model, batch, places, cond, config, negative=negative)
+        for places in chunks(len(batch.steps), fold)
+    ]
+    shape = (len(batch.steps), len(batch))
+    log_probs = torch.cat([row.log_prob for row in rows if row.log_prob is not None])
+    means = None
+    if batch.means is not None:
+        flat = torch.cat([row.transition.mean for row in rows])
+        means = flat.reshape(*shape, *flat.shape[1:]).transpose(0, 1).contiguous()
+    return replace(batch, log_probs=log_probs.reshape(shape).T.contiguous(), means=means)

@@ -1,0 +1,1 @@
+"""A training run: the loop, its epochs and updates, its state on disk."""

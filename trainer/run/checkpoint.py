@@ -1,0 +1,309 @@
+"""Checkpoints that are complete or not there, and that say so when they are damaged.
+
+`checkpoints/epoch_000010/` holds tensors as safetensors and the rest as JSON; nothing is pickled.
+A checkpoint is written beside its place, forced to the disk, and renamed; `manifest.json` has a
+checksum of every file. A damaged checkpoint is moved aside and the one before it is used.
+`checkpoints/best` is a link to the checkpoint with the best evaluation, which is never removed.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from trainer.errors import CheckpointError
+from trainer.parallel.sharding import fill, shard_like
+from trainer.run.storage import digest, storing, sync
+
+FOLDER = "checkpoints"
+BEST = "best"
+LATEST = "latest"
+MANIFEST = "manifest.json"
+PROGRESS = "progress.json"
+FORMAT = 1
+REMEDY = (
+    "start with the model that the run was started with, or in another folder with "
+    "--set run.out_dir="
+)
+
+
+class DamagedError(CheckpointError):
+    """A checkpoint is not what was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """All that a run is, between two epochs.
+
+    Attributes:
+        progress: plain numbers and texts (epoch, updates, seconds used, metrics lines, ...).
+        tensors: named tensors by file: `trained`, `optimizer`, `ema`, `rng`.
+    """
+
+    progress: Mapping[str, Any]
+    tensors: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+
+
+def name_of(epoch: int) -> str:
+    """Folder name of the checkpoint after `epoch` epochs."""
+    return f"epoch_{epoch:06d}"
+
+
+def present(run_dir: Path) -> list[Path]:
+    """Finished checkpoints, newest first."""
+    return sorted((run_dir / FOLDER).glob("epoch_*"), reverse=True)
+
+
+def save(run_dir: Path, checkpoint: Checkpoint, *, keep: int, best_epoch: int = -1) -> Path:
+    """Write a checkpoint and remove the oldest beyond `keep`, but not the best.
+
+    An existing checkpoint of the same epoch is left as it is: the numbers are the same.
+
+    Args:
+        run_dir: folder of the run.
+        checkpoint: what to write.
+        keep: how many of the newest stay.
+        best_epoch: the epoch of the best evaluation; negative while there is none.
+
+    Returns:
+        Its folder.
+
+    Raises:
+        StorageError: the disk is full, read-only or broken; the checkpoints before are whole.
+    """
+    root = run_dir / FOLDER
+    target = root / name_of(int(checkpoint.progress["epoch"]))
+    with storing(f"checkpoint {target}"):
+        root.mkdir(parents=True, exist_ok=True)
+        # First of all: what a killed process has left may be what fills the disk.
+        _remove(*root.glob(".writing-*"), *root.glob(".removing-*"))
+        if not target.exists():
+            _write(root, target, checkpoint)
+        mark_best(run_dir, best_epoch)
+        best = (root / BEST).resolve()
+        for old in present(run_dir)[keep:]:
+            if old.resolve() != best:
+                # A folder that is half removed must not look like a checkpoint.
+                _remove(old.rename(root / f".removing-{old.name}"))
+    return target
+
+
+def mark_best(run_dir: Path, epoch: int) -> None:
+    """Let `checkpoints/best` be the checkpoint of an epoch, if there is one."""
+    root = run_dir / FOLDER
+    if not (root / name_of(epoch)).is_dir():
+        return
+    temporary = root / f".{BEST}"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(name_of(epoch))
+    temporary.replace(root / BEST)
+
+
+def _remove(*folders: Path) -> None:
+    for folder in folders:
+        shutil.rmtree(folder)
+
+
+def _write(root: Path, target: Path, checkpoint: Checkpoint) -> None:
+    temporary = root / f".writing-{target.name}"
+    try:
+        _fill(temporary, checkpoint)
+    except (OSError, SafetensorError):
+        # A full disk gets its space back.
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    temporary.rename(target)
+    sync(root)
+
+
+def _fill(temporary: Path, checkpoint: Checkpoint) -> None:
+    temporary.mkdir()
+    for name, tensors in checkpoint.tensors.items():
+        cpu = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+        save_file(cpu, temporary / f"{name}.safetensors")
+    text = json.dumps({"format": FORMAT, **checkpoint.progress}, indent=1)
+    (temporary / PROGRESS).write_text(text, encoding="utf-8")
+    sums = {path.name: digest(path) for path in sorted(temporary.iterdir())}
+    (temporary / MANIFEST).write_text(json.dumps(sums, indent=1), encoding="utf-8")
+    for path in temporary.iterdir():
+        sync(path)
+    sync(temporary)
+
+
+def load(path: Path) -> Checkpoint:
+    """Read one checkpoint after checking every file.
+
+    Raises:
+        DamagedError: a file is missing, differs from its checksum or cannot be read.
+        CheckpointError: it is whole, but of another format, or this user may not read it.
+    """
+    try:
+        sums = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        for name, expected in sums.items():
+            if digest(path / name) != expected:
+                raise DamagedError(f"{path / name} is damaged (its checksum does not match)")
+        progress = json.loads((path / PROGRESS).read_text(encoding="utf-8"))
+        tensors = {
+            Path(name).stem: load_file(path / name)
+            for name in sums
+            if name.endswith(".safetensors")
+        }
+    except FileNotFoundError as error:
+        raise DamagedError(f"{error.filename} is missing") from None
+    except PermissionError as error:
+        raise CheckpointError(f"{error.filename}: {error.strerror}; make it readable") from None
+    except (OSError, ValueError, AttributeError, SafetensorError) as error:
+        raise DamagedError(f"{path} cannot be read: {error}") from None
+    if progress.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {progress.get('format')}, this version reads {FORMAT}: continue "
+            "with the version that wrote it, or start again with --set run.out_dir="
+        )
+    return Checkpoint(progress, tensors)
+
+
+def find(run_dir: Path, name: str = LATEST) -> Checkpoint:
+    """Read a checkpoint by name; nothing is changed.
+
+    Args:
+        run_dir: folder of the run.
+        name: `latest` (the newest that is whole), `best`, or a folder such as `epoch_000010`.
+
+    Raises:
+        CheckpointError: there is none of that name, or it is damaged.
+    """
+    found = present(run_dir)
+    if not found:
+        raise CheckpointError(f"{run_dir} has no checkpoint yet")
+    if name != LATEST:
+        path = run_dir / FOLDER / name
+        if not path.is_dir() or (name != BEST and path not in found):
+            raise CheckpointError(
+                f"{run_dir} has no checkpoint {name!r}; it has "
+                + ", ".join([LATEST, *([BEST] if (path.parent / BEST).is_dir() else [])])
+                + "".join(f", {path.name}" for path in found)
+            )
+        return load(path)
+    stored, problems = _newest_whole(found)
+    if stored is None:
+        raise problems[0]
+    return stored
+
+
+def _newest_whole(paths: Sequence[Path]) -> tuple[Checkpoint | None, list[DamagedError]]:
+    problems: list[DamagedError] = []
+    for path in paths:
+        try:
+            found = load(path)
+        except DamagedError as error:
+            problems.append(error)
+            continue
+        return found, problems
+    return None, problems
+
+
+def load_latest(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that is whole, and a line for each one that was not.
+
+    Damaged ones are moved to `checkpoints/damaged/`.
+
+    Raises:
+        CheckpointError: there are checkpoints, but all are damaged.
+    """
+    paths = present(run_dir)
+    found, problems = _newest_whole(paths)
+    warnings = [str(problem) for problem in problems]
+    if found is not None:
+        _move_aside(run_dir, paths[: len(warnings)])
+        return found, warnings
+    if warnings:
+        raise CheckpointError(
+            f"{warnings[0]}; no whole checkpoint is left in {run_dir / FOLDER}: restore one, or "
+            "start again in another folder with --set run.out_dir="
+        )
+    return None, []
+
+
+def _move_aside(run_dir: Path, damaged: list[Path]) -> None:
+    for path in damaged:
+        place = run_dir / FOLDER / "damaged"
+        place.mkdir(exist_ok=True)
+        target = place / path.name
+        if target.exists():
+            shutil.rmtree(target)
+        path.rename(target)
+
+
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """AdamW's state as named tensors."""
+    out = {}
+    for name, parameter in parameters.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            out[f"{name}|{key}"] = torch.as_tensor(value)
+    return out
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+) -> None:
+    """Put back what `optimizer_tensors` gave.
+
+    Raises:
+        CheckpointError: the tensors belong to other parameters.
+    """
+    for full, value in tensors.items():
+        name, _, key = full.rpartition("|")
+        if name not in parameters:
+            raise CheckpointError(f"the checkpoint's optimiser knows {name}, the model does not")
+        parameter = parameters[name]
+        # The step counter stays where AdamW keeps it: on the CPU.
+        optimizer.state[parameter][key] = (
+            value.cpu() if key == "step" else shard_like(parameter, value)
+        )
+
+
+def restore_parameters(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Copy stored weights into the model.
+
+    Raises:
+        CheckpointError: names or shapes differ.
+    """
+    if set(parameters) != set(tensors):
+        name = sorted(set(parameters) ^ set(tensors))[0]
+        raise CheckpointError(
+            f"the checkpoint is of another model or finetune mode: {name} is in one only; {REMEDY}"
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if parameter.shape != tensors[name].shape:
+                raise CheckpointError(
+                    f"{name}: the checkpoint has shape {tuple(tensors[name].shape)}, the model "
+                    f"{tuple(parameter.shape)}; {REMEDY}"
+                )
+            fill(parameter, tensors[name])
+
+
+def random_state() -> dict[str, Tensor]:
+    """The state of PyTorch's global generators of this process."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_random_state(state: Mapping[str, Tensor]) -> None:
+    """Put back what `random_state` gave."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,270 @@
+"""One epoch: sample, score, compare, update.
+
+Scores are requested as each sampling batch is decoded. An update begins as soon as the scores that
+its advantages need are there (`trainer.run.scores`). A service that goes away loses nothing:
+whatever the epoch has changed by then is taken back.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.ma import MaskedArray
+
+from trainer.algorithm.advantages import Advantages
+from trainer.algorithm.losses import TrainBatch
+from trainer.models.base import Conditioning
+from trainer.rewards import Scores
+from trainer.rollout import prompts as prompt_filter
+from trainer.rollout.prompts import Draw, draw_prompts, draws, share_out
+from trainer.rollout.rollout import RolloutBatch, draw_window, rollout
+from trainer.run.scores import EpochScores
+from trainer.run.state import Run, check_stop
+from trainer.run.undo import undone_by_failure
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """One rollout batch on its way.
+
+    Attributes:
+        first: number of its first image in the epoch.
+        batch: what training needs of the sampling.
+        cond: its encoded prompts.
+        pending: its scores.
+    """
+
+    first: int
+    batch: RolloutBatch
+    cond: Conditioning
+    pending: "Future[Scores]"
+
+
+def train_epoch(run: Run) -> dict[str, Any]:
+    """Sample, score and update once; return the epoch's metrics.
+
+    Raises:
+        ServiceError: the service went away or too much has no score; nothing has changed.
+        Stopped: someone asked to stop before the last scores were there; nothing has changed.
+    """
+    settings, epoch = run.settings, run.progress.epoch
+    times: dict[str, float] = dict.fromkeys(("rollout", "score_wait", "train"), 0.0)
+    with _timed(times, "rollout"):
+        asleep = _resting(run)
+        prompts = draw_prompts(
+            prompt_filter.in_play(run.probabilities, asleep),
+            settings.batch.prompts_per_epoch,
+            seed=settings.run.seed,
+            epoch=epoch,
+        )
+        # Whether and how it is used is the family's matter.
+        negative = run.model.encode_prompts([settings.sampling.negative_prompt])
+        sampled = sample_epoch(run, prompts, negative)
+    scored = EpochScores(run, [[item.pending for item in batches] for batches in sampled])
+    updates = []
+    with undone_by_failure(run, needed=scored.early):
+        for number, batches in enumerate(sampled):
+            with _timed(times, "score_wait"):
+                found = scored.advantages(number)
+            with _timed(times, "train"):
+                updates.append(update(run, train_batches(run, batches, found, negative)))
+        with _timed(times, "score_wait"):
+            scores = scored.everything()
+    found = scored.advantages(len(sampled) - 1)
+    filtered = _remember(run, prompts, scores, asleep)
+    names = [term.name for term in settings.rewards.train]
+    total = len(scores.values[names[0]])
+    return {
+        "kind": "train",
+        "epoch": epoch + 1,
+        "updates": run.progress.updates,
+        "reward": {name: _mean(scores.values[name]) for name in names},
+        "categories": _by_category(run, prompts, scores.values[names[0]]),
+        **filtered,
+        "advantage": dict(found.stats),
+        "failed": int((~found.valid).sum()),
+        "errors": dict(scores.errors),
+        "scorers": {name: list(seen) for name, seen in scores.fingerprints.items()},
+        **combine_updates(updates),
+        "seconds": {**times, "total": sum(times.values())},
+        "images": total,
+        "images_per_s": total / sum(times.values()),
+    }
+
+
+@contextmanager
+def _timed(times: dict[str, float], name: str) -> Iterator[None]:
+    begin = time.perf_counter()
+    yield
+    times[name] += time.perf_counter() - begin
+
+
+def sample_epoch(run: Run, prompts: Sequence[int], negative: Conditioning) -> list[list[Sampled]]:
+    """Sample this process's batches, by update, in the order in which updates need them."""
+    settings = run.settings
+    images = draws(
+        prompts,
+        settings.batch.images_per_prompt,
+        seed=settings.run.seed,
+        epoch=run.progress.epoch,
+        shared_noise=settings.sampling.shared_noise,
+    )
+    size = settings.batch.rollout_batch_size
+    shares = share_out(
+        len(images) // size,
+        settings.batch.optimizer_steps_per_epoch,
+        rank=run.world.rank,
+        world_size=run.world.size,
+    )
+    with run.updater.sampling():
+        return [
+            [
+                sample_batch(run, images[number * size : (number + 1) * size], number, negative)
+                for number in share
+            ]
+            for share in shares
+        ]
+
+
+def sample_batch(run: Run, images: Sequence[Draw], number: int, negative: Conditioning) -> Sampled:
+    """Sample and decode one batch, and ask for its scores.
+
+    Args:
+        run: the run.
+        images: what to sample.
+        number: number of the batch in the epoch, over all processes.
+        negative: the encoded negative prompt.
+    """
+    check_stop(run)
+    settings, epoch = run.settings, run.progress.epoch
+    chosen = [run.train[image.prompt] for image in images]
+    cond = run.model.encode_prompts([prompt.text for prompt in chosen])
+    batch = rollout(
+        run.model,
+        cond,
+        [image.key for image in images],
+        run.updater.config,
+        latent_shape=run.model.latent_shape(*settings.sampling.size),
+        window=draw_window(run.updater.config, settings.run.seed, epoch, number),
+        negative=negative,
+    )
+    pending = run.service.submit(
+        run.model.decode(batch.final).uint8,
+        chosen,
+        settings.rewards.train,
+        tag=f"e{epoch}-{number}",
+    )
+    # While the service is busy with the images.
+    renewed = run.updater.renew(batch, cond, negative)
+    return Sampled(number * len(images), renewed, cond, pending)
+
+
+def train_batches(
+    run: Run, sampled: Sequence[Sampled], found: Advantages, negative: Conditioning
+) -> list[TrainBatch]:
+    """The batches of one update of this process with their advantages.
+
+    Args:
+        run: the run.
+        sampled: the batches.
+        found: advantages by number of the image in the epoch; at least up to these batches.
+        negative: the encoded negative prompt.
+    """
+    device = run.model.device
+    out = []
+    for item in sampled:
+        rows = slice(item.first, item.first + len(item.batch))
+        out.append(
+            TrainBatch(
+                item.batch,
+                item.cond,
+                torch.as_tensor(found.values[rows], dtype=torch.float32, device=device),
+                torch.as_tensor(found.used[rows], device=device),
+                negative,
+                torch.as_tensor(found.groups[rows], device=device),
+            )
+        )
+    return out
+
+
+def update(run: Run, batches: Sequence[TrainBatch]) -> dict[str, float]:
+    """Do one update and move the average; return its metrics."""
+    metrics = run.updater.update(batches)
+    if run.ema is not None and run.updater.updates > run.progress.updates:
+        run.ema.update(run.updater.updates)
+    run.progress.updates = run.updater.updates
+    return metrics
+
+
+def combine_updates(updates: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Means over the updates of an epoch; largest values stay the largest."""
+    names = {name for metrics in updates for name in metrics}
+    policy = {name: float(np.mean([m[name] for m in updates if name in m])) for name in names}
+    for name in ("ratio_max", "ratio_deviation"):
+        if name in policy:
+            policy[name] = max(m[name] for m in updates if name in m)
+    return {
+        "first_ratio_deviation": updates[0].get("ratio_deviation"),
+        "policy": dict(sorted(policy.items())),
+    }
+
+
+def _resting(run: Run) -> frozenset[int]:
+    """Training prompts that the filter leaves out of this epoch."""
+    if not run.settings.filter.enabled:
+        return frozenset()
+    return prompt_filter.resting(
+        prompt_filter.read(run.progress.filter),
+        run.settings.filter,
+        run.probabilities,
+        epoch=run.progress.epoch,
+        at_least=run.settings.batch.prompts_per_epoch,
+    )
+
+
+def _remember(
+    run: Run, prompts: Sequence[int], scores: Scores, asleep: frozenset[int]
+) -> dict[str, Any]:
+    """Tell the filter about the epoch's groups; return its part of the metrics."""
+    settings = run.settings.filter
+    if not settings.enabled:
+        return {}
+    values = scores.values[settings.reward or run.settings.rewards.train[0].name]
+    size = run.settings.batch.images_per_prompt
+    means = [_mean(values[place * size : (place + 1) * size]) for place in range(len(prompts))]
+    memory = prompt_filter.advance(
+        prompt_filter.read(run.progress.filter),
+        settings,
+        epoch=run.progress.epoch,
+        prompts=prompts,
+        means=means,
+    )
+    run.progress.filter = prompt_filter.write(memory)
+    eligible = sum(share > 0 for share in run.probabilities)
+    solved = sum(mean is not None and mean >= settings.solved_at for mean in means)
+    return {
+        "prompts": {
+            "active": eligible - len(asleep),
+            "resting": len(asleep),
+            "solved_groups": solved,
+        }
+    }
+
+
+def _by_category(run: Run, prompts: Sequence[int], values: MaskedArray) -> dict[str, float | None]:
+    size = run.settings.batch.images_per_prompt
+    groups: dict[str, list[MaskedArray]] = {}
+    for number, prompt in enumerate(prompts):
+        category = run.train[prompt].group or "all"
+        groups.setdefault(category, []).append(values[number * size : (number + 1) * size])
+    return {name: _mean(np.ma.concatenate(parts)) for name, parts in sorted(groups.items())}
+
+
+def _mean(values: MaskedArray) -> float | None:
+    kept = values.compressed()
+    return float(kept.mean()) if kept.size else None

@@ -1,0 +1,103 @@
+"""What a run is made from: its prompts, and the base model."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from trainer.config.load import keeps_reference, resolve_path
+from trainer.config.settings import Settings
+from trainer.data import TASKS, check_overlap, without
+from trainer.errors import ConfigError, DataError
+from trainer.models.base import FlowModel, LoraSpec, ModelOptions
+from trainer.models.precision import resolve
+from trainer.models.registry import MODELS
+from trainer.types import Prompt
+
+
+def load_prompts(
+    settings: Settings, say: Callable[[str], None]
+) -> tuple[list[Prompt], list[Prompt]]:
+    """Read the training and the held-out prompts.
+
+    Raises:
+        DataError: a malformed file, or test prompts that are trained on.
+    """
+    task = settings.task
+    load = TASKS[task.name]
+    train_prompts = load(resolve_path(task.train))
+    test_prompts = load(resolve_path(task.test))
+    shared = check_overlap(train_prompts, test_prompts) if task.overlap != "allow" else []
+    if shared:
+        text = (
+            f"{len(shared)} of {len(test_prompts)} test prompts are also trained on, "
+            f"e.g. {shared[0]!r}"
+        )
+        if task.overlap == "drop":
+            say(f"{text}: left out of the training")
+            return without(train_prompts, test_prompts), test_prompts
+        if task.overlap == "error":
+            raise DataError(f"{text}; set task.overlap=drop to leave them out")
+        say(f"warning: {text}")
+    return train_prompts, test_prompts
+
+
+def load_model(settings: Settings, device: torch.device, *, parked: bool = False) -> FlowModel:
+    """Load the base model, ready to be trained.
+
+    Args:
+        settings: the run's settings.
+        device: where it will run.
+        parked: leave its networks on the CPU for now (`ModelOptions.parked`).
+
+    Raises:
+        ConfigError: there is no such model, or it cannot make images of this size.
+    """
+    chosen = settings.model
+    place = resolve_path(chosen.path)
+    options = ModelOptions(
+        finetune=chosen.finetune,
+        lora=LoraSpec(chosen.lora_rank, chosen.lora_alpha, chosen.lora_targets or None),
+        device=str(device),
+        compute_dtype=resolve(chosen.dtype, device),
+        max_sequence_length=chosen.max_sequence_length,
+        cache_bytes=int(chosen.prompt_cache_gb * 1e9),
+        keep_reference=keeps_reference(settings),
+        seed=settings.run.seed,
+        parked=parked,
+        same_graph=chosen.compile,
+        true_cfg_scale=chosen.true_cfg_scale,
+        experts=chosen.experts,
+    )
+    try:
+        model = MODELS[chosen.family](place if place.exists() else chosen.path, options)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ConfigError(f"model.path={chosen.path}: {first}") from error
+    try:
+        model.latent_shape(*settings.sampling.size)
+    except ValueError as error:
+        raise ConfigError(f"sampling: {error}") from error
+    return model
+
+
+def encode_all(
+    model: FlowModel, texts: Sequence[str], settings: Settings, say: Callable[[str], None]
+) -> None:
+    """Encode every prompt of a run, so that the encoders can leave; they stay if that is too much.
+
+    Args:
+        model: the policy.
+        texts: all prompts of the run, the negative one included.
+        settings: the run's settings.
+        say: prints one line.
+    """
+    if not model.can_cache(texts):
+        say(
+            f"the text encoders stay in memory: {len(set(texts)):,} encoded prompts need more than "
+            f"model.prompt_cache_gb={settings.model.prompt_cache_gb:g}"
+        )
+        return
+    # One by one: a batch of all of them would be a second copy of the cache, on the device.
+    for text in texts:
+        model.encode_prompts([text])
+    model.drop_encoders()

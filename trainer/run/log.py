@@ -1,0 +1,265 @@
+"""What a run writes down: `metrics.jsonl`, TensorBoard, Weights & Biases, and the console.
+
+`metrics.jsonl` is the record that everything else is made from: one JSON object per line, with
+`kind` `train` (one per epoch) or `eval`. A checkpoint knows how many lines belong to it; the lines
+after it are dropped when the run is resumed.
+
+Rows carry under `scorers`, for every scorer, the fingerprints that computed their scores (weights,
+preprocessing, code and dtype): one, or several if the service was changed in between.
+"""
+
+import json
+import math
+import os
+import platform
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from trainer.config.settings import Settings
+from trainer.run.storage import replace_file
+
+METRICS = "metrics.jsonl"
+PACKAGES = ("flow-reward", "torch", "diffusers", "transformers", "peft", "numpy", "grpcio")
+
+
+def read(run_dir: Path) -> list[dict[str, Any]]:
+    """All complete lines of a run's metrics; an unfinished last line is left out."""
+    path = run_dir / METRICS
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    rows: list[dict[str, Any]] = []
+    # What follows the last line break was being written when the process was killed; what cannot
+    # be read was not yet on the disk when the power failed.
+    with suppress(ValueError):
+        rows.extend(json.loads(line) for line in lines[:-1])
+    return rows
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computed the numbers."""
+    found = {name: _version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), "platform": platform.platform(), **found}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file that is either the old or the new one, never half of it."""
+    replace_file(path, json.dumps(value, indent=1))
+
+
+class MetricsLog:
+    """Appends to `metrics.jsonl` and mirrors numbers to TensorBoard and W&B.
+
+    Args:
+        run_dir: folder of the run.
+        settings: for the loggers and their copy of the settings.
+        keep_lines: lines that belong to the checkpoint that is resumed; later ones are dropped.
+        first_epoch: TensorBoard forgets what it has from this epoch on.
+    """
+
+    def __init__(
+        self, run_dir: Path, settings: Settings, *, keep_lines: int, first_epoch: int
+    ) -> None:
+        self._path = run_dir / METRICS
+        lines = read(run_dir)[:keep_lines]
+        replace_file(self._path, "".join(json.dumps(line) + "\n" for line in lines))
+        self.lines = len(lines)
+        self._handle = self._path.open("a", encoding="utf-8")
+        self._board: Any = None
+        self._wandb: Any = None
+        if settings.logging.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            purge = first_epoch + 1 if first_epoch else None
+            self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge)
+        if settings.logging.wandb_project:
+            self._wandb = _start_wandb(run_dir, settings)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append one line; numbers that are not finite become null."""
+        clean = _clean(row)
+        self._handle.write(json.dumps(clean) + "\n")
+        self._handle.flush()
+        self.lines += 1
+        step = int(row["epoch"])
+        numbers = dict(_numbers(str(row["kind"]), clean))
+        if self._board is not None:
+            for name, value in numbers.items():
+                self._board.add_scalar(name, value, step)
+            self._board.flush()
+        if self._wandb is not None:
+            self._wandb.log(numbers, step=step)
+
+    def sync(self) -> None:
+        """Wait until all lines are on the disk: a checkpoint counts on them."""
+        os.fsync(self._handle.fileno())
+
+    def image(self, name: str, pixels: Any, epoch: int) -> None:
+        """Show an (H, W, 3) uint8 image in TensorBoard."""
+        if self._board is not None:
+            self._board.add_image(name, pixels, epoch, dataformats="HWC")
+
+    def close(self) -> None:
+        """Close files and loggers."""
+        # Every line was flushed; only what failed before can fail again.
+        with suppress(OSError):
+            self._handle.close()
+        if self._board is not None:
+            self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _start_wandb(run_dir: Path, settings: Settings) -> Any:
+    from trainer.errors import ConfigError
+
+    try:
+        import wandb  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise ConfigError(
+            "logging.wandb_project is set but wandb is not installed: pip install wandb, or "
+            'use --set logging.wandb_project=""'
+        ) from None
+    marker = run_dir / "wandb_id.txt"
+    known = marker.read_text(encoding="utf-8").strip() if marker.is_file() else None
+    run = wandb.init(
+        project=settings.logging.wandb_project,
+        dir=str(run_dir),
+        config=settings.model_dump(mode="json"),
+        name=run_dir.name,
+        id=known,
+        resume="allow",
+    )
+    marker.write_text(run.id, encoding="utf-8")
+    return run
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _clean(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_clean(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _numbers(prefix: str, row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for key, value in row.items():
+        if key in ("kind", "epoch"):
+            continue
+        if key == "outputs":
+            # Everything that every scorer said: its means are enough for curves.
+            means = ((name, row["mean"]) for name, row in value.items())
+            yield from ((f"{prefix}/{key}/{n}", float(m)) for n, m in means if m is not None)
+        elif isinstance(value, Mapping):
+            yield from _numbers(f"{prefix}/{key}", value)
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield f"{prefix}/{key}", float(value)
+
+
+def epoch_line(row: Mapping[str, Any], epochs: int) -> str:
+    """One readable line per epoch, of `epochs`."""
+    rewards = "  ".join(f"{n} {_text(v)}" for n, v in row["reward"].items())
+    policy = row["policy"]
+    parts = [
+        f"epoch {row['epoch']:>4}/{epochs}",
+        f"{row['train_minutes']:5.1f} min",
+        rewards,
+        f"kl {_text(policy.get('kl'), 4)}",
+        f"clip {_text(_sum(policy, 'clip_frac_low', 'clip_frac_high'))}",
+        f"flat groups {_text(row['advantage']['zero_std_groups'], 2)}",
+        "{rollout:.1f}+{score_wait:.1f}+{train:.1f} s".format(**row["seconds"]),
+        f"{row['images_per_s']:.1f} img/s",
+    ]
+    if "prompts" in row:
+        parts.append(f"{row['prompts']['resting']} prompts rest")
+    if row["failed"]:
+        parts.append(f"{row['failed']} failed")
+    return "  ".join(parts)
+
+
+def evaluation_line(row: Mapping[str, Any]) -> str:
+    """One readable line per evaluation."""
+    values = "  ".join(
+        f"{name} {_text(value['mean'])} [{_text(value['low'])}, {_text(value['high'])}]"
+        for name, value in {**row["metrics"], **row["watch"]}.items()
+    )
+    return f"evaluation ({row['phase']}, epoch {row['epoch']}, {row['images']} images)  {values}"
+
+
+def _sum(table: Mapping[str, float], *names: str) -> float | None:
+    return sum(table[name] for name in names) if all(name in table for name in names) else None
+
+
+def figure(value: float, decimals: int = 3) -> str:
+    """Fixed decimals, or three significant digits where those would hide a small value."""
+    fixed = value == 0 or abs(value) >= 10 ** (1 - decimals)
+    return f"{value:.{decimals}f}" if fixed else f"{value:.3g}"
+
+
+def _text(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else figure(value, digits)
+
+
+SHOWN_CHARS = 12
+
+
+def joined(parts: Iterable[Mapping[str, Sequence[str]]]) -> dict[str, tuple[str, ...]]:
+    """Every fingerprint of every scorer once, in order of appearance."""
+    found: dict[str, dict[str, None]] = {}
+    for part in parts:
+        for name, fingerprints in part.items():
+            found.setdefault(name, {}).update(dict.fromkeys(fingerprints))
+    return {name: tuple(fingerprints) for name, fingerprints in found.items()}
+
+
+def newest(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """The last fingerprint of each scorer in rows of `metrics.jsonl`."""
+    found: dict[str, str] = {}
+    for row in rows:
+        found |= {name: seen[-1] for name, seen in row.get("scorers", {}).items() if seen}
+    return found
+
+
+def take_note(known: dict[str, str], found: Mapping[str, Sequence[str]]) -> list[str]:
+    """One warning for each scorer that is not the one known so far.
+
+    Args:
+        known: fingerprint by scorer; brought up to date.
+        found: the fingerprints of newer scores.
+    """
+    warnings = []
+    for name, fingerprints in found.items():
+        for fingerprint in fingerprints:
+            before = known.get(name, fingerprint)
+            if before != fingerprint:
+                warnings.append(
+                    f"warning: scorer {name!r} has changed (fingerprint {before[:SHOWN_CHARS]} is"
+                    f" now {fingerprint[:SHOWN_CHARS]}): rewards from here on may not compare with"
+                    " those before"
+                )
+            known[name] = fingerprint
+    return warnings
+
+
+def history(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, int]]:
+    """Scorer, fingerprint, and the epoch of the first row it computed; in order of scorers."""
+    found: dict[str, list[tuple[str, int]]] = {}
+    for row in rows:
+        for name, fingerprints in row.get("scorers", {}).items():
+            periods = found.setdefault(name, [])
+            for fingerprint in fingerprints:
+                if not periods or periods[-1][0] != fingerprint:
+                    periods.append((fingerprint, int(row["epoch"])))
+    return [(name, *period) for name in sorted(found) for period in found[name]]

@@ -1,0 +1,233 @@
+"""The one loop: sample -> score -> advantage -> update -> evaluate -> save.
+
+`trainer.run.epoch` is one round of the first four; this file decides when to evaluate, save and
+stop. Every decision is a function of the settings and the `Progress`, so that a resumed run takes
+the same ones.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from trainer.errors import ServiceError, ServiceLost, Stopped
+from trainer.evaluation.alarms import Rules, active, as_rows, judge
+from trainer.evaluation.held_out import Evaluation, evaluate_run, metric_terms
+from trainer.evaluation.sampling import spread
+from trainer.parallel.world import shared
+from trainer.report.images import save_png, sheet, strip
+from trainer.run import checkpoint as checkpoints
+from trainer.run.epoch import train_epoch
+from trainer.run.log import epoch_line, evaluation_line, read
+from trainer.run.progress import out_of_budget
+from trainer.run.state import Run, averaged, check_stop, save, write
+from trainer.run.storage import storing
+
+
+def train(run: Run) -> str:
+    """Run until the budget is used up or someone asks to stop.
+
+    Returns:
+        Why the run is over, or an empty text if it was asked to stop; it is saved then, unless
+        the base model was still being evaluated.
+
+    Raises:
+        ServiceLost: the service went away; the run is saved.
+        StorageError: something could not be written; the checkpoints before are whole.
+        PeerLost: another process is gone; the checkpoints before are whole.
+    """
+    try:
+        return _train(run)
+    except Stopped:
+        if run.progress.based:
+            save(run)
+        return ""
+    except ServiceError as error:
+        if not run.progress.based:
+            raise
+        place = save(run)
+        text = f"{error}; the run is saved in {place}: the same command resumes it"
+        raise shared(ServiceLost(text)) from error
+
+
+def _train(run: Run) -> str:
+    if not run.progress.based:
+        evaluate(run, "base")
+        run.progress.based = True
+        save(run)
+    # A run that ended before its evaluation, or that was finished and now goes on.
+    _evaluate_if_due(run)
+    while not (reason := _over(run)):
+        check_stop(run)
+        _epoch(run)
+        improved = _evaluate_if_due(run)
+        if improved or run.progress.epoch % run.settings.run.save_every_epochs == 0:
+            with _counted(run):
+                save(run)
+    save(run)
+    evaluate(run, "final")
+    run.world.on_main(lambda: _mark_best(run))
+    return reason
+
+
+def _mark_best(run: Run) -> None:
+    if run.progress.best is not None:
+        with storing(f"{run.run_dir / checkpoints.FOLDER / checkpoints.BEST}"):
+            checkpoints.mark_best(run.run_dir, run.progress.best_epoch)
+
+
+def _over(run: Run) -> str:
+    # Clocks differ between processes; the main one decides.
+    return run.world.broadcast(out_of_budget(run.settings, run.progress) or run.progress.alarmed)
+
+
+@contextmanager
+def _counted(run: Run) -> Iterator[None]:
+    """The seconds inside belong to the time budget."""
+    started, before = time.perf_counter(), run.progress.elapsed_s
+    yield
+    run.progress.elapsed_s = before + time.perf_counter() - started
+
+
+def _epoch(run: Run) -> None:
+    random_state = checkpoints.random_state()
+    try:
+        with _counted(run):
+            row = train_epoch(run)
+    except (ServiceError, Stopped):
+        # What is saved now is the state before this epoch, which will be repeated.
+        checkpoints.restore_random_state(random_state)
+        raise
+    run.progress.epoch += 1
+    row["train_minutes"] = run.progress.elapsed_s / 60
+    write(run, row)
+    run.say(epoch_line(row, run.settings.run.epochs))
+
+
+def _evaluate_if_due(run: Run) -> bool:
+    """Evaluate where the settings ask for it; whether it is the best evaluation so far."""
+    if not _evaluation_due(run):
+        return False
+    with _counted(run):
+        evaluate(run, "curve")
+    return run.progress.best_epoch == run.progress.epoch
+
+
+def _evaluation_due(run: Run) -> bool:
+    every, progress = run.settings.eval, run.progress
+    if progress.evaluated_epoch == progress.epoch:
+        return False
+    by_epoch = every.every_epochs > 0 and progress.epoch % every.every_epochs == 0
+    since_s = progress.elapsed_s - progress.evaluated_s
+    by_time = every.every_minutes > 0 and since_s >= every.every_minutes * 60
+    # The final evaluation follows at once otherwise.
+    return run.world.broadcast((by_epoch or by_time) and not _over_now(run))
+
+
+def _over_now(run: Run) -> bool:
+    return bool(out_of_budget(run.settings, run.progress))
+
+
+def evaluate(run: Run, phase: str) -> Evaluation:
+    """Evaluate the averaged weights on held-out prompts, and write the row and the images.
+
+    Args:
+        run: the run.
+        phase: `base`, `curve` or `final`.
+    """
+    settings = run.settings.eval
+    full = phase != "curve"
+    begin = time.perf_counter()
+    shown = spread(run.test, settings.samples_shown) if settings.samples_shown else []
+    count = settings.num_prompts if full else settings.curve_num_prompts or settings.num_prompts
+    with averaged(run):
+        found = evaluate_run(
+            run.model,
+            run.test,
+            run.service,
+            run.settings,
+            run.world,
+            indices=sorted({*spread(run.test, count), *shown}),
+            images_per_prompt=(
+                settings.images_per_prompt if full else settings.curve_images_per_prompt
+            ),
+            shown=shown,
+            tag=f"{phase}-{run.progress.epoch}",
+            stop=run.stop,
+        )
+    _check_measured(run, found)
+    progress = run.progress
+    progress.evaluated_epoch, progress.evaluated_s = progress.epoch, progress.elapsed_s
+    term = metric_terms(run.settings)[0]
+    headline = found.metrics[term.name]["mean"]
+    if headline is not None and (
+        progress.best is None
+        # What has a negative weight in the reward is better the lower it is.
+        or (headline < progress.best if term.weight < 0 else headline > progress.best)
+    ):
+        progress.best, progress.best_epoch = headline, progress.epoch
+    samples = f"samples/{phase}_{progress.epoch:06d}.png"
+    row = {
+        "kind": "eval",
+        "phase": phase,
+        "epoch": progress.epoch,
+        "updates": progress.updates,
+        "train_minutes": progress.elapsed_s / 60,
+        "metrics": dict(found.metrics),
+        "rewards": dict(found.rewards),
+        "watch": dict(found.watch),
+        "outputs": dict(found.outputs),
+        **({} if found.kl is None else {"kl": dict(found.kl)}),
+        "failed": found.failed,
+        "errors": dict(found.errors),
+        "scorers": {name: list(seen) for name, seen in found.scorers.items()},
+        "images": found.images,
+        "samples": samples if shown else None,
+        "shown": [run.test[index].text for index in shown],
+        "seconds": time.perf_counter() - begin,
+    }
+    if shown:
+        run.world.on_main(lambda: _keep_samples(run, found, shown, samples))
+    _judge(run, row)
+    return found
+
+
+def _check_measured(run: Run, found: Evaluation) -> None:
+    """An evaluation without scores is not written down as one.
+
+    Raises:
+        ServiceLost: more images have no score than `rewards.max_failed_fraction` allows.
+    """
+    scored = min(row["n"] for row in found.metrics.values())
+    failed = 1 - scored / max(found.images, 1)
+    if failed > run.settings.rewards.max_failed_fraction:
+        commonest = max(found.errors, key=lambda text: found.errors[text], default="no message")
+        raise shared(
+            ServiceLost(
+                f"{failed:.0%} of the images of an evaluation have no score "
+                f"(rewards.max_failed_fraction is {run.settings.rewards.max_failed_fraction:.0%})"
+                f"; mostly: {commonest}"
+            )
+        )
+
+
+def _keep_samples(run: Run, found: Evaluation, shown: Sequence[int], samples: str) -> None:
+    pixels = sheet([strip(found.shown[index]) for index in shown], columns=len(shown))
+    with storing(f"samples {run.run_dir / samples}"):
+        save_png(run.run_dir / samples, pixels)
+        if run.log is not None:
+            run.log.image("samples", pixels, run.progress.epoch)
+
+
+def _judge(run: Run, row: dict[str, Any]) -> None:
+    """Write an evaluation's row with the alarms of the run, and say what is new."""
+    rules = Rules.of(run.settings)
+    # The main process has the metrics; what it decides holds for all.
+    judged = judge(read(run.run_dir), row, rules) if run.world.is_main else None
+    found, lines = run.world.broadcast(judged)
+    write(run, {**row, "alarms": as_rows(active(found))})
+    for line in (evaluation_line(row), *lines):
+        run.say(line)
+    begun = [alarm for alarm in active(found) if alarm.epoch == row["epoch"]]
+    if begun and run.settings.run.stop_on_alarm:
+        run.progress.alarmed = f"alarm: {begun[0].name} fell"

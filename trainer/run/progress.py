@@ -1,0 +1,170 @@
+"""What a run is between two epochs, and how it is opened: locked, new, resumed or finished."""
+
+import fcntl
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trainer.config.settings import Settings
+from trainer.errors import CheckpointError, ConfigError
+from trainer.run.log import write_json
+from trainer.run.storage import storing
+
+RESULT = "result.json"
+RESOLVED = "config.json"
+
+# Settings that may differ between a run and its resumption: they do not change its numbers.
+FREE: Mapping[str, frozenset[str]] = {
+    "run": frozenset(
+        {
+            "out_dir",
+            "gpus",
+            "epochs",
+            "max_minutes",
+            "save_every_epochs",
+            "keep_checkpoints",
+            "any_world_size",
+            "peer_timeout_s",
+            "stop_on_alarm",
+        }
+    ),
+    "rewards": frozenset(
+        {"url", "deadline_s", "patience_s", "retry_pause_s", "requests_in_flight"}
+    ),
+    "logging": frozenset({"tensorboard", "wandb_project"}),
+    "eval": frozenset({"every_epochs", "every_minutes", "alarm_fall"}),
+}
+
+
+@dataclass
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        epoch: finished epochs.
+        updates: optimiser updates done.
+        elapsed_s: seconds of the time budget used, over all resumes.
+        metrics_lines: lines of `metrics.jsonl` that belong to this state.
+        based: whether the base model has been evaluated.
+        evaluated_epoch: epoch of the last evaluation.
+        evaluated_s: `elapsed_s` at the last evaluation.
+        best: best headline of any evaluation so far and its epoch.
+        filter: what the prompt filter remembers, see `trainer.rollout.prompts`.
+        alarmed: the alarm that ends the run, or an empty text.
+    """
+
+    epoch: int = 0
+    updates: int = 0
+    elapsed_s: float = 0.0
+    metrics_lines: int = 0
+    based: bool = False
+    evaluated_epoch: int = 0
+    evaluated_s: float = 0.0
+    best: float | None = None
+    best_epoch: int = 0
+    filter: list[list[int]] = field(default_factory=list)
+    alarmed: str = ""
+
+    @staticmethod
+    def read(table: Mapping[str, Any]) -> "Progress":
+        """From a checkpoint's `progress.json`.
+
+        Raises:
+            CheckpointError: a field is missing.
+        """
+        names = Progress.__dataclass_fields__
+        missing = [name for name in names if name not in table]
+        if missing:
+            raise CheckpointError(f"the checkpoint's progress lacks {missing[0]!r}")
+        return Progress(**{name: table[name] for name in names})
+
+
+def out_of_budget(settings: Settings, progress: Progress) -> str:
+    """Why the run is over; empty while it is not."""
+    if progress.epoch >= settings.run.epochs:
+        return f"{progress.epoch} epochs"
+    limit_s = settings.run.max_minutes * 60
+    if limit_s and progress.elapsed_s >= limit_s:
+        return f"{settings.run.max_minutes:g} minutes"
+    return ""
+
+
+@contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Hold a run's folder; the operating system lets go of it even after kill -9.
+
+    Raises:
+        ConfigError: another process holds it, or the folder cannot be made.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        handle = (run_dir / ".lock").open("w")
+    except OSError as error:
+        raise ConfigError(f"run.out_dir={run_dir}: {error.strerror}") from None
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(f"another process is training in {run_dir}") from None
+        yield
+
+
+def finished(run_dir: Path, settings: Settings) -> dict[str, Any] | None:
+    """The result of a run that these settings would not continue; None otherwise."""
+    try:
+        result = json.loads((run_dir / RESULT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    stands = Progress(epoch=result["epoch"], elapsed_s=result["elapsed_s"])
+    return result if out_of_budget(settings, stands) else None
+
+
+def reopen(run_dir: Path) -> bool:
+    """A run that had ended goes on: its result is no longer one. Whether it had ended."""
+    ended = (run_dir / RESULT).is_file()
+    with storing(f"{run_dir / RESULT}"):
+        (run_dir / RESULT).unlink(missing_ok=True)
+    return ended
+
+
+def comparable(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Dumped settings without those that are free to change, flat: `section.key` -> value."""
+    return {
+        f"{section}.{key}": value
+        for section, values in table.items()
+        for key, value in values.items()
+        if key not in FREE.get(section, ())
+    }
+
+
+def check_same(settings: Settings, table: Mapping[str, Any], run_dir: Path) -> None:
+    """Refuse to continue a run with other settings.
+
+    Raises:
+        ConfigError: names the first setting that differs.
+    """
+    new, old = comparable(settings.model_dump(mode="json")), comparable(table)
+    for name in sorted(new.keys() | old.keys()):
+        if new.get(name) != old.get(name):
+            raise ConfigError(
+                f"{run_dir} was started with {name}={old.get(name)!r}, not {new.get(name)!r}; "
+                "use another folder (--set run.out_dir=...) or the old value"
+            )
+
+
+def write_resolved(
+    run_dir: Path, settings: Settings, versions: Mapping[str, str], scorers: Mapping[str, str]
+) -> None:
+    """Write what this process runs with: settings, package versions, scorer fingerprints."""
+    with storing(f"settings in {run_dir}"):
+        write_json(
+            run_dir / RESOLVED,
+            {
+                "settings": settings.model_dump(mode="json"),
+                "versions": dict(versions),
+                "scorers": dict(scorers),
+            },
+        )

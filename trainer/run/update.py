@@ -1,0 +1,265 @@
+"""One optimiser update: replay the stored steps in the batches of the rollout, accumulate, step.
+
+A micro-batch is a slice of a rollout batch. With the default sizes it is the very batch that was
+sampled, so the first ratio of an epoch is exactly 1. Every process works on its own micro-batches;
+gradients and metrics are means over the valid images of all of them. `LossScale` scales the loss,
+without which small gradients vanish in float16.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from trainer.algorithm.losses import LOSSES, LossContext, TrainBatch
+from trainer.algorithm.losses.base import rows_of
+from trainer.algorithm.losses.nft import old_decay
+from trainer.config.load import loss_config, rollout_config, training_guidance
+from trainer.config.settings import OptimSettings, Settings
+from trainer.models.base import Conditioning, FlowModel
+from trainer.models.precision import resolve
+from trainer.parallel.sharding import parallel
+from trainer.parallel.world import World
+from trainer.rollout.policy import RolloutBatch, chunks, refresh
+from trainer.run.ema import Ema
+
+
+class LossScale:
+    """`torch.amp.GradScaler` whose state goes into checkpoints as tensors.
+
+    Args:
+        device_type: `cuda` or `cpu`.
+    """
+
+    def __init__(self, device_type: str) -> None:
+        self._scaler = torch.amp.GradScaler(device_type)
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """The loss to call `backward` on."""
+        return self._scaler.scale(loss)
+
+    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
+        """Divide the summed gradients; once per update, before they are clipped."""
+        self._scaler.unscale_(optimizer)
+
+    def step(self, optimizer: torch.optim.Optimizer, *, finite: bool) -> None:
+        """Let the optimiser step if the gradients are finite; choose the next scale."""
+        if finite:
+            self._scaler.step(optimizer)
+        self._scaler.update()
+
+    def state(self) -> dict[str, Tensor]:
+        """The scale and the updates since it last changed."""
+        state = self._scaler.state_dict()
+        return {name: torch.tensor(state[name]) for name in ("scale", "_growth_tracker")}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state` gave."""
+        values = {"scale": float(state["scale"]), "_growth_tracker": int(state["_growth_tracker"])}
+        self._scaler.load_state_dict({**self._scaler.state_dict(), **values})
+
+
+class MeanLog:
+    """Weighted means of 0-d tensors over all processes, read once at the end."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[tuple[Tensor, float]]] = defaultdict(list)
+
+    def add(self, metrics: Mapping[str, Tensor], weight: float) -> None:
+        """Remember values with their weight."""
+        for name, value in metrics.items():
+            self._values[name].append((value.detach(), weight))
+
+    def read(self, world: World) -> dict[str, float]:
+        """Means by name, the same on every process.
+
+        Names that end in `_max` or `_deviation` give the maximum instead.
+        """
+        parts = world.gather({name: _summed(pairs) for name, pairs in self._values.items()})
+        out = {}
+        for name in sorted({name for part in parts for name in part}):
+            sums, weights, largest = zip(*(p[name] for p in parts if name in p), strict=True)
+            extreme = name.endswith(("_max", "_deviation"))
+            out[name] = max(largest) if extreme else sum(sums) / max(sum(weights), 1e-12)
+        return out
+
+
+def _summed(pairs: Sequence[tuple[Tensor, float]]) -> tuple[float, float, float]:
+    """The weighted sum, the weight and the largest of some values."""
+    values = torch.stack([value.float() for value, _ in pairs]).double().cpu()
+    weights = torch.tensor([weight for _, weight in pairs], dtype=torch.float64)
+    return float((values * weights).sum()), float(weights.sum()), float(values.max())
+
+
+def learning_rate(optim: OptimSettings, update: int) -> float:
+    """The learning rate of an update: linear warm-up, constant, then half a cosine to the floor.
+
+    Args:
+        optim: `lr`, `warmup_updates`, `decay_start`, `decay_updates`, `lr_floor`.
+        update: number of the update, from 0.
+    """
+    rise = min(1.0, (update + 1) / optim.warmup_updates) if optim.warmup_updates else 1.0
+    if not optim.decay_updates:
+        return optim.lr * rise
+    done = min(max((update - optim.decay_start) / optim.decay_updates, 0.0), 1.0)
+    fall = optim.lr_floor + (1.0 - optim.lr_floor) * (1.0 + math.cos(math.pi * done)) / 2.0
+    return optim.lr * rise * fall
+
+
+def informative(batch: TrainBatch) -> bool:
+    """Whether any image of the batch pushes the policy anywhere."""
+    return bool((batch.valid & (batch.advantage != 0)).any())
+
+
+def split(batch: TrainBatch, size: int) -> Iterator[TrainBatch]:
+    """Slices of at most `size` images."""
+    total = len(batch.rollout)
+    if size >= total:
+        yield batch
+        return
+    for rows in chunks(total, size):
+        yield batch.select(rows)
+
+
+class Updater:
+    """The optimiser and what an update is.
+
+    Attributes:
+        parameters: what is trained, by name.
+        config: how the rollout samples.
+        updates: optimiser updates done so far.
+        old: the sampling policy's weights, for losses that ask for them (`LossEntry.old`).
+        average: the averaged weights, for `loss.ema_kl_beta`; set once they exist.
+        scaler: the scale of the loss, in float16.
+    """
+
+    def __init__(self, model: FlowModel, settings: Settings, world: World) -> None:
+        """Make an optimiser for the model's trainable parameters."""
+        self.settings = settings
+        self.config = rollout_config(settings)
+        self._training = replace(self.config, guidance_scale=training_guidance(settings))
+        self._entry = LOSSES[settings.loss.algorithm]
+        self.parameters = dict(model.trainable_parameters())
+        self.updates = 0
+        self.old = Ema(self.parameters) if self._entry.old else None
+        self.average: Ema | None = None
+        half = resolve(settings.model.dtype, model.device) == torch.float16
+        self.scaler = LossScale(model.device.type) if half else None
+        self._sharded = parallel(settings, world.size, model.device) == "fsdp"
+        self._model = model
+        self._loss = loss_config(settings)
+        self._world = world
+        optim = settings.optim
+        self.optimizer = torch.optim.AdamW(
+            list(self.parameters.values()),
+            lr=optim.lr,
+            betas=optim.betas,
+            eps=optim.eps,
+            weight_decay=optim.weight_decay,
+        )
+
+    def sampling(self) -> AbstractContextManager[None]:
+        """Inside, the model has the weights that images are sampled with."""
+        if self.old is None:
+            return nullcontext()
+        if self._entry.old == "trailing":
+            return self.old.swap()
+        self.old.blend(0.0)
+        return nullcontext()
+
+    def renew(
+        self, record: RolloutBatch, cond: Conditioning, negative: Conditioning
+    ) -> RolloutBatch:
+        """A rollout with the old log-probabilities that training will reproduce to the bit.
+
+        Training in other sizes or with another guidance than the rollout's gives other ones; then
+        every step is evaluated once more. To be called with the weights that have sampled.
+        """
+        fold, size = self._loss.fold, self.settings.batch.train_batch_size or len(record)
+        same = size == len(record) and fold == 1 and self._training == self.config
+        if same or not record.steps:
+            return record
+        parts = [
+            refresh(
+                self._model,
+                record.select(rows),
+                cond.index_select(rows),
+                self._training,
+                fold=fold,
+                negative=rows_of(negative, rows),
+            )
+            for rows in chunks(len(record), size)
+        ]
+        means = [part.means for part in parts if part.means is not None]
+        return replace(
+            record,
+            log_probs=torch.cat([part.log_probs for part in parts]),
+            means=torch.cat(means) if means else None,
+        )
+
+    def update(self, batches: Sequence[TrainBatch]) -> dict[str, float]:
+        """Do one update from the batches of all processes; return its metrics.
+
+        Args:
+            batches: those of this process; every process has as many, of the same sizes.
+        """
+        size = self.settings.batch.train_batch_size
+        parts = [part for batch in batches for part in split(batch, size or len(batch.rollout))]
+        counts = [int(part.valid.sum()) for part in parts]
+        if self.settings.batch.skip_constant_groups:
+            counts = [n if informative(p) else 0 for n, p in zip(counts, parts, strict=True)]
+        total = self._world.sum(float(sum(counts)))
+        busy = [count > 0 for count in counts]
+        if self._sharded:
+            # A pass through the network needs all processes, also those with nothing to learn.
+            busy = [any(flags) for flags in zip(*self._world.gather(busy), strict=True)]
+        parts = [part for part, is_busy in zip(parts, busy, strict=True) if is_busy]
+        counts = [count for count, is_busy in zip(counts, busy, strict=True) if is_busy]
+        if total == 0:
+            return {"skipped_updates": 1.0}
+        context = LossContext(self._model, self._training, self._loss, self.old, self.average)
+        if self._entry.prepare is not None:
+            parts = self._entry.prepare(context, parts, self._world.gather)
+        log = MeanLog()
+        self.optimizer.zero_grad(set_to_none=True)
+        for part, count in zip(parts, counts, strict=True):
+            # The share of this batch in the mean over all valid images of all processes.
+            share = count / total
+            for term in self._entry.terms(context, part):
+                loss = term.loss * share
+                (loss if self.scaler is None else self.scaler.scaled(loss)).backward()
+                if count:
+                    log.add(term.metrics, share)
+        return self._step(log)
+
+    def _step(self, log: MeanLog) -> dict[str, float]:
+        optim = self.settings.optim
+        trained = list(self.parameters.values())
+        if not self._sharded:
+            self._world.sum_gradients(trained)
+        if self.scaler is not None:
+            self.scaler.unscale(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(trained, optim.max_grad_norm)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        rate = learning_rate(optim, self.updates)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        finite = bool(torch.isfinite(norm))
+        if self.scaler is not None:
+            self.scaler.step(self.optimizer, finite=finite)
+        elif finite:
+            self.optimizer.step()
+        self.updates += 1
+        if self.old is not None and self._entry.old == "trailing":
+            self.old.blend(old_decay(self.updates))
+        metrics = log.read(self._world)
+        if finite:
+            metrics["grad_norm"] = float(norm)
+        metrics["lr"] = rate
+        metrics["skipped_updates"] = 0.0 if finite else 1.0
+        return metrics

@@ -1,0 +1,258 @@
+"""What `flow-train sample`, `evaluate` and `export` can be pointed at, and how it is loaded.
+
+runs/mine                             a run: a checkpoint of it (`--checkpoint`)
+runs/mine/checkpoints/epoch_000040    one checkpoint
+runs/mine/model, or any LoRA folder   finished weights; elsewhere than in a run with `--preset`
+a pipeline folder, or OWNER/NAME      a model as it is, with `--preset`
+
+`Measure` says what an evaluation measures instead of the run's own: another task, other prompts,
+other scorers.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.config.load import apply_overrides, parse
+from trainer.config.preset import read
+from trainer.config.settings import RewardTerm, Settings
+from trainer.errors import ConfigError, did_you_mean
+from trainer.models.base import FlowModel
+from trainer.run import checkpoint as checkpoints
+from trainer.run.inputs import load_model
+from trainer.run.progress import RESOLVED
+from trainer.tools import lora_file
+
+# The presets that say how a task is evaluated: for the miniature, and for everything else.
+TASK_PRESETS: Mapping[str, tuple[str, str]] = {
+    "geneval": ("mini_geneval", "geneval_sd35m"),
+    "ocr": ("mini_ocr", "ocr_sd35m"),
+    "texts": ("mini_jpeg", "pickscore_sd35m"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """Changes of what the settings of a model say.
+
+    Attributes:
+        task: key of `TASK_PRESETS`; its prompts, measured and watched rewards are used. Empty: the
+            model's own.
+        prompts: a prompt file, or empty for the task's.
+        scorers: `scorer` or `scorer.component`, instead of the task's; empty for those.
+    """
+
+    task: str = ""
+    prompts: str = ""
+    scorers: tuple[str, ...] = ()
+
+    def apply(self, table: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings as nested tables, changed.
+
+        Raises:
+            ConfigError: no such task, or a scorer without a name.
+        """
+        out = {name: dict(values) for name, values in table.items()}
+        if self.task:
+            _change(out, _task_preset(self.task, out))
+        if self.prompts:
+            _change(out, {"task": {"test": self.prompts}})
+        if self.scorers:
+            terms = [_term(text) for text in self.scorers]
+            _change(out, {"rewards": {"train": terms, "watch": []}, "eval": {"metrics": terms}})
+        return out
+
+
+def _task_preset(task: str, table: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    if task not in TASK_PRESETS:
+        raise ConfigError(
+            f"unknown task {task!r}{did_you_mean(task, list(TASK_PRESETS))}; one of "
+            + ", ".join(TASK_PRESETS)
+        )
+    mini, other = TASK_PRESETS[task]
+    miniature = str(table.get("model", {}).get("path", "@mini/")).startswith("@mini/")
+    preset = read(mini if miniature else other)
+    rewards = preset["rewards"]
+    return {
+        "task": preset["task"],
+        "rewards": {"train": rewards["train"], "watch": rewards["watch"]},
+        "eval": {"metrics": preset["eval"].get("metrics") or rewards["train"]},
+    }
+
+
+def _change(table: dict[str, Any], changes: Mapping[str, Mapping[str, Any]]) -> None:
+    for section, values in changes.items():
+        table[section] = {**table.get(section, {}), **values}
+
+
+def _term(text: str) -> dict[str, Any]:
+    scorer, _, component = text.partition(".")
+    if not scorer:
+        raise ConfigError(f"--scorer {text!r}: write the name of a scorer, or scorer.component")
+    return RewardTerm(scorer=scorer, component=component).model_dump(mode="json")
+
+
+PIPELINE = "model_index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A model to use.
+
+    Attributes:
+        title: what people call it.
+        settings: how it is loaded, sampled and evaluated.
+        weights: trained weights by the names of `FlowModel.trainable_parameters`; empty: the base.
+        epoch: of the checkpoint, or None.
+        preset: the preset that was named, or an empty text.
+    """
+
+    title: str
+    settings: Settings
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    epoch: int | None = None
+    preset: str = ""
+
+    def load(self, device: torch.device) -> FlowModel:
+        """Load the model with its weights.
+
+        Raises:
+            ConfigError: there is no such base model.
+            CheckpointError: the weights belong to another model.
+        """
+        model = load_model(self.settings, device)
+        if self.weights:
+            # Files of diffusers hold buffers, too; those are the base model's.
+            buffers = dict(model.transformer.named_buffers())
+            own = {name: value for name, value in self.weights.items() if name not in buffers}
+            checkpoints.restore_parameters(model.trainable_parameters(), own)
+        return model
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How a target is to be used.
+
+    Attributes:
+        preset: preset or .toml file, for what is no run.
+        checkpoint: which of a run's: `latest`, `best` or a folder's name.
+        base: the untrained model instead.
+        url: address of the reward service (REWARD_URL), or an empty text.
+        measure: what an evaluation measures instead of what the settings say.
+        overrides: `section.key=value` texts; come last.
+    """
+
+    preset: str = ""
+    checkpoint: str = checkpoints.LATEST
+    base: bool = False
+    url: str = ""
+    measure: Measure = field(default_factory=Measure)
+    overrides: Sequence[str] = ()
+
+
+def find(place: str, choice: Choice) -> Target:
+    """Find out what a place is, and read its settings and weights.
+
+    Raises:
+        ConfigError: nothing that can be used is there, or `--preset` is missing.
+        CheckpointError: no such checkpoint, a damaged one, or a LoRA file in an unknown format.
+    """
+    folder = Path(place).expanduser()
+    if (folder / RESOLVED).is_file() and not (folder / PIPELINE).is_file():
+        return _run(folder, choice.checkpoint, choice)
+    if (folder / checkpoints.PROGRESS).is_file():
+        whole = folder.resolve()
+        return _run(whole.parent.parent, whole.name, choice)
+    if (folder / lora_file.NAME).is_file():
+        return _lora(folder, choice)
+    if (folder / "transformer" / "config.json").is_file() and not (folder / PIPELINE).is_file():
+        return _full(folder, choice)
+    if not (folder / PIPELINE).is_file() and (folder.exists() or not _is_hub_id(place)):
+        raise ConfigError(
+            f"{place} holds no run (there is no {RESOLVED}), no checkpoint, no LoRA "
+            f"({lora_file.NAME}) and no pipeline ({PIPELINE})"
+        )
+    table = _preset_table(place, choice)
+    table.setdefault("model", {})["path"] = place
+    return Target(place, _settings(table, choice, untrained=True), preset=choice.preset)
+
+
+def _run(run_dir: Path, checkpoint: str, choice: Choice) -> Target:
+    table = choice.measure.apply(_resolved(run_dir))
+    if choice.base:
+        settings = _settings(table, choice, untrained=True)
+        return Target(f"{run_dir.name}, base", settings, epoch=0)
+    stored = checkpoints.find(run_dir, checkpoint)
+    settings, epoch = _settings(table, choice), int(stored.progress["epoch"])
+    weights = stored.tensors["ema" if settings.ema.enabled else "trained"]
+    return Target(f"{run_dir.name}, epoch {epoch}", settings, weights, epoch)
+
+
+def _lora(folder: Path, choice: Choice) -> Target:
+    found = lora_file.read(folder / lora_file.NAME)
+    table = _table_beside(folder, choice)
+    table.setdefault("model", {}).update(
+        finetune="lora",
+        lora_rank=found.rank,
+        lora_alpha=found.alpha,
+        lora_targets=list(found.targets),
+    )
+    if choice.base:
+        settings = _settings(table, choice, untrained=True)
+        return Target(f"{folder}, base", settings, preset=choice.preset)
+    return Target(str(folder), _settings(table, choice), found.weights, preset=choice.preset)
+
+
+def _full(folder: Path, choice: Choice) -> Target:
+    table = _table_beside(folder, choice)
+    table.setdefault("model", {})["finetune"] = "full"
+    if choice.base:
+        settings = _settings(table, choice, untrained=True)
+        return Target(f"{folder}, base", settings, preset=choice.preset)
+    weights = lora_file.read_full(folder)
+    return Target(str(folder), _settings(table, choice), weights, preset=choice.preset)
+
+
+def _table_beside(folder: Path, choice: Choice) -> dict[str, Any]:
+    """The settings for finished weights: the preset's, or those of the run that they lie in."""
+    run_dir = folder.resolve().parent
+    if not choice.preset and (run_dir / RESOLVED).is_file():
+        return choice.measure.apply(_resolved(run_dir))
+    return _preset_table(str(folder), choice)
+
+
+def _preset_table(place: str, choice: Choice) -> dict[str, Any]:
+    if not choice.preset:
+        raise ConfigError(
+            f"{place} is not a run: name a preset, which says how to load and evaluate it, "
+            "e.g. --preset geneval_sd35m"
+        )
+    return choice.measure.apply(read(choice.preset))
+
+
+def _resolved(run_dir: Path) -> dict[str, Any]:
+    try:
+        return json.loads((run_dir / RESOLVED).read_text(encoding="utf-8"))["settings"]
+    except FileNotFoundError:
+        raise ConfigError(f"{run_dir} holds no run (there is no {RESOLVED})") from None
+    except (KeyError, ValueError):
+        # Networks have a file of this name, too.
+        raise ConfigError(f"{run_dir / RESOLVED} is not that of a run") from None
+
+
+def _settings(table: dict[str, Any], choice: Choice, *, untrained: bool = False) -> Settings:
+    url = {"url": choice.url} if choice.url else {}
+    merged = {**table, "rewards": {**table.get("rewards", {}), **url}}
+    # Nothing is trained here, so that nothing has to be kept beside a model that is the base.
+    own = ["loss.kl_beta=0.0", "eval.kl_steps=0"] if untrained else []
+    return parse(apply_overrides(merged, [*own, *choice.overrides]))
+
+
+def _is_hub_id(place: str) -> bool:
+    owner, slash, name = place.partition("/")
+    return bool(owner and slash and name) and "/" not in name and not place.startswith((".", "~"))
