@@ -14,7 +14,7 @@ ALLOWED = {
     "reward_server": {"reward_server", "reward_client"},
     "trainer": {"trainer", "reward_client", "miniature", "prompt_sets"},
     "miniature": {"miniature", "trainer"},
-    "prompt_sets": {"prompt_sets", "trainer"},
+    "prompt_sets": {"prompt_sets", "trainer", "reward_client"},
 }
 
 
