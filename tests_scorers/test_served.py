@@ -4,45 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import tiny_checkpoints
-import tiny_deqa
-import tiny_hpsv3
-from geneval_tiny import clip_network, confident_checkpoint, pictures, save_openai_archive
-from preference_cases import REFERENCES
+import tiny_scorers
+from geneval_tiny import pictures
 
 from reward_client import Code, Image, Item, RewardClient, ScoreResponse
-from reward_server.scorers import golden, golden_file, load_scorer_class
+from reward_server.scorers import golden, golden_file
 from reward_server.scorers.base import ItemScore, ScoreInput
-from reward_server.scorers.deqa import code_digest
 from reward_server.weights import store
 from tests.server.server_process import Server, running
 
 ROW = {"tag": "single_object", "include": [{"class": "dog", "count": 1}]}
 PROMPTS = ("a red circle on a white background", "a dog", "noise \U0001f600 and “quotes”")
-
-
-def options(models: Path) -> dict[str, dict[str, Any]]:
-    """The config's options of every scorer on torch, over tiny weights written below `models`."""
-    tiny_checkpoints.models(models)
-    (models / "clip").mkdir()
-    found: dict[str, dict[str, Any]] = {name: {} for name in REFERENCES}
-    for name in ("hpsv2", "hpsv2.1"):
-        found[name]["architecture"] = str(models / name / f"{tiny_checkpoints.TINY_HPS}.json")
-    found["hpsv3"] = {"weights": str(tiny_hpsv3.write(models / "hpsv3")), "dtype": "float32"}
-    deqa = tiny_deqa.write(models / "deqa")
-    found["deqa"] = {"weights": str(deqa), "dtype": "float32", "trust_remote_code": True}
-    found["deqa"]["code_sha256"] = code_digest(deqa)
-    found["geneval"] = {
-        "detector": "mask2former",
-        "weights": str(confident_checkpoint(models)),
-        "clip_weights": str(save_openai_archive(clip_network(), models / "clip" / "ViT-L-14.pt")),
-    }
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +31,9 @@ def served(
     models.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(store.ENV_MODELS_DIR, str(models))
-        chosen, here, toml = options(models), {}, ""
+        chosen, here, toml = tiny_scorers.options(models), {}, ""
         for name, own in chosen.items():
-            scorer: Any = load_scorer_class(name)(**own)
-            scorer.load("cpu")
+            scorer = tiny_scorers.loaded(name, own)
             golden_file.record(name, scorer.weights_digest(), golden.measure(scorer))
             here[name] = scorer
             lines = [f"{key} = {json.dumps(value)}" for key, value in own.items()]

@@ -45,7 +45,7 @@ class AestheticScorer(ClipFamilyScorer):
     )
 
     def __init__(
-        self, weights: str = "", dtype: str = "auto", compile: bool = False, head: str = ""
+        self, weights: str = "", dtype: str = "float32", compile: bool = False, head: str = ""
     ) -> None:
         """Validate the options.
 

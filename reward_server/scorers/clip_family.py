@@ -30,7 +30,7 @@ class ClipFamilyScorer(NetworkScorer[Clip]):
     preparation = "pillow_floor"
     with_text = True
 
-    def __init__(self, weights: str = "", dtype: str = "auto", compile: bool = False) -> None:
+    def __init__(self, weights: str = "", dtype: str = "float32", compile: bool = False) -> None:
         super().__init__(weights=weights, dtype=dtype, compile=compile)
 
     def files(self) -> list[Path]:

@@ -31,7 +31,7 @@ class ClipScorer(ClipPairScorer):
     )
 
     def __init__(
-        self, weights: str = "", dtype: str = "auto", compile: bool = False, resize: str = "hf"
+        self, weights: str = "", dtype: str = "float32", compile: bool = False, resize: str = "hf"
     ) -> None:
         """Validate the options.
 

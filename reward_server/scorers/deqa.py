@@ -40,7 +40,7 @@ class DeqaScorer:
 
     Args:
         weights: the folder of the model; empty: the set `deqa` of the models directory.
-        dtype: "auto" is float16 on a GPU, as published, and float32 on a CPU.
+        dtype: one of `torch_tools.DTYPES`; published numbers are those of float16.
         trust_remote_code: allow the Python files in the folder to run.
         code_sha256: digest of these files, as the message says that refuses them without it.
 
@@ -60,7 +60,7 @@ class DeqaScorer:
     def __init__(
         self,
         weights: str = "",
-        dtype: str = "auto",
+        dtype: str = "float32",
         trust_remote_code: bool = False,
         code_sha256: str = "",
     ) -> None:
@@ -68,7 +68,8 @@ class DeqaScorer:
         self._dtype = torch_tools.check_dtype("deqa", dtype)
         self._trusted = trust_remote_code
         self._code_sha256 = code_sha256.strip().lower()
-        self.golden_tolerance = 0.02
+        tolerance = torch_tools.tolerance(dtype)
+        self.golden_tolerance, self.company_tolerance = tolerance.recorded, tolerance.company
         self._device = "cpu"
         self._digest = ""
         self._model: Any = None
@@ -100,9 +101,7 @@ class DeqaScorer:
         import torch
         import transformers
 
-        on_gpu = device.startswith("cuda")
-        name = ("float16" if on_gpu else "float32") if self._dtype == "auto" else self._dtype
-        self._model = _model(folder, getattr(torch, name)).to(device).eval()
+        self._model = _model(folder, torch_tools.set_precision(self._dtype)).to(device).eval()
         tokenizer = _tokenizer(folder)
         self._processor = transformers.CLIPImageProcessor.from_pretrained(
             folder, local_files_only=True
@@ -114,9 +113,8 @@ class DeqaScorer:
         self._prompt = deqa_maths.prompt_ids(encode, tokenizer.bos_token_id)
         self._levels = deqa_maths.level_ids(encode, tokenizer.bos_token_id)
         self._device = device
-        self.golden_tolerance = 1e-3 if name == "float32" else 0.02
         self._facts = {
-            "dtype": name,
+            "dtype": self._dtype,
             "code": code,
             "torch": torch.__version__,
             "transformers": transformers.__version__,

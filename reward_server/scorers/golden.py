@@ -45,6 +45,7 @@ __all__ = [
     "pictures",
     "record",
     "self_test",
+    "subject",
 ]
 
 MIN_ITEMS = 3
@@ -54,7 +55,8 @@ class GoldenScorer(Protocol):
     """A scorer whose self-test compares with recorded scores."""
 
     spec: ScorerSpec
-    # Largest difference from the recorded scores that is rounding, relative to their spread.
+    # Largest difference from the recorded scores that is rounding, relative to their spread. A
+    # `company_tolerance` likewise bounds what the company of a batch may change; default: the same.
     golden_tolerance: float
 
     def weights_digest(self) -> str:
@@ -103,14 +105,11 @@ def self_test(scorer: GoldenScorer) -> None:
 def measure(scorer: GoldenScorer) -> Golden:
     """Score the golden items, with the checks that need no recorded numbers.
 
-    A scorer whose own scores are too coarse to compare (decisions) may have a method
-    `golden_subject()` that returns another `GoldenScorer`, which is measured in its place.
-
     Raises:
         SelfTestError: an item fails, all scores are equal, one is not finite or out of range, or a
             batch disagrees with its items one by one.
     """
-    scorer = getattr(scorer, "golden_subject", lambda: scorer)()
+    scorer = subject(scorer)
     name, items = scorer.spec.name, scorer.golden_items()
     if len(items) < MIN_ITEMS:
         raise SelfTestError(
@@ -122,8 +121,17 @@ def measure(scorer: GoldenScorer) -> Golden:
     parts = [_scored(scorer, [item], f" (item {i} alone)") for i, item in enumerate(items)]
     cause = "padding, an order inside the batch, or a state that outlives a batch"
     alone = _joined(parts)
-    check_close(name, found, alone, scorer.golden_tolerance, what="one by one", cause=cause)
+    allowed = getattr(scorer, "company_tolerance", scorer.golden_tolerance)
+    check_close(name, found, alone, allowed, what="one by one", cause=cause)
     return Golden(found.raw, found.components, _digest(items), scorer.fingerprint())
+
+
+def subject(scorer: GoldenScorer) -> GoldenScorer:
+    """What is measured: the scorer, or what its `golden_subject()` returns.
+
+    A scorer whose own scores are too coarse to compare (decisions) has that method.
+    """
+    return getattr(scorer, "golden_subject", lambda: scorer)()
 
 
 def pictures(size_px: int = 256) -> list[UInt8Image]:

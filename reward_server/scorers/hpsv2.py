@@ -82,7 +82,7 @@ class HpsV2Scorer(NetworkScorer[OpenClip]):
     def __init__(
         self,
         weights: str = "",
-        dtype: str = "auto",
+        dtype: str = "float32",
         compile: bool = False,
         antialias: bool = True,
         architecture: str = ARCHITECTURE,

@@ -28,7 +28,7 @@ class ImageSimilarityScorer(ClipFamilyScorer):
     )
 
     def __init__(
-        self, weights: str = "", dtype: str = "auto", compile: bool = False, resize: str = "hf"
+        self, weights: str = "", dtype: str = "float32", compile: bool = False, resize: str = "hf"
     ) -> None:
         """Validate the options; `resize` as for `clipscore`.
 

@@ -35,7 +35,7 @@ class ImageRewardScorer(NetworkScorer[RewardNet]):
         output_range=(-10.0, 10.0),
     )
 
-    def __init__(self, weights: str = "", dtype: str = "auto", compile: bool = False) -> None:
+    def __init__(self, weights: str = "", dtype: str = "float32", compile: bool = False) -> None:
         super().__init__(weights=weights, dtype=dtype, compile=compile)
 
     def files(self) -> list[Path]:

@@ -42,11 +42,12 @@ class NetworkScorer(ABC, Generic[NetworkT]):
     """
 
     spec: ScorerSpec
-    golden_tolerance = 0.02
 
     def __init__(self, *, weights: str, dtype: str, compile: bool) -> None:
         self._weights = weights
         self._dtype = torch_tools.check_dtype(self.spec.name, dtype)
+        tolerance = torch_tools.tolerance(dtype)
+        self.golden_tolerance, self.company_tolerance = tolerance.recorded, tolerance.company
         self._compile = compile
         self._digest = ""
         self._loaded: NetworkT | None = None
@@ -96,10 +97,7 @@ class NetworkScorer(ABC, Generic[NetworkT]):
         """
         torch_tools.prepare_torchvision()
         self._digest = store.digest_of(self.files())
-        dtype = torch_tools.resolve_dtype(self._dtype, device)
-        # Scores blessed in one type are compared with those of another; 8 bits round coarsely.
-        self.golden_tolerance = 0.02 if dtype.itemsize == 4 else 0.1
-        self._loaded = self.open(device, dtype)
+        self._loaded = self.open(device, torch_tools.set_precision(self._dtype))
 
     def weights_digest(self) -> str:
         """Hex digest over the weight files alone."""

@@ -7,13 +7,31 @@ from __future__ import annotations
 
 import importlib.util
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """Differences of scores that are rounding, relative to their spread.
+
+    Attributes:
+        recorded: from scores recorded on another device, or with other library versions.
+        company: between an item alone and the same item in a batch, on one device.
+    """
+
+    recorded: float
+    company: float
+
+
+_FLOAT32 = Tolerance(recorded=1e-3, company=1e-4)
+_HALF = Tolerance(recorded=0.1, company=0.1)
 
 
 def check_dtype(scorer: str, dtype: str) -> str:
@@ -27,19 +45,26 @@ def check_dtype(scorer: str, dtype: str) -> str:
     return dtype
 
 
-def resolve_dtype(dtype: str, device: str) -> torch.dtype:
-    """The torch type of an option: "auto" is bfloat16 on GPUs that have it, float32 on CPUs.
+def set_precision(dtype: str) -> torch.dtype:
+    """The torch type of an option, with TF32 turned off in this process.
+
+    TF32 keeps 10 bits of the mantissa, and which kernels use it depends on the size of the batch.
 
     Args:
         dtype: one of `DTYPES`.
-        device: "cpu" or "cuda:N".
     """
     import torch
 
-    if dtype != "auto":
-        return getattr(torch, dtype)
-    on_gpu = device.startswith("cuda") and torch.cuda.is_bf16_supported()
-    return torch.bfloat16 if on_gpu else torch.float32
+    if hasattr(torch.backends, "fp32_precision"):
+        torch.backends.fp32_precision = "ieee"
+    else:  # torch before 2.9, in environments of scorers that need it
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    return getattr(torch, dtype)
+
+
+def tolerance(dtype: str) -> Tolerance:
+    """What an option's type may round away; measured in docs/scorers_preference.md."""
+    return _FLOAT32 if dtype == "float32" else _HALF
 
 
 def load_state(path: Path) -> dict[str, Any]:

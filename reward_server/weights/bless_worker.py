@@ -15,7 +15,7 @@ from typing import Any
 
 from reward_server.scorers import golden, load_scorer_class
 
-_GOLDEN_MEMBERS = ("golden_items", "golden_tolerance", "weights_digest")
+_GOLDEN_MEMBERS = ("golden_items", "weights_digest")
 
 
 def main(arguments: list[str]) -> int:
@@ -64,7 +64,7 @@ def measure(path: str, options: dict[str, Any], device: str) -> dict[str, Any]:
         "name": scorer.spec.name,
         "version": scorer.spec.version,
         "digest": scorer.weights_digest(),
-        "tolerance": float(scorer.golden_tolerance),
+        "tolerance": float(golden.subject(scorer).golden_tolerance),
         "golden": asdict(found),
     }
 

@@ -67,7 +67,7 @@ class ColorClassifier:
         self,
         weights: Path,
         *,
-        dtype: str = "auto",
+        dtype: str = "float32",
         compiled: bool = False,
         crops_per_forward: int = CROPS_PER_FORWARD,
     ) -> None:
@@ -87,7 +87,7 @@ class ColorClassifier:
         On a CPU 1,610 texts take minutes, so there a class is embedded when it is first asked for.
         """
         self._clip = clip_model.load(self._weights, device)
-        self._device, self._dtype = device, torch_tools.resolve_dtype(self._dtype_option, device)
+        self._device, self._dtype = device, torch_tools.set_precision(self._dtype_option)
         self._encode_image = torch_tools.compiled(self._clip.network.encode_image, self._compiled)
         if device.startswith("cuda"):
             self.embeddings(coco.CLASSES)

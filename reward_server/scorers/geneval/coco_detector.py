@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
-from reward_server.scorers import golden, tools
+from reward_server.scorers import golden, tools, torch_tools
 from reward_server.scorers.base import UInt8Image
 from reward_server.scorers.geneval import coco, crops, detector_probe, rules
 from reward_server.scorers.geneval.detector import Detection
@@ -29,6 +29,7 @@ class CocoDetector:
     Args:
         make_segmenter: makes what finds the instances; called by `load`.
         make_colors: makes what tells their colours; called by `load`.
+        dtype: of both networks, one of `torch_tools.DTYPES`.
         variant: options that are meant to change the scores, for `weights_digest`; empty where
             they are the published ones.
     """
@@ -40,10 +41,14 @@ class CocoDetector:
         self,
         make_segmenter: Callable[[], Segmenter],
         make_colors: Callable[[], ColorClassifier],
+        dtype: str = "float32",
         variant: str = "",
     ) -> None:
         self._make = make_segmenter, make_colors
         self._variant = variant
+        self._tolerance = (
+            detector_probe.FLOAT32 if dtype == "float32" else torch_tools.tolerance(dtype)
+        )
         self._parts: tuple[Segmenter, ColorClassifier] | None = None
         self._weights_digest = ""
 
@@ -85,7 +90,13 @@ class CocoDetector:
     def probe(self) -> DetectorProbe:
         """What the golden self-test looks at; after `load`."""
         segmenter, colors = self._loaded()
-        return DetectorProbe(segmenter, colors, self._weights_digest, self.fingerprint())
+        return DetectorProbe(
+            segmenter,
+            colors,
+            digest=self._weights_digest,
+            fingerprint=self.fingerprint(),
+            tolerance=self._tolerance,
+        )
 
     def detect(
         self, images: Sequence[UInt8Image], color_classes: Sequence[Collection[str]]

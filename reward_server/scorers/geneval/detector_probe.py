@@ -12,11 +12,14 @@ from reward_server.scorers import golden
 from reward_server.scorers.base import ItemScore, Outcome, ScoreInput, ScorerSpec, raw
 from reward_server.scorers.geneval import coco, crops
 from reward_server.scorers.geneval.segmenter import Instances, Segmenter
+from reward_server.scorers.torch_tools import Tolerance
 
 if TYPE_CHECKING:
     from reward_server.scorers.geneval.clip_colors import ColorClassifier, ColorGuess
 
 _LABEL = "apple"
+# A rounding may flip a pixel of a mask inside the network, which moves a query by more than itself.
+FLOAT32 = Tolerance(recorded=1e-2, company=1e-3)
 
 
 class DetectorProbe:
@@ -31,19 +34,25 @@ class DetectorProbe:
         colors: loaded.
         digest: of the weights.
         fingerprint: of the detector.
+        tolerance: of the type that the networks run in.
     """
 
     spec = ScorerSpec("geneval", "1", ("image",), {"raw": raw}, "raw", (0.0, 1.0))
-    # Batch sizes and devices round differently, and a rounding may flip a pixel of a mask.
-    golden_tolerance = 0.1
 
     def __init__(
-        self, segmenter: Segmenter, colors: ColorClassifier, digest: str, fingerprint: str
+        self,
+        segmenter: Segmenter,
+        colors: ColorClassifier,
+        *,
+        digest: str,
+        fingerprint: str,
+        tolerance: Tolerance,
     ) -> None:
         self._segmenter = segmenter
         self._colors = colors
         self._digest = digest
         self._fingerprint = fingerprint
+        self.golden_tolerance, self.company_tolerance = tolerance.recorded, tolerance.company
 
     def weights_digest(self) -> str:
         """Digest over the weights of both networks."""

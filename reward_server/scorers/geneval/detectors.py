@@ -28,7 +28,7 @@ class DetectorOptions:
 
     weights: str = ""
     clip_weights: str = ""
-    dtype: str = "auto"
+    dtype: str = "float32"
     compile: bool = False
     channel_order: str = "official"
     pipeline: str = "mmdet2"
@@ -53,7 +53,9 @@ def make(name: str, options: DetectorOptions) -> Detector:
         _refuse(name, options, ("pipeline",))
     variant = "" if options.channel_order == "official" else options.channel_order
     makers = {"mask2former": _mask2former, "mmdet": _mmdet}
-    return CocoDetector(lambda: makers[name](options), lambda: _colors(options), variant)
+    return CocoDetector(
+        lambda: makers[name](options), lambda: _colors(options), options.dtype, variant
+    )
 
 
 def _mask2former(options: DetectorOptions) -> Segmenter:

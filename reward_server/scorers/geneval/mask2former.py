@@ -64,7 +64,7 @@ class Mask2FormerSegmenter:
         self,
         checkpoint: Path,
         *,
-        dtype: str = "auto",
+        dtype: str = "float32",
         compiled: bool = False,
         channel_order: str = "official",
         pipeline: str = "mmdet2",
@@ -90,7 +90,7 @@ class Mask2FormerSegmenter:
         self._take(build(mmdet_checkpoint.read_state_dict(self._checkpoint)), device)
 
     @classmethod
-    def of(cls, network: Any, device: str, *, dtype: str = "auto") -> Mask2FormerSegmenter:
+    def of(cls, network: Any, device: str, *, dtype: str = "float32") -> Mask2FormerSegmenter:
         """A segmenter around a network that is there already, without a file.
 
         Args:
@@ -103,7 +103,7 @@ class Mask2FormerSegmenter:
         return made
 
     def _take(self, network: Any, device: str) -> None:
-        self._device, self._dtype = device, torch_tools.resolve_dtype(self._dtype_option, device)
+        self._device, self._dtype = device, torch_tools.set_precision(self._dtype_option)
         self._network = torch_tools.compiled(network.to(device), self._compiled)
 
     def weight_files(self) -> list[Path]:

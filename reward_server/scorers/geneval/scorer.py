@@ -20,7 +20,6 @@ from reward_server.scorers.base import (
 from reward_server.scorers.geneval import rules
 from reward_server.scorers.geneval.coco_detector import CocoDetector
 from reward_server.scorers.geneval.detector import Detection
-from reward_server.scorers.geneval.detector_probe import DetectorProbe
 from reward_server.scorers.geneval.detectors import DetectorOptions, make
 
 _MIN_SIDE_PX = 16
@@ -67,14 +66,13 @@ class GenEvalScorer:
         default_transform="soft",
         output_range=(0.0, 1.0),
     )
-    golden_tolerance = DetectorProbe.golden_tolerance
 
     def __init__(
         self,
         detector: str = "shapes",
         weights: str = "",
         clip_weights: str = "",
-        dtype: str = "auto",
+        dtype: str = "float32",
         compile: bool = False,
         channel_order: str = "official",
         pipeline: str = "mmdet2",

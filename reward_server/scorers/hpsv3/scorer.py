@@ -60,7 +60,7 @@ class HpsV3Scorer:
     def __init__(
         self,
         weights: str = "",
-        dtype: str = "auto",
+        dtype: str = "float32",
         compile: bool = False,
         batch_tokens: int = 16384,
     ) -> None:
@@ -70,7 +70,8 @@ class HpsV3Scorer:
         self._dtype = torch_tools.check_dtype("hpsv3", dtype)
         self._compile = compile
         self._batch_tokens = batch_tokens
-        self.golden_tolerance = 1e-3
+        tolerance = torch_tools.tolerance(dtype)
+        self.golden_tolerance, self.company_tolerance = tolerance.recorded, tolerance.company
         self._folder = Path()
         self._digest = ""
         self._device = "cpu"
@@ -93,9 +94,7 @@ class HpsV3Scorer:
 
         self._folder = store.require("hpsv3", self._weights, FILES)
         self._digest = store.digest_of(self._folder / name for name in FILES)
-        dtype = torch_tools.resolve_dtype(self._dtype, device)
-        # In 16 bits, padding changes the shapes of products and with them the last bits.
-        self.golden_tolerance = 1e-3 if dtype == torch.float32 else 0.1
+        dtype = torch_tools.set_precision(self._dtype)
         backbone, self._head = network.load(self._folder, CHECKPOINT, dtype, device)
         self._tokenizer = _tokenizer(self._folder, backbone.config.text_config.vocab_size)
         self._control = tuple(self._tokenizer.get_added_vocab())
