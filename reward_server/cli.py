@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import re
@@ -18,7 +17,6 @@ import typer
 from reward_client._wire import json_mirror
 from reward_client.errors import RewardError
 from reward_server import config as configuration
-from reward_server.commands.env import app as envs_app
 from reward_server.commands.keys import app as keys_app
 from reward_server.commands.models import app as models_app
 from reward_server.config import Config, ConfigError
@@ -33,14 +31,12 @@ config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(models_app, name="models")
 app.add_typer(keys_app, name="keys")
-app.add_typer(envs_app, name="env")
 
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", "-c", help="TOML file; default: the built-in config.")
 ]
 UrlOption = Annotated[str, typer.Option(help="The server: grpc://HOST:PORT or http://HOST:PORT.")]
 NO_OVERRIDES: Mapping[str, str] = MappingProxyType({})
-DEFAULT_HTTP_URL = "http://127.0.0.1:8000"
 DEFAULT_URL = "grpc://127.0.0.1:50051"
 
 
@@ -142,43 +138,20 @@ def score(
 
 
 @app.command(name="scorers")
-def list_scorers(url: UrlOption = DEFAULT_URL) -> None:
-    """List the scorers of a running server and their state."""
+def list_scorers(
+    url: UrlOption = DEFAULT_URL,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Refresh every second until Ctrl-C.")
+    ] = False,
+) -> None:
+    """List the scorers of a running server: state, queue and workers."""
     from reward_server.commands import scoring, tables
 
     try:
-        tables.show_scorers(scoring.list_infos(url))
-    except RewardError as error:
-        _fail(error.message)
-
-
-@app.command()
-def top(
-    url: Annotated[
-        str, typer.Argument(help="http://HOST:PORT of the server.", envvar="REWARD_URL")
-    ] = DEFAULT_HTTP_URL,
-    once: Annotated[bool, typer.Option("--once", help="Print one frame and end.")] = False,
-    interval: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 1.0,
-) -> None:
-    """Watch a server live: load, latency, failures, memory per scorer. q or Ctrl-C ends it.
-
-    REWARD_API_KEY and REWARD_CA_FILE are used as by the client.
-    """
-    import sys
-
-    from reward_client._env import Environment
-    from reward_server.top import screen
-    from reward_server.top.reading import Reader, Unreachable
-
-    try:
-        reader = Reader(url, Environment.read(os.environ))
-        with contextlib.closing(reader), contextlib.suppress(KeyboardInterrupt):
-            if once or not sys.stdout.isatty():
-                screen.once(reader, interval)
-            else:
-                screen.watch(reader, interval)
-    except Unreachable as error:
-        _fail(f"{url} does not answer ({error}): is the server running and the address right?")
+        if watch:
+            tables.watch_scorers(lambda: scoring.list_infos(url))
+        else:
+            tables.show_scorers(scoring.list_infos(url))
     except RewardError as error:
         _fail(error.message)
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from reward_client.errors import RewardError
 from reward_client.types import ScoreResponse, ScorerInfo
 from reward_server.commands.explain import reasons
 from reward_server.commands.scoring import findings
 
 # Of output that goes into a file or a pipe; a terminal knows its own.
 _WIDTH_COLUMNS = 160
+_REFRESH_S = 1.0
 
 
 def show_scores(paths: Sequence[Path], response: ScoreResponse) -> None:
@@ -48,15 +53,49 @@ def show_scores(paths: Sequence[Path], response: ScoreResponse) -> None:
 
 def show_scorers(infos: Sequence[ScorerInfo]) -> None:
     """Print a table of the scorers of a server."""
-    table = Table("scorer", "version", "state", "needs", "transforms (* default)", "range")
+    _console().print(_scorer_table(infos))
+
+
+def watch_scorers(list_infos: Callable[[], Sequence[ScorerInfo]]) -> None:
+    """Redraw the table of scorers every second until Ctrl-C; an unreachable server is retried.
+
+    Raises:
+        RewardError: the first request fails.
+    """
+    table: RenderableType = _scorer_table(list_infos())
+    with contextlib.suppress(KeyboardInterrupt), Live(table, console=_console()) as live:
+        while True:
+            time.sleep(_REFRESH_S)
+            try:
+                table = _scorer_table(list_infos())
+                live.update(table, refresh=True)
+            except RewardError as error:
+                live.update(Group(table, Text(error.message, "red")), refresh=True)
+
+
+def _scorer_table(infos: Sequence[ScorerInfo]) -> Table:
+    table = Table(
+        *("scorer", "version", "state", "ready", "restarts", "waiting", "needs"),
+        *("transforms (* default)", "range"),
+    )
     for info in infos:
         transforms = [f"{t}*" if t == info.default_transform else t for t in info.transforms]
         low, high = info.output_range
-        shown = f"{low:g} .. {high:g}" if info.version else ""
         state = f"{info.state}: {info.last_error}" if info.last_error else info.state
-        needs = ", ".join(info.inputs)
-        table.add_row(info.name, info.version, state, needs, ", ".join(transforms), shown)
-    _console().print(table)
+        ready = sum(replica.state == "READY" for replica in info.replicas)
+        restarts = sum(replica.restarts for replica in info.replicas)
+        table.add_row(
+            info.name,
+            info.version,
+            Text(state),
+            f"{ready}/{len(info.replicas)}",
+            str(restarts),
+            str(info.waiting_items),
+            ", ".join(info.inputs),
+            ", ".join(transforms),
+            f"{low:g} .. {high:g}" if info.version else "",
+        )
+    return table
 
 
 def _console() -> Console:

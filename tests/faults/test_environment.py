@@ -157,9 +157,7 @@ def test_a_clock_that_jumps_moves_no_deadline(tmp_path: Path) -> None:
 WALL_CLOCK = {
     "reward_client/_transports/http.py": "Retry-After may be a date; deadlines bound it",
     "reward_server/scorers/judges/endpoint.py": "Retry-After may be a date; the wait is bounded",
-    "reward_server/scorers/judges/fake_endpoint.py": "a date in a card that nobody reads",
     "reward_server/security/tls.py": "certificates expire by the wall clock",
-    "reward_server/top/screen.py": "shows people the time of day",
     "reward_server/weights/transfer.py": "Retry-After may be a date; the wait is bounded",
     "reward_server/observability/spans.py": "collectors want wall-clock times",
 }

@@ -8,18 +8,22 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import fake_judge
 import httpx
 import numpy as np
 import pytest
+from fake_judge import Behaviour, FakeEndpoint
 
 from reward_client.errors import Code
 from reward_server.scorers import SCORERS, load_scorer_class
 from reward_server.scorers.base import ItemFailure, ItemScore, Outcome, ScoreInput, SelfTestError
 from reward_server.scorers.judges.endpoint import retry_after_s
-from reward_server.scorers.judges.fake_endpoint import Behaviour, FakeEndpoint
 from reward_server.scorers.judges.scorer import JudgeScorer, UnifiedReward, YesNo
+
+FAKE_JUDGE = Path(fake_judge.__file__)
 
 NAMES = [name for name, path in SCORERS.items() if ".judges." in path]
 RNG = np.random.default_rng(5)
@@ -47,7 +51,7 @@ def fake() -> Iterator[FakeEndpoint]:
 @contextmanager
 def program() -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The endpoint in a process of its own, and its address."""
-    command = [sys.executable, "-m", "reward_server.scorers.judges.fake_endpoint"]
+    command = [sys.executable, str(FAKE_JUDGE)]
     command += ["--port", "0", "--model", "m"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -270,7 +274,7 @@ def test_load_waits_for_an_endpoint_that_is_starting() -> None:
     with pytest.raises(RuntimeError, match="cannot be reached") as caught:
         UnifiedReward(closed.base_url, wait_s=0).load("cpu")
     assert "\n" not in str(caught.value)
-    command = [sys.executable, "-c", _LATE.format(port=port)]
+    command = [sys.executable, "-c", _LATE.format(port=port, folder=str(FAKE_JUDGE.parent))]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as late:
         try:
             scorer = UnifiedReward(closed.base_url, wait_s=30)
@@ -282,9 +286,10 @@ def test_load_waits_for_an_endpoint_that_is_starting() -> None:
 
 
 _LATE = """
-import time
+import sys, time
 time.sleep(0.5)
-from reward_server.scorers.judges.fake_endpoint import FakeEndpoint
+sys.path.insert(0, {folder!r})
+from fake_judge import FakeEndpoint
 FakeEndpoint(port={port}).serve_forever()
 """
 

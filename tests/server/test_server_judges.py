@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fake_judge import FakeEndpoint
 from server_process import Server, items, running
 
 from reward_client import Code, RewardClient, ScorerSelector
-from reward_server.scorers.judges.fake_endpoint import FakeEndpoint
 
 JUDGES = ("unifiedreward", "unifiedreward2", "qwenvl", "yes_no")
 

@@ -1,10 +1,10 @@
 """An OpenAI-compatible endpoint without a network: it answers from the pixels it really decodes.
 
-For tests and for trying the judges without a GPU:
+To try the judges without a GPU as well:
 
-    python -m reward_server.scorers.judges.fake_endpoint --port 8001
+    python tests/server/fake_judge.py --port 8001
 
-What it says, and how a caption asks for a fault, stands in `fake_answers.py`.
+`fake_judge_answers.py` says what it answers and how a caption asks for a fault.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, cast
 
-from reward_server.scorers.judges import fake_answers
+import fake_judge_answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +169,8 @@ class _Handler(BaseHTTPRequestHandler):
     ) -> tuple[int, Mapping[str, Any] | bytes, Mapping[str, str]]:
         """Status, content and headers of an answer; status 0 breaks the connection off."""
         behaviour, seen = self.owner.behaviour, self.owner.seen
-        text, picture = fake_answers.question_of(body)
-        fault, count = fake_answers.fault_of(text)
+        text, picture = fake_judge_answers.question_of(body)
+        fault, count = fake_judge_answers.fault_of(text)
         with self.owner.lock:
             seen.sizes.append((picture.shape[1], picture.shape[0]))
         self.owner.hurry.wait(behaviour.delay_s + (behaviour.slow_s if fault == "slow" else 0.0))
@@ -189,7 +189,7 @@ class _Handler(BaseHTTPRequestHandler):
             return 200, b"<html>a proxy's page</html>", {}
         with self.owner.lock:
             seen.answers += 1
-        return 200, fake_answers.completion(body, text, picture, fault), {}
+        return 200, fake_judge_answers.completion(body, text, picture, fault), {}
 
     def _break_off(self) -> None:
         self.send_response(200)

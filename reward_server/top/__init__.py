@@ -1,1 +1,0 @@
-"""`reward-server top`: how a running server does, live."""

@@ -1,0 +1,45 @@
+"""`reward-server scorers --watch` on a real server: it refreshes, and survives a restart."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from server_process import BAD, ROOT, running
+
+TOML = f'[scorers.mean]\nscorer = "{BAD}:Mean"\n'
+
+
+def read_until(fd: int, wanted: bytes, timeout_s: float = 30.0) -> bytes:
+    seen, end_s = b"", time.monotonic() + timeout_s
+    while wanted not in seen:
+        assert time.monotonic() < end_s, seen
+        seen += os.read(fd, 4096)
+    return seen
+
+
+def test_watch_redraws_and_reports_a_server_that_is_gone(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    with running(tmp_path, TOML, wait_for=("mean",)) as server:
+        command = [sys.executable, "-m", "reward_server", "scorers", "--watch"]
+        command += ["--url", server.http_url]
+        watching = subprocess.Popen(
+            command, stdout=theirs, stderr=theirs, cwd=ROOT, env={**os.environ, "COLUMNS": "150"}
+        )
+        os.close(theirs)
+        try:
+            read_until(ours, b"READY")
+            read_until(ours, b"READY")
+            server.process.kill()
+            read_until(ours, b"cannot")
+            watching.send_signal(signal.SIGINT)
+            assert watching.wait(20) == 0
+        finally:
+            watching.kill()
+            watching.wait()
+            os.close(ours)
