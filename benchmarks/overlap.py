@@ -2,8 +2,7 @@
 
 The miniature with an adapter and a service that takes a fixed time per image, one image after the
 other. Seconds per epoch: first with each batch awaited before the next is sampled, then with
-requests overlapping with sampling (a global deviation needs all scores before the first update),
-then with the deviation of the group, where an update begins once its own groups are scored.
+requests overlapping with sampling.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ def slow_service(kind: type[RewardService]) -> Callable[[RewardSettings], Reward
     return open_service
 
 
-def settings_table(folder: Path, std: str) -> dict[str, Any]:
+def settings_table(folder: Path) -> dict[str, Any]:
     """A few epochs of four updates of the miniature."""
     return {
         "run": {"out_dir": str(folder), "epochs": EPOCHS, "save_every_epochs": EPOCHS},
@@ -80,16 +79,15 @@ def settings_table(folder: Path, std: str) -> dict[str, Any]:
             "rollout_batch_size": 8,
             "optimizer_steps_per_epoch": 4,
         },
-        "advantage": {"std": std},
         "rewards": {"url": "fake://slow", "train": [{"scorer": "slow"}], "requests_in_flight": 1},
         "eval": {"every_epochs": 0, "num_prompts": 2, "images_per_prompt": 1, "samples_shown": 0},
         "logging": {"tensorboard": False},
     }
 
 
-def seconds(folder: Path, std: str, kind: type[RewardService]) -> dict[str, float]:
+def seconds(folder: Path, kind: type[RewardService]) -> dict[str, float]:
     """Median over the epochs after the first."""
-    settings = parse(settings_table(folder, std))
+    settings = parse(settings_table(folder))
     train_run(settings, environment={}, open_service=slow_service(kind), say=lambda text: None)
     rows = [row["seconds"] for row in read(folder) if row["kind"] == "train"][1:]
     return {name: float(np.median([row[name] for row in rows])) for name in rows[0]}
@@ -98,18 +96,14 @@ def seconds(folder: Path, std: str, kind: type[RewardService]) -> dict[str, floa
 def main() -> None:
     """Print seconds per epoch."""
     print(f"service: {SECONDS_PER_IMAGE * 32:.1f} s per epoch of 32 images")
-    print(f"{'':34}{'total':>8}{'rollout':>9}{'wait':>7}{'train':>7}")
+    print(f"{'':18}{'total':>8}{'rollout':>9}{'wait':>7}{'train':>7}")
     with tempfile.TemporaryDirectory() as folder:
-        for number, (label, std, kind) in enumerate(
-            (
-                ("nothing overlaps", "global", Awaiting),
-                ("with sampling (std=global)", "global", RewardService),
-                ("with sampling, updates (std=group)", "group", RewardService),
-            )
+        for number, (label, kind) in enumerate(
+            (("nothing overlaps", Awaiting), ("with sampling", RewardService))
         ):
-            found = seconds(Path(folder) / str(number), std, kind)
+            found = seconds(Path(folder) / str(number), kind)
             print(
-                f"{label:34}{found['total']:8.2f}{found['rollout']:9.2f}"
+                f"{label:18}{found['total']:8.2f}{found['rollout']:9.2f}"
                 f"{found['score_wait']:7.2f}{found['train']:7.2f}"
             )
 

@@ -63,8 +63,6 @@ def test_the_miniatures_presets_find_their_prompts(task: str) -> None:
         ("loss.step_weights=[0,0,0,0,0,1,1,1,1,1]", r"nor all 0 in the window's range \(0, 5\)"),
         ("loss.ema_kl_beta=0.1", r"ema_kl_beta needs .* a loss on finished images"),
         ("advantage.combine=mean", r"advantage\.combine"),
-        ("filter.reward=soft", r"filter\.reward: unknown 'soft' \(did you mean 'geneval\.soft'"),
-        ("filter.min_active=2", r"filter\.min_active"),
         ("sampling.window_strategy=sliding", r"sampling\.window_strategy"),
     ],
 )

@@ -57,7 +57,6 @@ def training(epoch: int) -> dict[str, Any]:
         "train_minutes": epoch / 10,
         "reward": {"geneval": 0.4 + epoch / 100},
         "categories": {"counting": 0.3, "colors": None if epoch % 3 else 0.5},
-        "prompts": {"active": 90 - epoch, "resting": 10 + epoch, "solved_groups": 2},
         "advantage": {"zero_std_groups": 0.1},
         "failed": 0,
         "errors": {},

@@ -336,7 +336,6 @@ def test_a_missing_model_is_one_line(table: dict[str, Any], tmp_path: Path) -> N
         {
             "loss": {"algorithm": "rwr"},
             "sampling": {"sde": "ode"},
-            "filter": {"enabled": True, "solved_at": 0.0, "visits": 1, "min_active": 0.1},
         },
     ],
     ids=["nft", "guard", "full", "fold", "guided", "float16", "sliding", "awm", "dpo", "rwr"],

@@ -2,11 +2,11 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.rollout.noise import draw, initial_noise
-from trainer.rollout.prompts import draw_prompts, draws, share_out, updates_awaited
+from trainer.rollout.prompts import draw_prompts, draws, share_out
 
 
 @given(
@@ -57,26 +57,6 @@ def test_an_update_has_the_same_batches_on_any_number_of_processes(
 def test_batches_that_do_not_divide_are_refused() -> None:
     with pytest.raises(ValueError, match="6 batches, 2 updates, 2 processes"):
         share_out(6, 2, rank=0, world_size=2)
-
-
-@given(groups=st.integers(1, 8), size=st.integers(2, 6), updates=st.integers(1, 4))
-def test_an_update_awaits_its_own_groups_and_nothing_more(
-    groups: int, size: int, updates: int
-) -> None:
-    images = groups * size
-    assume(images % updates == 0)
-    per_update = images // updates
-    for update in range(updates):
-        own = range(update * per_update, (update + 1) * per_update)
-        needed = [i for i in range(images) if i // size in {image // size for image in own}]
-        awaited = updates_awaited(
-            update, updates, groups=groups, images_per_prompt=size, whole_epoch=False
-        )
-        assert awaited == max(needed) // per_update + 1
-        everything = updates_awaited(
-            update, updates, groups=groups, images_per_prompt=size, whole_epoch=True
-        )
-        assert everything == updates
 
 
 def test_a_group_may_share_its_starting_noise_and_nothing_else() -> None:

@@ -256,7 +256,6 @@ def _check(settings: Settings, world_size: int) -> None:
     rollout_config(settings)
     loss_config(settings)
     _check_loss(settings)
-    _check_filter(settings, names)
 
 
 def _check_loss(settings: Settings) -> None:
@@ -283,15 +282,6 @@ def _check_loss(settings: Settings) -> None:
             f"loss.algorithm={name} compares images of a group within one update: "
             f"batch.optimizer_steps_per_epoch={updates} does not divide "
             f"batch.prompts_per_epoch={groups}"
-        )
-
-
-def _check_filter(settings: Settings, names: Sequence[str]) -> None:
-    chosen = settings.filter.reward
-    if chosen and chosen not in names:
-        raise ConfigError(
-            f"filter.reward: unknown {chosen!r}{did_you_mean(chosen, names)}; rewards.train has "
-            f"{', '.join(names)}"
         )
 
 

@@ -369,24 +369,6 @@ class TaskSettings(Section):
     the training."""
 
 
-class FilterSettings(Section):
-    """Prompts that are solved rest, so that images go to those that still teach something."""
-
-    enabled: bool = False
-    """Let solved prompts rest."""
-    reward: str = ""
-    """Name of the training reward that decides; empty: the first."""
-    solved_at: float = 0.95
-    """A prompt's group is solved when its mean reward is at least this."""
-    visits: Positive = 2
-    """Solved groups in a row after which the prompt rests."""
-    rest_epochs: Positive = 50
-    """Epochs that it rests; then it is drawn again, and rests again if it is still solved."""
-    min_active: Fraction = 0.25
-    """Share of the prompts that stay in play (and at least as many as an epoch draws): beyond it,
-    those whose rest ends first are woken."""
-
-
 class LoggingSettings(Section):
     """Where numbers go, besides `metrics.jsonl` and the report, which are always written."""
 
@@ -410,5 +392,4 @@ class Settings(Section):
     ema: EmaSettings = EmaSettings()
     eval: EvalSettings = EvalSettings()
     task: TaskSettings = TaskSettings()
-    filter: FilterSettings = FilterSettings()
     logging: LoggingSettings = LoggingSettings()

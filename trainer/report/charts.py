@@ -64,7 +64,6 @@ def charts(run: RunData) -> list[dict[str, str]]:
         out.append(("KL to the base, held-out", note, line_chart([Series("KL", at, distance)])))
     if rows:
         out += _training_categories(rows, x)
-        out += _prompt_charts(rows, x)
         out += _policy_charts(rows, x)
     return [{"title": t, "note": n, "svg": s} for t, n, s in out if s]
 
@@ -102,20 +101,6 @@ def _training_categories(
     ]
     title = f"Training reward by category: {next(iter(rows[0]['reward']))}"
     return [(title, "Mean of the last ten epochs.", line_chart(lines))]
-
-
-def _prompt_charts(
-    rows: Sequence[Mapping[str, Any]], x: Sequence[float]
-) -> list[tuple[str, str, str]]:
-    """What the prompt filter did, where it is on."""
-    if not any("prompts" in row for row in rows):
-        return []
-    lines = [
-        Series(label, x, [row.get("prompts", {}).get(key) for row in rows], color=color)
-        for label, key, color in (("in play", "active", 1), ("resting", "resting", 2))
-    ]
-    note = "Solved prompts rest, hard ones stay (filter.*)."
-    return [("Training prompts", note, line_chart(lines, Axes(y_min=0)))]
 
 
 def _relative_watch(run: RunData, at: Sequence[float]) -> list[Series]:

@@ -1,8 +1,7 @@
 """One epoch: sample, score, compare, update.
 
-Scores are requested as each sampling batch is decoded. An update begins as soon as the scores that
-its advantages need are there (`trainer.run.scores`). A service that goes away loses nothing:
-whatever the epoch has changed by then is taken back.
+Scores are requested as each sampling batch is decoded, and awaited before the first update: a
+service that goes away loses nothing, since nothing has changed by then.
 """
 
 import time
@@ -20,12 +19,10 @@ from trainer.algorithm.advantages import Advantages
 from trainer.algorithm.losses import TrainBatch
 from trainer.models.base import Conditioning
 from trainer.rewards import Scores
-from trainer.rollout import prompts as prompt_filter
 from trainer.rollout.prompts import Draw, draw_prompts, draws, share_out
 from trainer.rollout.rollout import RolloutBatch, draw_window, rollout
-from trainer.run.scores import EpochScores
+from trainer.run.scores import epoch_advantages, epoch_scores
 from trainer.run.state import Run, check_stop
-from trainer.run.undo import undone_by_failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,28 +52,20 @@ def train_epoch(run: Run) -> dict[str, Any]:
     settings, epoch = run.settings, run.progress.epoch
     times: dict[str, float] = dict.fromkeys(("rollout", "score_wait", "train"), 0.0)
     with _timed(times, "rollout"):
-        asleep = _resting(run)
         prompts = draw_prompts(
-            prompt_filter.in_play(run.probabilities, asleep),
+            run.probabilities,
             settings.batch.prompts_per_epoch,
             seed=settings.run.seed,
             epoch=epoch,
         )
-        # Whether and how it is used is the family's matter.
+        # Each model family decides whether to use it.
         negative = run.model.encode_prompts([settings.sampling.negative_prompt])
         sampled = sample_epoch(run, prompts, negative)
-    scored = EpochScores(run, [[item.pending for item in batches] for batches in sampled])
-    updates = []
-    with undone_by_failure(run, needed=scored.early):
-        for number, batches in enumerate(sampled):
-            with _timed(times, "score_wait"):
-                found = scored.advantages(number)
-            with _timed(times, "train"):
-                updates.append(update(run, train_batches(run, batches, found, negative)))
-        with _timed(times, "score_wait"):
-            scores = scored.everything()
-    found = scored.advantages(len(sampled) - 1)
-    filtered = _remember(run, prompts, scores, asleep)
+    with _timed(times, "score_wait"):
+        scores = epoch_scores(run, [[item.pending for item in batches] for batches in sampled])
+    found = epoch_advantages(settings, scores)
+    with _timed(times, "train"):
+        updates = [update(run, train_batches(run, batches, found, negative)) for batches in sampled]
     names = [term.name for term in settings.rewards.train]
     total = len(scores.values[names[0]])
     return {
@@ -85,7 +74,6 @@ def train_epoch(run: Run) -> dict[str, Any]:
         "updates": run.progress.updates,
         "reward": {name: _mean(scores.values[name]) for name in names},
         "categories": _by_category(run, prompts, scores.values[names[0]]),
-        **filtered,
         "advantage": dict(found.stats),
         "failed": int((~found.valid).sum()),
         "errors": dict(scores.errors),
@@ -172,7 +160,7 @@ def train_batches(
     Args:
         run: the run.
         sampled: the batches.
-        found: advantages by number of the image in the epoch; at least up to these batches.
+        found: advantages by number of the image in the epoch.
         negative: the encoded negative prompt.
     """
     device = run.model.device
@@ -211,48 +199,6 @@ def combine_updates(updates: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     return {
         "first_ratio_deviation": updates[0].get("ratio_deviation"),
         "policy": dict(sorted(policy.items())),
-    }
-
-
-def _resting(run: Run) -> frozenset[int]:
-    """Training prompts that the filter leaves out of this epoch."""
-    if not run.settings.filter.enabled:
-        return frozenset()
-    return prompt_filter.resting(
-        prompt_filter.read(run.progress.filter),
-        run.settings.filter,
-        run.probabilities,
-        epoch=run.progress.epoch,
-        at_least=run.settings.batch.prompts_per_epoch,
-    )
-
-
-def _remember(
-    run: Run, prompts: Sequence[int], scores: Scores, asleep: frozenset[int]
-) -> dict[str, Any]:
-    """Tell the filter about the epoch's groups; return its part of the metrics."""
-    settings = run.settings.filter
-    if not settings.enabled:
-        return {}
-    values = scores.values[settings.reward or run.settings.rewards.train[0].name]
-    size = run.settings.batch.images_per_prompt
-    means = [_mean(values[place * size : (place + 1) * size]) for place in range(len(prompts))]
-    memory = prompt_filter.advance(
-        prompt_filter.read(run.progress.filter),
-        settings,
-        epoch=run.progress.epoch,
-        prompts=prompts,
-        means=means,
-    )
-    run.progress.filter = prompt_filter.write(memory)
-    eligible = sum(share > 0 for share in run.probabilities)
-    solved = sum(mean is not None and mean >= settings.solved_at for mean in means)
-    return {
-        "prompts": {
-            "active": eligible - len(asleep),
-            "resting": len(asleep),
-            "solved_groups": solved,
-        }
     }
 
 

@@ -182,8 +182,6 @@ def epoch_line(row: Mapping[str, Any], epochs: int) -> str:
         "{rollout:.1f}+{score_wait:.1f}+{train:.1f} s".format(**row["seconds"]),
         f"{row['images_per_s']:.1f} img/s",
     ]
-    if "prompts" in row:
-        parts.append(f"{row['prompts']['resting']} prompts rest")
     if row["failed"]:
         parts.append(f"{row['failed']} failed")
     return "  ".join(parts)

@@ -4,7 +4,7 @@ import fcntl
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,6 @@ class Progress:
         evaluated_epoch: epoch of the last evaluation.
         evaluated_s: `elapsed_s` at the last evaluation.
         best: best headline of any evaluation so far and its epoch.
-        filter: what the prompt filter remembers, see `trainer.rollout.prompts`.
         alarmed: the alarm that ends the run, or an empty text.
     """
 
@@ -65,7 +64,6 @@ class Progress:
     evaluated_s: float = 0.0
     best: float | None = None
     best_epoch: int = 0
-    filter: list[list[int]] = field(default_factory=list)
     alarmed: str = ""
 
     @staticmethod

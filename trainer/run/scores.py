@@ -1,8 +1,6 @@
 """Gather the scores of an epoch over processes and turn them into advantages.
 
-Where advantages are a matter of the group alone, those of an update need only the scores of its own
-groups: later ones may still be on their way. With a global deviation, all are awaited first. Either
-way the numbers are those of waiting for everything. A request to stop ends the wait early.
+A request to stop ends the wait early.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,10 +8,10 @@ from concurrent.futures import FIRST_EXCEPTION, Future, wait
 
 from trainer.algorithm.advantages import Advantages, advantages
 from trainer.algorithm.losses import LOSSES
+from trainer.config.settings import Settings
 from trainer.errors import ServiceLost, Stopped, TrainerError
 from trainer.parallel.world import shared
 from trainer.rewards import Scores, merge
-from trainer.rollout.prompts import updates_awaited
 from trainer.run.state import Run
 
 LOOK_UP_S = 0.25
@@ -39,90 +37,57 @@ def scores_of(
     return merge([future.result() for future in pending]) if pending else None
 
 
-class EpochScores:
-    """Scores of all processes, in the order of the images.
+def epoch_scores(run: Run, pending: Sequence[Sequence["Future[Scores]"]]) -> Scores:
+    """Wait for the scores of all processes; all processes have to call this.
 
     Args:
         run: the run.
         pending: the requests of this process, by update.
 
-    Attributes:
-        early: whether an update may begin before all scores are there.
+    Returns:
+        The scores in the order of the epoch's images.
+
+    Raises:
+        ServiceError: on every process, if any process lost the service or too much failed.
+        Stopped: on every process, if any was asked to stop.
     """
-
-    def __init__(self, run: Run, pending: Sequence[Sequence["Future[Scores]"]]) -> None:
-        self._run = run
-        self._pending = pending
-        self._parts: list[Scores] = []
-        batch, advantage = run.settings.batch, run.settings.advantage
-        self._awaited = [
-            updates_awaited(
-                number,
-                len(pending),
-                groups=batch.prompts_per_epoch,
-                images_per_prompt=batch.images_per_prompt,
-                whole_epoch=advantage.std == "global" or advantage.combine == "gdpo",
-            )
-            for number in range(len(pending))
-        ]
-        self.early = self._awaited[0] < len(pending)
-
-    def advantages(self, update: int) -> Advantages:
-        """Advantages by image, at least of all images up to those of this update.
-
-        Raises:
-            ServiceError: on every process, if any process lost the service or too much failed.
-        """
-        scores = self._await(self._awaited[update])
-        settings = self._run.settings
-        size = settings.batch.images_per_prompt
-        names = [term.name for term in settings.rewards.train]
-        # The last group may have members whose scores are not there yet.
-        whole = len(scores.values[names[0]]) // size * size
-        return advantages(
-            {name: scores.values[name].data[:whole] for name in names},
-            [image // size for image in range(whole)],
-            weights={term.name: term.weight for term in settings.rewards.train},
-            valid=scores.valid(names)[:whole],
-            std=settings.advantage.std,
-            combine=settings.advantage.combine,
-            eps=settings.advantage.eps,
-            clip=settings.advantage.clip,
-            mode=LOSSES[settings.loss.algorithm].advantage,
-            temperature=settings.loss.rwr_temperature,
-        )
-
-    def everything(self) -> Scores:
-        """All scores of the epoch.
-
-        Raises:
-            ServiceError: see `advantages`.
-        """
-        return self._await(len(self._pending))
-
-    def _await(self, updates: int) -> Scores:
-        while len(self._parts) < updates:
-            self._parts.append(self._gathered(self._pending[len(self._parts)]))
-            self._check()
-        return merge(self._parts)
-
-    def _gathered(self, pending: Sequence["Future[Scores]"]) -> Scores:
-        found = self._run.world.gather(scores_of(pending, self._run.stop))
-        for part in found:
+    parts: list[Scores] = []
+    for requests in pending:
+        for part in run.world.gather(scores_of(requests, run.stop)):
             if isinstance(part, TrainerError):
                 raise shared(part)
-        return merge([part for part in found if isinstance(part, Scores)])
+            if part is not None:
+                parts.append(part)
+    scores = merge(parts)
+    _check_failures(run, scores)
+    return scores
 
-    def _check(self) -> None:
-        settings = self._run.settings
-        scores = merge(self._parts)
-        names = [term.name for term in settings.rewards.train]
-        images = settings.batch.prompts_per_epoch * settings.batch.images_per_prompt
-        failed = float((~scores.valid(names)).sum()) / images
-        if failed > settings.rewards.max_failed_fraction:
-            commonest = max(scores.errors, key=lambda text: scores.errors[text], default="nothing")
-            raise ServiceLost(
-                f"{failed:.0%} of the images of epoch {self._run.progress.epoch + 1} have no score "
-                f"(rewards.max_failed_fraction is {settings.rewards.max_failed_fraction:.0%}); "
-                f"mostly: {commonest}"
-            )
+
+def epoch_advantages(settings: Settings, scores: Scores) -> Advantages:
+    """The advantages of an epoch's images, in their order."""
+    names = [term.name for term in settings.rewards.train]
+    size = settings.batch.images_per_prompt
+    return advantages(
+        {name: scores.values[name].data for name in names},
+        [image // size for image in range(len(scores.values[names[0]]))],
+        weights={term.name: term.weight for term in settings.rewards.train},
+        valid=scores.valid(names),
+        std=settings.advantage.std,
+        combine=settings.advantage.combine,
+        eps=settings.advantage.eps,
+        clip=settings.advantage.clip,
+        mode=LOSSES[settings.loss.algorithm].advantage,
+        temperature=settings.loss.rwr_temperature,
+    )
+
+
+def _check_failures(run: Run, scores: Scores) -> None:
+    settings = run.settings
+    failed = float((~scores.valid([term.name for term in settings.rewards.train])).mean())
+    if failed > settings.rewards.max_failed_fraction:
+        commonest = max(scores.errors, key=lambda text: scores.errors[text], default="nothing")
+        raise ServiceLost(
+            f"{failed:.0%} of the images of epoch {run.progress.epoch + 1} have no score "
+            f"(rewards.max_failed_fraction is {settings.rewards.max_failed_fraction:.0%}); "
+            f"mostly: {commonest}"
+        )
