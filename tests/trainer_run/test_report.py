@@ -126,7 +126,6 @@ def test_the_report_is_whole_and_needs_nothing_else(tmp_path: Path) -> None:
     assert "geneval.&lt;soft&gt;" in html
     titles = re.findall(r"<h3>(.*?)</h3>", html)
     assert "KL to the base, held-out" in titles
-    assert "Training prompts" in titles
     assert "Training reward by category: geneval" in titles
     assert 'role="alert"' not in html
     for svg in re.findall(r"<svg.*?</svg>", html, re.DOTALL):
