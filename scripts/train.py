@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -40,23 +41,35 @@ def main() -> int:
     parser.add_argument(
         "--model", default="mini", help=f"mini, {', '.join(MODELS)}, or the end of a preset's name"
     )
+    parser.add_argument("--preset", default="", help="this preset, whatever --task and --model say")
     parser.add_argument("--processes", default="auto", help="trainer processes, or auto")
     parser.add_argument("--reward-url", default=os.environ.get("REWARD_URL", ""))
+    parser.add_argument(
+        "--scorers", default="", help="scorers of the local service, with commas; by default all"
+    )
     args, extra = parser.parse_known_args()
     processes = _processes(args.processes, args.model)
-    preset = preset_of(args.model, args.task, processes)
+    preset = args.preset or preset_of(args.model, args.task, processes)
     launcher = [sys.executable, "-m"]
     training = dict(os.environ)
     if processes > 1:
         # What torchrun sets itself, with five lines of warning.
         training.setdefault("OMP_NUM_THREADS", "1")
-        launcher += ["torch.distributed.run", "--nproc-per-node", str(processes), "-m"]
+        launcher += ["torch.distributed.run", "--nproc-per-node", str(processes)]
+        # By default every launcher takes the same port: a second run beside this one would end.
+        launcher += ["--master-port", str(_free_port()), "-m"]
     command = [*launcher, "trainer", "train", "--preset", preset, *extra]
     training = {**DEFAULTS, **training}
     if args.reward_url:
         return _run(command, {**training, "REWARD_URL": args.reward_url})
     with tempfile.TemporaryDirectory(prefix="flow-reward-") as folder:
-        return _with_local_service(command, training, Path(folder))
+        return _with_local_service(command, training, Path(folder), args.scorers)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def preset_of(model: str, task: str, processes: int) -> str:
@@ -90,12 +103,13 @@ def _processes(text: str, model: str) -> int:
     return max(count for count in (1, 2, 4) if count == 1 or count <= cores)
 
 
-def _with_local_service(command: list[str], env: dict[str, str], folder: Path) -> int:
+def _with_local_service(command: list[str], env: dict[str, str], folder: Path, scorers: str) -> int:
     """Start the service on free loopback ports, train, drain the service."""
     ports_file, log_file = folder / "ports.json", Path("runs") / "reward_service.log"
     log_file.parent.mkdir(exist_ok=True)
     serve = [sys.executable, "-m", "reward_server", "serve", "--port-file", str(ports_file)]
     serve += ["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]
+    serve += ["--scorers", scorers] if scorers else []
     with log_file.open("ab") as log:
         # A session of its own, so that Ctrl-C reaches the trainer first and scores in flight are
         # still answered while it saves.

@@ -212,3 +212,38 @@ def test_every_loss_raises_the_reward(tiny: Path, name: str, finetune: Finetune)
         optimiser.step()
         old.blend(old_decay(epoch) if entry.old == "trailing" else 0.0)
     assert history[-1] > history[0] + 0.1
+
+
+def test_images_that_start_alike_are_sampled_as_if_alone_up_to_the_window(tiny: Path) -> None:
+    """Whole prefix once per start: the same images, and the first ratio is still exactly 1."""
+    model = load(tiny)
+    keys = [
+        NoiseKey(0, 3, prompt, 2 * pair + half, 2 * pair, 2 * pair if half else None)
+        for prompt in range(2)
+        for pair in range(2)
+        for half in range(2)
+    ]
+    config = RolloutConfig(num_steps=5, window_size=2, window_range=(2, 4))
+    record, cond, _ = sampled(model, config, keys)
+    assert torch.equal(record.trajectory[0::2, 0], record.trajectory[1::2, 0])
+    for row, key in enumerate(keys):
+        alone, _, _ = sampled(model, config, [key])
+        torch.testing.assert_close(record.final[row], alone.final[0], atol=1e-4, rtol=1e-4)
+    again = recompute(model, record, [0], cond, config)
+    assert again.log_prob is not None
+    assert torch.equal(again.log_prob, record.log_probs[:, 0])
+
+
+def test_full_fine_tuning_of_some_layers_leaves_the_others_alone(tiny: Path) -> None:
+    options = ModelOptions(finetune="full", trained_layers=("norm1",), max_sequence_length=0)
+    model = MODELS["sd3"](tiny, options)
+    trained = dict(model.trainable_parameters())
+    assert trained
+    assert all("norm1" in name for name in trained)
+    record, cond, _ = sampled(model, RolloutConfig(num_steps=3))
+    step = recompute(model, record, [0], cond, RolloutConfig(num_steps=3))
+    step.v.sum().backward()
+    assert all(parameter.grad is not None for parameter in trained.values())
+    wrong = replace(options, trained_layers=("norm1", "no_such_layer"))
+    with pytest.raises(ValueError, match="no weight has 'no_such_layer'"):
+        MODELS["sd3"](tiny, wrong)

@@ -101,8 +101,8 @@ def test_a_moving_window_needs_a_size() -> None:
         )
 
 
-def test_shared_noise_without_stochastic_steps_is_refused() -> None:
-    same = ["sampling.sde=ode", "loss.algorithm=nft", "sampling.shared_noise=true"]
+def test_images_that_start_alike_without_stochastic_steps_is_refused() -> None:
+    same = ["sampling.sde=ode", "loss.algorithm=nft", "sampling.group_noise=shared_start"]
     with pytest.raises(ConfigError, match="would be the same"):
         config.load("mini_geneval", same)
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.rollout.noise import draw, initial_noise
+from trainer.rollout.noise import draw, initial_noise, step_noise
 from trainer.rollout.prompts import draw_prompts, draws, share_out
 
 
@@ -61,7 +61,7 @@ def test_batches_that_do_not_divide_are_refused() -> None:
 
 def test_a_group_may_share_its_starting_noise_and_nothing_else() -> None:
     prompts = draw_prompts([1.0, 1.0], 3, seed=1, epoch=2)  # one prompt comes twice
-    images = draws(prompts, 4, seed=1, epoch=2, shared_noise=True)
+    images = draws(prompts, 4, seed=1, epoch=2, group_noise="shared_start")
     starts = {image.group: initial_noise([image.key], (2,), "cpu") for image in images}
     for image in images:
         assert torch.equal(initial_noise([image.key], (2,), "cpu"), starts[image.group])
@@ -77,3 +77,15 @@ def test_weights_decide_how_often_a_prompt_comes() -> None:
         index for epoch in range(400) for index in draw_prompts([3, 1], 1, seed=0, epoch=epoch)
     )
     assert 0.68 < times[0] / 400 < 0.82
+
+
+def test_antithetic_pairs_share_a_start_and_mirror_the_steps() -> None:
+    prompts = draw_prompts([1.0, 1.0], 3, seed=1, epoch=2)  # one prompt comes twice
+    keys = [i.key for i in draws(prompts, 4, seed=1, epoch=2, group_noise="antithetic_pairs")]
+    starts = initial_noise(keys, (5,), "cpu")
+    for index in (0, 3):
+        noise = step_noise(keys, index, (5,), "cpu")
+        assert torch.equal(noise[0::2], -noise[1::2])
+        assert len(noise[0::2].unique(dim=0)) == len(keys) // 2
+    assert torch.equal(starts[0::2], starts[1::2])
+    assert len(starts.unique(dim=0)) == len(keys) // 2

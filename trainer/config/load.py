@@ -49,10 +49,16 @@ def rollout_config(settings: Settings) -> RolloutConfig:
             f"loss.algorithm={name} learns from stochastic steps: set sampling.sde to flow_sde, "
             f"cps, dance or linear; ode is for {_learning_from('images')}"
         )
-    if deterministic and sampling.shared_noise:
+    if deterministic and sampling.group_noise != "independent":
         raise ConfigError(
-            "sampling.shared_noise=true with sampling.sde=ode: all images of a group would be the "
-            "same; set one of them otherwise"
+            f"sampling.group_noise={sampling.group_noise} with sampling.sde=ode: images that start "
+            "alike would be the same; set one of them otherwise"
+        )
+    size = settings.batch.images_per_prompt
+    if sampling.group_noise == "antithetic_pairs" and size % 2:
+        raise ConfigError(
+            f"sampling.group_noise=antithetic_pairs needs an even batch.images_per_prompt, not "
+            f"{size}; use {size - 1} or {size + 1}"
         )
     end = sampling.window_end or sampling.num_steps - 1
     try:

@@ -72,7 +72,9 @@ class ModelSettings(Section):
     path: str = "@mini/weights"
     """Folder of a diffusers pipeline, or a hub id. `@mini/` stands for the miniature's folder."""
     finetune: Literal["lora", "full"] = "lora"
-    """Train low-rank adapters, or every weight of the transformer."""
+    """Train low-rank adapters, or the weights of the transformer."""
+    trained_layers: tuple[str, ...] = ()
+    """`full`: name parts of the weights that are trained, e.g. `norm1.linear`; empty: all."""
     lora_rank: Positive = 32
     """Rank of the adapters."""
     lora_alpha: Positive = 64
@@ -116,9 +118,12 @@ class SamplingSettings(Section):
     """Kind of the stochastic steps; `ode` has none and is for losses on finished images."""
     noise_level: Annotated[float, Field(gt=0)] = 0.7
     """The paper's a: strength of the noise of a stochastic step."""
-    shared_noise: bool = False
-    """The images of a group start from the same noise (Flow-GRPO-Fast, DanceGRPO): their rewards
-    then differ only by what the stochastic steps did."""
+    group_noise: Literal["independent", "shared_start", "antithetic_pairs"] = "independent"
+    """Noise of the images of a group. `independent`: each has its own. `shared_start`: the same
+    start (Flow-GRPO-Fast, DanceGRPO), so that rewards differ only by what the stochastic steps did.
+    `antithetic_pairs`: two and two share a start and have opposite noise in the stochastic steps,
+    so that what the start is worth cancels in the gradient of a pair. Steps before the window are
+    sampled once for images that start alike."""
     window_size: Count = 0
     """Consecutive stochastic steps that are trained (Flow-GRPO-Fast: 1 to 3); 0: all but the last.
     """

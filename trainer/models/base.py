@@ -140,7 +140,8 @@ class ModelOptions:
     """How a model is loaded.
 
     Attributes:
-        finetune: ``lora`` trains an adapter, ``full`` the whole transformer.
+        finetune: ``lora`` trains an adapter, ``full`` the weights of the transformer.
+        trained_layers: Name parts of the weights that ``full`` trains; empty: all of them.
         lora: Rank, alpha and targets of the adapter.
         device: Where to run.
         compute_dtype: float32, or bfloat16 or float16 (autocast; trained weights stay float32,
@@ -162,6 +163,7 @@ class ModelOptions:
     """
 
     finetune: Finetune = "lora"
+    trained_layers: tuple[str, ...] = ()
     lora: LoraSpec = field(default_factory=LoraSpec)
     device: str = "cpu"
     compute_dtype: torch.dtype = torch.float32

@@ -53,7 +53,7 @@ class Network:
         else:
             if options.keep_reference:
                 self._frozen = copy.deepcopy(self.trained)
-            self.trained.requires_grad_(True)
+            _unfreeze(self.trained, options.trained_layers)
         self.active: Any = self.trained
 
     def everything(self) -> list[nn.Module]:
@@ -69,7 +69,7 @@ class Network:
         return {
             name: parameter
             for name, parameter in self.trained.named_parameters()
-            if not self._lora or f".{ADAPTER}." in name
+            if (f".{ADAPTER}." in name if self._lora else parameter.requires_grad)
         }
 
     @contextmanager
@@ -142,6 +142,15 @@ def _whole_copy(part: Any, weights: Mapping[str, Tensor]) -> Any:
     state = {name: weights.get(name, value) for name, value in part.state_dict().items()}
     copy.load_state_dict(state, assign=True)
     return copy
+
+
+def _unfreeze(network: nn.Module, layers: Sequence[str]) -> None:
+    named = dict(network.named_parameters())
+    for layer in layers:
+        if not any(layer in name for name in named):
+            raise ValueError(f"model.trained_layers: no weight has {layer!r} in its name")
+    for name, parameter in named.items():
+        parameter.requires_grad_(not layers or any(layer in name for layer in layers))
 
 
 def _add_adapter(part: Any, lora: LoraSpec, targets: Sequence[str], seed: int) -> None:

@@ -34,6 +34,8 @@ class NoiseKey:
         prompt: Index of the prompt in its data set.
         sample: Index of the image among those of its prompt.
         start: Index of the image whose starting noise this one has; None: its own.
+        mirrored: Index of the image whose noise this one has with the opposite sign in stochastic
+            steps; None: its own.
     """
 
     seed: int
@@ -41,6 +43,7 @@ class NoiseKey:
     prompt: int
     sample: int
     start: int | None = None
+    mirrored: int | None = None
 
     def initial(self) -> torch.Generator:
         """The generator of the image's starting noise."""
@@ -49,7 +52,8 @@ class NoiseKey:
 
     def step(self, index: int) -> torch.Generator:
         """The generator of sampling step ``index``: the same whichever steps are stochastic."""
-        return generator("step", self.seed, self.epoch, self.prompt, self.sample, index)
+        sample = self.sample if self.mirrored is None else self.mirrored
+        return generator("step", self.seed, self.epoch, self.prompt, sample, index)
 
     def loss(self) -> torch.Generator:
         """The generator of what a loss draws for the image: the same on whichever process."""
@@ -69,3 +73,32 @@ def initial_noise(
 ) -> Tensor:
     """Starting latents of a batch, (B, *shape)."""
     return draw([key.initial() for key in keys], shape, device)
+
+
+def step_noise(
+    keys: Sequence[NoiseKey], index: int, shape: tuple[int, ...], device: torch.device | str
+) -> Tensor:
+    """Noise of the stochastic step ``index`` of a batch, (B, *shape)."""
+    noise = draw([key.step(index) for key in keys], shape, device)
+    signs = torch.tensor([1.0 if key.mirrored is None else -1.0 for key in keys], device=device)
+    return noise * signs.reshape(-1, *(1,) * len(shape))
+
+
+def distinct_starts(keys: Sequence[NoiseKey]) -> tuple[list[int], list[int]]:
+    """Which images of a batch have a start of their own.
+
+    Returns:
+        Rows with the first image of every starting noise, and for each of the B images the place
+        of its start among them.
+    """
+    found: dict[tuple[int, ...], int] = {}
+    firsts: list[int] = []
+    places: list[int] = []
+    for row, key in enumerate(keys):
+        start = key.sample if key.start is None else key.start
+        name = (key.seed, key.epoch, key.prompt, start)
+        if name not in found:
+            found[name] = len(firsts)
+            firsts.append(row)
+        places.append(found[name])
+    return firsts, places

@@ -9,10 +9,13 @@ batches: what an update learns from does not depend on the number of processes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from trainer.rollout.noise import NoiseKey, generator
+
+GroupNoise = Literal["independent", "shared_start", "antithetic_pairs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,7 @@ def draws(
     *,
     seed: int,
     epoch: int,
-    shared_noise: bool = False,
+    group_noise: GroupNoise = "independent",
 ) -> list[Draw]:
     """The images of an epoch, group by group.
 
@@ -65,15 +68,19 @@ def draws(
         images_per_prompt: group size.
         seed: the run's seed.
         epoch: number of the epoch.
-        shared_noise: the images of a group start from the same noise.
+        group_noise: what noise the images of a group have in common, see the settings.
     """
     taken: list[Draw] = []
     for group, prompt in enumerate(prompts):
         # A prompt that is drawn twice must not repeat its noise.
         first = prompts[:group].count(prompt) * images_per_prompt
-        start = first if shared_noise else None
-        for sample in range(images_per_prompt):
-            key = NoiseKey(seed, epoch, prompt, first + sample, start)
+        for sample in range(first, first + images_per_prompt):
+            start = mirrored = None
+            if group_noise == "shared_start":
+                start = first
+            elif group_noise == "antithetic_pairs" and (sample - first) % 2:
+                start = mirrored = sample - 1
+            key = NoiseKey(seed, epoch, prompt, sample, start, mirrored)
             taken.append(Draw(group, prompt, key))
     return taken
 

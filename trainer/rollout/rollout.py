@@ -7,7 +7,7 @@ from torch import Tensor
 
 from trainer.algorithm.sde import log_prob, sample
 from trainer.models.base import Conditioning, FlowModel
-from trainer.rollout.noise import NoiseKey, draw, initial_noise
+from trainer.rollout.noise import NoiseKey, distinct_starts, initial_noise, step_noise
 from trainer.rollout.policy import RolloutBatch, RolloutConfig, draw_window, policy_step
 
 __all__ = ["RolloutBatch", "RolloutConfig", "draw_window", "rollout"]
@@ -24,6 +24,32 @@ def _check_window(chosen: tuple[int, ...], config: RolloutConfig) -> None:
 
 def _stack(parts: list[Tensor], like: Tensor) -> Tensor:
     return torch.stack(parts, 1) if parts else like.new_zeros(len(like), 0, *like.shape[1:])
+
+
+def _before_window(
+    model: FlowModel,
+    cond: Conditioning,
+    keys: Sequence[NoiseKey],
+    config: RolloutConfig,
+    *,
+    latent_shape: tuple[int, ...],
+    end: int,
+    sigmas: Tensor,
+    negative: Conditioning | None,
+) -> Tensor:
+    """Euler steps up to step ``end``, once for images that start alike; (B, *latent_shape)."""
+    firsts, places = distinct_starts(keys)
+    x = initial_noise([keys[row] for row in firsts], latent_shape, model.device)
+    cond = cond.index_select(firsts)
+    if negative is not None and len(negative) > 1:
+        negative = negative.index_select(firsts)
+    for index in range(end):
+        rows = torch.full((len(firsts),), index)
+        step = policy_step(
+            model, x, rows, cond, config, sigmas=sigmas, negative=negative, kind="ode"
+        )
+        x = step.transition.mean
+    return x[torch.tensor(places, device=x.device)]
 
 
 @torch.no_grad()
@@ -59,11 +85,21 @@ def rollout(
     chosen = tuple(window)
     _check_window(chosen, config)
     sigmas = model.sigmas(config.num_steps, latent_shape)
-    x = initial_noise(keys, latent_shape, model.device)
+    begin = chosen[0] if chosen else 0
+    x = _before_window(
+        model,
+        cond,
+        keys,
+        config,
+        latent_shape=latent_shape,
+        end=begin,
+        sigmas=sigmas,
+        negative=negative,
+    )
     kept: list[Tensor] = []
     log_probs: list[Tensor] = []
     means: list[Tensor] = []
-    for index in range(config.num_steps):
+    for index in range(begin, config.num_steps):
         stochastic = index in chosen
         rows = torch.full((len(keys),), index)
         kind = config.kind if stochastic else "ode"
@@ -71,7 +107,7 @@ def rollout(
             model, x, rows, cond, config, sigmas=sigmas, negative=negative, kind=kind
         )
         if stochastic:
-            noise = draw([key.step(index) for key in keys], latent_shape, model.device)
+            noise = step_noise(keys, index, latent_shape, model.device)
             x_next = sample(step.transition, noise)
             kept.append(x)
             log_probs.append(log_prob(x_next, step.transition, config.form))

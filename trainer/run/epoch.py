@@ -100,7 +100,7 @@ def sample_epoch(run: Run, prompts: Sequence[int], negative: Conditioning) -> li
         settings.batch.images_per_prompt,
         seed=settings.run.seed,
         epoch=run.progress.epoch,
-        shared_noise=settings.sampling.shared_noise,
+        group_noise=settings.sampling.group_noise,
     )
     size = settings.batch.rollout_batch_size
     shares = share_out(

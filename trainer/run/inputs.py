@@ -56,6 +56,7 @@ def load_model(settings: Settings, device: torch.device, *, parked: bool = False
     place = resolve_path(chosen.path)
     options = ModelOptions(
         finetune=chosen.finetune,
+        trained_layers=chosen.trained_layers,
         lora=LoraSpec(chosen.lora_rank, chosen.lora_alpha, chosen.lora_targets or None),
         device=str(device),
         compute_dtype=resolve(chosen.dtype, device),

@@ -1,0 +1,87 @@
+"""`scripts/arena.py`: runs side by side, and their table."""
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from xml.etree import ElementTree
+
+from tests.trainer_run.test_report import make_run
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "arena.py"
+TABLE = """
+title = "Two arms"
+preset = "no_such_preset"
+seeds = [0, 1]
+common = ["run.epochs=1"]
+[arms."plain"]
+[arms."other one"]
+seeds = [0]
+set = ["loss.kl_beta=0"]
+"""
+
+
+def arena(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, str(SCRIPT), *arguments]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=110)
+
+
+def table(tmp_path: Path) -> str:
+    path = tmp_path / "table.toml"
+    path.write_text(TABLE, encoding="utf-8")
+    return str(path)
+
+
+def test_runs_that_fail_are_named_and_their_log_is_in_the_archive(tmp_path: Path) -> None:
+    out, archive = tmp_path / "runs", tmp_path / "small" / "arena.tar.gz"
+    done = arena(
+        "run", table(tmp_path), "--out", str(out), "--jobs", "3", "--archive", str(archive)
+    )
+    assert done.returncode == 1
+    assert "not finished: plain, seed 0; other one, seed 0; plain, seed 1" in done.stdout
+    with tarfile.open(archive) as tar:
+        log = tar.extractfile("other_one-seed0/log.txt")
+        assert log is not None
+        assert b"no_such_preset" in log.read()
+
+
+def test_a_finished_run_is_not_repeated(tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    for name in ("plain-seed0", "plain-seed1", "other_one-seed0"):
+        (out / name).mkdir(parents=True)
+        (out / name / "result.json").write_text("{}")
+    done = arena("run", table(tmp_path), "--out", str(out))
+    assert done.returncode == 0
+    assert "==" not in done.stdout
+
+
+def test_more_runs_than_cores_are_refused(tmp_path: Path) -> None:
+    cores = len(os.sched_getaffinity(0))
+    done = arena(
+        "run", table(tmp_path), "--out", str(tmp_path), "--jobs", "2", "--cores-per-job", str(cores)
+    )
+    assert done.returncode == 2
+    assert "at most 1 runs at a time" in done.stderr.replace("\n", " ")
+
+
+def test_the_report_is_a_line_per_run_and_a_figure(tmp_path: Path) -> None:
+    runs, docs = tmp_path / "runs", tmp_path / "docs"
+    runs.mkdir()
+    (docs / "images").mkdir(parents=True)
+    make_run(runs / "plain-seed0", {"sharpness": 0.4, "purity": 0.9}, gain=0.3)
+    make_run(runs / "plain-seed1", {"sharpness": 0.8, "purity": 0.9}, gain=0.1)
+    cut = make_run(runs / "other_one-seed0", {"sharpness": 0.8, "purity": 0.9})
+    lines = (cut / "metrics.jsonl").read_text().splitlines()
+    (cut / "metrics.jsonl").write_text("\n".join(lines[:-2]) + "\n" + lines[-1][:20])
+    done = arena("report", table(tmp_path), "--out", str(runs), "--docs", str(docs))
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + 1 + 2 + 1
+    assert "| **plain**, 2 seeds | **0.700** (0.600 to 0.800)" in rows[2]
+    assert "sharpness -50%" in rows[3]
+    last = json.loads(lines[-3])["metrics"]["geneval"]["mean"]
+    assert f"{last:.3f}*" in rows[5]
+    drawing = ElementTree.parse(docs / "images" / "arena_table.svg").getroot()
+    assert sum(element.tag.endswith("}polyline") for element in drawing.iter()) == 3
