@@ -90,6 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--epochs", type=int, default=4, help="epochs of 12 groups per variant")
     parser.add_argument("--weights", default="", help="a .safetensors file of trained weights")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--only", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -124,7 +125,7 @@ def served(environment: dict[str, str]) -> Iterator[dict[str, str]]:
 def measure(args: argparse.Namespace, environment: dict[str, str]) -> None:
     """Measure every variant."""
     base = load(PRESET, ("model.trained_layers=[]",), environment)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(args.device)
     model = load_model(base, device)
     parameters = dict(model.trainable_parameters())
     if args.weights:

@@ -107,6 +107,17 @@ def test_images_that_start_alike_without_stochastic_steps_is_refused() -> None:
         config.load("mini_geneval", same)
 
 
+def test_antithetic_pairs_need_an_even_group() -> None:
+    odd = ["batch.images_per_prompt=15", "batch.rollout_batch_size=15", "batch.prompts_per_epoch=8"]
+    with pytest.raises(ConfigError, match="even batch.images_per_prompt, not 15; use 14 or 16"):
+        config.load("mini_geneval_grpo", odd)
+
+
+def test_layers_of_full_fine_tuning_under_an_adapter_are_refused() -> None:
+    with pytest.raises(ConfigError, match="set model.trained_layers=\\[\\]"):
+        config.load("mini_geneval_grpo", ["model.finetune=lora"])
+
+
 @pytest.mark.parametrize("preset", ["mini_geneval", "mini_geneval_grpo", "mini_jpeg", "mini_ocr"])
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_the_miniatures_presets_divide_by_what_make_train_may_choose(

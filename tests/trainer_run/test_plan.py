@@ -165,7 +165,8 @@ def kept_bytes(settings: Settings) -> tuple[Any, float]:
 
 @pytest.mark.parametrize("finetune", ["full", "lora"])
 def test_memory_is_near_what_the_miniature_uses(finetune: str) -> None:
-    changes = [f"model.finetune={finetune}", "model.dtype=float32", "batch.rollout_batch_size=24"]
+    changes = [f"model.finetune={finetune}", "model.trained_layers=[]", "model.dtype=float32"]
+    changes += ["batch.rollout_batch_size=24"]
     settings = config.load("mini_geneval_grpo", changes)
     model, activations = kept_bytes(settings)
     shape = find(config.resolve_path(settings.model.path))

@@ -256,6 +256,11 @@ def _check(settings: Settings, world_size: int) -> None:
                 f"rewards: {term.scorer} is asked for with transform {other!r} and "
                 f"{term.transform!r}; use component= for further values of one scorer"
             )
+    if settings.model.trained_layers and settings.model.finetune == "lora":
+        raise ConfigError(
+            "model.trained_layers names what model.finetune=full trains; the layers of adapters are "
+            "model.lora_targets: set model.trained_layers=[]"
+        )
     if any(weight < 0 for weight in settings.task.category_weights.values()):
         raise ConfigError("task.category_weights must not be negative")
     geometry(settings, world_size)
