@@ -87,7 +87,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 
 def main() -> None:
     """Print one line per variant."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="Signal to noise of the policy gradient")
     parser.add_argument("--epochs", type=int, default=4, help="epochs of 12 groups per variant")
     parser.add_argument("--weights", default="", help="a .safetensors file of trained weights")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")

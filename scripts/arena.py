@@ -134,7 +134,8 @@ def run(
             say=lambda text: print(text, flush=True),
         )
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
     if unfinished:
         typer.echo(f"not finished: {'; '.join(unfinished)}; the same command goes on")
         raise typer.Exit(1)
