@@ -109,12 +109,12 @@ def test_images_that_start_alike_without_stochastic_steps_is_refused() -> None:
 
 def test_antithetic_pairs_need_an_even_group() -> None:
     odd = ["batch.images_per_prompt=15", "batch.rollout_batch_size=15", "batch.prompts_per_epoch=8"]
-    with pytest.raises(ConfigError, match="even batch.images_per_prompt, not 15; use 14 or 16"):
+    with pytest.raises(ConfigError, match=r"even batch.images_per_prompt, not 15; use 14 or 16"):
         config.load("mini_geneval_grpo", odd)
 
 
 def test_layers_of_full_fine_tuning_under_an_adapter_are_refused() -> None:
-    with pytest.raises(ConfigError, match="set model.trained_layers=\\[\\]"):
+    with pytest.raises(ConfigError, match=r"set model.trained_layers=\[\]"):
         config.load("mini_geneval_grpo", ["model.finetune=lora"])
 
 

@@ -258,8 +258,8 @@ def _check(settings: Settings, world_size: int) -> None:
             )
     if settings.model.trained_layers and settings.model.finetune == "lora":
         raise ConfigError(
-            "model.trained_layers names what model.finetune=full trains; the layers of adapters are "
-            "model.lora_targets: set model.trained_layers=[]"
+            "model.trained_layers names what model.finetune=full trains; the layers of adapters "
+            "are model.lora_targets: set model.trained_layers=[]"
         )
     if any(weight < 0 for weight in settings.task.category_weights.values()):
         raise ConfigError("task.category_weights must not be negative")
