@@ -236,6 +236,22 @@ def test_prompts_are_encoded_once_and_the_encoders_leave(
         model.encode_prompts([])
 
 
+@pytest.mark.parametrize("case", [*CASES, *VARIANTS], ids=lambda case: case.name)
+def test_a_scale_up_to_1_is_no_guidance(case: Case, folders: dict[str, Path]) -> None:
+    if case.plain.get("guidance_scale") == 1.0 and case.family == "flux":
+        pytest.skip("the scale is an input of the network here")
+    model = load(case, folders[case.name])
+    x = initial_noise(KEYS, model.latent_shape(*case.size), model.device)
+    cond, negative = model.encode_prompts(TEXTS), model.encode_prompts([""])
+    with torch.no_grad():
+        off, guided, *others = (
+            model.velocity(x, torch.tensor(0.9), cond, scale, negative)
+            for scale in (1.0, GUIDANCE, 0.0, 0.5)
+        )
+    assert not torch.equal(off, guided)
+    assert all(torch.equal(other, off) for other in others)
+
+
 @named
 def test_half_precision_computes_close_to_float32(case: Case, folders: dict[str, Path]) -> None:
     exact = images(case, load(case, folders[case.name])).unit
@@ -247,6 +263,24 @@ def test_half_precision_computes_close_to_float32(case: Case, folders: dict[str,
         base = [p for n, p in model.transformer.named_parameters() if "lora" not in n]
         assert any(p.dtype == dtype for p in base)
         assert grpo_step(case, model)["ratio_deviation"] == 0
+
+
+@named
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch: a slow norm
+def test_full_fine_tuning_runs_in_bfloat16(case: Case, folders: dict[str, Path]) -> None:
+    model = load(case, folders[case.name], finetune="full", compute_dtype=torch.bfloat16)
+    assert grpo_step(case, model)["ratio_deviation"] == 0
+
+
+@named
+def test_a_picture_that_is_not_finite_is_marked(case: Case, folders: dict[str, Path]) -> None:
+    model = load(case, folders[case.name])
+    latents = torch.zeros(3, *model.latent_shape(*case.size))
+    latents[1] = float("nan")
+    latents[2].flatten()[0] = float("inf")
+    decoded = model.decode(latents)
+    assert decoded.finite.tolist() == [True, False, False]
+    assert decoded.unit.isfinite().all()
 
 
 @named

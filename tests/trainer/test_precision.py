@@ -30,6 +30,18 @@ def test_float32_changes_nothing() -> None:
         assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
 
 
+def test_attention_is_float32_by_keyword_too_and_masks_stay_booleans() -> None:
+    q, k, v = torch.randn(3, 1, 1, 4, 8)
+    mask = torch.tensor([[True, True, False, True]])
+    expected = F.scaled_dot_product_attention(q, k, v, mask)
+    with mixed_precision("cpu", torch.bfloat16):
+        named = F.scaled_dot_product_attention(query=q, key=k, value=v.bfloat16(), attn_mask=mask)
+        placed = F.scaled_dot_product_attention(q, k, v, mask)
+    assert named.dtype == torch.float32
+    assert torch.allclose(named, expected, atol=0.02)
+    assert torch.equal(placed, expected)
+
+
 @pytest.mark.parametrize(
     ("name", "expected"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)]
 )

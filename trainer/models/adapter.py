@@ -161,7 +161,7 @@ class Adapter:
             x: (B, ...) latents.
             sigma: 0-d or (B,).
             cond: B encoded prompts.
-            guidance_scale: The family's guidance; 1 is none.
+            guidance_scale: The family's guidance; see ``family.guides``.
             negative: One or B encoded negative prompts (usually of "").
 
         Returns:
@@ -193,10 +193,11 @@ class Adapter:
                 for part in latents.split(self._options.decode_batch)
             ]
         )
+        finite = raw.isfinite().flatten(1).all(1)
         # Videos have their frames behind the channels here, and before them outside.
-        unit = (raw * 0.5 + 0.5).clamp(0, 1).movedim(1, -3)
+        unit = (raw.nan_to_num() * 0.5 + 0.5).clamp(0, 1).movedim(1, -3)
         pixels = (unit.movedim(-3, -1).cpu().numpy() * 255).round().astype("uint8")
-        return Decoded(unit, pixels)
+        return Decoded(unit, pixels, finite.cpu().numpy())
 
     def reference(self) -> AbstractContextManager[None]:
         """Inside, ``velocity`` is that of the untrained model.

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.models.loading import INDEX, model_folders, weight_files
 from trainer.models.published import PUBLISHED
 
-INDEX = "model_index.json"
 CLIP_TOKENS = 77
 
 
@@ -70,16 +70,24 @@ def find(path_or_id: str | Path) -> Architecture | None:
         ValueError: A folder that is no pipeline, or damaged.
     """
     folder = Path(path_or_id)
-    if not folder.is_dir():
-        cached = _in_cache(str(path_or_id))
-        if cached is None:
-            return _published(str(path_or_id))
-        folder = cached
+    if folder.is_dir():
+        return _of_folder(folder)
+    cached = _in_cache(str(path_or_id))
+    try:
+        return _published(str(path_or_id)) if cached is None else _of_folder(cached)
+    except ValueError:
+        # An interrupted download: a run would fetch the rest.
+        return _published(str(path_or_id))
+
+
+def _of_folder(folder: Path) -> Architecture:
     try:
         config = _json(folder / "transformer" / "config.json")
         vae = _json(folder / "vae" / "config.json")
         index = _json(folder / INDEX)
         encoders = [n for n, e in index.items() if n.startswith("text_encoder") and e != [None] * 2]
+        for component in model_folders(folder):
+            weight_files(component)
         return described(
             str(folder),
             config["_class_name"],
@@ -169,7 +177,7 @@ def _clip_tokens(folder: Path) -> int:
 
 def _stored(folder: Path) -> int:
     """Parameters in the safetensors files of a component, from their headers alone."""
-    return sum(_elements(path) for path in sorted(folder.glob("*.safetensors")))
+    return sum(_elements(path) for path in weight_files(folder)[1] if path.suffix != ".bin")
 
 
 def _elements(path: Path) -> int:

@@ -158,7 +158,7 @@ class ModelOptions:
         same_graph: Predict with the graph of training also where no gradients are wanted; compiled
             networks otherwise round differently in the two.
         true_cfg_scale: FLUX only: guidance by a second forward pass with the negative prompt, on
-            top of the embedded guidance; 1 does without.
+            top of the embedded guidance; 1 and less does without.
         experts: Wan 2.2 with two experts only: which of them are trained.
     """
 
@@ -196,10 +196,13 @@ class Decoded:
         unit: (B, 3, H, W), of videos (B, F, 3, H, W); float32 in [0, 1].
         uint8: (B, H, W, 3), of videos (B, F, H, W, 3); RGB, rounded as diffusers does; what
             scorers and files get.
+        finite: (B,) False where the model gave NaN or infinity (an overflow in half precision, a
+            policy that has diverged): its pixels mean nothing and must not be scored.
     """
 
     unit: Tensor
     uint8: NDArray[np.uint8]
+    finite: NDArray[np.bool_]
 
 
 class FlowModel(Protocol):

@@ -57,7 +57,7 @@ class Family(Protocol):
             x: (B, ...) latents in the compute dtype.
             sigma: (B,) float32.
             cond: B encoded prompts in the compute dtype.
-            guidance_scale: 1 is no guidance.
+            guidance_scale: Classifier-free guidance; see ``guides``.
             negative: One or B encoded negative prompts.
         """
         ...
@@ -155,6 +155,11 @@ def with_and_without(
     return conditional, unconditional
 
 
+def guides(scale: float) -> bool:
+    """Whether this scale means classifier-free guidance; as in diffusers, 1 and less is none."""
+    return scale > 1.0
+
+
 def guided(
     forward: Forward,
     x: Tensor,
@@ -163,8 +168,8 @@ def guided(
     scale: float,
     negative: Conditioning | None,
 ) -> Tensor:
-    """Classifier-free guidance, v_u + scale (v_c - v_u); a scale of 1 needs no second forward."""
-    if scale == 1.0:
+    """Classifier-free guidance, v_u + scale (v_c - v_u); see ``guides`` for scales up to 1."""
+    if not guides(scale):
         return forward(x, sigma, cond)
     conditional, unconditional = with_and_without(forward, x, sigma, cond, negative)
     return unconditional + scale * (conditional - unconditional)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trainer.models.adapter import Adapter
 from trainer.models.base import Conditioning, ModelOptions
-from trainer.models.family import decode_kl, guided, image_size, sequence_length
+from trainer.models.family import decode_kl, guided, guides, image_size, sequence_length
 from trainer.models.loading import load_pipeline
 from trainer.models.schedule import image_sigmas
 
@@ -51,7 +51,7 @@ class Flux:
         self._options = options
         self._tokens = sequence_length(options.max_sequence_length, 512)
         self._embedded = bool(pipe.transformer.config.guidance_embeds)
-        if not self._embedded and options.true_cfg_scale != 1.0:
+        if not self._embedded and guides(options.true_cfg_scale):
             raise ValueError(
                 "this FLUX has no guidance embedding: leave model.true_cfg_scale at 1 and set "
                 "sampling.guidance_scale, which is classifier-free here"

@@ -1,6 +1,7 @@
 """Pipelines from a folder or the Hugging Face hub."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,11 @@ from huggingface_hub import hf_hub_download
 from trainer.models.base import ModelOptions
 
 INDEX = "model_index.json"
+# model.safetensors, model.fp16.safetensors, and shards of both in the old and the new naming.
+_WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_|pytorch_)?model(?:-\d+-of-\d+)?(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?"
+    r"\.(?:safetensors|bin)"
+)
 
 
 def load_pipeline(
@@ -46,12 +52,49 @@ def load_pipeline(
         return pipeline.from_pretrained(
             str(folder if folder.is_dir() else path_or_id),
             local_files_only=folder.is_dir(),
+            variant=_variant(folder) if folder.is_dir() else None,
             dtype=dtypes,
             **absent,
         )
     # diffusers, transformers, safetensors and the hub each have errors of their own.
     except Exception as error:
         raise ValueError(_reason(path_or_id, error)) from error
+
+
+def weight_files(component: Path) -> tuple[str | None, list[Path]]:
+    """The weights in a component's folder as loading takes them, and their variant.
+
+    Files without a variant come before those with one (``fp16``), safetensors before others.
+
+    Raises:
+        ValueError: There are none, or only those of several variants.
+    """
+    found: dict[str | None, list[Path]] = {}
+    for path in sorted(component.glob("*")):
+        if match := _WEIGHTS.fullmatch(path.name):
+            found.setdefault(match["variant"], []).append(path)
+    if not found:
+        raise ValueError(f"{component} holds no weights (model.safetensors)")
+    variant = None if None in found else next(iter(found))
+    if variant is not None and len(found) > 1:
+        raise ValueError(
+            f"{component} holds weights of several variants: {', '.join(map(str, found))}"
+        )
+    files = found[variant]
+    return variant, [path for path in files if path.suffix == ".safetensors"] or files
+
+
+def model_folders(folder: Path) -> list[Path]:
+    """The components of a pipeline folder that are networks."""
+    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    folders = [folder / name for name in index if not name.startswith("_")]
+    return [path for path in folders if (path / "config.json").is_file()]
+
+
+def _variant(folder: Path) -> str | None:
+    """The variant that some component has only weights of; None where all have plain ones."""
+    found = (weight_files(component)[0] for component in model_folders(folder))
+    return next((variant for variant in found if variant), None)
 
 
 def _looks_like_path(path_or_id: str | Path) -> bool:

@@ -99,9 +99,11 @@ class Network:
     def save(self, path: Path, pipeline: Any, weights: Mapping[str, Tensor]) -> None:
         """Write trained weights as diffusers reads them.
 
-        LoRA: ``path/pytorch_lora_weights.safetensors`` for ``pipe.load_lora_weights(path)``, alpha
-        included; that of ``transformer_2`` in ``path/transformer_2``, for ``load_lora_weights``
-        with ``load_into_transformer_2=True``. Full: ``path/<component>/`` for ``from_pretrained``.
+        LoRA: ``path/pytorch_lora_weights.safetensors`` for ``pipe.load_lora_weights(path)``; that
+        of ``transformer_2`` in ``path/transformer_2``, for ``load_lora_weights`` with
+        ``load_into_transformer_2=True``. Its scale alpha / rank is multiplied into B, and the alpha
+        written is the rank: loaders that look for alpha elsewhere, or nowhere, apply the same
+        update. Full: ``path/<component>/`` for ``from_pretrained``.
 
         Args:
             path: The folder, made if need be.
@@ -114,13 +116,18 @@ class Network:
                 _whole_copy(part, self._of_part(name, weights)).save_pretrained(path / name)
             return
         for name, part in self._parts.items():
+            config = part.peft_config[ADAPTER].to_dict()
+            scale = config["lora_alpha"] / config["r"]
+            layers = get_peft_model_state_dict(
+                part, self._of_part(name, weights), adapter_name=ADAPTER
+            )
             pipeline.save_lora_weights(
                 path if name == "transformer" else path / name,
-                transformer_lora_layers=get_peft_model_state_dict(
-                    part, self._of_part(name, weights), adapter_name=ADAPTER
-                ),
-                # Without it the file has no alpha, and loading assumes alpha = rank.
-                transformer_lora_adapter_metadata=part.peft_config[ADAPTER].to_dict(),
+                transformer_lora_layers={
+                    key: value * scale if ".lora_B." in key else value
+                    for key, value in layers.items()
+                },
+                transformer_lora_adapter_metadata={**config, "lora_alpha": config["r"]},
             )
 
     def _of_part(self, name: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

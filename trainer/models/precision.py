@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,15 @@ class Float32Attention(TorchFunctionMode):
         if func is not F.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         with torch.autocast("cpu", enabled=False):
-            return func(*(a.float() if isinstance(a, Tensor) else a for a in args), **kwargs or {})
+            return func(
+                *(_float32(value) for value in args),
+                **{name: _float32(value) for name, value in (kwargs or {}).items()},
+            )
+
+
+def _float32(value: Any) -> Any:
+    # A mask of booleans stays one: as numbers it would be added to the scores.
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def has_bfloat16(device: torch.device) -> bool:

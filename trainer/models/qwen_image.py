@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trainer.models.adapter import Adapter
 from trainer.models.base import MASK, Conditioning, ModelOptions
-from trainer.models.family import decode_video, expanded, image_size, sequence_length
+from trainer.models.family import decode_video, expanded, guides, image_size, sequence_length
 from trainer.models.loading import load_pipeline
 from trainer.models.schedule import image_sigmas
 
@@ -92,7 +92,7 @@ class QwenImage:
         rows, columns = x.shape[2] // PATCH, x.shape[3] // PATCH
         tokens = F.pixel_unshuffle(x, PATCH).flatten(2).transpose(1, 2)
         v = self._forward(network, tokens, sigma, cond, (rows, columns))
-        if guidance_scale != 1.0:
+        if guides(guidance_scale):
             without = self._forward(
                 network, tokens, sigma, expanded(negative, len(x)), (rows, columns)
             )

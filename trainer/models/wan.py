@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trainer.models.adapter import Adapter
 from trainer.models.base import Conditioning, Experts, ModelOptions
-from trainer.models.family import decode_video, expanded, frozen, sequence_length
+from trainer.models.family import decode_video, expanded, frozen, guides, sequence_length
 from trainer.models.loading import load_pipeline
 from trainer.models.schedule import euler_sigmas
 
@@ -118,7 +118,7 @@ class Wan:
         Two forward passes, as in the pipeline: a doubled batch of videos would not fit.
         """
         time = sigma * self.pipe.scheduler.config.num_train_timesteps
-        without = None if guidance_scale == 1.0 else expanded(negative, len(x))
+        without = expanded(negative, len(x)) if guides(guidance_scale) else None
         out = torch.zeros_like(x, dtype=torch.float32)
         for expert, index in self._shares(network, time):
             part = (expert, x[index], time[index])
