@@ -33,7 +33,8 @@ UNIPC = Case(
     size=(16, 16, 5),
     tokens=32,
 )
-ALL = (*CASES, *VARIANTS, UNIPC)
+# The other variants differ in their weights only.
+ALL = (*CASES, *(case for case in VARIANTS if case.family != "sd3"), UNIPC)
 
 
 def settings_of(case: Case, folder: Path, **changes: Any) -> Settings:
@@ -89,29 +90,28 @@ def executed(
 
 
 @pytest.mark.parametrize("case", ALL, ids=lambda case: case.name)
-@pytest.mark.parametrize(
-    "sampling",
-    [{}, {"negative_prompt": "blue"}, {"guidance_scale": 0.0}],
-    ids=["guided", "negative", "zero"],
-)
 def test_the_printed_code_draws_what_the_evaluation_drew(
     case: Case,
-    sampling: dict[str, Any],
     folders: dict[str, Path],  # noqa: F811
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if case is UNIPC and not folders.keys() & {UNIPC.name}:
+    if case is UNIPC:
         folders[case.name] = case.build(tmp_path / "wan") or tmp_path / "wan"
-    settings = settings_of(case, folders[case.name], sampling=sampling)
-    drawn, noise = trained(settings, tmp_path / "model")
-    names = executed(
-        snippet(settings, str(tmp_path / "model"), PROMPT), noise, tmp_path / "here", monkeypatch
-    )
-    if case.size[2] > 1:
-        found = (np.stack(list(names["video"])) * 255).round()
-    else:
-        found = np.asarray(Image.open(tmp_path / "here" / "image.png").convert("RGB"), float)
-    assert found.shape == drawn.shape
-    assert np.abs(found - drawn).max() <= 1
-    assert drawn.std() > 2
+    seen = []
+    for number, sampling in enumerate(({}, {"negative_prompt": "blue"}, {"guidance_scale": 0.0})):
+        settings = settings_of(case, folders[case.name], sampling=sampling)
+        drawn, noise = trained(settings, tmp_path / f"model{number}")
+        code = snippet(settings, str(tmp_path / f"model{number}"), PROMPT)
+        place = tmp_path / f"here{number}"
+        names = executed(code, noise, place, monkeypatch)
+        if case.size[2] > 1:
+            found = (np.stack(list(names["video"])) * 255).round()
+        else:
+            found = np.asarray(Image.open(place / "image.png").convert("RGB"), float)
+        assert found.shape == drawn.shape
+        assert np.abs(found - drawn).max() <= 1
+        seen.append(drawn)
+    # Whatever was asked for is seen in the pictures.
+    assert not np.array_equal(seen[0], seen[2])
+    assert case.name == "flux.1-dev" or not np.array_equal(seen[0], seen[1])

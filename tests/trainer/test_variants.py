@@ -1,6 +1,7 @@
 """Pipeline folders whose weights are stored as a variant, sharded, or not at all."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_sd3
@@ -20,7 +21,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_sd3.build(tmp_path_factory.mktemp("plain"), with_t5=False)
 
 
-def stored(plain: Path, folder: Path, **how: object) -> Path:
+def stored(plain: Path, folder: Path, **how: Any) -> Path:
     """The pipeline saved in another way."""
     absent = {"text_encoder_3": None, "tokenizer_3": None}
     pipe = StableDiffusion3Pipeline.from_pretrained(str(plain), **absent)
@@ -38,7 +39,7 @@ def stored(plain: Path, folder: Path, **how: object) -> Path:
     ],
 )
 def test_every_way_to_store_weights_loads(
-    plain: Path, tmp_path: Path, how: dict[str, object], variant: str | None
+    plain: Path, tmp_path: Path, how: dict[str, Any], variant: str | None
 ) -> None:
     folder = stored(plain, tmp_path / "stored", **how)
     assert weight_files(folder / "transformer")[0] == variant

@@ -19,6 +19,7 @@ from trainer.config.geometry import geometry
 from trainer.config.preset import preset_path, read
 from trainer.config.settings import Settings
 from trainer.errors import ConfigError, did_you_mean
+from trainer.models.family import guides
 from trainer.rollout.policy import RolloutConfig
 
 if sys.version_info >= (3, 11):
@@ -105,7 +106,7 @@ def folded_steps(settings: Settings) -> int:
     if batch.fold_steps != 1:
         raise ConfigError("batch.max_forward_rows chooses fold_steps: set only one of them")
     images = batch.train_batch_size or batch.rollout_batch_size
-    rows = images * (1 if training_guidance(settings) == 1.0 else 2)
+    rows = images * (2 if guides(training_guidance(settings)) else 1)
     if rows > batch.max_forward_rows:
         raise ConfigError(
             f"batch.max_forward_rows={batch.max_forward_rows} is less than the {rows} rows of a "

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
+Scale = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -94,9 +95,9 @@ class ModelSettings(Section):
     """Tokens of the language encoder, as many as when the model is used later: diffusers has 256
     for SD3 and 512 for FLUX, Qwen-Image, Z-Image and Wan; 0 for a pipeline without one, such as
     the miniature."""
-    true_cfg_scale: float = 1.0
+    true_cfg_scale: Scale = 1.0
     """FLUX.1-dev only: guidance by a second forward pass with the negative prompt, on top of the
-    embedded `sampling.guidance_scale`; 1 does without."""
+    embedded `sampling.guidance_scale`; 1 and less does without."""
     experts: Literal["both", "high_noise", "low_noise"] = "both"
     """Wan 2.2 with two experts only: which are trained. The other one samples its steps as it is.
     """
@@ -144,9 +145,11 @@ class SamplingSettings(Section):
     """`exp_decay`: how fast the stay shortens per step."""
     window_decay_after: Count = 13
     """`exp_decay`: step after which the stay shortens."""
-    guidance_scale: float = 1.0
-    """Classifier-free guidance while training; 1 needs no second forward pass."""
-    eval_guidance_scale: float | None = None
+    guidance_scale: Scale = 1.0
+    """Classifier-free guidance while training. As in diffusers, 1 and less (0, on the cards of
+    distilled models) is none and needs no second forward pass; Z-Image's pipeline counts from 0:
+    its scale is one less than this one."""
+    eval_guidance_scale: Scale | None = None
     """Guidance in evaluations; unset: as in training."""
     negative_prompt: str = ""
     """What guidance moves away from."""
@@ -219,7 +222,7 @@ class LossSettings(Section):
     algorithm: str = "grpo"
     """Key of `trainer.algorithm.losses.LOSSES`: grpo, grpo_guard (on stochastic steps); nft, awm,
     dpo, sft, rwr (on finished images)."""
-    guidance_scale: float | None = None
+    guidance_scale: Scale | None = None
     """Guidance of the policy and the reference in updates; unset: as in sampling."""
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 1e-4
     """The ratio is clipped below 1 - clip_low."""

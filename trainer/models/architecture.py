@@ -72,7 +72,7 @@ def find(path_or_id: str | Path) -> Architecture | None:
     folder = Path(path_or_id)
     if folder.is_dir():
         return _of_folder(folder)
-    cached = _in_cache(str(path_or_id))
+    cached = in_cache(str(path_or_id))
     try:
         return _published(str(path_or_id)) if cached is None else _of_folder(cached)
     except ValueError:
@@ -196,7 +196,7 @@ def _elements(path: Path) -> int:
     return total
 
 
-def _in_cache(name: str) -> Path | None:
+def in_cache(name: str) -> Path | None:
     """The folder of a hub id that has been downloaded; never reaches the network."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError

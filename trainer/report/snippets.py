@@ -10,8 +10,13 @@ import torch
 
 from trainer.config.load import resolve_path
 from trainer.config.settings import Settings
+from trainer.models.architecture import in_cache
+from trainer.models.family import guides
 
 INDEX = "model_index.json"
+LOW = "transformer_2"
+UNIPC = "UniPCMultistepScheduler"
+Guidance = tuple[dict[str, float], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,26 +24,38 @@ class Call:
     """How a family's pipeline is called.
 
     Attributes:
-        guidance: arguments for the guidance scale of evaluations.
+        guidance: the arguments for a guidance scale of evaluations, and the scale of the
+            classifier-free guidance among them.
         video: whether it makes videos.
     """
 
-    guidance: Callable[[Settings, float], Mapping[str, float]]
+    guidance: Callable[[Settings, float], Guidance]
     video: bool = False
+
+
+def _plain(settings: Settings, scale: float) -> Guidance:
+    return {"guidance_scale": scale}, scale
+
+
+def _flux(settings: Settings, scale: float) -> Guidance:
+    """FLUX.1-dev has its guidance embedded and takes the classifier-free one on top of it."""
+    config = _base_file(settings, "transformer/config.json")
+    schnell = "schnell" in settings.model.path.lower()
+    if not config.get("guidance_embeds", not schnell):
+        return {"true_cfg_scale": scale}, scale
+    further = settings.model.true_cfg_scale
+    arguments = {"guidance_scale": scale}
+    return ({**arguments, "true_cfg_scale": further} if guides(further) else arguments), further
 
 
 # By `model.family`; pipelines disagree about what their guidance_scale is.
 CALLS: Mapping[str, Call] = {
-    "sd3": Call(lambda settings, scale: {"guidance_scale": scale}),
-    "flux": Call(
-        lambda settings, scale: {
-            "guidance_scale": scale,
-            **_unless(1.0, true_cfg_scale=getattr(settings.model, "true_cfg_scale", 1.0)),
-        }
-    ),
-    "qwen_image": Call(lambda settings, scale: {"true_cfg_scale": scale}),
-    "z_image": Call(lambda settings, scale: {"guidance_scale": scale - 1}),
-    "wan": Call(lambda settings, scale: {"guidance_scale": scale}, video=True),
+    "sd3": Call(_plain),
+    "flux": Call(_flux),
+    "qwen_image": Call(lambda settings, scale: ({"true_cfg_scale": scale}, scale)),
+    # Its scale is added to the conditional prediction: 0 is none.
+    "z_image": Call(lambda settings, scale: ({"guidance_scale": max(scale - 1, 0.0)}, scale)),
+    "wan": Call(_plain, video=True),
 }
 
 
@@ -87,12 +104,36 @@ def snippet(
         "pipe = DiffusionPipeline.from_pretrained", [*loaded, f"torch_dtype=torch.{dtype}"]
     )
     if not networks and not whole:
-        lines.append(f"pipe.load_lora_weights({json.dumps(folder)})")
+        lines += _adapters(settings, folder)
+    lines += _solver(settings)
     lines += [
         'pipe.to("cuda" if torch.cuda.is_available() else "cpu")',
         *_drawing(settings, prompt),
     ]
     return "\n".join(lines)
+
+
+def _adapters(settings: Settings, folder: str) -> list[str]:
+    """Lines that load the LoRA, or that of each trained expert of Wan 2.2."""
+    both = _base_file(settings, INDEX).get(LOW, [None])[0] is not None
+    experts = settings.model.experts if both else "high_noise"
+    lines = [f"pipe.load_lora_weights({json.dumps(folder)})"] if experts != "low_noise" else []
+    if experts != "high_noise":
+        place = json.dumps(f"{folder}/{LOW}")
+        lines += _call("pipe.load_lora_weights", [place, f"load_into_{LOW}=True"])
+    return lines
+
+
+def _solver(settings: Settings) -> list[str]:
+    if _base_file(settings, "scheduler/scheduler_config.json").get("_class_name") != UNIPC:
+        return []
+    steps = settings.sampling.eval_num_steps
+    return [
+        "# Euler steps, as in evaluations; without these lines, the pipeline's own solver.",
+        "pipe.scheduler = pipe.scheduler.from_config(",
+        f"    pipe.scheduler.config, solver_order=1, disable_corrector=list(range({steps}))",
+        ")",
+    ]
 
 
 def _drawing(settings: Settings, prompt: str) -> list[str]:
@@ -105,8 +146,10 @@ def _drawing(settings: Settings, prompt: str) -> list[str]:
     if call.video:
         arguments["num_frames"] = frames
     arguments["num_inference_steps"] = sampling.eval_num_steps
-    arguments |= call.guidance(settings, scale)
-    if sampling.negative_prompt:
+    guidance, free = call.guidance(settings, scale)
+    arguments |= guidance
+    if guides(free):
+        # Also where it is empty: some pipelines leave guidance out without one.
         arguments["negative_prompt"] = sampling.negative_prompt
     if settings.model.max_sequence_length or settings.model.family == "sd3":
         arguments["max_sequence_length"] = settings.model.max_sequence_length
@@ -125,12 +168,17 @@ def _drawing(settings: Settings, prompt: str) -> list[str]:
 
 
 def absent_components(settings: Settings) -> list[str]:
-    """Components that a local base was saved without; diffusers wants to be told so."""
-    index = resolve_path(settings.model.path) / INDEX
-    if not index.is_file():
-        return []
-    entries = json.loads(index.read_text(encoding="utf-8"))
+    """Components that the base was saved without; diffusers wants to be told so."""
+    entries = _base_file(settings, INDEX)
     return [name for name, entry in entries.items() if entry == [None, None]]
+
+
+def _base_file(settings: Settings, name: str) -> dict[str, Any]:
+    """A JSON file of the base model, in its folder or the hub's cache; empty if it is not there."""
+    place = resolve_path(settings.model.path)
+    folder = place if place.is_dir() else in_cache(settings.model.path)
+    file = (folder or place) / name
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def load_pipeline(settings: Settings, **components: Any) -> Any:
@@ -155,7 +203,3 @@ def _call(head: str, arguments: list[str]) -> list[str]:
 
 def _literal(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else json.dumps(value)
-
-
-def _unless(default: float, **arguments: float) -> dict[str, float]:
-    return {name: value for name, value in arguments.items() if value != default}

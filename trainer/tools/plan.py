@@ -14,6 +14,7 @@ from trainer.config import preset
 from trainer.config.geometry import Geometry, geometry, world_sizes
 from trainer.config.load import rollout_config, training_guidance
 from trainer.config.settings import Settings
+from trainer.models.family import guides
 
 # Families that are told the guidance as a number, so that it costs no second evaluation.
 EMBEDDED_GUIDANCE = frozenset({"flux"})
@@ -55,7 +56,7 @@ def evaluations(settings: Settings) -> Evaluations:
     loss, entry = settings.loss, LOSSES[settings.loss.algorithm]
     config = rollout_config(settings)
     family = settings.model.family
-    further = settings.model.true_cfg_scale != 1.0
+    further = guides(settings.model.true_cfg_scale)
     sampled = _doubled(family, settings.sampling.guidance_scale, further)
     trained = _doubled(family, training_guidance(settings), further)
     used = min(1.0, _USED.get(entry.advantage, 1e9) / settings.batch.images_per_prompt)
@@ -94,7 +95,7 @@ def _renewed(settings: Settings) -> float:
 def _doubled(family: str, guidance_scale: float, further: bool) -> int:
     if family in EMBEDDED_GUIDANCE:
         return 2 if further else 1
-    return 1 if guidance_scale == 1.0 else 2
+    return 2 if guides(guidance_scale) else 1
 
 
 def explain(name: str, settings: Settings, gpus: int) -> list[str]:
