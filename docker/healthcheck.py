@@ -15,7 +15,7 @@ PREFIX = "REWARD_SERVER__SERVER__"
 
 
 def main() -> int:
-    """0 if every scorer is ready, else 1; prints which one is not, and why."""
+    """0 if the server can score, else 1; prints which scorers are not ready, and why."""
     port = int(os.environ.get(PREFIX + "HTTP", "0.0.0.0:8000").rpartition(":")[2])
     try:
         connection = _connection(port)
@@ -25,13 +25,15 @@ def main() -> int:
     except (OSError, ValueError, http.client.HTTPException) as error:
         print(f"no answer on port {port}: {error}")
         return 1
-    if probe["ready"]:
-        print("ready")
-        return 0
-    states = probe["scorers"].items()
-    not_ready = [f"{n} is {s}: {probe['errors'].get(n, 'wait')}" for n, s in states if s != "READY"]
-    print("; ".join(not_ready))
-    return 1
+    # Reasons are only for callers with a key.
+    errors = probe.get("errors", {})
+    rows = [
+        f"{n} is {s}: {errors.get(n, 'see /v1/scorers or the log')}"
+        for n, s in probe["scorers"].items()
+        if s != "READY"
+    ]
+    print("; ".join(["ready" if probe["ready"] else "not ready", *rows]))
+    return 0 if probe["ready"] else 1
 
 
 def _connection(port: int) -> http.client.HTTPConnection:

@@ -138,7 +138,9 @@ class ScorerConfig(_Section):
     max_batch_items: int = Field(16, ge=1, description="items per batch")
     max_batch_pixels: int = Field(16 << 20, ge=1, description="pixels per batch")
     max_wait_ms: float = Field(5.0, ge=0, description="longest wait of an item for company")
-    timeout_s: float = Field(60.0, gt=0, description="a batch that takes longer is a hang")
+    timeout_s: float = Field(
+        60.0, gt=0, description="of a batch, beyond three times what its items have been taking"
+    )
     start_timeout_s: float = Field(600.0, gt=0, description="to load, warm up and self-test")
     memory_limit_bytes: int = Field(
         0, ge=0, description="resident memory of a worker beyond which it is replaced; 0: none"

@@ -2,8 +2,9 @@
 
 A request leases the scorers it asks for. A reload never takes a leased scorer away: what is removed
 or replaced is retired, which means that it finishes the requests that hold it and stops after the
-last. A changed scorer loads beside the one it replaces and takes over once it is ready, so that
+last. A changed scorer loads beside the one it replaces and takes over once it is READY, so that
 there is no gap and a new version that cannot start costs nothing; the device needs room for both.
+The old one gives way at once only if it has never served or has failed for good.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Registry:
     ) -> None:
         self._make_backend = make_backend
         self._on_change = on_change
-        self._entries = {name: self._seat(name, config) for name, config in scorers.items()}
+        self._entries = {name: self._make_entry(name, config) for name, config in scorers.items()}
         self._retiring: dict[asyncio.Task[None], _Entry] = {}
         self._draining = False
 
@@ -77,8 +78,8 @@ class Registry:
         return tuple(_info(entry) for entry in self._entries.values())
 
     def is_ready(self) -> bool:
-        """Whether every scorer is READY."""
-        return all(entry.backend.info().state == "READY" for entry in self._entries.values())
+        """Whether any scorer is READY."""
+        return any(entry.backend.info().state == "READY" for entry in self._entries.values())
 
     @contextlib.contextmanager
     def lease(self, backends: Sequence[Backend]) -> Iterator[None]:
@@ -117,8 +118,8 @@ class Registry:
                 and old[name].backend.info().state == "FAILED"
             ),
         )
-        fresh = {name: self._seat(name, scorers[name]) for name in changes.added}
-        successors = {name: self._seat(name, scorers[name]) for name in changes.replaced}
+        fresh = {name: self._make_entry(name, scorers[name]) for name in changes.added}
+        successors = {name: self._make_entry(name, scorers[name]) for name in changes.replaced}
         for name in changes.removed:
             self._retire(old[name])
         self._entries = {name: old.get(name) or fresh[name] for name in scorers}
@@ -146,8 +147,8 @@ class Registry:
             task.cancel()
         await asyncio.gather(*(entry.backend.stop() for entry in entries))
 
-    def _seat(self, name: str, config: ScorerConfig) -> _Entry:
-        # Asked about the name, not the entry: by the time a backend changes, it may sit elsewhere.
+    def _make_entry(self, name: str, config: ScorerConfig) -> _Entry:
+        # By name: when a backend changes, it may be another entry's successor.
         return _Entry(config, self._make_backend(name, config, lambda: self._changed(name)))
 
     def _succeed(self, name: str, wanted: _Entry | None) -> None:
@@ -171,8 +172,7 @@ class Registry:
         if entry is None or successor is None or self._draining:
             self._on_change()
             return
-        # A version that does not serve has nothing to lose by giving way at once.
-        if successor.backend.info().state == "READY" or entry.backend.info().state != "READY":
+        if successor.backend.info().state == "READY" or _serves_no_more(entry.backend):
             self._entries[name] = successor
             entry.successor = None
             self._retire(entry)
@@ -201,6 +201,12 @@ class Registry:
             entry.released.clear()
             await entry.released.wait()
         await entry.backend.stop()
+
+
+def _serves_no_more(backend: Backend) -> bool:
+    """Whether a scorer has never served, or has failed for good; a restart is neither."""
+    refusal = backend.refusal()
+    return not backend.info().transforms or (refusal is not None and not refusal.retryable)
 
 
 def _info(entry: _Entry) -> ScorerInfo:

@@ -107,8 +107,8 @@ class RewardService:
         return self._registry.infos()
 
     def is_ready(self) -> bool:
-        """Whether every scorer is READY."""
-        return self._registry.is_ready()
+        """Whether anything can be scored: not draining, and a scorer is READY."""
+        return not self._draining and self._registry.is_ready()
 
     async def in_thread(self, function: Callable[[], T]) -> T:
         """Run what would hold up the event loop (parsing, decoding) in a thread."""

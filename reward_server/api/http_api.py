@@ -59,7 +59,7 @@ def create_app(service: RewardService, max_message_bytes: int) -> FastAPI:
     for path, endpoint, summary, answers in (
         ("/v1/scorers", api.scorers, "List the scorers, ready or not", openapi_answers.SCORERS),
         ("/livez", api.livez, "Is the process alive?", openapi_answers.LIVEZ),
-        ("/readyz", api.readyz, "Are all scorers ready?", openapi_answers.READYZ),
+        ("/readyz", api.readyz, "Can the server score?", openapi_answers.READYZ),
         ("/metrics", api.metrics, "Prometheus metrics", openapi_answers.METRICS),
     ):
         kind = PlainTextResponse if path == "/metrics" else JSONResponse
@@ -114,9 +114,10 @@ class _HttpApi:
     async def readyz(self, request: Request, scorer: str = "") -> Response:
         infos = {info.name: info for info in self._infos()}
         states = {name: info.state for name, info in infos.items()}
+        is_ready = self._service.is_ready()
         if scorer:
             states = {scorer: states.get(scorer, "UNKNOWN")}
-        is_ready = all(state == "READY" for state in states.values())
+            is_ready = states[scorer] == "READY"
         body: dict[str, Any] = {"ready": is_ready, "scorers": states}
         # Why not, for whoever looks at a pod that does not come up; not for strangers.
         if is_known(request):

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from reward_client.errors import Code
 from reward_server.observability.metrics import Metrics
 from reward_server.scheduling.batching import Job, Limits, Shares, plan
+from reward_server.scheduling.gather import within
 from reward_server.workers.ipc import BatchDone, Failure, ItemMessage, Score
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ class WorkQueue:
             if timeout_s == math.inf:
                 timeout_s = None
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(changed.wait(), timeout_s)
+                await within(timeout_s, changed.wait())
 
     def finish(self, works: Sequence[Work], done: BatchDone, worker: Worker | None = None) -> None:
         """Hand out the outcomes of a batch that was taken, and that `worker` ran."""

@@ -40,6 +40,12 @@ def scorer_result(
             scores[index] = outcome
         else:
             failures[index] = ItemError(Code(outcome.code), outcome.message, outcome.retryable)
+    fingerprint = _fingerprint(info, answers)
+    for index, answer in answers.items():
+        if index in scores and answer.fingerprint not in ("", fingerprint):
+            del scores[index]
+            message = "scored while the scorer was replaced, by another build of it: send it again"
+            failures[index] = ItemError(Code.UNAVAILABLE, message, retryable=True)
     names = sorted({name for score in scores.values() for name in score.components})
     for index, score in list(scores.items()):
         lacking = [name for name in names if name not in score.components]
@@ -53,7 +59,7 @@ def scorer_result(
     return ScorerResult(
         name=info.name,
         version=info.version,
-        fingerprint=info.fingerprint,
+        fingerprint=fingerprint,
         scores=tuple(score and score.score for score in found),
         raw=tuple(score and score.raw for score in found),
         components={
@@ -79,6 +85,12 @@ def failed_result(info: ScorerInfo, error: RewardError, n: int) -> ScorerResult:
         errors={index: error.items.get(index, whole) for index in range(n)},
         lossy_input=(False,) * n,
     )
+
+
+def _fingerprint(info: ScorerInfo, answers: Mapping[int, Answer]) -> str:
+    """Of the workers that computed the scores; where they differ, of the one that serves now."""
+    found = {a.fingerprint for a in answers.values() if a.fingerprint}
+    return found.pop() if len(found) == 1 else info.fingerprint
 
 
 def _details(found: Sequence[Score | None]) -> tuple[Mapping[str, Any] | None, ...]:

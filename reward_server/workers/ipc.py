@@ -61,6 +61,16 @@ class Batch(msgspec.Struct, frozen=True, tag="batch"):
     details: bool
 
 
+class SelfTest(msgspec.Struct, frozen=True, tag="self_test"):
+    """Server to worker: test the scorer again; it may not be what it was."""
+
+
+class SelfTestDone(msgspec.Struct, frozen=True, tag="self_test_done"):
+    """Worker to server: what is wrong, in one line; empty if nothing is."""
+
+    problem: str
+
+
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
     """Worker to server, before loading: the static description of its scorer."""
 
@@ -77,6 +87,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
 
     fingerprint: str
     device_memory_bytes: int | None = None
+    self_test_s: float = 0.0
 
 
 class StartFailed(msgspec.Struct, frozen=True, tag="failed"):
@@ -119,8 +130,8 @@ class BatchDone(msgspec.Struct, frozen=True, tag="done"):
     device_memory_bytes: int | None = None
 
 
-ToWorker = Start | Batch
-FromWorker = Hello | Ready | StartFailed | BatchDone
+ToWorker = Start | Batch | SelfTest
+FromWorker = Hello | Ready | StartFailed | BatchDone | SelfTestDone
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker = msgspec.msgpack.Decoder(ToWorker)

@@ -42,7 +42,15 @@ class ScorerPool:
         self._on_change = on_change
         self._draining = False
         self._replicas = [
-            Replica(name, index, config, queue=self.queue, metrics=metrics, on_change=self._changed)
+            Replica(
+                name,
+                index,
+                config,
+                queue=self.queue,
+                metrics=metrics,
+                on_change=self._changed,
+                served_fingerprint=self._served_fingerprint,
+            )
             for index in range(len(config.devices))
         ]
         self._tasks: list[asyncio.Task[None]] = []
@@ -81,8 +89,15 @@ class ScorerPool:
 
     @property
     def described(self) -> Described | None:
-        """What a worker said once it was ready; None if none ever was."""
-        return next((r.described for r in self._replicas if r.described), None)
+        """What a worker said once it was ready, one that still is if possible; else None."""
+        ready = (r.described for r in self._replicas if r.state is ReplicaState.READY)
+        once = (r.described for r in self._replicas)
+        return next((d for d in (*ready, *once) if d), None)
+
+    def _served_fingerprint(self) -> str:
+        """Of the replicas that serve; all have the same, or scores of one name would differ."""
+        ready = (r.described for r in self._replicas if r.state is ReplicaState.READY)
+        return next((d.fingerprint for d in ready if d), "")
 
     @property
     def last_error(self) -> str:

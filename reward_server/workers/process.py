@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -11,7 +12,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +29,11 @@ from reward_server.workers.ipc import (
     ImageRef,
     ItemMessage,
     Ready,
+    SelfTest,
+    SelfTestDone,
     Start,
     StartFailed,
+    ToWorker,
     frame,
     receive_in_server,
 )
@@ -37,7 +41,10 @@ from reward_server.workers.ipc import (
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _WORKER = "reward_server.workers.worker"
 _LINE_LIMIT_BYTES = 64 << 10
-_Expected = TypeVar("_Expected", Hello, Ready)
+_LAST_MESSAGE_S = 1.0  # for what a process sent, or printed, before it exited
+# The config names an interpreter that cannot run; any other error of the operating system may pass.
+_PERMANENT_ERRNOS = frozenset({errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.ENOEXEC})
+_Expected = TypeVar("_Expected", Hello, Ready, SelfTestDone)
 
 
 class WorkerDied(Exception):
@@ -59,15 +66,18 @@ class WorkerProcess:
         self,
         process: asyncio.subprocess.Process,
         streams: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        output: asyncio.StreamReader,
+        resources: contextlib.ExitStack,
         arena: ArenaWriter,
         on_line: Callable[[str], None],
     ) -> None:
         self._process = process
         self._reader, self._writer = streams
+        self._resources = resources
         self._arena = arena
         self._last_lines: deque[str] = deque(maxlen=20)
         self._on_line = on_line
-        self._output = asyncio.create_task(self._pump_output())
+        self._output = asyncio.create_task(self._pump_output(output))
         self.exited = asyncio.create_task(process.wait())
         self._batch_number = 0
 
@@ -86,34 +96,36 @@ class WorkerProcess:
         Raises:
             WorkerRefused: the interpreter cannot be started, or there is no such device.
             WorkerDied: it went away at once.
+            OSError: the host is short of descriptors, processes or memory.
         """
         if problem := device_problem(device, os.environ):
             raise WorkerRefused(problem, permanent=True)
-        ours, theirs = socket.socketpair()
-        arena = ArenaWriter()
         threads = config.threads or (1 if device == "cpu" else 4)
         python = config.python or sys.executable
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *(python, "-m", _WORKER, str(theirs.fileno()), str(arena.fd)),
-                pass_fds=(theirs.fileno(), arena.fd),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                env=worker_environment(os.environ, device, threads),
-                limit=_LINE_LIMIT_BYTES,
-                # Ctrl-C is for the server, which then drains its workers.
-                start_new_session=True,
-            )
-        except OSError as error:
-            ours.close()
-            arena.close()
-            reason = f"cannot start the interpreter {python!r}: {error.strerror}"
-            raise WorkerRefused(reason, permanent=True) from error
-        finally:
+        with contextlib.ExitStack() as stack:
+            arena = ArenaWriter()
+            stack.callback(arena.close)
+            ours, theirs = (stack.enter_context(end) for end in socket.socketpair())
+            output, output_end = await _output_pipe(stack)
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *(python, "-m", _WORKER, str(theirs.fileno()), str(arena.fd)),
+                    pass_fds=(theirs.fileno(), arena.fd),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=output_end,
+                    stderr=output_end,
+                    env=worker_environment(os.environ, device, threads),
+                    # Ctrl-C is for the server, which then drains its workers.
+                    start_new_session=True,
+                )
+            except OSError as error:
+                reason = f"cannot start the interpreter {python!r}: {error.strerror}"
+                permanent = error.errno in _PERMANENT_ERRNOS
+                raise WorkerRefused(reason, permanent=permanent) from error
             theirs.close()
-        streams = await asyncio.open_unix_connection(sock=ours)
-        worker = cls(process, streams, arena, on_line)
+            output_end.close()
+            streams = await asyncio.open_unix_connection(sock=ours)
+            worker = cls(process, streams, output, stack.pop_all(), arena, on_line)
         await worker._send(Start(config.scorer or name, dict(config.options), device, threads))
         return worker
 
@@ -129,6 +141,11 @@ class WorkerProcess:
     async def ready(self) -> Ready:
         """Wait until it has loaded and tested itself; raises WorkerRefused if it cannot."""
         return await self._expect(Ready)
+
+    async def self_test(self) -> str:
+        """Let the scorer test itself again; returns what is wrong, or an empty string."""
+        await self._send(SelfTest())
+        return (await self._expect(SelfTestDone)).problem
 
     async def score(
         self,
@@ -159,14 +176,15 @@ class WorkerProcess:
             # It leads a process group of its own; a child left behind would hold its output open.
             os.killpg(self.pid, signal.SIGKILL)
         await self.exited
-        await self._output
+        # A child in a session of its own may hold the output open for as long as it likes.
+        await asyncio.wait({self._output}, timeout=_LAST_MESSAGE_S)
+        self._output.cancel()
         await self._close()
 
     async def stop(self, timeout_s: float) -> None:
         """Ask the process to end by closing its socket; kill it after `timeout_s`."""
         self._writer.close()
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(asyncio.shield(self.exited), timeout_s)
+        await asyncio.wait({self.exited}, timeout=timeout_s)
         await self.kill()
 
     def exit_reason(self) -> str:
@@ -179,12 +197,12 @@ class WorkerProcess:
         return f"worker {self.pid} {ended}{last}"
 
     async def _close(self) -> None:
-        self._arena.close()
         self._writer.close()
         with contextlib.suppress(ConnectionError):
             await self._writer.wait_closed()
+        self._resources.close()
 
-    async def _send(self, message: Start | Batch) -> None:
+    async def _send(self, message: ToWorker) -> None:
         try:
             self._writer.write(frame(message))
             await self._writer.drain()
@@ -192,14 +210,22 @@ class WorkerProcess:
             raise WorkerDied(self.exit_reason()) from error
 
     async def _receive(self) -> FromWorker:
+        # A forked child may hold the socket open: the exit of the process is what counts.
+        receiving = asyncio.create_task(receive_in_server(self._reader))
         try:
-            return await receive_in_server(self._reader)
+            await asyncio.wait({receiving, self.exited}, return_when=asyncio.FIRST_COMPLETED)
+            if not receiving.done():
+                await asyncio.wait({receiving}, timeout=_LAST_MESSAGE_S)
+            if not receiving.done():
+                raise Disconnected("the process has exited")
+            return receiving.result()
         except Disconnected as error:
             # The socket closes an instant before the exit status is known.
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(asyncio.shield(self.exited), 2.0)
-                await asyncio.wait_for(asyncio.shield(self._output), 2.0)
+            await asyncio.wait({self.exited}, timeout=_LAST_MESSAGE_S)
+            await asyncio.wait({self._output}, timeout=_LAST_MESSAGE_S)
             raise WorkerDied(self.exit_reason()) from error
+        finally:
+            receiving.cancel()
 
     async def _expect(self, kind: type[_Expected]) -> _Expected:
         message = await self._receive()
@@ -209,9 +235,7 @@ class WorkerProcess:
             raise WorkerDied(f"the worker answered out of turn: {type(message).__name__}")
         return message
 
-    async def _pump_output(self) -> None:
-        stream = self._process.stdout
-        assert stream is not None
+    async def _pump_output(self, stream: asyncio.StreamReader) -> None:
         while True:
             try:
                 line = await stream.readline()
@@ -223,6 +247,22 @@ class WorkerProcess:
             if text:
                 self._last_lines.append(text)
                 self._on_line(text)
+
+
+async def _output_pipe(stack: contextlib.ExitStack) -> tuple[asyncio.StreamReader, BinaryIO]:
+    """A pipe for what a process prints: our reader, and the end for the process.
+
+    asyncio's own pipes would tie the exit of a process to the end of its output.
+    """
+    read_fd, write_fd = os.pipe()
+    ours = stack.enter_context(os.fdopen(read_fd, "rb", 0))
+    theirs = stack.enter_context(os.fdopen(write_fd, "wb", 0))
+    reader = asyncio.StreamReader(_LINE_LIMIT_BYTES)
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), ours
+    )
+    stack.callback(transport.close)
+    return reader, theirs
 
 
 def placeholder_refs(images: Sequence[NDArray[np.uint8]]) -> list[ImageRef]:

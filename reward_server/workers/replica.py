@@ -9,14 +9,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+import msgspec
 import structlog
 
+from reward_client.errors import Code
 from reward_client.types import ReplicaInfo
 from reward_server.config import ScorerConfig
 from reward_server.observability.metrics import Metrics
 from reward_server.scheduling.batching import Limits
+from reward_server.scheduling.gather import within
 from reward_server.scheduling.queue import Work, Worker, WorkQueue
-from reward_server.workers.ipc import BatchDone, Hello, Ready
+from reward_server.workers.ipc import BatchDone, Failure, Hello, Ready, Score
 from reward_server.workers.memory_guard import MemoryGuard, rss_bytes
 from reward_server.workers.process import WorkerDied, WorkerProcess, WorkerRefused
 
@@ -30,8 +33,8 @@ class ReplicaState(Enum):
     """Where a replica is in its life; a value is a `ScorerState`.
 
     FAILED is an open circuit: after `cool_down_s` one more worker is tried, and the circuit closes
-    again with the first batch that one finishes. What another try cannot mend (a failed self-test,
-    a missing package) is only tried again when somebody says that it has been mended.
+    again with the first batch that one finishes. What cannot change by itself (a wrong score in the
+    self-test, a missing package) is retried only after SIGHUP.
     """
 
     STARTING = "STARTING"
@@ -68,6 +71,7 @@ class Replica:
         queue: WorkQueue,
         metrics: Metrics,
         on_change: Callable[[], None],
+        served_fingerprint: Callable[[], str],
     ) -> None:
         self.state = ReplicaState.STARTING
         self.last_error = ""
@@ -79,6 +83,7 @@ class Replica:
         self._queue = queue
         self._metrics = metrics
         self._on_change = on_change
+        self._served_fingerprint = served_fingerprint
         self._log = structlog.get_logger().bind(scorer=name, replica=index, device=self._device)
         self._index = index
         self._worker: WorkerProcess | None = None
@@ -88,7 +93,9 @@ class Replica:
         self._losses = 0
         self._asked_to_retry = asyncio.Event()
         self._backoff_s = _BACKOFF_FIRST_S
+        self._next_test_s = 0.0
         self._max_pixels = config.max_batch_pixels
+        self._pace = Pace(config.timeout_s)
 
     def info(self) -> ReplicaInfo:
         """How it is now."""
@@ -123,13 +130,17 @@ class Replica:
     async def _live_once(self) -> None:
         try:
             worker = await self._start()
+            cause = await self._serve(worker)
+            self._lost(cause, self.last_error)
         except WorkerRefused as error:
             self._lost("load", str(error), permanent=error.permanent)
         except WorkerDied as error:
             self._lost("load", str(error))
-        else:
-            cause = await self._serve(worker)
-            self._lost(cause, self.last_error)
+        except OSError as error:
+            self._lost("load", f"the host refused to start a worker: {error}")
+        except Exception as error:  # this task must outlive any bug, or the scorer never comes back
+            self._log.error("bug", exc_info=error)
+            self._lost("load", f"a bug of the server ({type(error).__name__}): see its log")
 
     async def _start(self) -> WorkerProcess:
         begin_s = time.monotonic()
@@ -139,9 +150,8 @@ class Replica:
         self._log = self._log.bind(pid=worker.pid)
         self._log.info("worker started")
         try:
-            hello, ready = await asyncio.wait_for(
-                _introduction(worker), self._config.start_timeout_s
-            )
+            hello, ready = await within(self._config.start_timeout_s, _introduction(worker))
+            self._check_fingerprint(ready.fingerprint)
         except asyncio.TimeoutError as error:
             await worker.kill()
             limit = f"{self._config.start_timeout_s:g} s"
@@ -155,14 +165,25 @@ class Replica:
             raise WorkerRefused(f"{excess}, before its first batch: raise it", permanent=True)
         self.described = Described(hello, ready.fingerprint)
         self._device_memory_bytes = ready.device_memory_bytes
+        self._pace.tested(ready.self_test_s)
+        self._next_test_s = 0.0
         self._past_error = self.last_error or self._past_error
         self.last_error = ""
         self._set_state(ReplicaState.READY)
         self._log.info("worker ready", seconds=round(time.monotonic() - begin_s, 2))
         return worker
 
+    def _check_fingerprint(self, fingerprint: str) -> None:
+        served = self._served_fingerprint()
+        if served and fingerprint != served:
+            raise WorkerRefused(
+                f"its fingerprint is {fingerprint[:12]}, the replicas that serve have"
+                f" {served[:12]}: code or weights have changed; replace all of them by a restart",
+                permanent=False,
+            )
+
     async def _serve(self, worker: WorkerProcess) -> str:
-        """Feed a worker until it is lost; returns why: "died", "hung" or "memory"."""
+        """Feed a worker until it is lost; returns why: "died", "hung", "memory" or "self_test"."""
         ready_s = time.monotonic()
         guard = MemoryGuard(worker.pid, self._config.memory_limit_bytes)
         try:
@@ -203,37 +224,75 @@ class Replica:
         return taking.result() if taking.done() else None
 
     async def _run_batch(self, worker: WorkerProcess, works: list[Work], guard: MemoryGuard) -> str:
+        limit_s = self._pace.limit_s(len(works))
         try:
-            done = await asyncio.wait_for(
-                _guarded_score(worker, works, guard), self._config.timeout_s
-            )
+            done = await within(limit_s, _guarded_score(worker, works, guard))
+            problem = await self._problem_after(worker, done)
         except _Runaway as error:
             self.last_error = f"{error}, inside a batch"
             cause = "memory"
         except asyncio.TimeoutError:
-            limit = f"{self._config.timeout_s:g} s"
-            self.last_error = f"worker {worker.pid} hung: no answer within timeout_s = {limit}"
+            self.last_error = (
+                f"worker {worker.pid} hung: no answer to {len(works)} items within {limit_s:.3g} s"
+                f" (timeout_s = {self._config.timeout_s:g})"
+            )
             cause = "hung"
         except WorkerDied as error:
             self.last_error = str(error)
+            cause = "died"
+        except Exception as error:  # no memory for the arena, or a bug: the items must not get lost
+            self._log.error("batch could not be sent", exc_info=error)
+            self.last_error = f"a batch could not be sent: {type(error).__name__}: {error}"
             cause = "died"
         except asyncio.CancelledError:
             self._queue.requeue(works, "the server stops")
             raise
         else:
-            fingerprint = self.described.fingerprint if self.described else ""
-            runner = Worker(str(self._index), self._device, worker.pid, fingerprint)
-            self._queue.finish(works, done, runner)
-            self._device_memory_bytes = done.device_memory_bytes
-            if done.max_pixels and done.max_pixels < self._max_pixels:
-                self._max_pixels = done.max_pixels
-                self._log.warning("out of device memory", new_max_batch_pixels=done.max_pixels)
-            return ""
+            self._pace.ran(len(works), done.compute_s)
+            # What a broken device failed runs again elsewhere; what it had scored before stays.
+            works = self._finish(worker, works, done, keep_failed=bool(problem))
+            if not problem:
+                return ""
+            self.last_error = problem
+            cause = "self_test"
         # Before the requeue, so that no second worker can run the items at the same time.
         await worker.kill()
         kept = self._queue.requeue(works, self.last_error)
         self._log.warning("batch lost", items=len(works), requeued=kept, reason=self.last_error)
         return cause
+
+    async def _problem_after(self, worker: WorkerProcess, done: BatchDone) -> str:
+        """Why the worker cannot be trusted after a batch; empty if it can.
+
+        After a sticky error of the device everything fails, from one item of a batch on. If the
+        last item failed inside the scorer, the self-test tells a bad item from a broken device.
+        It runs for at most a tenth of the time, whatever callers send.
+        """
+        now_s = time.monotonic()
+        if not _failed_inside(done.outcomes[-1]) or now_s < self._next_test_s:
+            return ""
+        problem = await within(self._config.start_timeout_s, worker.self_test())
+        end_s = time.monotonic()
+        self._next_test_s = end_s + 10 * (end_s - now_s)
+        return problem
+
+    def _finish(
+        self, worker: WorkerProcess, works: list[Work], done: BatchDone, *, keep_failed: bool
+    ) -> list[Work]:
+        """Hand out the outcomes; `keep_failed` returns the items that failed inside instead."""
+        kept = {i for i, o in enumerate(done.outcomes) if keep_failed and _failed_inside(o)}
+        good = [i for i in range(len(works)) if i not in kept]
+        fingerprint = self.described.fingerprint if self.described else ""
+        runner = Worker(str(self._index), self._device, worker.pid, fingerprint)
+        outcomes = [done.outcomes[i] for i in good]
+        self._queue.finish(
+            [works[i] for i in good], msgspec.structs.replace(done, outcomes=outcomes), runner
+        )
+        self._device_memory_bytes = done.device_memory_bytes
+        if done.max_pixels and done.max_pixels < self._max_pixels:
+            self._max_pixels = done.max_pixels
+            self._log.warning("out of device memory", new_max_batch_pixels=done.max_pixels)
+        return [works[i] for i in sorted(kept)]
 
     def _lost(self, cause: str, reason: str, *, permanent: bool = False) -> None:
         self._losses += 1
@@ -245,7 +304,7 @@ class Replica:
             )
             self._set_state(ReplicaState.STARTING)
             return
-        # Until somebody acts or the cool-down is over the scorer costs nothing.
+        # No worker runs until the cool-down is over or SIGHUP comes.
         cool_down_s = None if permanent else self._config.cool_down_s
         self.retry_at_s = None if cool_down_s is None else time.monotonic() + cool_down_s
         self._asked_to_retry.clear()
@@ -259,7 +318,7 @@ class Replica:
             return
         cool_down_s = self.retry_at_s and self.retry_at_s - time.monotonic()
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._asked_to_retry.wait(), cool_down_s)
+            await within(cool_down_s, self._asked_to_retry.wait())
         self._log.info("scorer tries again", asked=self._asked_to_retry.is_set())
 
     def _set_state(self, state: ReplicaState) -> None:
@@ -271,6 +330,42 @@ class Replica:
 
     def _line(self, text: str) -> None:
         self._log.info("worker output", text=text)
+
+
+class Pace:
+    """How long a batch may take before its worker counts as hung.
+
+    A fixed limit kills healthy workers whose items take seconds each (on CPUs, 16 items of HPSv2
+    take longer than a minute), and one that is right for them finds hangs of fast scorers late. So
+    the limit is `timeout_s`, plus `MARGIN` times what the items have been seen to take.
+    """
+
+    MARGIN = 3.0
+    _MEMORY = 0.8  # how much of a slow batch is still remembered after the next one
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._item_s = 0.0
+        self._has_run = False
+
+    def tested(self, self_test_s: float) -> None:
+        """Note how long a self-test took: the bound until the first batch, as it warms up too."""
+        if not self._has_run:
+            self._item_s = self_test_s
+
+    def ran(self, items: int, compute_s: float) -> None:
+        """Note how long a batch took."""
+        remembered_s = self._MEMORY * self._item_s if self._has_run else 0.0
+        self._item_s = max(remembered_s, compute_s / items)
+        self._has_run = True
+
+    def limit_s(self, items: int) -> float:
+        """Seconds for a batch of that many items."""
+        return self._timeout_s + self.MARGIN * items * self._item_s
+
+
+def _failed_inside(outcome: Score | Failure) -> bool:
+    return isinstance(outcome, Failure) and outcome.code == Code.INTERNAL.value
 
 
 async def _introduction(worker: WorkerProcess) -> tuple[Hello, Ready]:

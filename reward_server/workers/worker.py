@@ -33,6 +33,8 @@ from reward_server.workers.ipc import (
     ItemMessage,
     Ready,
     Score,
+    SelfTest,
+    SelfTestDone,
     Start,
     StartFailed,
     frame,
@@ -87,13 +89,20 @@ def _serve(sock: socket.socket, arena: ArenaReader) -> None:
         )
     )
     memory = DeviceMemory()
-    sock.sendall(frame(Ready(_load(scorer, start), memory.held_bytes())))
+    _load(scorer, start)
+    begin_s = time.monotonic()
+    fingerprint = _tested(scorer)
+    self_test_s = time.monotonic() - begin_s
+    sock.sendall(frame(Ready(fingerprint, memory.held_bytes(), self_test_s)))
     runner = IsolatingRunner(scorer, _log, _free_device_memory)
     while True:
         message = receive_in_worker(sock)
-        if not isinstance(message, Batch):
-            raise Disconnected("expected a batch")
-        sock.sendall(_answer(runner, arena, message, memory))
+        if isinstance(message, SelfTest):
+            sock.sendall(frame(SelfTestDone(_problem(scorer))))
+        elif isinstance(message, Batch):
+            sock.sendall(_answer(runner, arena, message, memory))
+        else:
+            raise Disconnected(f"unexpected message {type(message).__name__}")
 
 
 def _construct(start: Start) -> Scorer:
@@ -102,11 +111,12 @@ def _construct(start: Start) -> Scorer:
         if scorer.spec.default_transform not in scorer.spec.transforms:
             raise ValueError(f"default transform {scorer.spec.default_transform!r} does not exist")
     except Exception as error:  # third-party code: an import or a constructor may raise anything
-        raise _StartError(f"cannot be set up: {_described(error)}", permanent=True) from error
+        permanent = not isinstance(error, OSError | MemoryError)
+        raise _StartError(f"cannot be set up: {_described(error)}", permanent=permanent) from error
     return scorer
 
 
-def _load(scorer: Scorer, start: Start) -> str:
+def _load(scorer: Scorer, start: Start) -> None:
     _limit_torch_threads(start.threads)
     # Only one GPU is visible here, so whatever its index on the host, it is the first one.
     device = "cuda:0" if start.device.startswith("cuda") else start.device
@@ -114,13 +124,26 @@ def _load(scorer: Scorer, start: Start) -> str:
         scorer.load(device)
     except Exception as error:  # a full disk or a busy GPU may pass: worth another try
         raise _StartError(f"loading failed: {_described(error)}", permanent=False) from error
+
+
+def _tested(scorer: Scorer) -> str:
+    """The fingerprint of a scorer that has passed its self-test."""
     try:
         scorer.self_test()
         return scorer.fingerprint()
     except SelfTestError as error:
         raise _StartError(f"self-test failed: {error}", permanent=True) from error
-    except Exception as error:  # a self-test that cannot even run is no more trustworthy
-        raise _StartError(f"self-test failed: {_described(error)}", permanent=True) from error
+    except Exception as error:  # no memory, an endpoint that is away: this may pass
+        raise _StartError(f"self-test failed: {_described(error)}", permanent=False) from error
+
+
+def _problem(scorer: Scorer) -> str:
+    """Why a scorer that has served before cannot be trusted any more; empty if it can."""
+    try:
+        scorer.self_test()
+    except Exception as error:  # whatever it is, the scorer does not work
+        return f"self-test failed: {_described(error)}"
+    return ""
 
 
 def _answer(

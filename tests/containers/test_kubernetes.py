@@ -92,7 +92,7 @@ def test_servers_have_probes_and_time_to_drain(manifests: list[Manifest]) -> Non
             probe: container[f"{probe}Probe"]["httpGet"]["path"]
             for probe in ("startup", "readiness", "liveness")
         }
-        assert paths == {"startup": "/readyz", "readiness": "/readyz", "liveness": "/livez"}, name
+        assert paths == {"startup": "/livez", "readiness": "/readyz", "liveness": "/livez"}, name
         pause_s = container["lifecycle"]["preStop"]["sleep"]["seconds"]
         drain_s = config.ServerConfig.model_validate({}).drain_timeout_s
         assert spec["terminationGracePeriodSeconds"] > pause_s + drain_s, name

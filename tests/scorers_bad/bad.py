@@ -208,3 +208,73 @@ class Parent(Mean):
         if item.prompt == "crash":
             os.kill(os.getpid(), signal.SIGKILL)
         return super().one(item, details)
+
+
+class Breakable(Mean):
+    """Its "device" breaks for good with the prompt "break", or silently after "break later"."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_broken = False
+
+    def self_test(self) -> None:
+        self._touch_device()
+
+    def score(self, batch: Sequence[ScoreInput], *, details: bool) -> list[Outcome]:
+        found = super().score(batch, details=details)
+        self._is_broken |= any(item.prompt == "break later" for item in batch)
+        return found
+
+    def one(self, item: ScoreInput, details: bool) -> Outcome:
+        self._is_broken |= item.prompt == "break"
+        self._touch_device()
+        return super().one(item, details)
+
+    def _touch_device(self) -> None:
+        if self._is_broken:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+class BusyAtFirst(Mean):
+    """Its first self-test finds no memory on the device; the second one does."""
+
+    def __init__(self, marker: str) -> None:
+        super().__init__()
+        self._marker = Path(marker)
+
+    def self_test(self) -> None:
+        if not self._marker.exists():
+            self._marker.touch()
+            raise OutOfMemoryError("CUDA out of memory")
+
+
+class SlowItems(Mean):
+    """Takes its time for every item, as networks on CPUs do."""
+
+    def __init__(self, item_s: float) -> None:
+        super().__init__()
+        self._item_s = item_s
+
+    def self_test(self) -> None:
+        time.sleep(self._item_s)
+
+    def one(self, item: ScoreInput, details: bool) -> Outcome:
+        time.sleep(self._item_s)
+        return super().one(item, details)
+
+
+class Forker(Parent):
+    """Has a forked child in a session of its own, which inherits socket and output."""
+
+    def load(self, device: str) -> None:
+        if os.fork() == 0:
+            os.setsid()
+            time.sleep(60)
+            os._exit(0)
+
+
+class OfThisProcess(Mean):
+    """Every process computes something else, and says so."""
+
+    def fingerprint(self) -> str:
+        return f"{os.getpid():064d}"

@@ -136,9 +136,12 @@ class JudgeScorer:
 
         Raises:
             SelfTestError: it is not; says why.
+            RuntimeError: the endpoint did not answer; it may later.
         """
         disc = ScoreInput("a red disc on a light background", (golden.pictures()[1],))
         (outcome,) = self.score([disc], details=False)
+        if isinstance(outcome, ItemFailure) and outcome.retryable:
+            raise RuntimeError(f"{self._model!r} does not answer yet: {outcome.message}")
         if isinstance(outcome, ItemFailure):
             raise SelfTestError(
                 f"self-test {self.name}: no readable answer about a drawing from"
