@@ -15,12 +15,12 @@ from prompt_sets.cli import data_app
 from trainer.config import load as config
 from trainer.config.preset import header, preset_names
 from trainer.config.settings import Settings
-from trainer.errors import ConfigError, TrainerError, did_you_mean
+from trainer.config.toml import to_toml
+from trainer.errors import ConfigError, TrainerError
 from trainer.run.log import write_json
 from trainer.run.signals import stop_signals
 from trainer.run.storage import storing
-from trainer.tools.estimate import GPUS
-from trainer.tools.plan import explain, size_note, to_toml
+from trainer.tools.plan import explain, size_note
 
 INTERRUPTED = 130
 
@@ -74,12 +74,12 @@ def train(
     overrides: Overrides = None,
     out: Annotated[str, typer.Option(help="Folder of the run; --set run.out_dir=")] = "",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, estimate memory and time, end.")
+        bool, typer.Option("--dry-run", help="Check everything, load nothing.")
     ] = False,
     gpus: Gpus = 0,
-    gpu: Annotated[
-        str, typer.Option(help=f"With --dry-run: kind of GPU, one of {', '.join(GPUS)}.")
-    ] = "h100",
+    gpu_gb: Annotated[
+        float, typer.Option(min=0, help="With --dry-run: memory of a GPU; 0: of this machine's.")
+    ] = 0.0,
 ) -> None:
     """Train; the same command continues a run that was interrupted.
 
@@ -91,7 +91,7 @@ def train(
         raise ConfigError("name one preset, e.g. flow-train train mini_geneval")
     if dry_run:
         quiet_libraries()
-        plan(name or preset, overrides, out, gpus=gpus, gpu=gpu)
+        plan(name or preset, overrides, out, gpus=gpus, gpu_gb=gpu_gb)
         return
     if gpus:
         raise ConfigError(
@@ -259,7 +259,7 @@ def show_preset(
         typer.echo(line)
     if not every:
         typer.echo(
-            "\nEvery setting: --all, or as a file: --toml. Memory and time: flow-train train"
+            "\nEvery setting: --all, or as a file: --toml. Check what a run needs: flow-train train"
         )
         typer.echo(f"{preset} --dry-run")
         return
@@ -270,29 +270,21 @@ def show_preset(
             typer.echo(f"{name} = {getattr(values, name)!r}  # {text}")
 
 
-def plan(name: str, overrides: list[str] | None, out: str, *, gpus: int, gpu: str) -> None:
+def plan(name: str, overrides: list[str] | None, out: str, *, gpus: int, gpu_gb: float) -> None:
     """Print what can be known of a run before it loads anything."""
     from trainer.tools import dry_run
 
-    if gpu not in GPUS:
-        raise ConfigError(f"--gpu {gpu!r}{did_you_mean(gpu, list(GPUS))}: one of {', '.join(GPUS)}")
     extra = [f"run.out_dir={out}"] if out else []
     settings = config.load(name, [*(overrides or ()), *extra], os.environ, world_size=gpus)
     count = gpus or settings.run.gpus or 1
     for line in explain(name, settings, count):
         typer.echo(line)
-    shape, broken = dry_run.shape_of(settings)
     typer.echo("\nChecks")
-    found = list(dry_run.checks(settings, os.environ, shape, broken))
+    found = list(dry_run.checks(settings, os.environ, gpus=count, gpu_gb=gpu_gb))
     for one in found:
         typer.echo(
             f"  {'STOPS' if one.stops else 'ok' if one.ok else 'note':6}{one.what:9}{one.text}"
         )
-    if shape is not None:
-        typer.echo("\nEstimates")
-        for what, much in dry_run.estimates(settings, shape, gpu=gpu, gpus=count):
-            typer.echo(f"  {what:30}{much}" if what else "")
-        typer.echo(dry_run.assumptions(gpu, shape))
     if any(one.stops for one in found):
         raise typer.Exit(ConfigError.exit_code)
 

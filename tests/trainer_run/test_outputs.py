@@ -3,6 +3,8 @@
 import contextlib
 import json
 import re
+import shlex
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,12 +20,12 @@ from tests.trainer_run.fake_service import service_with
 from tests.trainer_run.test_cli import call
 from tests.trainer_run.tiny import SIDE_PX, settings_table
 from trainer.config.load import load, parse
-from trainer.config.preset import preset_names, read
+from trainer.config.preset import read
 from trainer.config.settings import Settings
+from trainer.config.toml import differences, toml
 from trainer.errors import CheckpointError, ConfigError
 from trainer.evaluation.held_out import draw_images
-from trainer.report.card import write_card
-from trainer.report.recipe import recipe
+from trainer.report.card import _command, write_card
 from trainer.report.snippets import CALLS, snippet
 from trainer.run.checkpoint import present
 from trainer.run.open import train_run
@@ -32,6 +34,11 @@ from trainer.tools.artifacts import Choice, Measure, find
 from trainer.tools.export import export_run
 from trainer.tools.offline import sample_target
 from trainer.types import Prompt
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
 CPU = torch.device("cpu")
 PROMPT = Prompt("a red star")
@@ -101,20 +108,20 @@ def test_the_card_is_the_hubs_and_its_code_draws_with_the_weights(
     assert not np.array_equal(trained, execute(untrained, tmp_path, monkeypatch))
 
 
-def test_the_command_of_the_card_gives_the_same_settings(runs: dict[str, Path]) -> None:
+def test_the_command_of_the_card_gives_the_same_settings() -> None:
+    changes = ["run.seed=7", "optim.lr=1e-5", "task.category_weights={counting = 2.5}"]
+    settings = load("mini_ocr", changes)
+    assert set(differences(settings, "mini_ocr")) == {change.split("=")[0] for change in changes}
+    program, verb, preset, *options = shlex.split(_command(settings).replace("\\\n", ""))
+    assert (program, verb, preset) == ("flow-train", "train", "mini_ocr")
+    assert load(preset, [text for text in options if text != "--set"]) == settings
+
+
+def test_a_run_without_a_preset_has_its_settings_on_the_card(runs: dict[str, Path]) -> None:
+    card = (runs["lora"] / "model" / "README.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```toml\n(.*?)```", card, re.DOTALL)
     table = json.loads((runs["lora"] / "config.json").read_text(encoding="utf-8"))["settings"]
-    settings = Settings.model_validate(table)
-    made = recipe(settings)
-    same = [f"run.out_dir={settings.run.out_dir}", f"rewards.url={settings.rewards.url}"]
-    assert load(made.preset, [*made.overrides, *same]) == settings
-    assert "run.seed" in made.changes
-
-
-@pytest.mark.parametrize("name", preset_names())
-def test_a_preset_is_its_own_recipe(name: str) -> None:
-    gpus = max(1, read(name).get("run", {}).get("gpus", 1))
-    made = recipe(load(name, ["run.seed=7"], world_size=gpus))
-    assert (made.preset, dict(made.changes)) == (name, {"run.seed": "7"})
+    assert parse(tomllib.loads(text)) == Settings.model_validate(table)
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
@@ -153,8 +160,6 @@ def _as_toml(run_dir: Path) -> str:
     table = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))["settings"]
     kept = {k: v for k, v in table["model"].items() if not k.startswith("lora")}
     sections = {**table, "model": kept}
-    from trainer.report.recipe import toml
-
     return "".join(
         f"[{name}]\n" + "".join(f"{k} = {toml(v)}\n" for k, v in values.items() if v is not None)
         for name, values in sections.items()

@@ -57,7 +57,17 @@ def read(name_or_path: str) -> dict[str, Any]:
     own, table = _table(path), _read(path, ())
     if "out_dir" not in _section(own, "run"):
         _section(table, "run")["out_dir"] = f"runs/{path.stem}"
+    _section(table, "run").setdefault("preset", origin(name_or_path))
     return table
+
+
+def origin(name_or_path: str) -> str:
+    """The shipped preset that a preset or file is, or extends first; empty if there is none."""
+    path = preset_path(name_or_path)
+    if path.parent == PRESETS:
+        return path.stem
+    nearest = _extended(_table(path), path)[:1]
+    return "".join(origin(str(_beside(path, name))) for name in nearest)
 
 
 def header(name_or_path: str) -> list[str]:

@@ -27,6 +27,8 @@ class RunSettings(Section):
     out_dir: str = "runs/latest"
     """Folder of the run: metrics, checkpoints, images, report. The same folder resumes the run.
     A file that does not state it gets `runs/` and its own name."""
+    preset: str = ""
+    """The shipped preset that the settings come from; written by what reads them."""
     gpus: Count = 0
     """Processes (one per GPU) that the sizes were chosen for; 0: any number. Others that divide
     the batch train on the same images per update, only faster or slower; a line says so."""

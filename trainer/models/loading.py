@@ -1,12 +1,15 @@
 """Pipelines from a folder or the Hugging Face hub."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError, safe_open
 
 from trainer.models.base import ModelOptions
 
@@ -89,6 +92,46 @@ def model_folders(folder: Path) -> list[Path]:
     index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     folders = [folder / name for name in index if not name.startswith("_")]
     return [path for path in folders if (path / "config.json").is_file()]
+
+
+def network_parameters(folder: Path) -> int:
+    """Parameters of a pipeline's networks (`transformer*`), without loading them.
+
+    Raises:
+        ValueError: A component, its configuration or its weights are missing or damaged.
+    """
+    try:
+        parts = model_folders(folder)
+        for name in ("transformer", "vae"):
+            if folder / name not in parts:
+                raise ValueError(f"no {name}/config.json")
+        files = {part: weight_files(part)[1] for part in parts}
+        return sum(
+            _elements(path)
+            for part in parts
+            if part.name.startswith("transformer")
+            for path in files[part]
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{folder} is not a whole pipeline folder ({error})") from error
+
+
+def _elements(path: Path) -> int:
+    if path.suffix == ".safetensors":
+        with safe_open(path, "pt") as file:
+            names = file.keys()
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+    stored = torch.load(path, map_location="meta", mmap=True, weights_only=True)
+    return sum(tensor.numel() for tensor in stored.values())
+
+
+def in_cache(name: str) -> Path | None:
+    """The folder of a hub id that has been downloaded; never reaches the network."""
+    try:
+        found = try_to_load_from_cache(name, INDEX)
+    except HFValidationError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def _variant(folder: Path) -> str | None:

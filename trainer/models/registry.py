@@ -1,4 +1,4 @@
-"""Flow models by family, and which of their layers get adapters by default."""
+"""Flow models by family, one file each."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -44,43 +44,4 @@ MODELS: dict[str, Callable[[str | Path, ModelOptions], FlowModel]] = {
     "qwen_image": _qwen_image,
     "z_image": _z_image,
     "wan": _wan,
-}
-
-
-def _sd3_targets() -> tuple[str, ...]:
-    from trainer.models.sd3 import SD3
-
-    return SD3.lora_targets
-
-
-def _flux_targets() -> tuple[str, ...]:
-    from trainer.models.flux import Flux
-
-    return Flux.lora_targets
-
-
-def _qwen_image_targets() -> tuple[str, ...]:
-    from trainer.models.qwen_image import QwenImage
-
-    return QwenImage.lora_targets
-
-
-def _z_image_targets() -> tuple[str, ...]:
-    from trainer.models.z_image import ZImage
-
-    return ZImage.lora_targets
-
-
-def _wan_targets() -> tuple[str, ...]:
-    from trainer.models.wan import Wan
-
-    return Wan.lora_targets
-
-
-TARGETS: dict[str, Callable[[], tuple[str, ...]]] = {
-    "sd3": _sd3_targets,
-    "flux": _flux_targets,
-    "qwen_image": _qwen_image_targets,
-    "z_image": _z_image_targets,
-    "wan": _wan_targets,
 }

@@ -4,6 +4,7 @@
 run wrote down. The licence is the user's to state.
 """
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from huggingface_hub import ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from trainer.config.settings import Settings
+from trainer.config.toml import differences, to_toml, toml
 from trainer.evaluation.alarms import ADVICE, Alarm, text
 from trainer.report.charts import headline_series
 from trainer.report.data import (
@@ -27,7 +29,6 @@ from trainer.report.data import (
     watched,
 )
 from trainer.report.images import Pixels, save_png, sheet
-from trainer.report.recipe import recipe
 from trainer.report.snippets import base_of, is_hub_id, snippet
 from trainer.report.svg import line_document
 from trainer.run.log import figure
@@ -58,7 +59,6 @@ def write_card(
     pictures = _pictures(run, folder)
     (folder / CURVE).write_text(line_document(headline_series(run)), encoding="utf-8")
     networks = () if settings.model.finetune == "lora" else _networks(folder)
-    made = recipe(settings)
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         # The card is Markdown for people who know where it comes from; nothing is a web page.
@@ -88,13 +88,37 @@ def write_card(
         before_after=BEFORE_AFTER if pictures else "",
         shown=list(run.base["shown"])[:WIDGETS],
         snippet=snippet(settings, str(folder), _prompt(run), networks, whole=whole),
-        recipe=made,
+        command=_command(settings),
+        changes=_changes(settings),
         scorers=scorers(run),
         interval=_interval,
     )
     path = folder / CARD
     path.write_text(card.rstrip() + "\n", encoding="utf-8")
     return path
+
+
+def _changes(settings: Settings) -> dict[str, tuple[str, str]]:
+    """What differs from the named preset: setting -> the preset's value and the run's, as TOML."""
+    if not settings.run.preset:
+        return {}
+    changes = differences(settings, settings.run.preset).items()
+    return {
+        name: tuple("unset" if value is None else toml(value) for value in values)
+        for name, values in changes
+    }
+
+
+def _command(settings: Settings) -> str:
+    """The command that trains the same; or the settings themselves, if no preset was named."""
+    if not settings.run.preset:
+        return to_toml(settings)
+    parts = [
+        f"--set {shlex.quote(f'{name}={own}')}"
+        for name, (_, own) in _changes(settings).items()
+        if own != "unset"
+    ]
+    return " \\\n    ".join([f"flow-train train {settings.run.preset}", *parts])
 
 
 def _front_matter(run: RunData, settings: Settings, pictures: Sequence[str]) -> ModelCardData:

@@ -10,10 +10,9 @@ import torch
 
 from trainer.config.load import resolve_path
 from trainer.config.settings import Settings
-from trainer.models.architecture import in_cache
 from trainer.models.family import guides
+from trainer.models.loading import INDEX, in_cache
 
-INDEX = "model_index.json"
 LOW = "transformer_2"
 UNIPC = "UniPCMultistepScheduler"
 Guidance = tuple[dict[str, float], float]

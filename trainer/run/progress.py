@@ -21,6 +21,7 @@ FREE: Mapping[str, frozenset[str]] = {
     "run": frozenset(
         {
             "out_dir",
+            "preset",
             "gpus",
             "epochs",
             "max_minutes",

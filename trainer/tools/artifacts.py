@@ -23,6 +23,7 @@ from trainer.config.preset import read
 from trainer.config.settings import RewardTerm, Settings
 from trainer.errors import ConfigError, did_you_mean
 from trainer.models.base import FlowModel
+from trainer.models.loading import INDEX
 from trainer.run import checkpoint as checkpoints
 from trainer.run.inputs import load_model
 from trainer.run.progress import RESOLVED
@@ -97,9 +98,6 @@ def _term(text: str) -> dict[str, Any]:
     return RewardTerm(scorer=scorer, component=component).model_dump(mode="json")
 
 
-PIPELINE = "model_index.json"
-
-
 @dataclass(frozen=True, slots=True)
 class Target:
     """A model to use.
@@ -163,19 +161,19 @@ def find(place: str, choice: Choice) -> Target:
         CheckpointError: no such checkpoint, a damaged one, or a LoRA file in an unknown format.
     """
     folder = Path(place).expanduser()
-    if (folder / RESOLVED).is_file() and not (folder / PIPELINE).is_file():
+    if (folder / RESOLVED).is_file() and not (folder / INDEX).is_file():
         return _run(folder, choice.checkpoint, choice)
     if (folder / checkpoints.PROGRESS).is_file():
         whole = folder.resolve()
         return _run(whole.parent.parent, whole.name, choice)
     if (folder / lora_file.NAME).is_file():
         return _lora(folder, choice)
-    if (folder / "transformer" / "config.json").is_file() and not (folder / PIPELINE).is_file():
+    if (folder / "transformer" / "config.json").is_file() and not (folder / INDEX).is_file():
         return _full(folder, choice)
-    if not (folder / PIPELINE).is_file() and (folder.exists() or not _is_hub_id(place)):
+    if not (folder / INDEX).is_file() and (folder.exists() or not _is_hub_id(place)):
         raise ConfigError(
             f"{place} holds no run (there is no {RESOLVED}), no checkpoint, no LoRA "
-            f"({lora_file.NAME}) and no pipeline ({PIPELINE})"
+            f"({lora_file.NAME}) and no pipeline ({INDEX})"
         )
     table = _preset_table(place, choice)
     table.setdefault("model", {})["path"] = place

@@ -6,7 +6,6 @@ counts twice.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from trainer.algorithm.losses import LOSSES
 from trainer.config import load as config
@@ -14,6 +13,7 @@ from trainer.config import preset
 from trainer.config.geometry import Geometry, geometry, world_sizes
 from trainer.config.load import rollout_config, training_guidance
 from trainer.config.settings import Settings
+from trainer.config.toml import differences, toml
 from trainer.models.family import guides
 
 # Families that are told the guidance as a number, so that it costs no second evaluation.
@@ -227,38 +227,10 @@ def _differences(name: str, settings: Settings) -> Iterator[str]:
     shipped = [parent for parent in preset.parents(name) if parent in preset.preset_names()]
     if not shipped:
         return
-    before = config.load(shipped[0]).model_dump()
     yield ""
     yield f"Differs from {shipped[0]}"
-    for section, values in settings.model_dump().items():
-        for key, value in values.items():
-            old = before[section][key]
-            if value != old and (section, key) != ("run", "out_dir"):
-                yield f"  {section}.{key}: {_toml(old)} -> {_toml(value)}"
-
-
-def to_toml(settings: Settings) -> str:
-    """The settings as a file that `flow-train train` reads."""
-    out = []
-    for section, values in settings.model_dump(mode="json").items():
-        out.append(f"[{section}]")
-        out += [f"{key} = {_toml(value)}" for key, value in values.items() if value is not None]
-        out.append("")
-    return "\n".join(out)
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-        return f'"{escaped}"'
-    if isinstance(value, dict):
-        inner = ", ".join(f'"{k}" = {_toml(v)}' for k, v in value.items() if v is not None)
-        return f"{{ {inner} }}" if inner else "{}"
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(_toml, value))}]"
-    return str(value)
+    for key, (before, own) in differences(settings, shipped[0]).items():
+        yield f"  {key}: {toml(before)} -> {toml(own)}"
 
 
 def _gpus(count: int) -> str:
