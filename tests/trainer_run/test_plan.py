@@ -82,11 +82,11 @@ def test_the_least_memory_is_less_than_what_training_holds(finetune: str) -> Non
     trained = sum(p.numel() for p in model.trainable_parameters().values())
     network = sum(p.numel() for p in model.transformer.parameters())
     count = network if finetune == "full" else network - trained
-    said = least_bytes(settings, count, 1, cuda=False)
+    said = least_bytes(settings, count, 1)
     # Weights, gradients, two moments, the average and the reference; frozen weights alone.
     assert said == (6 * 4 * network if finetune == "full" else 4 * count)
     if finetune == "full":
-        assert least_bytes(settings, count, 4, cuda=True) == said / 4
+        assert least_bytes(settings, count, 4) == said / 4
 
 
 @pytest.mark.parametrize(

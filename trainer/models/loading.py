@@ -94,8 +94,8 @@ def model_folders(folder: Path) -> list[Path]:
     return [path for path in folders if (path / "config.json").is_file()]
 
 
-def network_parameters(folder: Path) -> int:
-    """Parameters of a pipeline's networks (`transformer*`), without loading them.
+def network_parameters(folder: Path, *, both: bool = True) -> int:
+    """Parameters of a pipeline's networks, of one or both experts, without loading them.
 
     Raises:
         ValueError: A component, its configuration or its weights are missing or damaged.
@@ -109,7 +109,7 @@ def network_parameters(folder: Path) -> int:
         return sum(
             _elements(path)
             for part in parts
-            if part.name.startswith("transformer")
+            if part.name == "transformer" or (both and part.name == "transformer_2")
             for path in files[part]
         )
     except (OSError, ValueError, SafetensorError) as error:

@@ -82,7 +82,7 @@ def _model(settings: Settings, gpus: int, gpu_gb: float) -> Iterator[Found]:
             return
         folder = cached
     try:
-        count = network_parameters(folder)
+        count = network_parameters(folder, both=settings.model.experts == "both")
     except ValueError as error:
         yield Found("model", str(error), stops=True)
         return
@@ -90,7 +90,7 @@ def _model(settings: Settings, gpus: int, gpu_gb: float) -> Iterator[Found]:
     available_gb = gpu_gb or _gpu_gb()
     if not available_gb:
         return
-    least_gb = least_bytes(settings, count, gpus, cuda=True) / _GB
+    least_gb = least_bytes(settings, count, gpus) / _GB
     text = f"weights, gradients and moments alone take {least_gb:.3g} GB of {available_gb:.3g} GB"
     if least_gb > available_gb:
         yield Found("memory", f"{text} per GPU", stops=True)
@@ -98,17 +98,21 @@ def _model(settings: Settings, gpus: int, gpu_gb: float) -> Iterator[Found]:
         yield Found("memory", f"{text} per GPU; activations come on top")
 
 
-def least_bytes(settings: Settings, parameters: int, gpus: int, *, cuda: bool) -> float:
-    """Bytes per process that hold the weights and, where all are trained, gradients and moments.
+def least_bytes(settings: Settings, parameters: int, gpus: int) -> float:
+    """Bytes per GPU that hold the weights and, where all are trained, what trains them.
 
-    A lower bound: adapters, activations, averages, decoding and text encoders come on top.
+    A lower bound: adapters, activations, decoding and text encoders come on top.
     """
-    full = settings.model.finetune == "full"
-    if not full:
-        return parameters * (4 if settings.model.dtype == "float32" else 2)
-    sharded = cuda and gpus > 1 and settings.run.parallel != "ddp"
-    reference = 1 if keeps_reference(settings) else 0
-    return parameters * 4 * (4 + reference + settings.ema.enabled) / (gpus if sharded else 1)
+    model, run = settings.model, settings.run
+    full = model.finetune == "full"
+    copies = 1.0
+    if full:
+        copies += keeps_reference(settings)
+        if not model.trained_layers:  # gradients, two moments, the average
+            copies += 3 + settings.ema.enabled
+    size = 4 if full or model.dtype == "float32" else 2
+    sharded = run.parallel == "fsdp" or (run.parallel == "auto" and full)
+    return parameters * size * copies / (gpus if sharded else 1)
 
 
 def _gpu_gb() -> float:
