@@ -83,12 +83,12 @@ def test_shards_are_for_full_fine_tuning_unless_said_otherwise() -> None:
         table = {"run": {"parallel": run}, "model": model, "rewards": REWARDS}
         return parallel(parse(table), world, torch.device(device))
 
-    assert chosen("auto", 2, finetune="lora") == "ddp"
+    assert chosen("auto", 2, finetune="lora") == "replicated"
     assert chosen("auto", 2, finetune="full") == "fsdp"
-    assert chosen("auto", 2, "cpu", finetune="full") == "ddp"
+    assert chosen("auto", 2, "cpu", finetune="full") == "replicated"
     assert chosen("fsdp", 2, "cpu", finetune="full") == "fsdp"
     assert chosen("fsdp", 2, finetune="lora") == "fsdp"
-    assert chosen("fsdp", 1, finetune="full") == "ddp"
+    assert chosen("fsdp", 1, finetune="full") == "replicated"
     with pytest.raises(ConfigError, match="use bfloat16"):
         chosen("fsdp", 2, dtype="float16")
 

@@ -138,7 +138,7 @@ def test_a_watched_reward_that_falls_is_called_what_it_is(tmp_path: Path) -> Non
     assert [row["state"] for row in watched(run)] == ["fell", "rose"]
     found = verdict(run)
     assert found["kind"] == "warn"
-    assert "sharpness fell by 25%" in found["text"]
+    assert "sharpness fell 25 %" in found["text"]
     assert "kl_beta" in found["text"]
     html = write_report(folder).read_text(encoding="utf-8")
     (alarm,) = re.findall(r'<div class="alarm" role="alert">(.*?)</div>', html)

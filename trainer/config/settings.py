@@ -57,9 +57,9 @@ class RunSettings(Section):
     """CPU threads of PyTorch per process. Small models run fastest with one."""
     deterministic: bool = True
     """Only deterministic kernels, so that a resumed run gives the same numbers."""
-    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
-    """How several processes share the model: `ddp`: each has all of it; `fsdp`: each has a shard;
-    `auto`: fsdp for full fine-tuning on GPUs, ddp for adapters and on CPUs."""
+    parallel: Literal["auto", "replicated", "fsdp"] = "auto"
+    """How several processes share the model: `replicated`: each has all of it; `fsdp`: each has a
+    shard; `auto`: fsdp for full fine-tuning on GPUs, replicated for adapters and on CPUs."""
     tf32: bool = False
     """Multiply float32 matrices on CUDA with TF32: faster, 10 bits of mantissa."""
     stop_on_alarm: bool = False

@@ -1,6 +1,6 @@
 """How the networks run: sharded over processes, with recomputed activations, compiled.
 
-`ddp`: every process has the whole model and adds up gradients once per update
+`replicated`: every process has the whole model and adds up gradients once per update
 (`World.sum_gradients`). `fsdp`: weights, gradients, moments and averages are shards (FSDP2), one
 group per transformer block; gradients are summed over processes in each backward pass.
 
@@ -26,7 +26,7 @@ from trainer.models.base import FlowModel
 from trainer.models.precision import Float32Attention
 from trainer.parallel.world import World
 
-Parallel = Literal["ddp", "fsdp"]
+Parallel = Literal["replicated", "fsdp"]
 
 
 def parallel(settings: Settings, world_size: int, device: torch.device) -> Parallel:
@@ -43,13 +43,15 @@ def parallel(settings: Settings, world_size: int, device: torch.device) -> Paral
     """
     chosen = settings.run.parallel
     if chosen == "auto":
-        chosen = "fsdp" if settings.model.finetune == "full" and device.type != "cpu" else "ddp"
+        chosen = (
+            "fsdp" if settings.model.finetune == "full" and device.type != "cpu" else "replicated"
+        )
     if world_size == 1:
-        return "ddp"
+        return "replicated"
     if chosen == "fsdp" and settings.model.dtype == "float16":
         raise ConfigError(
             "run.parallel=fsdp with model.dtype=float16: the scale of the loss would have to be "
-            "agreed on by all shards; use bfloat16, or run.parallel=ddp"
+            "agreed on by all shards; use bfloat16, or run.parallel=replicated"
         )
     return chosen
 

@@ -4,7 +4,7 @@ Started by `torchrun`, which sets RANK, WORLD_SIZE and LOCAL_RANK. Where every p
 model, gradients are added up by one all_reduce of one flat buffer per update; nothing wraps it.
 `DistributedDataParallel` would win nothing: an update accumulates many backward passes, so that
 only the last of them could overlap with communication, and its buckets average over processes where
-exact weights are needed. Sharded models are the matter of `trainer.parallel.sharding`.
+exact weights are needed. Sharded models (FSDP2) are in `trainer.parallel.sharding`.
 """
 
 import os

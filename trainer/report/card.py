@@ -5,9 +5,8 @@ run wrote down. The licence is the user's to state.
 """
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -17,12 +16,15 @@ from trainer.config.toml import differences, to_toml, toml
 from trainer.evaluation.alarms import ADVICE, Alarm, text
 from trainer.report.charts import headline_series
 from trainer.report.data import (
+    TEMPLATES,
     RunData,
     categories,
     comparison,
     found_alarms,
+    interval,
     kl_after,
     load_run,
+    networks_in,
     scorers,
     settings_of,
     shown_pictures,
@@ -31,9 +33,7 @@ from trainer.report.data import (
 from trainer.report.images import Pixels, save_png, sheet
 from trainer.report.snippets import base_of, is_hub_id, snippet
 from trainer.report.svg import line_document
-from trainer.run.log import figure
 
-TEMPLATES = Path(__file__).parent / "templates"
 CARD = "README.md"
 CURVE = "curve.svg"
 BEFORE_AFTER = "before_after.png"
@@ -58,7 +58,7 @@ def write_card(
     settings = settings_of(run)
     pictures = _pictures(run, folder)
     (folder / CURVE).write_text(line_document(headline_series(run)), encoding="utf-8")
-    networks = () if settings.model.finetune == "lora" else _networks(folder)
+    networks = () if settings.model.finetune == "lora" else networks_in(folder)
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         # The card is Markdown for people who know where it comes from; nothing is a web page.
@@ -91,7 +91,7 @@ def write_card(
         command=_command(settings),
         changes=_changes(settings),
         scorers=scorers(run),
-        interval=_interval,
+        interval=interval,
     )
     path = folder / CARD
     path.write_text(card.rstrip() + "\n", encoding="utf-8")
@@ -103,10 +103,11 @@ def _changes(settings: Settings) -> dict[str, tuple[str, str]]:
     if not settings.run.preset:
         return {}
     changes = differences(settings, settings.run.preset).items()
-    return {
-        name: tuple("unset" if value is None else toml(value) for value in values)
-        for name, values in changes
-    }
+    return {name: (_shown(before), _shown(own)) for name, (before, own) in changes}
+
+
+def _shown(value: Any) -> str:
+    return "unset" if value is None else toml(value)
 
 
 def _command(settings: Settings) -> str:
@@ -163,16 +164,6 @@ def _prompt(run: RunData) -> str:
     return (run.base["shown"] or ["a photo of a star"])[0]
 
 
-def _networks(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(path.parent.name for path in folder.glob("*/config.json")))
-
-
 def _alarm_line(alarm: Alarm) -> str:
     period = f"from epoch {alarm.epoch}" + (f" to {alarm.until}" if alarm.until else "")
     return f"{text(alarm)} ({period}). {ADVICE[alarm.kind]}"
-
-
-def _interval(row: Mapping[str, Any]) -> str:
-    if row["mean"] is None:
-        return "-"
-    return f"{figure(row['mean'])} ({figure(row['low'])} to {figure(row['high'])})"

@@ -13,6 +13,8 @@ from trainer.report.images import Pixels, cut, load_png
 from trainer.run.log import figure, history, read
 from trainer.run.progress import RESOLVED, RESULT
 
+TEMPLATES = Path(__file__).parent / "templates"
+
 
 @dataclass(frozen=True, slots=True)
 class RunData:
@@ -173,25 +175,22 @@ def categories(run: RunData) -> list[dict[str, Any]]:
 def watched(run: RunData) -> list[dict[str, Any]]:
     """Before and after of what is watched but not trained on.
 
-    `state` is `steady`, `fell`, `rose` or `unknown` (the base is zero or nothing was scored).
+    `state` is `fell` (an alarm that is not over), `rose` (beyond the 95 % intervals), `steady`, or
+    `unknown` (the base is zero or nothing was scored).
     """
     after = dict(run.after["watch"])
     for row in reversed(run.evaluations):
         # Evaluations with one image per prompt have no diversity.
         for name, value in row["watch"].items():
             after.setdefault(name, value)
+    fallen = {alarm.name for alarm in active(found_alarms(run))}
     out = []
     for name in run.base["watch"]:
         line = comparison(name, run.base["watch"], after)
-        relative = line["relative"]
+        rose = line["apart"] and line["change"] > 0
+        known = line["relative"] is not None
         line["state"] = (
-            "unknown"
-            if relative is None
-            else "fell"
-            if relative < -run.tolerance
-            else "rose"
-            if relative > run.tolerance
-            else "steady"
+            "fell" if name in fallen else "rose" if rose else "steady" if known else "unknown"
         )
         out.append(line)
     return out
@@ -199,6 +198,10 @@ def watched(run: RunData) -> list[dict[str, Any]]:
 
 def verdict(run: RunData) -> dict[str, str]:
     """The reward-hacking monitor in plain words: `kind` (good, warn, none) and `text`."""
+    raised = active(found_alarms(run))
+    if raised:
+        lines = [f"{text(alarm)}. {ADVICE[alarm.kind]}" for alarm in raised]
+        return {"kind": "warn", "text": " ".join(lines)}
     rows = [row for row in watched(run) if row["state"] != "unknown"]
     if not rows:
         return {
@@ -206,34 +209,25 @@ def verdict(run: RunData) -> dict[str, str]:
             "text": "Nothing is watched beside the trained reward, so reward hacking would not be "
             "seen here. Name scorers in rewards.watch.",
         }
-    fell = [row for row in rows if row["state"] == "fell"]
     rose = [row for row in rows if row["state"] == "rose"]
     gain = comparison(run.headline, run.base["metrics"], run.after["metrics"])["change"] or 0.0
-    if fell:
-        names = " and ".join(f"{row['name']} fell by {-row['relative']:.0%}" for row in fell)
-        text = (
-            f"{names} against the base while {run.headline} changed by {gain:+.3f}. This is how "
-            "reward hacking looks: compare the samples. A larger loss.kl_beta, a smaller optim.lr "
-            "or an earlier checkpoint are the usual remedies."
-        )
-        return {"kind": "warn", "text": text}
     lost = [row for row in categories(run) if row["apart"] and row["change"] < 0]
     if lost:
         names = " and ".join(f"{row['name']} ({row['text']})" for row in lost)
-        text = (
+        kept = (
             f"The watched rewards held, but {names} fell beyond the 95 % intervals while "
             f"{run.headline} changed by {gain:+.3f}: the policy is paid too rarely for them and "
             "forgets. Give them more weight in task.category_weights, or raise loss.kl_beta."
         )
-        return {"kind": "warn", "text": text}
+        return {"kind": "warn", "text": kept}
     tail = ""
     if rose:
         names = " and ".join(f"{row['name']} ({percent(row['relative'])})" for row in rose)
         tail = f" Above it: {names}."
     return {
         "kind": "good",
-        "text": f"None of the {len(rows)} watched rewards fell by more than {run.tolerance:.0%} "
-        f"of the base while {run.headline} changed by {gain:+.3f}: no sign of reward hacking."
+        "text": f"No alarm on any of the {len(rows)} watched rewards while {run.headline} changed "
+        f"by {gain:+.3f}: no sign of reward hacking."
         f"{tail}",
     }
 
@@ -275,6 +269,18 @@ def scorers(run: RunData) -> list[dict[str, str]]:
     ]
     asked = [name for name in run.scorers if name not in names]
     return rows + [{"name": n, "fingerprint": run.scorers[n], "since": ""} for n in asked]
+
+
+def interval(row: Mapping[str, Any]) -> str:
+    """A mean with its 95 % interval, or a dash."""
+    if row["mean"] is None:
+        return "-"
+    return f"{figure(row['mean'])} ({figure(row['low'])} to {figure(row['high'])})"
+
+
+def networks_in(folder: Path) -> tuple[str, ...]:
+    """The whole networks that are in a folder of finished weights; none beside a LoRA."""
+    return tuple(sorted(path.parent.name for path in folder.glob("*/config.json")))
 
 
 def percent(value: float | None) -> str:

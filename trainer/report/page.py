@@ -6,7 +6,6 @@ Works on unfinished runs too: the newest evaluation then stands for the result.
 import base64
 import io
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,16 @@ from rich.table import Table
 from trainer.evaluation.alarms import text
 from trainer.report.charts import charts
 from trainer.report.data import (
+    TEMPLATES,
     RunData,
     banner,
     categories,
     comparison,
     facts,
     found_alarms,
+    interval,
     load_run,
+    networks_in,
     number,
     outputs,
     percent,
@@ -35,9 +37,7 @@ from trainer.report.data import (
     watched,
 )
 from trainer.report.snippets import snippet
-from trainer.run.log import figure
 
-TEMPLATES = Path(__file__).parent / "templates"
 SHOWN_EVALUATIONS = 7
 LARGEST_PX = 160
 
@@ -96,10 +96,10 @@ def before_after(run_dir: Path) -> Table:
     for name in ("", "base", "trained", "change"):
         table.add_column(name, justify="left" if not name else "right")
     for row in categories(run):
-        table.add_row(row["name"], _interval(row["before"]), _interval(row["after"]), row["text"])
+        table.add_row(row["name"], interval(row["before"]), interval(row["after"]), row["text"])
     table.add_section()
     whole = comparison(run.headline, run.base["metrics"], run.after["metrics"])
-    cells = (_interval(whole["before"]), _interval(whole["after"]), whole["text"])
+    cells = (interval(whole["before"]), interval(whole["after"]), whole["text"])
     table.add_row("mean of categories", *cells, style="bold")
     table.add_section()
     table.add_row("[dim]watched, not trained on[/]")
@@ -115,7 +115,7 @@ def before_after(run_dir: Path) -> Table:
 
 def _loading(run: RunData) -> str:
     settings, folder = settings_of(run), run.run_dir / "model"
-    networks = tuple(sorted(path.parent.name for path in folder.glob("*/config.json")))
+    networks = networks_in(folder)
     if settings.model.finetune == "full":
         networks = networks or ("transformer",)
     prompt = (run.base["shown"] or ["a photo of a star"])[0]
@@ -145,12 +145,6 @@ def samples(run: RunData) -> dict[str, Any]:
         for index, prompt in enumerate(rows[0]["shown"])
     ]
     return {"heads": heads, "rows": pictures}
-
-
-def _interval(row: Mapping[str, Any]) -> str:
-    if row["mean"] is None:
-        return "-"
-    return f"{figure(row['mean'])} ({figure(row['low'])} to {figure(row['high'])})"
 
 
 def _data_url(pixels: Any) -> str:
