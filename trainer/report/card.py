@@ -7,6 +7,7 @@ run wrote down. The licence is the user's to state.
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
