@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from reward_client import Item, Priority
 from reward_client._client import RewardClient
 from reward_client._transports.fake import FakeTransport
 from trainer.config.load import parse
 from trainer.config.settings import RewardSettings, RewardTerm
+from trainer.models.base import Decoded
 from trainer.rewards import RewardService, Scores
 from trainer.run.log import read
 from trainer.run.open import train_run
@@ -37,7 +37,7 @@ class Awaiting(RewardService):
 
     def submit(
         self,
-        images: NDArray[np.uint8],
+        decoded: Decoded,
         prompts: Sequence[Prompt],
         terms: Sequence[RewardTerm],
         *,
@@ -45,7 +45,7 @@ class Awaiting(RewardService):
         priority: Priority = Priority.TRAIN,
     ) -> Future[Scores]:
         """Ask for scores and wait for them."""
-        future = super().submit(images, prompts, terms, tag=tag, priority=priority)
+        future = super().submit(decoded, prompts, terms, tag=tag, priority=priority)
         future.result()
         return future
 

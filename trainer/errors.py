@@ -31,6 +31,10 @@ class CheckpointError(TrainerError):
     """A checkpoint cannot be used; the message names the file."""
 
 
+class ModelError(TrainerError):
+    """The model gave nothing that can be used."""
+
+
 class ServiceError(TrainerError):
     """The reward service cannot be used; at the start, or before anything was trained."""
 

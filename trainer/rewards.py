@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Event
 from typing import Protocol
 
@@ -32,8 +32,13 @@ from reward_client import (
 )
 from trainer.config.settings import RewardSettings, RewardTerm
 from trainer.errors import ConfigError, ServiceError, ServiceLost
+from trainer.models.base import Decoded
 from trainer.run.log import joined
 from trainer.types import Prompt
+
+NOT_FINITE = (
+    "NaN or infinity in the picture: the model overflowed (model.dtype) or has diverged; not scored"
+)
 
 
 class Client(Protocol):
@@ -176,7 +181,7 @@ class RewardService:
 
     def submit(
         self,
-        images: NDArray[np.uint8],
+        decoded: Decoded,
         prompts: Sequence[Prompt],
         terms: Sequence[RewardTerm],
         *,
@@ -186,7 +191,8 @@ class RewardService:
         """Ask for the scores of images in the background.
 
         Args:
-            images: (B, H, W, 3) uint8 RGB; (B, F, H, W, 3) of videos, whose items have F images.
+            decoded: B images, or videos, whose items have a picture per frame. Those that are not
+                finite are failed items, and are not sent.
             prompts: the B prompts they were made from.
             terms: what is read from the answer.
             tag: names the batch in item ids and messages.
@@ -195,6 +201,7 @@ class RewardService:
         Returns:
             A future of `Scores`; raises `ServiceLost` or `ServiceError`.
         """
+        images = decoded.uint8
         stacks = images if images.ndim == 5 else images[:, None]
         items = [
             Item(
@@ -205,8 +212,32 @@ class RewardService:
                 spec_kind=prompt.spec_kind,
             )
             for index, (frames, prompt) in enumerate(zip(stacks, prompts, strict=True))
+            if decoded.finite[index]
         ]
-        return self._pool.submit(self._request, items, tuple(terms), priority)
+        return self._pool.submit(self._finite, items, decoded.finite, tuple(terms), priority)
+
+    def _finite(
+        self,
+        items: Sequence[Item],
+        finite: NDArray[np.bool_],
+        terms: Sequence[RewardTerm],
+        priority: Priority,
+    ) -> Scores:
+        """The scores of the items that were sent, and none for the other images."""
+        if finite.all():
+            return self._request(items, terms, priority)
+        count = int((~finite).sum())
+        lost = _all_failed(NOT_FINITE, count, terms, 0.0)
+        if not items:
+            return lost
+        both = merge([self._request(items, terms, priority), lost])
+        # Back to the order of the images: `both` has those that were sent first.
+        place = np.argsort(np.argsort(~finite, kind="stable"))
+        return replace(
+            both,
+            values={name: column[place] for name, column in both.values.items()},
+            outputs={name: column[place] for name, column in both.outputs.items()},
+        )
 
     def _request(
         self, items: Sequence[Item], terms: Sequence[RewardTerm], priority: Priority
@@ -239,7 +270,8 @@ class RewardService:
             return error
         except (DeadlineExceeded, Internal) as error:
             # A slow or broken answer costs this batch; max_failed_fraction says when to stop.
-            return _all_failed(error, len(items), terms, (self._clock() - started) * 1e3)
+            reason = f"{error.code.value}: {error.message}"
+            return _all_failed(reason, len(items), terms, (self._clock() - started) * 1e3)
         except RewardError as error:
             raise ServiceError(
                 f"the reward service at {self._settings.url} refused a request: {error.message}"
@@ -279,11 +311,9 @@ def connect(
     return RewardService(client, settings)
 
 
-def _all_failed(
-    error: RewardError, count: int, terms: Sequence[RewardTerm], wait_ms: float
-) -> Scores:
+def _all_failed(reason: str, count: int, terms: Sequence[RewardTerm], wait_ms: float) -> Scores:
     values = {term.name: _masked([None] * count) for term in terms}
-    return Scores(values, {f"{error.code.value}: {error.message}": count}, wait_ms, {}, {})
+    return Scores(values, {reason: count}, wait_ms, {}, {})
 
 
 def _read(

@@ -27,7 +27,7 @@ UNIPC = Case(
     "wan2.1-unipc",
     "wan",
     None,
-    partial(tiny_wan.build, kind="wan2.1", unipc=True),
+    partial(tiny_wan.build, unipc=True),
     plain={},
     guided={},
     size=(16, 16, 5),
@@ -97,7 +97,7 @@ def test_the_printed_code_draws_what_the_evaluation_drew(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if case is UNIPC:
-        folders[case.name] = case.build(tmp_path / "wan") or tmp_path / "wan"
+        folders[case.name] = tiny_wan.build(tmp_path / "wan", unipc=True)
     seen = []
     for number, sampling in enumerate(({}, {"negative_prompt": "blue"}, {"guidance_scale": 0.0})):
         settings = settings_of(case, folders[case.name], sampling=sampling)

@@ -5,18 +5,26 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from numpy.typing import NDArray
 
 from reward_client import Code, DeadlineExceeded, InvalidArgument, Item, ItemError, Unavailable
 from reward_client.codec import decode
 from tests.trainer_run.fake_service import score_pixels, service_with
 from trainer.config.settings import RewardSettings, RewardTerm
 from trainer.errors import ConfigError, ServiceError, ServiceLost
+from trainer.models.base import Decoded
 from trainer.rewards import Scores, connect, merge, selectors
 from trainer.types import Prompt
 
 BRIGHT, CONTRAST = RewardTerm(scorer="brightness"), RewardTerm(scorer="contrast", label="c")
 IMAGES = np.stack([np.full((8, 8, 3), value, np.uint8) for value in (0, 51, 255)])
 PROMPTS = [Prompt(f"prompt {i}") for i in range(3)]
+
+
+def finished(pixels: NDArray[np.uint8], *broken: int) -> Decoded:
+    finite = np.array([index not in broken for index in range(len(pixels))])
+    return Decoded(torch.zeros(0), pixels, finite)
 
 
 def settings(**changes: Any) -> RewardSettings:
@@ -28,7 +36,9 @@ def settings(**changes: Any) -> RewardSettings:
 def ask(score: Callable[[str, Item], "float | ItemError"], *terms: RewardTerm) -> Scores:
     service = service_with(score)(settings())
     try:
-        return service.submit(IMAGES, PROMPTS, terms or (BRIGHT,), tag="t").result(timeout=20)
+        return service.submit(finished(IMAGES), PROMPTS, terms or (BRIGHT,), tag="t").result(
+            timeout=20
+        )
     finally:
         service.close()
 
@@ -41,6 +51,30 @@ def test_scores_come_back_by_term_and_in_order() -> None:
     assert scores.valid(["brightness", "c"]).all()
 
 
+@pytest.mark.parametrize("broken", [(0,), (1, 2), (0, 1, 2)])
+def test_what_is_not_finite_is_a_failed_item_and_never_sent(broken: tuple[int, ...]) -> None:
+    seen: list[str] = []
+
+    def score(name: str, item: Item) -> float:
+        seen.append(item.id)
+        return score_pixels(name, item)
+
+    service = service_with(score)(settings())
+    try:
+        pending = service.submit(finished(IMAGES, *broken), PROMPTS, (BRIGHT,), tag="t")
+        scores = pending.result(timeout=20)
+    finally:
+        service.close()
+    kept = [index for index in range(3) if index not in broken]
+    assert seen == [f"t-{index}" for index in kept]
+    assert np.flatnonzero(scores.valid(["brightness"])).tolist() == kept
+    expected = np.array([0, 0.2, 1])[kept]
+    assert scores.values["brightness"][kept].tolist() == pytest.approx(expected.tolist())
+    (reason,) = scores.errors
+    assert "NaN or infinity" in reason
+    assert scores.errors[reason] == len(broken)
+
+
 def test_a_video_is_one_item_with_its_frames_in_order() -> None:
     seen: dict[str, list[int]] = {}
 
@@ -50,7 +84,7 @@ def test_a_video_is_one_item_with_its_frames_in_order() -> None:
 
     service = service_with(score)(settings())
     try:
-        videos = np.stack([IMAGES, IMAGES[::-1]])
+        videos = finished(np.stack([IMAGES, IMAGES[::-1]]))
         scores = service.submit(videos, PROMPTS[:2], (BRIGHT,), tag="t").result(timeout=20)
     finally:
         service.close()
@@ -160,7 +194,9 @@ def test_several_addresses_and_the_key_of_the_environment() -> None:
         service = connect(chosen, {"REWARD_API_KEY": "secret"})
         try:
             service.check([BRIGHT])
-            scores = service.submit(IMAGES, PROMPTS, (BRIGHT,), tag="t").result(timeout=30)
+            scores = service.submit(finished(IMAGES), PROMPTS, (BRIGHT,), tag="t").result(
+                timeout=30
+            )
         finally:
             service.close()
     assert scores.values["brightness"].tolist() == [0, 51, 255]

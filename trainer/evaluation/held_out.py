@@ -5,6 +5,7 @@ number of processes; only who makes them differs. An image therefore comes out a
 1 and on 64 processes of one kind. `trainer.evaluation.statistics` makes numbers of the scores.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -18,7 +19,7 @@ from torch import Tensor
 from reward_client import Priority
 from trainer.config.load import keeps_reference
 from trainer.config.settings import RewardTerm, Settings
-from trainer.errors import Stopped, TrainerError
+from trainer.errors import ModelError, Stopped, TrainerError
 from trainer.evaluation.sampling import EVAL_EPOCH, Job, plan, sample_and_compare, sample_ode
 from trainer.evaluation.statistics import (
     DIVERSITIES,
@@ -30,7 +31,7 @@ from trainer.evaluation.statistics import (
 )
 from trainer.models.base import FlowModel
 from trainer.parallel.world import World, shared
-from trainer.rewards import RewardService, Scores, merge
+from trainer.rewards import NOT_FINITE, RewardService, Scores, merge
 from trainer.rollout.noise import NoiseKey, initial_noise
 from trainer.run.log import joined
 from trainer.run.scores import scores_of
@@ -117,7 +118,7 @@ def evaluate_run(
     )
     futures: list[Future[Scores]] = []
     jobs: list[Job] = []
-    distances: list[float] = []
+    distances: list[float | None] = []
     pictures: dict[int, Pixels] = {}
     pixels_of: dict[int, list[Pixels]] = defaultdict(list)
     for batch in batches:
@@ -127,13 +128,16 @@ def evaluate_run(
         latents, distance = _sample(model, chosen, batch.jobs, settings, compare=True)
         if not batch.kept:
             continue
-        images = model.decode(latents).uint8
+        decoded = model.decode(latents)
         name = f"{tag}-{batch.number}"
-        futures.append(service.submit(images, chosen, terms, tag=name, priority=Priority.EVAL))
+        futures.append(service.submit(decoded, chosen, terms, tag=name, priority=Priority.EVAL))
         jobs += batch.jobs
-        distances += [] if distance is None else distance.tolist()
-        for (index, sample), image in zip(batch.jobs, images, strict=True):
-            pixels_of[index].append(image)
+        if distance is not None:
+            distances += [value if math.isfinite(value) else None for value in distance.tolist()]
+        pictured = zip(batch.jobs, decoded.uint8, decoded.finite, strict=True)
+        for (index, sample), image, finite in pictured:
+            if finite:
+                pixels_of[index].append(image)
             if sample == 0 and index in shown:
                 pictures[index] = image
     part = Part(
@@ -168,8 +172,14 @@ def draw_images(
         keys: (prompt number, image number) of each, which name its noise: an image is the same
             whatever else is evaluated.
         settings: steps, guidance, size and seed.
+
+    Raises:
+        ModelError: A picture with NaN or infinity.
     """
-    return model.decode(_sample(model, prompts, keys, settings, compare=False)[0]).uint8
+    decoded = model.decode(_sample(model, prompts, keys, settings, compare=False)[0])
+    if not decoded.finite.all():
+        raise ModelError(NOT_FINITE)
+    return decoded.uint8
 
 
 def _sample(

@@ -196,14 +196,14 @@ class Part:
     Attributes:
         rows: (prompt index, image number) of its N images.
         scores: of these images; None if it had none, or why there are none.
-        distances: N distances to the base model, or none at all.
+        distances: N distances to the base model, None where they are not finite, or none at all.
         diversity: prompt index -> value, per entry of `DIVERSITIES`.
         shown: pictures by prompt index.
     """
 
     rows: tuple[Job, ...]
     scores: Scores | TrainerError | None
-    distances: tuple[float, ...]
+    distances: tuple[float | None, ...]
     diversity: Mapping[str, Mapping[int, float]]
     shown: Mapping[int, NDArray[np.uint8]]
 

@@ -130,6 +130,27 @@ class RolloutBatch:
             means=None if self.means is None else self.means.index_select(0, index),
         )
 
+    def keep_finite(self, finite: Tensor) -> "RolloutBatch":
+        """Zeros instead of the images where ``finite`` (B,) is False.
+
+        No loss counts an image without a score, but NaN times zero is NaN.
+        """
+        if bool(finite.all()):
+            return self
+
+        def cleared(value: Tensor) -> Tensor:
+            return torch.where(
+                finite.view(-1, *[1] * (value.dim() - 1)), value, value.new_zeros(())
+            )
+
+        return replace(
+            self,
+            trajectory=cleared(self.trajectory),
+            log_probs=cleared(self.log_probs),
+            final=cleared(self.final),
+            means=None if self.means is None else cleared(self.means),
+        )
+
     def to(self, device: torch.device | str) -> "RolloutBatch":
         """Move everything but the schedule."""
         return replace(

@@ -141,14 +141,16 @@ def sample_batch(run: Run, images: Sequence[Draw], number: int, negative: Condit
         window=draw_window(run.updater.config, settings.run.seed, epoch, number),
         negative=negative,
     )
+    decoded = run.model.decode(batch.final)
     pending = run.service.submit(
-        run.model.decode(batch.final).uint8,
+        decoded,
         chosen,
         settings.rewards.train,
         tag=f"e{epoch}-{number}",
     )
     # While the service is busy with the images.
-    renewed = run.updater.renew(batch, cond, negative)
+    finite = torch.as_tensor(decoded.finite, device=batch.final.device)
+    renewed = run.updater.renew(batch.keep_finite(finite), cond, negative)
     return Sampled(number * len(images), renewed, cond, pending)
 
 
