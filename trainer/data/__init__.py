@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trainer.data import generic, geneval, ocr
-from trainer.data.files import category_probabilities, check_overlap, without
+from trainer.data.files import category_probabilities, check_overlap, fingerprint, without
 from trainer.types import Prompt
 
 TASKS: dict[str, Callable[[Path], list[Prompt]]] = {
@@ -14,4 +14,4 @@ TASKS: dict[str, Callable[[Path], list[Prompt]]] = {
     "jsonl": generic.load,
 }
 
-__all__ = ["TASKS", "category_probabilities", "check_overlap", "without"]
+__all__ = ["TASKS", "category_probabilities", "check_overlap", "fingerprint", "without"]

@@ -1,5 +1,6 @@
 """What all prompt files have in common: one prompt per line, errors that name the line."""
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -80,6 +81,12 @@ def unique(path: Path, prompts: Sequence[tuple[str, Prompt]]) -> list[Prompt]:
     if not prompts:
         raise DataError(f"{path} holds no prompts")
     return [prompt for _, prompt in seen.values()]
+
+
+def fingerprint(prompts: Sequence[Prompt]) -> str:
+    """SHA-256 (hex) of prompts with everything that belongs to them, in their order."""
+    rows = [(p.text, p.spec, p.spec_kind, p.group, p.rows) for p in prompts]
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
 def folded(text: str) -> str:

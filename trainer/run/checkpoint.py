@@ -3,7 +3,7 @@
 `checkpoints/epoch_000010/` holds tensors as safetensors and the rest as JSON; nothing is pickled.
 A checkpoint is written beside its place, forced to the disk, and renamed; `manifest.json` has a
 checksum of every file. A damaged checkpoint is moved aside and the one before it is used.
-`checkpoints/best` is a link to the checkpoint with the best evaluation, which is never removed.
+`checkpoints/best` leads to the checkpoint with the best evaluation, which is never removed.
 """
 
 import json
@@ -87,23 +87,37 @@ def save(run_dir: Path, checkpoint: Checkpoint, *, keep: int, best_epoch: int = 
         if not target.exists():
             _write(root, target, checkpoint)
         mark_best(run_dir, best_epoch)
-        best = (root / BEST).resolve()
+        best = _best(root)
         for old in present(run_dir)[keep:]:
-            if old.resolve() != best:
+            if old != best:
                 # A folder that is half removed must not look like a checkpoint.
                 _remove(old.rename(root / f".removing-{old.name}"))
     return target
 
 
 def mark_best(run_dir: Path, epoch: int) -> None:
-    """Let `checkpoints/best` be the checkpoint of an epoch, if there is one."""
+    """Let `checkpoints/best` be the checkpoint of an epoch, if there is one.
+
+    It is a link; on file systems without links (exFAT, CIFS) a file with the folder's name.
+    """
     root = run_dir / FOLDER
     if not (root / name_of(epoch)).is_dir():
         return
     temporary = root / f".{BEST}"
     temporary.unlink(missing_ok=True)
-    temporary.symlink_to(name_of(epoch))
+    try:
+        temporary.symlink_to(name_of(epoch))
+    except (OSError, NotImplementedError):
+        temporary.write_text(name_of(epoch), encoding="utf-8")
     temporary.replace(root / BEST)
+
+
+def _best(root: Path) -> Path | None:
+    """The folder that `best` stands for."""
+    mark = root / BEST
+    if mark.is_symlink():
+        return root / mark.readlink().name
+    return root / mark.read_text(encoding="utf-8").strip() if mark.is_file() else None
 
 
 def _remove(*folders: Path) -> None:
@@ -183,11 +197,12 @@ def find(run_dir: Path, name: str = LATEST) -> Checkpoint:
     if not found:
         raise CheckpointError(f"{run_dir} has no checkpoint yet")
     if name != LATEST:
-        path = run_dir / FOLDER / name
-        if not path.is_dir() or (name != BEST and path not in found):
+        best = _best(run_dir / FOLDER)
+        path = best if name == BEST else run_dir / FOLDER / name
+        if path not in found:
             raise CheckpointError(
                 f"{run_dir} has no checkpoint {name!r}; it has "
-                + ", ".join([LATEST, *([BEST] if (path.parent / BEST).is_dir() else [])])
+                + ", ".join([LATEST, *([BEST] if best in found else [])])
                 + "".join(f", {path.name}" for path in found)
             )
         return load(path)

@@ -12,13 +12,14 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from trainer.config.settings import Settings
+from trainer.errors import ConfigError
 from trainer.run.storage import replace_file
 
 METRICS = "metrics.jsonl"
@@ -65,11 +66,22 @@ class MetricsLog:
         settings: for the loggers and their copy of the settings.
         keep_lines: lines that belong to the checkpoint that is resumed; later ones are dropped.
         first_epoch: TensorBoard forgets what it has from this epoch on.
+        say: prints one line.
+
+    Raises:
+        ConfigError: a logger that cannot be started.
     """
 
     def __init__(
-        self, run_dir: Path, settings: Settings, *, keep_lines: int, first_epoch: int
+        self,
+        run_dir: Path,
+        settings: Settings,
+        *,
+        keep_lines: int,
+        first_epoch: int,
+        say: Callable[[str], None] = print,
     ) -> None:
+        self._say = say
         self._path = run_dir / METRICS
         lines = read(run_dir)[:keep_lines]
         replace_file(self._path, "".join(json.dumps(line) + "\n" for line in lines))
@@ -78,8 +90,10 @@ class MetricsLog:
         self._board: Any = None
         self._wandb: Any = None
         if settings.logging.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise _absent("logging.tensorboard", "tensorboard", "false", error) from error
             purge = first_epoch + 1 if first_epoch else None
             self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge)
         if settings.logging.wandb_project:
@@ -98,7 +112,12 @@ class MetricsLog:
                 self._board.add_scalar(name, value, step)
             self._board.flush()
         if self._wandb is not None:
-            self._wandb.log(numbers, step=step)
+            try:
+                self._wandb.log(numbers, step=step)
+            # wandb has errors of its own; none is worth a run.
+            except Exception as error:
+                self._wandb = None
+                self._say(f"warning: nothing goes to wandb from here on ({_line(error)})")
 
     def sync(self) -> None:
         """Wait until all lines are on the disk: a checkpoint counts on them."""
@@ -117,29 +136,46 @@ class MetricsLog:
         if self._board is not None:
             self._board.close()
         if self._wandb is not None:
-            self._wandb.finish()
+            with suppress(Exception):
+                self._wandb.finish()
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _absent(setting: str, package: str, off: str, error: ImportError) -> ConfigError:
+    """One line for a logger whose package is missing, or there and broken."""
+    missing = isinstance(error, ModuleNotFoundError) and error.name == package
+    why = "is not installed" if missing else f"cannot be imported ({_line(error)})"
+    return ConfigError(
+        f"{setting} is set but {package} {why}: pip install {package}, or set {setting}={off}"
+    )
 
 
 def _start_wandb(run_dir: Path, settings: Settings) -> Any:
-    from trainer.errors import ConfigError
-
     try:
         import wandb  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise ConfigError(
-            "logging.wandb_project is set but wandb is not installed: pip install wandb, or "
-            'use --set logging.wandb_project=""'
-        ) from None
+    except ImportError as error:
+        raise _absent("logging.wandb_project", "wandb", '""', error) from error
     marker = run_dir / "wandb_id.txt"
     known = marker.read_text(encoding="utf-8").strip() if marker.is_file() else None
-    run = wandb.init(
-        project=settings.logging.wandb_project,
-        dir=str(run_dir),
-        config=settings.model_dump(mode="json"),
-        name=run_dir.name,
-        id=known,
-        resume="allow",
-    )
+    try:
+        run = wandb.init(
+            project=settings.logging.wandb_project,
+            dir=str(run_dir),
+            config=settings.model_dump(mode="json"),
+            name=run_dir.name,
+            id=known,
+            resume="allow",
+        )
+    # wandb has errors of its own: no key, no network, no such project.
+    except Exception as error:
+        raise ConfigError(
+            f"logging.wandb_project={settings.logging.wandb_project}: {_line(error)}; run `wandb "
+            'login`, set WANDB_MODE=offline, or set logging.wandb_project=""'
+        ) from error
     marker.write_text(run.id, encoding="utf-8")
     return run
 
@@ -183,8 +219,16 @@ def epoch_line(row: Mapping[str, Any], epochs: int) -> str:
         f"{row['images_per_s']:.1f} img/s",
     ]
     if row["failed"]:
-        parts.append(f"{row['failed']} failed")
+        parts.append(f"{row['failed']} failed{_first_error(row)}")
     return "  ".join(parts)
+
+
+def _first_error(row: Mapping[str, Any]) -> str:
+    """The most frequent reason of failed images, with what there is of others."""
+    if not row["errors"]:
+        return ""
+    reason, others = max(row["errors"], key=row["errors"].get), len(row["errors"]) - 1
+    return f" ({reason:.160}{f', and {others} other reasons' if others else ''})"
 
 
 def evaluation_line(row: Mapping[str, Any]) -> str:
@@ -193,7 +237,9 @@ def evaluation_line(row: Mapping[str, Any]) -> str:
         f"{name} {_text(value['mean'])} [{_text(value['low'])}, {_text(value['high'])}]"
         for name, value in {**row["metrics"], **row["watch"]}.items()
     )
-    return f"evaluation ({row['phase']}, epoch {row['epoch']}, {row['images']} images)  {values}"
+    failed = f"  {row['failed']} failed{_first_error(row)}" if row["failed"] else ""
+    images = f"{row['images']} images"
+    return f"evaluation ({row['phase']}, epoch {row['epoch']}, {images})  {values}{failed}"
 
 
 def _sum(table: Mapping[str, float], *names: str) -> float | None:

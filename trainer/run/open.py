@@ -11,7 +11,7 @@ import torch
 
 from trainer.config.load import geometry
 from trainer.config.settings import RewardSettings, Settings
-from trainer.data import category_probabilities
+from trainer.data import category_probabilities, fingerprint
 from trainer.errors import CheckpointError
 from trainer.evaluation.held_out import all_terms
 from trainer.models.network import SHOWN_CHARS, base_fingerprint
@@ -71,6 +71,26 @@ def check_base(settings: Settings, before: str | None, now: str) -> None:
             f"model.path={settings.model.path} has other weights than this run started from "
             f"(fingerprint {now[:SHOWN_CHARS]}, not {before[:SHOWN_CHARS]}); {checkpoints.REMEDY}"
         )
+
+
+def check_prompts(settings: Settings, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Refuse to go on with other prompts: noise, memory and curves belong to their numbers.
+
+    Args:
+        settings: the run's settings.
+        before: the fingerprints in the checkpoint, by list; empty in those of versions without.
+        now: those of the files as they were read now.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    for name, seen in now.items():
+        if before.get(name, seen) != seen:
+            raise CheckpointError(
+                f"task.{name}={getattr(settings.task, name)} holds other prompts than when this "
+                "run began: put the file back as it was, or start another run with "
+                "--set run.out_dir="
+            )
 
 
 def restore(
@@ -159,7 +179,7 @@ def train_run(
     opener = open_service or (lambda rewards: connect(rewards, environment))
     quiet = say if world.is_main else lambda text: None
     try:
-        with _held(run_dir, world):
+        with _held(run_dir, world, quiet):
             result = world.on_main(lambda: finished(run_dir, settings))
             if result is not None:
                 return Outcome(run_dir, str(result["reason"]), int(result["epoch"]), already=True)
@@ -184,11 +204,11 @@ def train_run(
 
 
 @contextmanager
-def _held(run_dir: Path, world: World) -> Iterator[None]:
+def _held(run_dir: Path, world: World, say: Callable[[str], None]) -> Iterator[None]:
     with ExitStack() as stack:
 
         def hold() -> None:
-            stack.enter_context(locked(run_dir))
+            stack.enter_context(locked(run_dir, say))
 
         world.on_main(hold)
         yield
@@ -209,6 +229,7 @@ def opened(
     geometry(settings, world.size)
     train_prompts, test_prompts = load_prompts(settings, say)
     probabilities = category_probabilities(train_prompts, settings.task.category_weights)
+    prompts = {"train": fingerprint(train_prompts), "test": fingerprint(test_prompts)}
     service = open_service(settings.rewards)
     log: MetricsLog | None = None
     try:
@@ -218,6 +239,7 @@ def opened(
             say(f"warning: {line}; going back to the checkpoint before it")
         if stored is not None:
             check_same(settings, stored.progress["settings"], run_dir)
+            check_prompts(settings, stored.progress.get("prompts", {}), prompts)
             check_world(settings, stored.progress["world_size"], world, say)
         world.on_main(lambda: write_resolved(run_dir, settings, versions(), scorers))
         sharded = parallel(settings, world.size, device) == "fsdp"
@@ -257,6 +279,7 @@ def opened(
                     settings,
                     keep_lines=progress.metrics_lines,
                     first_epoch=progress.epoch,
+                    say=say,
                 )
 
         world.on_main(open_log)
@@ -280,6 +303,7 @@ def opened(
             stop=stop,
             scorers={**known, **scorers},
             base=base,
+            prompts=prompts,
         )
     finally:
         if log is not None:

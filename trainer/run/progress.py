@@ -1,8 +1,9 @@
 """What a run is between two epochs, and how it is opened: locked, new, resumed or finished."""
 
+import errno
 import fcntl
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from trainer.errors import CheckpointError, ConfigError
 from trainer.run.log import write_json
 from trainer.run.storage import storing
 
+# What flock says when another process holds the lock.
+HELD = (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK)
 RESULT = "result.json"
 RESOLVED = "config.json"
 
@@ -92,8 +95,10 @@ def out_of_budget(settings: Settings, progress: Progress) -> str:
 
 
 @contextmanager
-def locked(run_dir: Path) -> Iterator[None]:
+def locked(run_dir: Path, say: Callable[[str], None] = print) -> Iterator[None]:
     """Hold a run's folder; the operating system lets go of it even after kill -9.
+
+    Some network file systems have no locks: there a warning takes their place.
 
     Raises:
         ConfigError: another process holds it, or the folder cannot be made.
@@ -106,8 +111,13 @@ def locked(run_dir: Path) -> Iterator[None]:
     with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(f"another process is training in {run_dir}") from None
+        except OSError as error:
+            if error.errno in HELD:
+                raise ConfigError(f"another process is training in {run_dir}") from None
+            say(
+                f"warning: {run_dir} is on a file system without locks ({error.strerror}): see to "
+                "it that no other process trains there"
+            )
         yield
 
 

@@ -44,6 +44,7 @@ class Run:
         stop: whether this process was asked to save and stop; asked between batches.
         scorers: fingerprint of each scorer as last seen.
         base: fingerprint of the weights that the run started from.
+        prompts: fingerprints of its prompts, `train` and `test`.
     """
 
     settings: Settings
@@ -62,6 +63,7 @@ class Run:
     stop: Callable[[], object]
     scorers: dict[str, str] = field(default_factory=dict)
     base: str = ""
+    prompts: Mapping[str, str] = field(default_factory=dict)
 
 
 def averaged(run: Run) -> AbstractContextManager[None]:
@@ -128,6 +130,7 @@ def save(run: Run) -> Path:
             "world_size": run.world.size,
             "settings": run.settings.model_dump(mode="json"),
             "base": run.base,
+            "prompts": dict(run.prompts),
         }
         return checkpoints.save(
             run.run_dir,
