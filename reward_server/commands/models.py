@@ -15,7 +15,7 @@ from rich.console import Console
 
 from reward_server import config as configuration
 from reward_server.weights import records, store
-from reward_server.weights.catalog import CATALOG, WeightSet
+from reward_server.weights.catalog import CATALOG, HUB, WeightSet
 from reward_server.weights.files import WeightsError
 from reward_server.weights.records import State
 
@@ -68,21 +68,18 @@ def pull(
     ] = False,
 ) -> None:
     """Fetch what is missing: resumed where it stopped, checked, put in place as a whole."""
-    import stamina.instrumentation
-
     from reward_server.weights.pull import pull as pull_sets
     from reward_server.weights.show import PullReport
     from reward_server.weights.sources import Sources
 
     sets = _sets(names, everything=everything)
-    sources = Sources(mirror=mirror, token=os.environ.get("HF_TOKEN", "").strip())
-    # Failed attempts are told to the user in one line each; stamina would log them once more.
-    stamina.instrumentation.set_on_retry_hooks(())
-    try:
-        with _one_line_errors(), PullReport() as report:
-            pull_sets(sets, store.models_dir(), sources, report, offline=offline)
-    finally:
-        stamina.instrumentation.set_on_retry_hooks(None)
+    sources = Sources(
+        mirror=mirror,
+        token=os.environ.get("HF_TOKEN", "").strip(),
+        hub=os.environ.get("HF_ENDPOINT", "").rstrip("/") or HUB,
+    )
+    with _one_line_errors(), PullReport() as report:
+        pull_sets(sets, store.models_dir(), sources, report, offline=offline)
 
 
 @app.command()

@@ -19,11 +19,13 @@ class WeightFile:
         path: below the folder of the set, with '/' between folders.
         url: public source.
         sha256: hex digest as published; empty where the publisher states none.
+        hub: repository and commit on the Hugging Face hub; None for other sources.
     """
 
     path: str
     url: str
     sha256: str = ""
+    hub: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +48,11 @@ class WeightSet:
 
 
 def hub_files(repository: str, revision: str, *paths: str) -> tuple[WeightFile, ...]:
-    """Files of a model repository on the Hugging Face hub, at one revision."""
-    return tuple(WeightFile(p, f"{HUB}/{repository}/resolve/{revision}/{p}") for p in paths)
+    """Files of a model repository on the Hugging Face hub, at one commit."""
+    return tuple(
+        WeightFile(p, f"{HUB}/{repository}/resolve/{revision}/{p}", hub=(repository, revision))
+        for p in paths
+    )
 
 
 _QWEN2_VL = ("config.json", "tokenizer.json", "tokenizer_config.json")
@@ -63,7 +68,9 @@ _DEQA_FILES = (
 _DEQA = WeightSet(
     name="deqa",
     scorers=("deqa",),
-    files=hub_files("zhiyuanyou/DeQA-Score-Mix3", "main", *_DEQA_FILES),
+    files=hub_files(
+        "zhiyuanyou/DeQA-Score-Mix3", "246e219b7e3bc9b5dff5269c1a8564087aefca3f", *_DEQA_FILES
+    ),
     license="MIT (as its code repository says)",
     size_gb=17.0,
 )
@@ -71,8 +78,12 @@ _HPSV3 = WeightSet(
     name="hpsv3",
     scorers=("hpsv3",),
     files=(
-        *hub_files("MizzenAI/HPSv3", "main", "HPSv3.safetensors"),
-        *hub_files("Qwen/Qwen2-VL-7B-Instruct", "main", *_QWEN2_VL),
+        *hub_files(
+            "MizzenAI/HPSv3", "4f81e3e09edd82fe3c5f636444c721b592a735ca", "HPSv3.safetensors"
+        ),
+        *hub_files(
+            "Qwen/Qwen2-VL-7B-Instruct", "eed13092ef92e448dd6875b2a00151bd3f7db0ac", *_QWEN2_VL
+        ),
     ),
     license="MIT (as its package says); Apache-2.0 (Qwen2-VL)",
     size_gb=17.0,

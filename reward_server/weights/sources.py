@@ -1,17 +1,20 @@
-"""Where files come from: their public source, or a mirror laid out as SET/PATH.
+"""Where weight files come from: the Hugging Face hub, plain URLs, or a mirror laid out as SET/PATH.
 
 A source is asked about a file before anything is fetched: how large it is, and which checksum it
-states. The token of the hub goes to the hub alone, never to a mirror, and httpx drops it where the
-hub redirects to another host.
+states. Files of the hub are fetched by `huggingface_hub`, which alone gets the token; for the few
+others `_download` is a resuming GET.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 from urllib.parse import quote
 
 import httpx
@@ -20,10 +23,15 @@ from reward_server.weights import records
 from reward_server.weights.catalog import HUB, WeightFile
 from reward_server.weights.records import Record, Trust
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_MAX_REDIRECTS = 5
+TIMEOUT = httpx.Timeout(60.0, connect=15.0)
+MAX_RETRY_AFTER_S = 120.0  # a source that asks for a longer pause is not waited for
+_RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 # What a server says that answers GET but not HEAD (a signed address is signed for one method).
 _NO_HEAD = frozenset({400, 403, 405, 501})
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+Moved = Callable[[int], None]
+Say = Callable[[str], None]
 
 
 class SourceError(Exception):
@@ -31,7 +39,7 @@ class SourceError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Announcement:
+class Offer:
     """What a source says of a file before it is fetched.
 
     Attributes:
@@ -46,18 +54,28 @@ class Announcement:
 
 
 @dataclass(frozen=True, slots=True)
+class Retry:
+    """How often a plain URL is tried without getting a byte further, and the first pause."""
+
+    attempts: int = 5
+    wait_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Sources:
-    """What to ask for which address.
+    """Which source to ask.
 
     Attributes:
         mirror: base URL or folder laid out as SET/PATH; empty: the public sources.
-        token: of the hub, or empty.
-        hub: the only place the token is for.
+        token: of the hub, or empty; it is sent nowhere else.
+        hub: address of the hub.
+        retry: for plain URLs; `huggingface_hub` has rules of its own.
     """
 
     mirror: str = ""
     token: str = ""
     hub: str = HUB
+    retry: Retry = Retry()
 
     @property
     def folder(self) -> Path | None:
@@ -66,130 +84,273 @@ class Sources:
             return None
         return Path(self.mirror.removeprefix("file://")).expanduser()
 
-    def address(self, name: str, file: WeightFile) -> str:
-        """The URL, or the path in a folder, that a file of the set `name` comes from."""
+    def mirror_records(self, name: str) -> dict[str, Record]:
+        """The checksums that a mirror keeps beside the files of a set; empty where it keeps none.
+
+        Raises:
+            SourceError: they are there and damaged, or the mirror does not answer.
+        """
+        if not self.mirror:
+            return {}
+        try:
+            if self.folder is not None:
+                return records.read(self.folder / name)
+            with httpx.Client(timeout=TIMEOUT, follow_redirects=True) as client:
+                response = client.get(self._mirrored(name, records.NAME))
+            return records.parse(response.text) if response.status_code == 200 else {}
+        except (ValueError, records.DamagedRecords) as error:
+            raise SourceError(f"{name}: the mirror's {records.NAME} is damaged: {error}") from error
+        except httpx.HTTPError as error:
+            raise SourceError(f"{name}: {_described(error)}") from error
+
+    def offer(self, name: str, file: WeightFile, mirrored: Mapping[str, Record]) -> Offer:
+        """What the source says of one file.
+
+        Args:
+            name: of the set.
+            file: of the set.
+            mirrored: see `mirror_records`.
+
+        Raises:
+            SourceError: the file is not there, or not for us.
+        """
+        what = f"{name}/{file.path}"
         if self.folder is not None:
-            return str(self.folder / name / file.path)
+            path = self.folder / name / file.path
+            if not path.is_file():
+                raise SourceError(f"{what}: {path} does not exist")
+            found = Offer(path.stat().st_size)
+        elif self.mirror or file.hub is None:
+            found = _head(self._url(name, file), what)
+        else:
+            found = self._hub_offer(file, what)
+        record = mirrored.get(file.path)
+        if record is not None and record.url == file.url:
+            return Offer(found.size_bytes or record.bytes, record.sha256, Trust.MIRROR)
+        return found
+
+    def fetch(
+        self,
+        name: str,
+        file: WeightFile,
+        target: Path,
+        *,
+        is_checked: bool,
+        moved: Moved,
+        say: Say,
+    ) -> tuple[Path, str]:
+        """Get a file into a place beside its target; what an earlier call left is continued.
+
+        Args:
+            name: of the set.
+            file: of the set.
+            target: where the checked file will be.
+            is_checked: a checksum is known, so that a wrong continuation would be found.
+            moved: called with the bytes that have arrived.
+            say: takes one line about each failed attempt.
+
+        Returns:
+            The complete, unchecked file, and the sha256 its source stated meanwhile (or empty).
+
+        Raises:
+            SourceError: it cannot be had.
+        """
+        what, part = f"{name}/{file.path}", part_of(target)
+        part.parent.mkdir(parents=True, exist_ok=True)
+        if self.folder is not None:
+            source = self.folder / name / file.path
+            try:
+                shutil.copyfile(source, part)
+            except OSError as error:
+                raise SourceError(f"{what}: copying {source}: {error.strerror}") from error
+            moved(part.stat().st_size)
+            return part, ""
+        if self.mirror or file.hub is None:
+            url = self._url(name, file)
+            return part, _download(what, url, part, self.retry, moved, say, is_checked=is_checked)
+        return self._hub_fetch(file, target, what, moved), ""
+
+    def _url(self, name: str, file: WeightFile) -> str:
         return self._mirrored(name, file.path) if self.mirror else file.url
-
-    def headers(self, url: str) -> dict[str, str]:
-        """What goes along with a request: nothing compressed, and the token to the hub alone."""
-        headers = {"Accept-Encoding": "identity"}
-        # A mirror that happens to be at the hub is a mirror.
-        if self.token and not self.mirror and url.startswith(self.hub.rstrip("/") + "/"):
-            headers["Authorization"] = f"Bearer {self.token}"
-        return headers
-
-    def records_address(self, name: str) -> str:
-        """Where a mirror keeps the checksums of a set."""
-        return self._mirrored(name, records.NAME)
 
     def _mirrored(self, name: str, path: str) -> str:
         return f"{self.mirror.rstrip('/')}/{quote(f'{name}/{path}')}"
 
+    def _hub_offer(self, file: WeightFile, what: str) -> Offer:
+        assert file.hub is not None
+        repository, revision = file.hub
+        with _hub_errors(what) as hub:
+            url = hub.hf_hub_url(repository, file.path, revision=revision, endpoint=self.hub)
+            facts = hub.get_hf_file_metadata(url, token=self.token or False, endpoint=self.hub)
+        return Offer(facts.size, _sha256(facts.etag or ""))
 
-class Asks(Protocol):
-    """Sends one request without a body, with retries; redirects are not followed."""
+    def _hub_fetch(self, file: WeightFile, target: Path, what: str, moved: Moved) -> Path:
+        assert file.hub is not None
+        repository, revision = file.hub
+        with _hub_errors(what) as hub:
+            path = hub.hf_hub_download(
+                repository,
+                file.path,
+                revision=revision,
+                local_dir=_hub_staging(target),
+                token=self.token or False,
+                endpoint=self.hub,
+                tqdm_class=_bar(moved),
+            )
+        return Path(path)
 
-    async def __call__(self, method: str, url: str, headers: Mapping[str, str]) -> httpx.Response:
-        """Return the response, read to its end."""
-        ...
+
+def part_of(target: Path) -> Path:
+    """Where a file from a plain URL grows."""
+    return target.with_name(f"{target.name}.part")
 
 
-async def announced(
-    sources: Sources, name: str, file: WeightFile, mirrored: Mapping[str, Record], ask: Asks
-) -> Announcement:
-    """What the source says of one file.
+def discard(target: Path) -> None:
+    """Remove what a fetch has left beside its target."""
+    part_of(target).unlink(missing_ok=True)
+    shutil.rmtree(_hub_staging(target), ignore_errors=True)
 
-    Args:
-        sources: where from.
-        name: of the set.
-        file: of the set.
-        mirrored: the mirror's own records, see `mirror_records`.
-        ask: sends requests.
 
-    Raises:
-        SourceError: the file is not there, or not for us.
+class _Passing(Exception):
+    """The attempt came to nothing for a reason that another one may not meet."""
+
+    def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+def _download(
+    what: str, url: str, part: Path, retry: Retry, moved: Moved, say: Say, *, is_checked: bool
+) -> str:
+    """Complete a file over HTTP; returns the sha256 that the source stated, or an empty string.
+
+    A broken transfer is continued as long as bytes come, if a checksum will tell whether the two
+    halves are of one version; otherwise it begins again.
     """
-    if sources.folder is not None:
-        path = Path(sources.address(name, file))
-        if not path.is_file():
-            raise SourceError(f"{name}/{file.path}: {path} does not exist")
-        found = Announcement(path.stat().st_size)
-    else:
-        found = await _head(sources, sources.address(name, file), f"{name}/{file.path}", ask)
-    record = mirrored.get(file.path)
-    if record is not None and record.url == file.url:
-        return Announcement(found.size_bytes or record.bytes, record.sha256, Trust.MIRROR)
-    return found
+    failures = 0
+    with httpx.Client(timeout=TIMEOUT, follow_redirects=True) as client:
+        while True:
+            start = part.stat().st_size if is_checked and part.is_file() else 0
+            try:
+                return _attempt(client, what, url, part, start, moved)
+            except (_Passing, httpx.TransportError) as error:
+                failures = (
+                    1
+                    if is_checked and part.is_file() and part.stat().st_size > start
+                    else failures + 1
+                )
+                asked_s = error.retry_after_s if isinstance(error, _Passing) else 0.0
+                hopeless = isinstance(error, httpx.UnsupportedProtocol)
+                if hopeless or failures >= retry.attempts or asked_s > MAX_RETRY_AFTER_S:
+                    raise SourceError(f"{what}: {_described(error)}") from error
+                wait_s = max(asked_s, retry.wait_s * 2 ** (failures - 1))
+                say(f"{what}: {_described(error)}: trying again in {wait_s:.1f} s")
+                time.sleep(wait_s)
 
 
-async def mirror_records(sources: Sources, name: str, ask: Asks) -> dict[str, Record]:
-    """The checksums that a mirror keeps beside the files of a set; empty where it keeps none.
+def _attempt(
+    client: httpx.Client, what: str, url: str, part: Path, start: int, moved: Moved
+) -> str:
+    headers = {"Accept-Encoding": "identity"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    with client.stream("GET", url, headers=headers) as response:
+        status = response.status_code
+        if status in _RETRIED:
+            text = response.headers.get("retry-after", "")
+            pause_s = float(text) if text.isdigit() else 0.0
+            asked = f", asking to come back in {pause_s:.0f} s" if pause_s else ""
+            raise _Passing(f"HTTP {status}{asked}", pause_s)
+        if status == 416:  # nothing is left to send: the checksum tells whether that is all
+            return ""
+        if status not in (200, 206):
+            raise _refusal(what, url, status)
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise SourceError(f"{what}: the source compresses what it was asked not to")
+        size = start if status == 206 else 0
+        length = response.headers.get("content-length", "")
+        whole = size + int(length) if length.isdigit() else None
+        with part.open("ab" if size else "wb") as file:
+            for chunk in response.iter_raw():
+                file.write(chunk)
+                size += len(chunk)
+                moved(size)
+        if whole is not None and size != whole:
+            raise _Passing(f"{size} of {whole} bytes came")
+        return _sha256(response.headers.get("etag", ""))
 
-    Raises:
-        SourceError: they are there and damaged.
-    """
-    if not sources.mirror:
-        return {}
+
+def _head(url: str, what: str) -> Offer:
     try:
-        if sources.folder is not None:
-            return records.read(sources.folder / name)
-        url = sources.records_address(name)
-        response = await ask("GET", url, sources.headers(url))
-        return records.parse(response.text) if response.status_code == 200 else {}
-    except (ValueError, records.DamagedRecords) as error:
-        raise SourceError(f"{name}: the mirror's {records.NAME} is damaged: {error}") from error
+        with httpx.Client(timeout=TIMEOUT, follow_redirects=True) as client:
+            response = client.head(url, headers={"Accept-Encoding": "identity"})
+    except httpx.HTTPError as error:
+        raise SourceError(f"{what}: {_described(error)}") from error
+    if response.status_code in _NO_HEAD | _RETRIED:
+        # Fetching will tell; a licence that has to be accepted says 401 or 403 there too.
+        return Offer()
+    if not response.is_success:
+        raise _refusal(what, url, response.status_code)
+    size = response.headers.get("content-length", "")
+    return Offer(int(size) if size.isdigit() else None, _sha256(response.headers.get("etag", "")))
 
 
-def checksum_in(responses: list[httpx.Response]) -> str:
-    """The sha256 that a chain of responses states, or empty.
+@contextmanager
+def _hub_errors(what: str) -> Iterator[Any]:
+    """huggingface_hub, with its errors as one line each."""
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors
+    except ImportError as error:
+        raise SourceError(
+            f"{what}: its source needs the package huggingface_hub:"
+            " `pip install 'flow-reward[preference]'`, or name a --mirror"
+        ) from error
+    try:
+        yield huggingface_hub
+    except errors.RepositoryNotFoundError as error:  # what the hub says without a licence, too
+        raise SourceError(
+            f"{what}: the hub refuses; accept the licence of the repository with your account and"
+            " set HF_TOKEN"
+        ) from error
+    except (errors.EntryNotFoundError, errors.RevisionNotFoundError) as error:
+        raise SourceError(f"{what}: the hub has no such file at this revision") from error
+    except (errors.HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
+        raise SourceError(f"{what}: {_described(error)}") from error
 
-    The hub names the checksum on the redirect (`X-Linked-Etag`); what comes after it is a store
-    whose ETag may be another hash of the same length. Elsewhere an ETag of 64 hex digits counts.
-    """
-    for response in responses:
-        if linked := response.headers.get("x-linked-etag"):
-            return _sha256(linked)
-    return _sha256(responses[-1].headers.get("etag", "")) if responses else ""
+
+def _bar(moved: Moved) -> Any:
+    from huggingface_hub.utils import tqdm
+
+    class Bar(tqdm):  # pyright: ignore[reportUntypedBaseClass]
+        """Reports instead of drawing."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self._bytes = int(kwargs.get("initial", 0))
+            super().__init__(*args, **{**kwargs, "disable": True})
+
+        def update(self, n: float | None = 1) -> None:
+            self._bytes += int(n or 0)
+            moved(self._bytes)
+
+    return Bar
 
 
-def refusal(what: str, url: str, status: int) -> SourceError:
-    """Why a source does not give a file, from its HTTP status."""
+def _refusal(what: str, url: str, status: int) -> SourceError:
     shown = httpx.URL(url).copy_with(username=None, password=None, query=None)
-    if status in (401, 403):
-        return SourceError(
-            f"{what}: {shown} refuses (HTTP {status}); on the hub, accept the licence of the"
-            " repository with your account and set HF_TOKEN"
-        )
-    if status in (404, 410):
-        return SourceError(f"{what}: {shown} does not exist (HTTP {status})")
-    return SourceError(f"{what}: {shown} answers HTTP {status}")
+    reason = "does not exist" if status in (404, 410) else "refuses"
+    return SourceError(f"{what}: {shown} {reason} (HTTP {status})")
 
 
-async def _head(sources: Sources, url: str, what: str, ask: Asks) -> Announcement:
-    chain: list[httpx.Response] = []
-    for _ in range(_MAX_REDIRECTS):
-        response = await ask("HEAD", url, sources.headers(url))
-        chain.append(response)
-        if response.headers.get("x-linked-etag") and response.is_redirect:
-            break
-        if response.is_redirect and response.has_redirect_location:
-            url = str(httpx.URL(url).join(response.headers["location"]))
-            continue
-        if response.status_code in _NO_HEAD:
-            # Fetching will tell; a licence that has to be accepted says 401 or 403 there too.
-            return Announcement()
-        if not response.is_success:
-            raise refusal(what, url, response.status_code)
-        break
-    else:
-        raise SourceError(f"{what}: more than {_MAX_REDIRECTS} redirects")
-    last = chain[-1].headers
-    size = last.get("x-linked-size") or (
-        "" if chain[-1].is_redirect else last.get("content-length")
+def _described(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return (
+        text if isinstance(error, _Passing) else f"{type(error).__name__}: {text or 'no details'}"
     )
-    return Announcement(int(size) if size and size.isdigit() else None, checksum_in(chain))
+
+
+def _hub_staging(target: Path) -> Path:
+    return target.with_name(f".{target.name}.hub")
 
 
 def _sha256(etag: str) -> str:

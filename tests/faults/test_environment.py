@@ -158,7 +158,6 @@ WALL_CLOCK = {
     "reward_client/_transports/http.py": "Retry-After may be a date; deadlines bound it",
     "reward_server/scorers/judges/endpoint.py": "Retry-After may be a date; the wait is bounded",
     "reward_server/security/tls.py": "certificates expire by the wall clock",
-    "reward_server/weights/transfer.py": "Retry-After may be a date; the wait is bounded",
     "reward_server/observability/spans.py": "collectors want wall-clock times",
 }
 

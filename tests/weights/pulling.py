@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from sets import QUICK, Report
 
 from reward_server.weights.catalog import WeightSet
-from reward_server.weights.part import Part
 from reward_server.weights.pull import pull
 from reward_server.weights.sources import Sources
 
@@ -16,11 +16,12 @@ def run(
     weights: WeightSet, root: Path, sources: Sources | None = None, *, offline: bool = False
 ) -> Report:
     report = Report()
-    pull([weights], root, sources or Sources(), report, offline=offline, policy=QUICK)
+    chosen = replace(sources or Sources(), retry=QUICK)
+    pull([weights], root, chosen, report, offline=offline)
     return report
 
 
-def leave_part(root: Path, url: str, content: bytes, validator: str) -> None:
-    part = Part(root / "tiny" / "model.pt", url)
-    part.restart(validator)
-    part.append(content)
+def leave_part(root: Path, content: bytes) -> None:
+    part = root / "tiny" / "model.pt.part"
+    part.parent.mkdir(parents=True, exist_ok=True)
+    part.write_bytes(content)

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 from file_server import FileServer, Served
 
-from reward_client._retries import RetryPolicy
 from reward_server.weights.catalog import WeightFile, WeightSet
+from reward_server.weights.sources import Retry
 
-QUICK = RetryPolicy(attempts=4, wait_initial_s=0.01, wait_max_s=0.02)
+QUICK = Retry(attempts=4, wait_s=0.01)
 BIG = bytes(range(256)) * 3000  # 768,000 bytes: several chunks
 SMALL = b'{"hidden_size": 8}\n'
 
