@@ -234,11 +234,8 @@ def _download(
             try:
                 return _attempt(client, what, url, part, start, moved)
             except (_Passing, httpx.TransportError) as error:
-                failures = (
-                    1
-                    if is_checked and part.is_file() and part.stat().st_size > start
-                    else failures + 1
-                )
+                has_grown = is_checked and part.is_file() and part.stat().st_size > start
+                failures = 1 if has_grown else failures + 1
                 asked_s = error.retry_after_s if isinstance(error, _Passing) else 0.0
                 hopeless = isinstance(error, httpx.UnsupportedProtocol)
                 if hopeless or failures >= retry.attempts or asked_s > MAX_RETRY_AFTER_S:
