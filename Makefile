@@ -90,7 +90,7 @@ type: install ## check types
 
 protos: ## generate the _pb packages from protos/ (with the pinned generator, in .venv-protos)
 	@test -x .venv-protos/bin/python || $(PYTHON) -m venv .venv-protos
-	@.venv-protos/bin/python -m pip install --quiet 'grpcio-tools==1.72.2' 'setuptools<81'
+	@.venv-protos/bin/python -m pip install --quiet 'grpcio-tools==1.62.3' 'setuptools<81'
 	@.venv-protos/bin/python scripts/gen_protos.py
 
 bench: install ## run the benchmarks

@@ -23,13 +23,13 @@ from reward_client.errors import (
     Unavailable,
     error_for,
 )
-from reward_client.images import (
-    Encoding,
-    Image,
-)
+from reward_client.images import Encoding, Image
 from reward_client.types import (
+    GenEvalObject,
+    GenEvalSpec,
     Item,
     ItemScores,
+    OcrTarget,
     Priority,
     ReplicaInfo,
     ScoreRequest,
@@ -37,6 +37,7 @@ from reward_client.types import (
     ScorerInfo,
     ScorerResult,
     ScorerSelector,
+    ServerLimits,
 )
 
 if TYPE_CHECKING:
@@ -45,11 +46,10 @@ if TYPE_CHECKING:
     from reward_client._endpoints import EndpointState, Hedge
     from reward_client._items import make_items
     from reward_client._tls import TlsFiles
-    from reward_client._transports import AsyncFakeTransport, FakeTransport
+    from reward_client._transports.fake import FakeTransport
 
 __all__ = [
     "STATUS",
-    "AsyncFakeTransport",
     "AsyncRewardClient",
     "Cancelled",
     "Code",
@@ -57,6 +57,8 @@ __all__ = [
     "Encoding",
     "EndpointState",
     "FakeTransport",
+    "GenEvalObject",
+    "GenEvalSpec",
     "Hedge",
     "Image",
     "Internal",
@@ -65,6 +67,7 @@ __all__ = [
     "ItemError",
     "ItemScores",
     "NotFound",
+    "OcrTarget",
     "PermissionDenied",
     "Priority",
     "ReplicaInfo",
@@ -76,6 +79,7 @@ __all__ = [
     "ScorerInfo",
     "ScorerResult",
     "ScorerSelector",
+    "ServerLimits",
     "TlsFiles",
     "Unauthenticated",
     "Unavailable",
@@ -86,7 +90,7 @@ __all__ = [
 
 
 # Imported on first use: scorer processes need the types alone, and may pin an old protobuf.
-_LAZY = ("_items", "_tls", "_endpoints", "_transports", "_client", "_async_client")
+_LAZY = ("_items", "_tls", "_endpoints", "_transports.fake", "_client", "_async_client")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,59 +1,39 @@
-"""The asyncio client; `RewardClient` with awaits, and cancelling a call cancels it on the wire."""
+"""The same client for asyncio; see `RewardClient`."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import (
-    AsyncIterable,
-    AsyncIterator,
-    Callable,
-    Coroutine,
-    Iterable,
-    Mapping,
-    Sequence,
-)
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, overload
 
-from reward_client import _tracing
-from reward_client._endpoints import EndpointState, Hedge, Preference
+from reward_client._client import Scorers, check_counts, check_process
+from reward_client._core import DEFAULT_TIMEOUT_S, Core, Progress, Settings
+from reward_client._endpoints import EndpointState, Hedge
 from reward_client._env import Environment
-from reward_client._exchange import Attempt, Exchange
-from reward_client._readiness import Readiness
-from reward_client._session import (
-    DEFAULT_ATTEMPTS,
-    DEFAULT_MAX_MESSAGE_BYTES,
-    DEFAULT_MAX_MESSAGE_ITEMS,
-    DEFAULT_TIMEOUT_S,
-    Batch,
-    Limits,
-    ListMessage,
-    Progress,
-    ScoreMessage,
-    Session,
-    now_s,
-    start_listing,
-    take_listing,
-)
-from reward_client._streaming import Stream
+from reward_client._items import Prompts, References, Specs, items_of
+from reward_client._pool import Preference, cancel
 from reward_client._tls import TlsFiles
-from reward_client._transports import AsyncTransport, open_async_transport
-from reward_client._transports.base import AsyncCalls
-from reward_client._validation import make_request
+from reward_client._transports.base import Transport
+from reward_client._validation import check_timeout, make_request, selectors
+from reward_client._wire.splitting import split
+from reward_client.errors import Cancelled
 from reward_client.types import (
     Item,
     ItemScores,
     Priority,
     ScoreResponse,
     ScorerInfo,
-    ScorerSelector,
+    ServerLimits,
 )
 
 
 class AsyncRewardClient:
-    """A connection to one reward server or to several equal ones, for one event loop."""
+    """As `RewardClient`. It may be used in any event loop, and in several: each gets connections.
+
+    `close` closes those of the loop it is called in; those of a loop that is gone are gone with it.
+    """
 
     def __init__(
         self,
@@ -62,57 +42,103 @@ class AsyncRewardClient:
         api_key: str | None = None,
         tls: TlsFiles | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
-        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
-        max_message_items: int = DEFAULT_MAX_MESSAGE_ITEMS,
-        attempts: int = DEFAULT_ATTEMPTS,
+        max_message_bytes: int | None = None,
+        max_message_items: int | None = None,
+        attempts: int | None = None,
         prefer: Preference = "least_busy",
         hedge: Hedge | None = None,
-        transport: AsyncTransport | Sequence[AsyncTransport] | None = None,
+        trust_env: bool = False,
+        transport: Transport | Sequence[Transport] | None = None,
     ) -> None:
         """Prepare a client; arguments and errors as of `RewardClient`."""
-        self._session: Session[AsyncTransport] = Session(
+        self._settings = Settings(
             url,
-            Limits(timeout_s, max_message_bytes, max_message_items, attempts),
+            api_key,
+            tls,
+            timeout_s,
+            max_message_bytes,
+            max_message_items,
+            attempts,
             prefer,
             hedge,
+            trust_env,
             transport,
-            lambda one: open_async_transport(one, api_key, max_message_bytes, tls),
         )
-        self.url = self._session.url
+        self.url = self._settings.name
+        self._pid = os.getpid()
+        self._cores: dict[asyncio.AbstractEventLoop, Core] = {}
+        self._is_closed = False
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> AsyncRewardClient:
         """Make a client of what the environment says; as `RewardClient.from_env`."""
         env = Environment.read(os.environ if environ is None else environ)
-        return cls(env.required_url(), api_key=env.api_key, tls=env.tls, timeout_s=env.timeout_s)
+        return cls(
+            env.required_url(),
+            api_key=env.api_key,
+            tls=env.tls,
+            timeout_s=env.timeout_s,
+            trust_env=env.trust_env,
+        )
 
+    @overload
     async def score(
         self,
         items: Sequence[Item],
-        scorers: Sequence[str | ScorerSelector],
+        scorers: Scorers,
+        /,
         *,
-        priority: Priority = Priority.TRAIN,
+        priority: Priority = ...,
+        deadline_s: float | None = ...,
+        include_details: bool = ...,
+        request_id: str | None = ...,
+        progress: Progress | None = ...,
+    ) -> ScoreResponse: ...
+
+    @overload
+    async def score(
+        self,
+        images: Any,
+        /,
+        prompts: Prompts = ...,
+        scorers: Scorers = ...,
+        *,
+        specs: Specs = ...,
+        references: References = ...,
+        priority: Priority = ...,
+        deadline_s: float | None = ...,
+        include_details: bool = ...,
+        request_id: str | None = ...,
+        progress: Progress | None = ...,
+    ) -> ScoreResponse: ...
+
+    async def score(
+        self,
+        images: Any,
+        /,
+        prompts: Any = None,
+        scorers: Any = None,
+        *,
+        specs: Specs = None,
+        references: References = None,
+        priority: Priority = Priority.EVAL,
         deadline_s: float | None = None,
         include_details: bool = False,
         request_id: str | None = None,
         progress: Progress | None = None,
     ) -> ScoreResponse:
-        """Score N items with each of the scorers; as `RewardClient.score`."""
-        request = make_request(items, scorers, priority, include_details, request_id)
-        batch = Batch.start(self._session, request, deadline_s, progress)
-        with _tracing.span("reward.score", "CLIENT", _tracing.about(request)):
-            async with _Driver(self._session, batch.exchange, self._begin_score) as driver:
-                while not batch.exchange.is_idle:
-                    await driver.step()
-                    batch.take()
-            return batch.response()
+        """Score N pictures, or items, with each of the scorers; as `RewardClient.score`."""
+        items, asked = items_of(images, prompts, scorers, specs, references)
+        request = make_request(items, asked, priority, include_details, request_id)
+        core, timeout_s = await self._opened(), self._settings.time_s(deadline_s)
+        return await core.score(request, split(request, core.sizes()), timeout_s, progress)
 
     def score_stream(
         self,
         items: AsyncIterable[Item] | Iterable[Item],
-        scorers: Sequence[str | ScorerSelector],
+        scorers: Scorers,
         *,
-        priority: Priority = Priority.TRAIN,
+        priority: Priority = Priority.EVAL,
         deadline_s: float | None = None,
         include_details: bool = False,
         items_per_message: int = 1,
@@ -122,56 +148,55 @@ class AsyncRewardClient:
 
         An asynchronous source is waited for together with the answers, so neither delays the other.
         """
-        stream = Stream.start(
-            self._session,
-            scorers,
-            priority=priority,
-            deadline_s=deadline_s,
-            include_details=include_details,
-            items_per_message=items_per_message,
-            in_flight=in_flight,
-        )
-        return self._run_stream(stream, items)
+        check_counts(items_per_message, in_flight)
+        timeout_s = self._settings.time_s(deadline_s)
+
+        async def run() -> AsyncIterator[ItemScores]:
+            core = await self._opened()
+            stream, source = core.stream(in_flight, timeout_s), _Source(items)
+            count, batch = 0, []
+            try:
+                while not (source.is_exhausted and stream.is_idle):
+                    coming = source.next() if stream.has_room else None
+                    for scored in await stream.take(coming):
+                        yield scored
+                    batch += source.take()
+                    if len(batch) == items_per_message or (batch and source.is_exhausted):
+                        request = make_request(batch, scorers, priority, include_details, None)
+                        await stream.send(request, split(request, core.sizes()), count)
+                        count, batch = count + len(batch), []
+            finally:
+                await source.close()
+                await stream.close()
+
+        return run()
 
     async def list_scorers(self) -> tuple[ScorerInfo, ...]:
         """Describe the scorers of one server, ready or not; raises RewardError."""
-        exchange = start_listing(self._session)
-        async with _Driver(self._session, exchange, self._begin_listing) as driver:
-            while not exchange.has_results:
-                await driver.step()
-        return take_listing(exchange)
+        return await (await self._opened()).list_scorers()
+
+    async def limits(self) -> ServerLimits | None:
+        """What one server accepts in a request, None if it does not say; raises RewardError."""
+        return await (await self._opened()).limits()
 
     async def wait_ready(
-        self, scorers: Sequence[str | ScorerSelector] = (), timeout_s: float = 60.0
+        self, scorers: Scorers = (), timeout_s: float = 60.0
     ) -> tuple[ScorerInfo, ...]:
-        """Wait until the scorers are READY, and describe them; as `RewardClient.wait_ready`."""
-        readiness = Readiness.start(self._session, scorers, timeout_s)
-        while (limit_s := readiness.look_s()) > 0:
-            looks = {
-                asyncio.ensure_future(self._begin_listing(look)): look
-                for look in readiness.looks(limit_s)
-            }
-            try:
-                while looks:
-                    ended, _ = await asyncio.wait(looks, return_when=asyncio.FIRST_COMPLETED)
-                    for task in ended:
-                        infos = readiness.judge(looks.pop(task), task.result)
-                        if infos is not None:
-                            return infos
-            finally:
-                await _cancel(looks)
-            readiness.check_hope()
-            await asyncio.sleep(readiness.pause_s())
-        raise readiness.gave_up()
+        """Wait until the scorers are READY on one server at least; as `RewardClient.wait_ready`."""
+        names = [selector.name for selector in selectors(scorers)]
+        limit_s = check_timeout("timeout_s", timeout_s)
+        return await self._core().wait_ready(names, limit_s)
 
     def endpoints(self) -> tuple[EndpointState, ...]:
-        """What this client knows of its servers, in the order of the urls."""
-        return self._session.states()
+        """What this client knows of its servers in the running loop, in the order of the urls."""
+        return self._core().pool.states()
 
     async def close(self) -> None:
         """Release connections; calls in flight are cancelled."""
-        for transport in self._session.transports:
-            await transport.close()
+        self._is_closed = True
+        core = self._cores.pop(asyncio.get_running_loop(), None)
+        if core is not None:
+            await core.close()
 
     async def __aenter__(self) -> AsyncRewardClient:
         return self
@@ -184,90 +209,23 @@ class AsyncRewardClient:
     ) -> None:
         await self.close()
 
-    async def _begin_score(self, attempt: Attempt[ScoreMessage]) -> Any:
-        transport = self._session.transports[attempt.endpoint]
-        return await transport.score(attempt.payload.part.message, attempt.timeout_s)
+    async def _opened(self) -> Core:
+        core = self._core()
+        if not core.has_asked:
+            await core.learn_limits()
+        return core
 
-    async def _begin_listing(self, attempt: Attempt[ListMessage]) -> Any:
-        transport = self._session.transports[attempt.endpoint]
-        return await transport.list_scorers(attempt.timeout_s)
-
-    async def _run_stream(
-        self, stream: Stream, items: AsyncIterable[Item] | Iterable[Item]
-    ) -> AsyncIterator[ItemScores]:
-        exchange = stream.exchange
-        async with AsyncExitStack() as stack:
-            calls: dict[int, AsyncCalls] = {}
-
-            async def begin(attempt: Attempt[ScoreMessage]) -> Any:
-                index = attempt.endpoint
-                if index not in calls:
-                    calls[index] = self._session.transports[index].stream()
-                    stack.push_async_callback(calls[index].close)
-                message = attempt.payload.part.message
-                return await calls[index].score(message, attempt.timeout_s)
-
-            driver = await stack.enter_async_context(_Driver(self._session, exchange, begin))
-            source = await stack.enter_async_context(_Source(items))
-            while not (source.is_exhausted and exchange.is_idle):
-                await driver.step(source.next() if exchange.has_room else None)
-                for item in source.take():
-                    stream.add(item)
-                if source.is_exhausted:
-                    stream.flush()
-                for scored in stream.take():
-                    yield scored
-
-
-class _Driver:
-    """Does what an exchange asks for, with tasks."""
-
-    def __init__(
-        self,
-        session: Session[Any],
-        exchange: Exchange[Any, Any],
-        begin: Callable[[Attempt[Any]], Coroutine[Any, Any, Any]],
-    ) -> None:
-        self._session = session
-        self._exchange = exchange
-        self._begin = begin
-        self._pending: dict[asyncio.Future[Any], Attempt[Any]] = {}
-
-    async def step(self, also: asyncio.Future[Any] | None = None) -> None:
-        """Send what is due, wait for something to end, or for `also`, and settle what has."""
-        for attempt in self._exchange.due(now_s()):
-            self._pending[asyncio.ensure_future(self._begin(attempt))] = attempt
-        await self._drop_abandoned()
-        if self._exchange.has_results:
-            return
-        wait_s = max(0.0, self._exchange.wake_at_s() - now_s())
-        waited = [*self._pending, *([also] if also is not None else [])]
-        if not waited:
-            await asyncio.sleep(wait_s)
-            return
-        limit_s = None if wait_s == float("inf") else wait_s
-        ended, _ = await asyncio.wait(waited, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
-        for task in ended:
-            if task is not also:
-                attempt = self._pending.pop(task)
-                outcome = self._session.outcome(task.result, attempt)
-                self._exchange.settle(attempt, outcome, now_s())
-        await self._drop_abandoned()
-
-    async def _drop_abandoned(self) -> None:
-        abandoned = {id(attempt) for attempt in self._exchange.abandoned()}
-        dropped = [task for task, attempt in self._pending.items() if id(attempt) in abandoned]
-        for task in dropped:
-            del self._pending[task]
-        await _cancel(dropped)
-
-    async def __aenter__(self) -> _Driver:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        # Nobody waits for what is left; let the servers drop it.
-        self._exchange.stop()
-        await self._drop_abandoned()
+    def _core(self) -> Core:
+        """What belongs to the running loop."""
+        check_process(self._pid)
+        if self._is_closed:
+            raise Cancelled(f"the client for {self.url} is closed")
+        loop = asyncio.get_running_loop()
+        if loop not in self._cores:
+            # Connections of a loop that is gone cannot be closed, only dropped.
+            self._cores = {one: core for one, core in self._cores.items() if not one.is_closed()}
+            self._cores[loop] = Core(self._settings)
+        return self._cores[loop]
 
 
 class _Source:
@@ -295,12 +253,9 @@ class _Source:
             self.is_exhausted = True
             return []
 
-    async def __aenter__(self) -> _Source:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
+    async def close(self) -> None:
         if self._next is not None:
-            await _cancel([self._next])
+            await cancel([self._next])
 
 
 async def _anext(items: AsyncIterator[Item]) -> Item:
@@ -310,10 +265,3 @@ async def _anext(items: AsyncIterator[Item]) -> Item:
 async def _walk(items: Iterable[Item]) -> AsyncIterator[Item]:
     for item in items:
         yield item
-
-
-async def _cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
-    left = list(tasks)
-    for task in left:
-        task.cancel()
-    await asyncio.gather(*left, return_exceptions=True)

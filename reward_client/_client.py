@@ -1,56 +1,44 @@
-"""The blocking client.
+"""The blocking client, and scores in one line.
 
 with RewardClient("grpc://127.0.0.1:50051") as client:
-    response = client.score([Item("a", "a red star", (Image.from_array(pixels),))], ["geneval"])
-    response["geneval"].scores  # (0.75,), or (None,) with the reason in .errors
+    response = client.score([pixels], ["a red star"], scorers=["pickscore"])
+    response["pickscore"].scores  # (0.75,), or (None,) with the reason in .errors
 """
 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, as_completed, wait
-from contextlib import ExitStack
+import queue
+import threading
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar, overload
 
-from reward_client import _tracing
-from reward_client._endpoints import EndpointState, Hedge, Preference
+from reward_client._core import DEFAULT_TIMEOUT_S, Core, Progress, Settings
+from reward_client._endpoints import EndpointState, Hedge
 from reward_client._env import Environment
-from reward_client._exchange import Attempt, Exchange
-from reward_client._items import make_items
-from reward_client._readiness import Readiness
-from reward_client._session import (
-    DEFAULT_ATTEMPTS,
-    DEFAULT_MAX_MESSAGE_BYTES,
-    DEFAULT_MAX_MESSAGE_ITEMS,
-    DEFAULT_TIMEOUT_S,
-    Batch,
-    Limits,
-    ListMessage,
-    Progress,
-    ScoreMessage,
-    Session,
-    now_s,
-    start_listing,
-    take_listing,
-)
-from reward_client._streaming import Stream
+from reward_client._items import Prompts, References, Specs, items_of
+from reward_client._loop_thread import LoopThread
+from reward_client._pool import Preference
 from reward_client._tls import TlsFiles
-from reward_client._transports import Transport, open_transport
-from reward_client._transports.base import Calls
-from reward_client._validation import make_request
-from reward_client.errors import RewardError
-from reward_client.images import to_images
+from reward_client._transports.base import Transport
+from reward_client._validation import check_timeout, make_request, selectors
+from reward_client._wire.splitting import split
+from reward_client.errors import Cancelled, InvalidArgument
 from reward_client.types import (
     Item,
     ItemScores,
     Priority,
+    ScoreRequest,
     ScoreResponse,
     ScorerInfo,
     ScorerSelector,
+    ServerLimits,
 )
+
+Scorers = Sequence[str | ScorerSelector]
+Value = TypeVar("Value")
 
 
 class RewardClient:
@@ -66,11 +54,12 @@ class RewardClient:
         api_key: str | None = None,
         tls: TlsFiles | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
-        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
-        max_message_items: int = DEFAULT_MAX_MESSAGE_ITEMS,
-        attempts: int = DEFAULT_ATTEMPTS,
+        max_message_bytes: int | None = None,
+        max_message_items: int | None = None,
+        attempts: int | None = None,
         prefer: Preference = "least_busy",
         hedge: Hedge | None = None,
+        trust_env: bool = False,
         transport: Transport | Sequence[Transport] | None = None,
     ) -> None:
         """Prepare a client; nothing is sent yet.
@@ -78,38 +67,53 @@ class RewardClient:
         Args:
             url: "grpc://host:port" or "http://host:port"; grpcs and https for TLS. Several, as a
                 list or with commas between them, are servers with the same scorers: a message goes
-                to one of them, and to another one if that fails.
+                to one of them, and to another one if that fails. "grpc+dns://host:port" means every
+                address of the name; "file:PATH" a file that holds urls and is read again after a
+                failure.
             api_key: sent as `authorization: Bearer <api_key>`.
             tls: for grpcs and https: whom to trust and what to show, if not the system's roots.
             timeout_s: how long a call may take, retries included, unless it says otherwise.
-            max_message_bytes: larger batches are split; a server rejects larger messages.
-            max_message_items: likewise.
-            attempts: how often to try in total what may succeed later; once more per further url.
-            prefer: "least_busy" spreads messages over all urls, "first" uses the earliest that is
-                up.
+            max_message_bytes: larger batches are split; by default at 16 MiB, and at what the
+                server accepts.
+            max_message_items: likewise, by default 256.
+            attempts: how often to send a message in total, once more per further url; by default
+                until the time is up.
+            prefer: "least_busy" spreads messages over all urls, "round_robin" in turn, "first" uses
+                the earliest that is up.
             hedge: ask a second server if the first takes long; None never does.
+            trust_env: use the proxies of the environment (`http_proxy`, ...), for gRPC and HTTP.
             transport: replaces the network, one per url; then `url` is only a name in messages.
 
         Raises:
             InvalidArgument: a malformed url or limit, or a TLS file that cannot be used.
             ImportError: the url says grpc and grpcio is not installed.
         """
-        self._session: Session[Transport] = Session(
+        self._settings = Settings(
             url,
-            Limits(timeout_s, max_message_bytes, max_message_items, attempts),
+            api_key,
+            tls,
+            timeout_s,
+            max_message_bytes,
+            max_message_items,
+            attempts,
             prefer,
             hedge,
+            trust_env,
             transport,
-            lambda one: open_transport(one, api_key, max_message_bytes, tls),
         )
-        self.url = self._session.url
+        self.url = self._settings.name
+        self._pid = os.getpid()
+        self._thread = LoopThread("reward-client")
+        self._lock = threading.Lock()
+        self._core: Core | None = None
+        self._is_closed = False
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> RewardClient:
         """Make a client of what the environment says.
 
         REWARD_URL (one address, or several with commas), REWARD_API_KEY, REWARD_CA_FILE,
-        REWARD_CLIENT_CERT_FILE, REWARD_CLIENT_KEY_FILE, REWARD_TIMEOUT_S.
+        REWARD_CLIENT_CERT_FILE, REWARD_CLIENT_KEY_FILE, REWARD_TIMEOUT_S, REWARD_TRUST_ENV.
 
         Args:
             environ: the variables; by default those of the process.
@@ -118,24 +122,72 @@ class RewardClient:
             InvalidArgument: REWARD_URL is missing, or a variable is malformed; says which.
         """
         env = Environment.read(os.environ if environ is None else environ)
-        return cls(env.required_url(), api_key=env.api_key, tls=env.tls, timeout_s=env.timeout_s)
+        return cls(
+            env.required_url(),
+            api_key=env.api_key,
+            tls=env.tls,
+            timeout_s=env.timeout_s,
+            trust_env=env.trust_env,
+        )
 
+    @overload
     def score(
         self,
         items: Sequence[Item],
-        scorers: Sequence[str | ScorerSelector],
+        scorers: Scorers,
+        /,
         *,
-        priority: Priority = Priority.TRAIN,
+        priority: Priority = ...,
+        deadline_s: float | None = ...,
+        include_details: bool = ...,
+        request_id: str | None = ...,
+        progress: Progress | None = ...,
+    ) -> ScoreResponse: ...
+
+    @overload
+    def score(
+        self,
+        images: Any,
+        /,
+        prompts: Prompts = ...,
+        scorers: Scorers = ...,
+        *,
+        specs: Specs = ...,
+        references: References = ...,
+        priority: Priority = ...,
+        deadline_s: float | None = ...,
+        include_details: bool = ...,
+        request_id: str | None = ...,
+        progress: Progress | None = ...,
+    ) -> ScoreResponse: ...
+
+    def score(
+        self,
+        images: Any,
+        /,
+        prompts: Any = None,
+        scorers: Any = None,
+        *,
+        specs: Specs = None,
+        references: References = None,
+        priority: Priority = Priority.EVAL,
         deadline_s: float | None = None,
         include_details: bool = False,
         request_id: str | None = None,
         progress: Progress | None = None,
     ) -> ScoreResponse:
-        """Score N items with each of the scorers.
+        """Score N pictures, or items, with each of the scorers.
+
+        `score(images, prompts, scorers=[...], specs=[...])`, or `score(items, scorers)`.
 
         Args:
-            items: at least one, with unique ids.
+            images: N pictures: Pillow images, arrays or tensors (`images.to_images`), a list of
+                them or a batch; an entry with several is a video. Or N `Item` with unique ids.
+            prompts: N texts, or one for all. After items the scorers may stand here.
             scorers: names or selectors, at least one.
+            specs: of pictures, N of `GenEvalSpec`, `OcrTarget`, a GenEval row, `{"target": ...}`,
+                or metadata; None for none.
+            references: of pictures, N pictures or lists of them to compare with.
             priority: TRAIN goes before EVAL, EVAL before BULK.
             deadline_s: how long this call may take, retries included; the server knows it too.
             include_details: also return explanations for people.
@@ -150,23 +202,33 @@ class RewardClient:
             RewardError: the request failed as a whole; the subclass says why. `InvalidArgument`
                 before anything is sent where the request is wrong by itself.
         """
-        request = make_request(items, scorers, priority, include_details, request_id)
-        batch = Batch.start(self._session, request, deadline_s, progress)
-        with (
-            _tracing.span("reward.score", "CLIENT", _tracing.about(request)),
-            _Driver(self._session, batch.exchange, self._begin_score) as driver,
-        ):
-            while not batch.exchange.is_idle:
-                driver.step()
-                batch.take()
-            return batch.response()
+        items, asked = items_of(images, prompts, scorers, specs, references)
+        request = make_request(items, asked, priority, include_details, request_id)
+        core, timeout_s = self._opened(), self._settings.time_s(deadline_s)
+        self._learn_limits(core)
+        parts = split(request, core.sizes())
+        if progress is None:
+            return self._run(core.score(request, parts, timeout_s, None))
+        steps: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
+        running = self._thread.submit(
+            core.score(request, parts, timeout_s, lambda *step: steps.put(step))
+        )
+        running.add_done_callback(lambda _: steps.put(None))
+        try:
+            while (step := steps.get()) is not None:
+                progress(*step)
+            return running.result()
+        except CancelledError as error:
+            raise self._closed() from error
+        finally:
+            running.cancel()
 
     def score_stream(
         self,
         items: Iterable[Item],
-        scorers: Sequence[str | ScorerSelector],
+        scorers: Scorers,
         *,
-        priority: Priority = Priority.TRAIN,
+        priority: Priority = Priority.EVAL,
         deadline_s: float | None = None,
         include_details: bool = False,
         items_per_message: int = 1,
@@ -181,7 +243,7 @@ class RewardClient:
             items: any number, of any origin; ids are the caller's business.
             scorers: names or selectors, at least one.
             priority: TRAIN goes before EVAL, EVAL before BULK.
-            deadline_s: how long each message may take, retries included.
+            deadline_s: how long each message may take, retries included; the server knows it too.
             include_details: also return explanations for people.
             items_per_message: 1 sends every item at once; more costs less per item.
             in_flight: bound on messages without an answer.
@@ -193,28 +255,40 @@ class RewardClient:
             RewardError: something is wrong with the call itself, such as the key or a scorer's
                 name, or with an item before it is sent.
         """
-        stream = Stream.start(
-            self._session,
-            scorers,
-            priority=priority,
-            deadline_s=deadline_s,
-            include_details=include_details,
-            items_per_message=items_per_message,
-            in_flight=in_flight,
-        )
-        return self._run_stream(stream, items)
+        check_counts(items_per_message, in_flight)
+        timeout_s = self._settings.time_s(deadline_s)
+
+        def request_of(batch: list[Item]) -> ScoreRequest:
+            return make_request(batch, scorers, priority, include_details, None)
+
+        def run() -> Iterator[ItemScores]:
+            core = self._opened()
+            self._learn_limits(core)
+            stream = core.stream(in_flight, timeout_s)
+            try:
+                for first, batch in batches(items, items_per_message):
+                    request = request_of(batch)
+                    self._run(stream.send(request, split(request, core.sizes()), first))
+                    yield from self._run(stream.take(block=False))
+                    while not stream.has_room:
+                        yield from self._run(stream.take())
+                while not stream.is_idle:
+                    yield from self._run(stream.take())
+            finally:
+                if not self._is_closed:
+                    self._run(stream.close())
+
+        return run()
 
     def list_scorers(self) -> tuple[ScorerInfo, ...]:
         """Describe the scorers of one server, ready or not; raises RewardError."""
-        exchange = start_listing(self._session)
-        with _Driver(self._session, exchange, self._begin_listing) as driver:
-            while not exchange.has_results:
-                driver.step()
-        return take_listing(exchange)
+        return self._run(self._opened().list_scorers())
 
-    def wait_ready(
-        self, scorers: Sequence[str | ScorerSelector] = (), timeout_s: float = 60.0
-    ) -> tuple[ScorerInfo, ...]:
+    def limits(self) -> ServerLimits | None:
+        """What one server accepts in a request, None if it does not say; raises RewardError."""
+        return self._run(self._opened().limits())
+
+    def wait_ready(self, scorers: Scorers = (), timeout_s: float = 60.0) -> tuple[ScorerInfo, ...]:
         """Wait until the scorers (none named: all it has) are READY on one server at least.
 
         Returns:
@@ -225,25 +299,23 @@ class RewardClient:
             NotFound: no server has such a scorer; names the nearest.
             RewardError: anything else that waiting does not mend, such as a wrong API key.
         """
-        readiness = Readiness.start(self._session, scorers, timeout_s)
-        while (limit_s := readiness.look_s()) > 0:
-            looks = {self._begin_listing(look): look for look in readiness.looks(limit_s)}
-            for future in as_completed(looks):
-                infos = readiness.judge(looks[future], future.result)
-                if infos is not None:
-                    return infos
-            readiness.check_hope()
-            time.sleep(readiness.pause_s())
-        raise readiness.gave_up()
+        names = [selector.name for selector in selectors(scorers)]
+        limit_s = check_timeout("timeout_s", timeout_s)
+        return self._run(self._opened().wait_ready(names, limit_s))
 
     def endpoints(self) -> tuple[EndpointState, ...]:
         """What this client knows of its servers, in the order of the urls."""
-        return self._session.states()
+        core = self._opened()
+        return self._run(core.states())
 
     def close(self) -> None:
-        """Release connections and threads; calls in flight are cancelled."""
-        for transport in self._session.transports:
-            transport.close()
+        """Release connections and the thread; calls in flight are cancelled."""
+        with self._lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+        if self._core is not None and os.getpid() == self._pid:
+            self._thread.close(self._core.close())
 
     def __enter__(self) -> RewardClient:
         return self
@@ -256,48 +328,43 @@ class RewardClient:
     ) -> None:
         self.close()
 
-    def _begin_score(self, attempt: Attempt[ScoreMessage]) -> Future[Any]:
-        transport = self._session.transports[attempt.endpoint]
-        return _begun(lambda: transport.score(attempt.payload.part.message, attempt.timeout_s))
+    def _opened(self) -> Core:
+        check_process(self._pid)
+        with self._lock:
+            if self._is_closed:
+                raise self._closed()
+            if self._core is None:
+                self._core = self._thread.submit(_open(self._settings)).result()
+            return self._core
 
-    def _begin_listing(self, attempt: Attempt[ListMessage]) -> Future[Any]:
-        transport = self._session.transports[attempt.endpoint]
-        return _begun(lambda: transport.list_scorers(attempt.timeout_s))
+    def _learn_limits(self, core: Core) -> None:
+        if not core.has_asked:
+            self._run(core.learn_limits())
 
-    def _run_stream(self, stream: Stream, items: Iterable[Item]) -> Iterator[ItemScores]:
-        exchange = stream.exchange
-        with ExitStack() as stack:
-            calls: dict[int, Calls] = {}
+    def _run(self, coroutine: Coroutine[Any, Any, Value]) -> Value:
+        try:
+            running = self._thread.submit(coroutine)
+        except RuntimeError as error:  # its loop has ended
+            coroutine.close()
+            raise self._closed() from error
+        try:
+            return running.result()
+        except CancelledError as error:
+            raise self._closed() from error
+        finally:
+            running.cancel()
 
-            def begin(attempt: Attempt[ScoreMessage]) -> Future[Any]:
-                index = attempt.endpoint
-                if index not in calls:
-                    calls[index] = self._session.transports[index].stream()
-                    stack.callback(calls[index].close)
-                message = attempt.payload.part.message
-                return _begun(lambda: calls[index].score(message, attempt.timeout_s))
-
-            driver = stack.enter_context(_Driver(self._session, exchange, begin))
-            for item in items:
-                stream.add(item)
-                driver.step(block=False)
-                yield from stream.take()
-                while not exchange.has_room:
-                    driver.step()
-                    yield from stream.take()
-            stream.flush()
-            while not exchange.is_idle:
-                driver.step()
-                yield from stream.take()
+    def _closed(self) -> Cancelled:
+        return Cancelled(f"the client for {self.url} is closed")
 
 
 def score(
     images: Any,
     prompts: str | Sequence[str] = "",
-    scorers: Sequence[str | ScorerSelector] = ("geneval",),
+    scorers: Scorers = (),
     *,
-    specs: Sequence[Mapping[str, Any] | None] | None = None,
-    references: Sequence[Any] | None = None,
+    specs: Specs = None,
+    references: References = None,
     url: str | None = None,
 ) -> ScoreResponse:
     """Score pictures: `score(images, prompts, ["pickscore"])["pickscore"].array()`.
@@ -307,8 +374,8 @@ def score(
     Args:
         images: Pillow images, arrays or tensors; one, a list of them, or a batch.
         prompts: one text for each picture, or one for all.
-        scorers: names or selectors.
-        specs: a GenEval row, `{"target": ...}` for OCR, or metadata for each picture.
+        scorers: names or selectors, at least one.
+        specs: for each picture a `GenEvalSpec` or GenEval row, an `OcrTarget`, or metadata.
         references: what each picture is compared with.
         url: the server; by default REWARD_URL of the environment, with its key and certificates.
 
@@ -319,65 +386,44 @@ def score(
         RewardError: the request failed as a whole. A single picture that fails has no score, and
             its reason in `errors`.
     """
-    pictures = images if isinstance(images, list | tuple) else to_images(images)
-    texts = [prompts] * len(pictures) if isinstance(prompts, str) else list(prompts)
-    items = make_items(pictures, texts, specs, references=references)
     environ = {**os.environ, **({"REWARD_URL": url} if url else {})}
     with RewardClient.from_env(environ) as client:
-        return client.score(items, scorers)
+        return client.score(images, prompts, scorers, specs=specs, references=references)
 
 
-class _Driver:
-    """Does what an exchange asks for, with futures."""
+def check_process(pid: int) -> None:
+    """Refuse to work on the sockets of another process, which would hang.
 
-    def __init__(
-        self,
-        session: Session[Any],
-        exchange: Exchange[Any, Any],
-        begin: Callable[[Attempt[Any]], Future[Any]],
-    ) -> None:
-        self._session = session
-        self._exchange = exchange
-        self._begin = begin
-        self._pending: dict[Future[Any], Attempt[Any]] = {}
-
-    def step(self, *, block: bool = True) -> None:
-        """Send what is due, and settle what has ended; `block` waits for something to end."""
-        for attempt in self._exchange.due(now_s()):
-            self._pending[self._begin(attempt)] = attempt
-        self._drop_abandoned()
-        if self._exchange.has_results:
-            block = False
-        wait_s = max(0.0, self._exchange.wake_at_s() - now_s()) if block else 0.0
-        if self._pending:
-            ended, _ = wait(self._pending, wait_s, FIRST_COMPLETED)
-            for future in ended:
-                attempt = self._pending.pop(future)
-                outcome = self._session.outcome(future.result, attempt)
-                self._exchange.settle(attempt, outcome, now_s())
-            self._drop_abandoned()
-        elif block:
-            time.sleep(wait_s)
-
-    def _drop_abandoned(self) -> None:
-        abandoned = {id(attempt) for attempt in self._exchange.abandoned()}
-        for future in [f for f, attempt in self._pending.items() if id(attempt) in abandoned]:
-            del self._pending[future]
-            future.cancel()
-
-    def __enter__(self) -> _Driver:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        # Nobody waits for what is left; let the servers drop it.
-        self._exchange.stop()
-        self._drop_abandoned()
+    Raises:
+        Cancelled: the process has forked since the client was made.
+    """
+    if os.getpid() != pid:
+        raise Cancelled(
+            f"this client belongs to process {pid}, this is {os.getpid()}: make a client"
+            " in each process, after the fork"
+        )
 
 
-def _begun(begin: Callable[[], Future[Any]]) -> Future[Any]:
-    try:
-        return begin()
-    except RewardError as error:
-        future: Future[Any] = Future()
-        future.set_exception(error)
-        return future
+def check_counts(items_per_message: int, in_flight: int) -> None:
+    """Raise InvalidArgument for a number below 1."""
+    for name, value in (("items_per_message", items_per_message), ("in_flight", in_flight)):
+        if value < 1:
+            raise InvalidArgument(f"{name} must be at least 1, got {value}")
+
+
+def batches(items: Iterable[Item], size: int) -> Iterator[tuple[int, list[Item]]]:
+    """Lists of `size` items, the last one shorter, each with the index of its first."""
+    batch: list[Item] = []
+    count = 0
+    for item in items:
+        batch.append(item)
+        count += 1
+        if len(batch) == size:
+            yield count - size, batch
+            batch = []
+    if batch:
+        yield count - len(batch), batch
+
+
+async def _open(settings: Settings) -> Core:
+    return Core(settings)

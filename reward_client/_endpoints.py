@@ -1,14 +1,13 @@
-"""Several servers behind one client: which is well, which is busy, which comes next."""
+"""One server of a client: what is known of it, and how it is asked whether it lives."""
 
 from __future__ import annotations
 
-import itertools
-import threading
-from collections import deque
-from collections.abc import Collection, Sequence
+import asyncio
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
 
+from reward_client._addresses import Address
+from reward_client._transports.base import Headers, Transport
+from reward_client._wire import convert
 from reward_client.errors import (
     DeadlineExceeded,
     InvalidArgument,
@@ -16,15 +15,14 @@ from reward_client.errors import (
     RewardError,
     Unavailable,
 )
-
-Preference: TypeAlias = Literal["least_busy", "first"]
+from reward_client.types import ScorerInfo, ServerLimits
 
 AVOID_INITIAL_S = 0.5
 AVOID_MAX_S = 30.0
 FULL_S = 0.1
-HEDGES_AT_ONCE = 10.0
-LATENCIES_KEPT = 256
-LATENCIES_NEEDED = 20
+# Two polls without an answer: one may have met a pause of the server, or of this process.
+SILENT_POLLS = 2
+_NEVER = float("-inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,150 +65,114 @@ class EndpointState:
     last_error: str
 
 
-@dataclass(slots=True)
-class _Endpoint:
-    url: str
+@dataclass(slots=True, eq=False)
+class Endpoint:
+    """A server and the connection to it; belongs to one event loop.
+
+    A server that could not be reached, is draining or let a deadline pass is avoided for 0.5 s,
+    doubling up to 30 s, and then until a poll was answered; one that is full until its retry-after.
+
+    Attributes:
+        address: where it is.
+        transport: the connection.
+        outstanding: what was sent and has not been answered, in units of the caller.
+        failures: in a row.
+        limits: what it accepts, once it said so.
+        silent_polls: without an answer, in a row.
+        is_gone: whether no source names it any more.
+    """
+
+    address: Address
+    transport: Transport
     outstanding: int = 0
     failures: int = 0
-    avoid_until_s: float = float("-inf")
+    limits: ServerLimits | None = None
+    silent_polls: int = 0
+    is_gone: bool = False
     last_error: str = ""
+    avoid_until_s: float = _NEVER
+    _heard_s: float = _NEVER
+    _failed_s: float = _NEVER
+    _polling: asyncio.Task[tuple[ScorerInfo, ...] | RewardError] | None = field(default=None)
+
+    def state(self, now_s: float) -> EndpointState:
+        """Describe it."""
+        is_up = self.is_up(now_s)
+        return EndpointState(
+            self.address.url, is_up, self.outstanding, self.failures, self.last_error
+        )
 
     def is_up(self, now_s: float) -> bool:
+        """Whether it may be chosen before servers in trouble."""
         if now_s < self.avoid_until_s:
             return False
         # After a failure one message at a time finds out whether it is back.
-        return self.failures == 0 or self.outstanding == 0
+        return self.failures == 0 or (self._heard_s > self._failed_s and self.outstanding == 0)
 
+    def needs_poll(self, now_s: float) -> bool:
+        """Whether only a poll can tell if it is back."""
+        return self.failures > 0 and now_s >= self.avoid_until_s and self._heard_s <= self._failed_s
 
-@dataclass(slots=True)
-class Endpoints:
-    """The servers of one client, shared by its calls and threads. It does no I/O.
+    def was_heard_since(self, then_s: float) -> bool:
+        """Whether it has answered anything since then."""
+        return self._heard_s >= then_s
 
-    A server that could not be reached, is draining or let a deadline pass is avoided for 0.5 s,
-    doubling up to 30 s; one that is full until its retry-after. Where all are avoided, the one
-    whose time ends first is used.
+    def answered(self, now_s: float) -> None:
+        """It answered a message."""
+        self._heard_s = now_s
+        self.failures = self.silent_polls = 0
+        self.avoid_until_s = _NEVER
 
-    Attributes:
-        urls: their addresses.
-        prefer: "least_busy" spreads messages over all, "first" keeps to the earliest that is up.
-        hedge: when to hedge, None for never.
-    """
-
-    urls: Sequence[str]
-    prefer: Preference = "least_busy"
-    hedge: Hedge | None = None
-    _known: list[_Endpoint] = field(init=False)
-    _turn: itertools.count[int] = field(init=False, default_factory=itertools.count)
-    _latencies_s: deque[float] = field(
-        init=False, default_factory=lambda: deque(maxlen=LATENCIES_KEPT)
-    )
-    _hedges_allowed: float = field(init=False, default=1.0)
-    _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
-
-    def __post_init__(self) -> None:
-        if self.prefer not in ("least_busy", "first"):
-            raise InvalidArgument(f"prefer must be 'least_busy' or 'first', got {self.prefer!r}")
-        self._known = [_Endpoint(url) for url in self.urls]
-
-    def __len__(self) -> int:
-        return len(self._known)
-
-    def states(self, now_s: float) -> tuple[EndpointState, ...]:
-        """Describe all of them."""
-        with self._lock:
-            return tuple(
-                EndpointState(e.url, e.is_up(now_s), e.outstanding, e.failures, e.last_error)
-                for e in self._known
-            )
-
-    def up(self, now_s: float) -> set[int]:
-        """Which ones are not avoided."""
-        with self._lock:
-            return {i for i, endpoint in enumerate(self._known) if endpoint.is_up(now_s)}
-
-    def take(self, allowed: Collection[int], now_s: float) -> int:
-        """Choose one of `allowed` (not empty) and count a message as sent to it."""
-        with self._lock:
-            turn = next(self._turn)
-
-            def rank(index: int) -> tuple[float, ...]:
-                endpoint = self._known[index]
-                if not endpoint.is_up(now_s):
-                    return (1, endpoint.avoid_until_s, endpoint.outstanding)
-                if self.prefer == "first":
-                    return (0, index)
-                return (0, endpoint.outstanding, (index - turn) % len(self._known))
-
-            index = min(allowed, key=rank)
-            self._known[index].outstanding += 1
-            if self.hedge is not None:
-                earned = self._hedges_allowed + self.hedge.max_share
-                self._hedges_allowed = min(earned, HEDGES_AT_ONCE)
-            return index
-
-    def may_hedge(self) -> bool:
-        """Whether another hedge keeps to the share; counts it if so."""
-        with self._lock:
-            if self._hedges_allowed < 1.0:
-                return False
-            self._hedges_allowed -= 1.0
-            return True
-
-    def hedge_after_s(self) -> float | None:
-        """Seconds after which a message is to be hedged now, or None."""
-        if self.hedge is None or len(self._known) == 1:
-            return None
-        if self.hedge.after_s is not None:
-            return self.hedge.after_s
-        with self._lock:
-            known = sorted(self._latencies_s)
-        return known[int(0.95 * (len(known) - 1))] if len(known) >= LATENCIES_NEEDED else None
-
-    def answered(self, index: int, latency_s: float) -> None:
-        """A message got its answer."""
-        with self._lock:
-            endpoint = self._known[index]
-            endpoint.outstanding -= 1
-            endpoint.failures = 0
-            endpoint.avoid_until_s = float("-inf")
-            self._latencies_s.append(latency_s)
-
-    def gave_up(self, index: int) -> None:
-        """Nobody waits for a message's answer any more."""
-        with self._lock:
-            self._known[index].outstanding -= 1
-
-    def failed(self, index: int, error: RewardError, now_s: float) -> None:
+    def failed(self, error: RewardError, now_s: float) -> None:
         """A message failed; an error that is about the request says nothing about the server."""
-        with self._lock:
-            endpoint = self._known[index]
-            endpoint.outstanding -= 1
-            if isinstance(error, ResourceExhausted):
-                wait_s = FULL_S if error.retry_after_s is None else error.retry_after_s
-            elif isinstance(error, DeadlineExceeded) or (
-                # Not retryable: one scorer has failed there, the others may be fine.
-                isinstance(error, Unavailable) and error.retryable
-            ):
-                endpoint.failures += 1
-                doubled_s = AVOID_INITIAL_S * 2.0 ** min(endpoint.failures - 1, 10)
-                wait_s = max(min(doubled_s, AVOID_MAX_S), error.retry_after_s or 0.0)
-            else:
-                return
-            endpoint.avoid_until_s = max(endpoint.avoid_until_s, now_s + wait_s)
-            endpoint.last_error = error.message
+        if isinstance(error, ResourceExhausted):
+            wait_s = FULL_S if error.retry_after_s is None else error.retry_after_s
+        elif isinstance(error, DeadlineExceeded) or (
+            # Not retryable: one scorer has failed there, the others may be fine.
+            isinstance(error, Unavailable) and error.retryable
+        ):
+            self.failures += 1
+            self._failed_s = now_s
+            doubled_s = AVOID_INITIAL_S * 2.0 ** min(self.failures - 1, 10)
+            wait_s = max(min(doubled_s, AVOID_MAX_S), error.retry_after_s or 0.0)
+        else:
+            return
+        self.avoid_until_s = max(self.avoid_until_s, now_s + wait_s)
+        self.last_error = error.message
 
+    def poll(
+        self, timeout_s: float, headers: Headers = ()
+    ) -> asyncio.Task[tuple[ScorerInfo, ...] | RewardError]:
+        """Ask for its scorers, or join those who are asking; the task never raises RewardError."""
+        if self._polling is None or self._polling.done():
+            self._polling = asyncio.ensure_future(self._poll(timeout_s, headers))
+        return self._polling
 
-def split_urls(url: str | Sequence[str]) -> tuple[str, ...]:
-    """Read one address, several with commas between them, or a list of them.
+    async def close(self) -> None:
+        """Close the connection."""
+        if self._polling is not None:
+            self._polling.cancel()
+        await self.transport.close()
 
-    Raises:
-        InvalidArgument: none, or the same one twice.
-    """
-    given = url.split(",") if isinstance(url, str) else list(url)
-    urls = tuple(part.strip() for part in given)
-    if not urls:
-        raise InvalidArgument("no url given: expected grpc://host:port or http://host:port")
-    for one in urls:
-        if urls.count(one) > 1:
-            raise InvalidArgument(f"url {one!r} is given twice: name every server once")
-    return urls
+    async def describe(self, timeout_s: float, headers: Headers = ()) -> tuple[ScorerInfo, ...]:
+        """Ask for its scorers, and what it accepts; raises RewardError."""
+        answer = await self.transport.list_scorers(timeout_s, headers)
+        if answer.HasField("limits"):
+            self.limits = convert.limits_from_proto(answer.limits)
+        return tuple(convert.info_from_proto(info) for info in answer.scorers)
+
+    async def _poll(
+        self, timeout_s: float, headers: Headers
+    ) -> tuple[ScorerInfo, ...] | RewardError:
+        clock = asyncio.get_running_loop().time
+        try:
+            infos = await self.describe(timeout_s, headers)
+        except RewardError as error:
+            if isinstance(error, DeadlineExceeded):
+                self.silent_polls += 1
+            self.failed(error, clock())
+            return error
+        self._heard_s = clock()
+        self.silent_polls = 0
+        self.avoid_until_s = _NEVER
+        return infos

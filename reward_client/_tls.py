@@ -12,7 +12,7 @@ from reward_client.errors import InvalidArgument
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """PEM files; None stands for the system's roots, and for no certificate of one's own.
+    """PEM files; None means the system's roots, and no client certificate.
 
     Attributes:
         ca_file: whom to trust, instead of the system's roots.
@@ -40,43 +40,37 @@ class TlsFiles:
         values = [env.get(name) or None for name in names]
         return cls(*values) if any(values) else None
 
+    def pem(self) -> tuple[bytes | None, bytes | None, bytes | None]:
+        """(roots, private key, certificate chain), as `grpc.ssl_channel_credentials` takes them.
 
-def grpc_pem(tls: TlsFiles | None) -> tuple[bytes | None, bytes | None, bytes | None]:
-    """(roots, private key, certificate chain), as `grpc.ssl_channel_credentials` takes them.
+        Raises:
+            InvalidArgument: a file cannot be used; names it.
+        """
+        # gRPC itself says nothing about broken files until every call fails.
+        self.context()
+        return _bytes(self.ca_file), _bytes(self.client_key_file), _bytes(self.client_cert_file)
 
-    Raises:
-        InvalidArgument: a file cannot be used; names it.
-    """
-    if tls is None:
-        return None, None, None
-    # gRPC itself says nothing about broken files until every call fails.
-    ssl_context(tls)
-    return _bytes(tls.ca_file), _bytes(tls.client_key_file), _bytes(tls.client_cert_file)
+    def context(self) -> ssl.SSLContext:
+        """What httpx verifies with.
 
-
-def ssl_context(tls: TlsFiles | None) -> ssl.SSLContext | None:
-    """What httpx verifies with; None: its own default, the system's roots.
-
-    Raises:
-        InvalidArgument: a file cannot be used; names it.
-    """
-    if tls is None:
-        return None
-    for file in (tls.ca_file, tls.client_cert_file, tls.client_key_file):
-        _bytes(file)
-    try:
-        context = ssl.create_default_context(cafile=tls.ca_file)
-    except ssl.SSLError as error:
-        raise InvalidArgument(f"{tls.ca_file} holds no PEM certificate") from error
-    if tls.client_cert_file and tls.client_key_file:
+        Raises:
+            InvalidArgument: a file cannot be used; names it.
+        """
+        for file in (self.ca_file, self.client_cert_file, self.client_key_file):
+            _bytes(file)
         try:
-            context.load_cert_chain(tls.client_cert_file, tls.client_key_file)
+            context = ssl.create_default_context(cafile=self.ca_file)
         except ssl.SSLError as error:
-            raise InvalidArgument(
-                f"{tls.client_cert_file} and {tls.client_key_file} are not a PEM certificate and"
-                " its key"
-            ) from error
-    return context
+            raise InvalidArgument(f"{self.ca_file} holds no PEM certificate") from error
+        if self.client_cert_file and self.client_key_file:
+            try:
+                context.load_cert_chain(self.client_cert_file, self.client_key_file)
+            except ssl.SSLError as error:
+                raise InvalidArgument(
+                    f"{self.client_cert_file} and {self.client_key_file} are not a PEM certificate"
+                    " and its key"
+                ) from error
+        return context
 
 
 def _bytes(file: str | None) -> bytes | None:

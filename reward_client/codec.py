@@ -22,7 +22,7 @@ from reward_client.images import (
     Encoding,
     Image,
     UInt8Image,
-    check_array,
+    as_rgb,
     image_problem,
     to_rgb_array,
 )
@@ -54,7 +54,7 @@ class DecodeLimits:
 
 
 def encode(array: UInt8Image, encoding: Encoding, *, quality: int = 95) -> Image:
-    """Encode a uint8 RGB array (H, W, 3).
+    """Encode a uint8 array: RGB (H, W, 3), RGBA or grey.
 
     Args:
         array: the pixels; any memory layout.
@@ -64,7 +64,7 @@ def encode(array: UInt8Image, encoding: Encoding, *, quality: int = 95) -> Image
     Raises:
         InvalidArgument: another dtype or shape, or the package for `encoding` is not installed.
     """
-    check_array(array)
+    array = as_rgb(array)
     height, width = array.shape[:2]
     pixels = np.ascontiguousarray(array)
     if encoding is Encoding.RAW_U8_RGB_HWC:

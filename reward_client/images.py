@@ -29,8 +29,9 @@ _EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "R
     "LAB",
     "HSV",
 }
-# Samplers overshoot [0, 1] a little and are clipped; beyond this the range is another one.
-_OVERSHOOT = 0.5
+# What rounds to 0 and to 255: beyond it the range is another one, or the sampler overshoots.
+_TOLERANCE = 0.5 / 255
+_CHANNELS = (3, 4, 1)  # RGB, RGBA, grey
 
 
 class Encoding(str, Enum):
@@ -65,12 +66,12 @@ class Image:
 
     @staticmethod
     def from_array(array: UInt8Image) -> Image:
-        """Wrap a uint8 RGB array (H, W, 3) without compression.
+        """Wrap a uint8 array without compression: RGB (H, W, 3), RGBA or grey.
 
         Raises:
             InvalidArgument: another dtype or shape.
         """
-        check_array(array)
+        array = as_rgb(array)
         height, width = array.shape[:2]
         return Image(array.tobytes(), Encoding.RAW_U8_RGB_HWC, width, height)
 
@@ -99,8 +100,9 @@ def to_images(pictures: Any) -> list[Image]:
     """Convert one picture, a list of them, or a batch.
 
     Args:
-        pictures: Pillow images; uint8 arrays (H, W, 3) or (3, H, W); float arrays or tensors in
-            [0, 1] of the same shapes; batches of these with a leading axis; `Image`; or a list.
+        pictures: Pillow images; uint8 arrays (H, W, 3) or (3, H, W), RGBA or grey; float arrays or
+            tensors in [0, 1] of the same shapes; batches of these with a leading axis; `Image`; or
+            a list.
 
     Raises:
         InvalidArgument: another shape, dtype or range; NaN.
@@ -126,32 +128,65 @@ def to_image(picture: Any) -> Image:
 
 
 def to_uint8(pictures: Any) -> UInt8Image:
-    """Convert an array or tensor to uint8 (N, H, W, 3), rounding as flow_grpo does.
+    """Convert an array or tensor to uint8 RGB (N, H, W, 3), rounding as flow_grpo does.
 
-    The axis of length 3 is that of the channels: where both could be, the last one in integers and
-    the first one in floats.
+    The channels (3, or else 4 for RGBA or 1 for grey) are on the last axis or the first: where both
+    could be, the last one in integers and the first one in floats. Transparency is dropped.
 
     Raises:
         InvalidArgument: another shape, dtype or range; NaN.
     """
     array = _to_array(pictures)
+    given = array.shape
+    is_float = array.dtype.kind == "f"
+    if array.ndim == 2:
+        array = array[None, :, :, None]
     if array.ndim == 3:
         array = array[None]
     if array.ndim != 4:
         raise InvalidArgument(
-            f"expected a picture with 3 axes or a batch with 4 axes, got shape {array.shape}"
+            f"expected a picture with 2 or 3 axes, or a batch with 4 axes, got shape {given}"
         )
-    is_float = array.dtype.kind == "f"
-    planar_fits, interleaved_fits = array.shape[1] == 3, array.shape[3] == 3
-    if planar_fits and (is_float or not interleaved_fits):
-        array = array.transpose(0, 2, 3, 1)
-    elif not interleaved_fits:
-        raise InvalidArgument(f"expected an axis of 3 channels (RGB), got shape {array.shape}")
+    axes = (1, 3) if is_float else (3, 1)
+    axis = next((a for c in _CHANNELS for a in axes if array.shape[a] == c), None)
+    if axis is None:
+        raise InvalidArgument(
+            f"expected an axis of 3 (RGB), 4 (RGBA) or 1 (grey) channels, got shape {given}"
+        )
+    array = _rgb(np.moveaxis(array, axis, 3))
     if not is_float:
         if array.dtype != np.uint8:
             raise InvalidArgument(f"expected uint8, or floats in [0, 1], got {array.dtype}")
         return array
     return _from_unit(array)
+
+
+def as_rgb(array: object) -> UInt8Image:
+    """A uint8 array (H, W), or (H, W, C) with 1, 3 or 4 channels, as RGB (H, W, 3).
+
+    Raises:
+        InvalidArgument: another dtype or shape.
+    """
+    expected = "expected a uint8 array of shape (height, width, 3), RGBA or grey"
+    if not isinstance(array, np.ndarray):
+        raise InvalidArgument(f"{expected}, got {type(array).__name__}")
+    shaped = array[:, :, None] if array.ndim == 2 else array
+    hint = ""
+    if array.dtype != np.uint8:
+        hint = ": for values in 0..1 use (x * 255).round().clip(0, 255).astype('uint8')"
+    elif array.ndim == 3 and array.shape[0] in _CHANNELS:
+        hint = ": move the channels to the end with x.transpose(1, 2, 0)"
+    elif array.ndim == 4:
+        hint = ": pass one image at a time"
+    is_picture = shaped.ndim == 3 and shaped.shape[2] in _CHANNELS and shaped.size > 0
+    if array.dtype != np.uint8 or not is_picture:
+        raise InvalidArgument(f"{expected}, got {array.dtype} {array.shape}{hint}")
+    return _rgb(shaped)
+
+
+def _rgb(array: NDArray[Any]) -> NDArray[Any]:
+    """Drop transparency, repeat grey; the channels are on the last axis."""
+    return np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else array[..., :3]
 
 
 def _to_array(pictures: Any) -> NDArray[Any]:
@@ -168,10 +203,11 @@ def _from_unit(array: NDArray[Any]) -> UInt8Image:
     low, high = float(array.min()), float(array.max())
     if not np.isfinite(low) or not np.isfinite(high):
         raise InvalidArgument("the images hold NaN or infinities: the sampler has diverged")
-    if low < -_OVERSHOOT or high > 1 + _OVERSHOOT:
+    if low < -_TOLERANCE or high > 1 + _TOLERANCE:
         raise InvalidArgument(
-            f"float pictures must be in [0, 1], got {low:.3g} to {high:.3g}: rescale them, such as"
-            " (x + 1) / 2 for [-1, 1]"
+            f"float pictures must be in [0, 1], got {low:.3g} to {high:.3g}: say what the values"
+            " mean by x / 2 + 0.5 for [-1, 1], x / 255 for [0, 255], or x.clip(0, 1) for a sampler"
+            " that overshoots"
         )
     return (array * 255).round().clip(0, 255).astype(np.uint8)
 
@@ -227,19 +263,3 @@ def to_rgb_array(picture: PIL.Image.Image) -> UInt8Image:
             f"Pillow mode {picture.mode!r} is not 8 bits per channel: scale it to 0..255 first"
         )
     return np.array(picture.convert("RGB"), dtype=np.uint8)
-
-
-def check_array(array: object) -> None:
-    """Raise InvalidArgument unless this is a uint8 RGB array (H, W, 3)."""
-    expected = "expected a uint8 RGB array of shape (height, width, 3)"
-    if not isinstance(array, np.ndarray):
-        raise InvalidArgument(f"{expected}, got {type(array).__name__}")
-    hint = ""
-    if array.dtype != np.uint8:
-        hint = ": for values in 0..1 use (x * 255).round().clip(0, 255).astype('uint8')"
-    elif array.ndim == 3 and array.shape[0] == 3:
-        hint = ": move the channels to the end with x.transpose(1, 2, 0)"
-    elif array.ndim == 4:
-        hint = ": pass one image at a time"
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
-        raise InvalidArgument(f"{expected}, got {array.dtype} {array.shape}{hint}")

@@ -7,10 +7,10 @@ either a finite float, or None with an `ItemError` at the same index.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 from numpy.ma import MaskedArray
@@ -31,6 +31,82 @@ class Priority(str, Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class GenEvalObject:
+    """One clause of a GenEval specification: so many objects of a class.
+
+    Attributes:
+        name: the class, one of COCO's for the published detector.
+        count: how many, exactly.
+        color: of each, or None for any.
+        position: ("left of" | "right of" | "above" | "below", index of an earlier clause), or None.
+    """
+
+    name: str
+    count: int = 1
+    color: str | None = None
+    position: tuple[str, int] | None = None
+
+
+class TypedSpec(Mapping[str, Any]):
+    """A specification that knows its kind; as a mapping it is the row of a data set."""
+
+    __slots__ = ()
+    kind: ClassVar[SpecKind]
+
+    def row(self) -> dict[str, Any]:
+        """The row."""
+        raise NotImplementedError
+
+    def __getitem__(self, key: str) -> Any:
+        return self.row()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.row())
+
+    def __len__(self) -> int:
+        return len(self.row())
+
+
+@dataclass(frozen=True, slots=True)
+class GenEvalSpec(TypedSpec):
+    """What GenEval looks for in a picture.
+
+    Attributes:
+        include: what must be there.
+        exclude: what must not be there, at that count.
+        tag: the task's name in GenEval's files, such as "counting".
+    """
+
+    include: Sequence[GenEvalObject]
+    exclude: Sequence[GenEvalObject] = ()
+    tag: str = ""
+    kind: ClassVar[SpecKind] = "geneval"
+
+    def row(self) -> dict[str, Any]:
+        """The row of a GenEval file."""
+        both = (self.include, self.exclude)
+        include, exclude = ([_clause(one) for one in clauses] for clauses in both)
+        return {"tag": self.tag, "include": include, "exclude": exclude}
+
+
+@dataclass(frozen=True, slots=True)
+class OcrTarget(TypedSpec):
+    """The text that a picture should show."""
+
+    text: str
+    kind: ClassVar[SpecKind] = "ocr"
+
+    def row(self) -> dict[str, Any]:
+        """The row of an OCR data set."""
+        return {"target": self.text}
+
+
+def _clause(one: GenEvalObject) -> dict[str, Any]:
+    row = {"class": one.name, "count": one.count, "color": one.color, "position": one.position}
+    return {key: value for key, value in row.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
 class Item:
     """One thing to score.
 
@@ -39,11 +115,12 @@ class Item:
         prompt: the text the images were made from; may be empty.
         images: what is scored: one picture, or the frames of a video.
         references: what is compared with (editing source, similarity target).
-        spec: what a scorer needs beyond the prompt. For "geneval" a GenEval metadata row, such as
-            `{"tag": "position", "include": [{"class": "star", "count": 1, "color": "red",
-            "position": ["left of", 0]}], "exclude": []}`; for "ocr" `{"target": "STOP"}`; for
-            "metadata" any JSON-like mapping.
-        spec_kind: how `spec` is to be read; required when `spec` is given.
+        spec: what a scorer needs beyond the prompt: a `GenEvalSpec`, an `OcrTarget`, or with
+            `spec_kind` a mapping, which is also what a typed one becomes. For "geneval" a GenEval
+            metadata row, such as `{"tag": "position", "include": [{"class": "star", "count": 1,
+            "color": "red", "position": ["left of", 0]}], "exclude": []}`; for "ocr"
+            `{"target": "STOP"}`; for "metadata" any JSON-like mapping.
+        spec_kind: how a mapping is to be read; required where `spec` is one.
     """
 
     id: str
@@ -52,6 +129,11 @@ class Item:
     references: tuple[Image, ...] = ()
     spec: Mapping[str, Any] | None = None
     spec_kind: SpecKind | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.spec, TypedSpec):
+            object.__setattr__(self, "spec_kind", self.spec.kind)
+            object.__setattr__(self, "spec", self.spec.row())
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +152,7 @@ class ScoreRequest:
     request_id: str
     scorers: tuple[ScorerSelector, ...]
     items: tuple[Item, ...]
-    priority: Priority = Priority.TRAIN
+    priority: Priority = Priority.EVAL
     include_details: bool = False
 
 
@@ -238,3 +320,22 @@ class ScorerInfo:
     replicas: tuple[ReplicaInfo, ...] = ()
     waiting_items: int = 0
     oldest_wait_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLimits:
+    """What a server accepts in one request; 0 where it does not say.
+
+    Attributes:
+        max_message_bytes: of a serialised request.
+        max_items: of a request.
+        max_pixels: width times height of a picture.
+        max_side_px: width and height of a picture.
+        max_frames: images of an item, and likewise references.
+    """
+
+    max_message_bytes: int = 0
+    max_items: int = 0
+    max_pixels: int = 0
+    max_side_px: int = 0
+    max_frames: int = 0

@@ -1,12 +1,11 @@
 """Generate `reward_client/_pb/` and `reward_server/_pb/` from `protos/`; `make protos` runs this.
 
-The code lands in other people's environments, so it must run on the previous and the current
-major version of protobuf. Protobuf promises that generated code runs on the major it was made
-for and on the next one, never on an older runtime. So the generator is pinned to a release
-that emits protobuf 6 code: it asks for protobuf >= 6.30 and grpcio >= 1.72.2, and runs on
-protobuf 7 as well. Newer generators would shut protobuf 6 out.
+The code lands in other people's environments, which pin protobuf: trainers of 2024 have protobuf
+4 or 5. So the generator is pinned to the last release whose code asks for no version of the runtime
+that runs it (protobuf 4.25, before `runtime_version`); it runs on protobuf 4, 5, 6 and 7, which
+`tests/client/test_client_protobuf.py` checks with each of them.
 
-    python -m venv /tmp/protos && /tmp/protos/bin/pip install grpcio-tools==1.72.2
+    python -m venv /tmp/protos && /tmp/protos/bin/pip install grpcio-tools==1.62.3
     /tmp/protos/bin/python scripts/gen_protos.py            # writes both `_pb` folders
     /tmp/protos/bin/python scripts/gen_protos.py --check    # compares, writes nothing
 
@@ -24,7 +23,7 @@ import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-GENERATOR = "1.72.2"
+GENERATOR = "1.62.3"
 ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
 # Folder under `protos/` -> package of its code; clients need not carry what only servers speak.

@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
+from reward_client._addresses import Address
 from reward_client._tls import TlsFiles
-from reward_client._transports.base import AsyncTransport, Endpoint, Transport, parse_url
-from reward_client._transports.fake import AsyncFakeTransport, FakeTransport
+from reward_client._transports.base import Transport
 from reward_client.errors import InvalidArgument
-
-__all__ = [
-    "AsyncFakeTransport",
-    "AsyncTransport",
-    "Endpoint",
-    "FakeTransport",
-    "Transport",
-    "open_async_transport",
-    "open_transport",
-    "parse_url",
-]
 
 _NO_GRPC = (
     "grpc:// needs the package grpcio: pip install flow-reward[grpc], or use the server's http://"
@@ -24,54 +13,49 @@ _NO_GRPC = (
 )
 
 
-def open_transport(
-    url: str, api_key: str | None, max_message_bytes: int, tls: TlsFiles | None = None
-) -> Transport:
-    """Prepare a transport for `url`; nothing is sent yet.
+def check_transport(address: Address, tls: TlsFiles | None) -> None:
+    """Raise what `open_transport` would, without opening anything.
 
     Raises:
-        InvalidArgument: the url has no known scheme or no host, or a TLS file cannot be used.
+        InvalidArgument: TLS files for an address that is not encrypted, or that cannot be used.
         ImportError: the url says grpc and grpcio is not installed.
     """
-    endpoint = _endpoint(url, tls)
-    if endpoint.is_grpc:
+    if tls is not None:
+        if not address.is_tls:
+            raise InvalidArgument(
+                f"url {address.url!r} is not encrypted, so TLS files are of no use:"
+                f" write {address.scheme}s:// instead"
+            )
+        tls.context()
+    if address.is_grpc:
         try:
-            from reward_client._transports.grpc_sync import GrpcTransport
+            import grpc.aio  # noqa: F401
         except ModuleNotFoundError as error:
-            raise _missing(error) from error
-        return GrpcTransport(endpoint, api_key, max_message_bytes, tls)
+            if error.name is None or error.name.split(".")[0] != "grpc":
+                raise
+            raise ModuleNotFoundError(_NO_GRPC, name=error.name) from error
+
+
+def open_transport(
+    address: Address, api_key: str | None, tls: TlsFiles | None, *, trust_env: bool
+) -> Transport:
+    """Open a transport in the running event loop; it connects on first use.
+
+    Args:
+        address: of the server.
+        api_key: sent as `authorization: Bearer <api_key>`.
+        tls: whom to trust and what to show, if not the system's roots.
+        trust_env: whether proxies that the environment names are used, except on this host.
+
+    Raises:
+        InvalidArgument: TLS files for an address that is not encrypted, or that cannot be used.
+        ImportError: the url says grpc and grpcio is not installed.
+    """
+    check_transport(address, tls)
+    if address.is_grpc:
+        from reward_client._transports.grpc import GrpcTransport
+
+        return GrpcTransport(address, api_key, tls, trust_env=trust_env)
     from reward_client._transports.http import HttpTransport
 
-    return HttpTransport(endpoint, api_key, tls)
-
-
-def open_async_transport(
-    url: str, api_key: str | None, max_message_bytes: int, tls: TlsFiles | None = None
-) -> AsyncTransport:
-    """As `open_transport`, for asyncio; connects on first use, in the loop that uses it."""
-    endpoint = _endpoint(url, tls)
-    if endpoint.is_grpc:
-        try:
-            from reward_client._transports.grpc_aio import AsyncGrpcTransport
-        except ModuleNotFoundError as error:
-            raise _missing(error) from error
-        return AsyncGrpcTransport(endpoint, api_key, max_message_bytes, tls)
-    from reward_client._transports.http import AsyncHttpTransport
-
-    return AsyncHttpTransport(endpoint, api_key, tls)
-
-
-def _endpoint(url: str, tls: TlsFiles | None) -> Endpoint:
-    endpoint = parse_url(url)
-    if tls is not None and not endpoint.is_tls:
-        raise InvalidArgument(
-            f"url {url!r} is not encrypted, so TLS files are of no use:"
-            f" write {endpoint.scheme}s:// instead"
-        )
-    return endpoint
-
-
-def _missing(error: ModuleNotFoundError) -> ModuleNotFoundError:
-    if error.name is None or error.name.split(".")[0] != "grpc":
-        return error
-    return ModuleNotFoundError(_NO_GRPC, name=error.name)
+    return HttpTransport(address, api_key, tls, trust_env=trust_env)

@@ -8,18 +8,17 @@ not survive here either.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from typing import TypeAlias
 
 from reward_client import _validation
 from reward_client._pb.reward.v1 import reward_pb2 as pb
-from reward_client._transports.base import AsyncCalls, AsyncUnary, Calls, Unary
+from reward_client._transports.base import Calls, Headers, Message, Unary
 from reward_client._wire import convert
 from reward_client.codec import is_lossy
 from reward_client.errors import (
     ItemError,
-    RewardError,
 )
 from reward_client.types import (
     Item,
@@ -58,30 +57,23 @@ class FakeTransport:
         self._scorers = tuple(scorers)
         self.requests: list[ScoreRequest] = []
 
-    def score(self, message: pb.ScoreRequest, deadline_s: float) -> Future[pb.ScoreResponse]:
-        """Score one request at once; `deadline_s` never passes."""
-        future: Future[pb.ScoreResponse] = Future()
-        try:
-            future.set_result(self.answer(message))
-        except RewardError as error:
-            future.set_exception(error)
-        return future
+    async def score(
+        self, message: Message, timeout_s: float, headers: Headers = ()
+    ) -> pb.ScoreResponse:
+        """Score one request, in a thread of its own; `timeout_s` never passes."""
+        return await asyncio.to_thread(self.answer, pb.ScoreRequest.FromString(message.body))
 
     def answer(self, message: pb.ScoreRequest) -> pb.ScoreResponse:
         """Score one request; raises what `score_fn` raises."""
-        request = convert.request_from_proto(
-            pb.ScoreRequest.FromString(message.SerializeToString())
-        )
+        request = convert.request_from_proto(message)
         self.requests.append(request)
         _validation.check_request(request)
         results = {s.name: self._result(s, request.items) for s in request.scorers}
         return convert.response_to_proto(ScoreResponse(request.request_id, results))
 
-    def list_scorers(self, deadline_s: float) -> Future[pb.ListScorersResponse]:
+    async def list_scorers(self, timeout_s: float, headers: Headers = ()) -> pb.ListScorersResponse:
         """Describe the scorers; all are ready."""
-        future: Future[pb.ListScorersResponse] = Future()
-        future.set_result(self.describe())
-        return future
+        return self.describe()
 
     def stream(self) -> Calls:
         """Requests one by one."""
@@ -104,7 +96,7 @@ class FakeTransport:
         ]
         return pb.ListScorersResponse(scorers=[convert.info_to_proto(info) for info in infos])
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Nothing to release."""
 
     def _result(self, selector: ScorerSelector, items: Sequence[Item]) -> ScorerResult:
@@ -127,29 +119,6 @@ class FakeTransport:
             errors={i: o for i, o in enumerate(outcomes) if isinstance(o, ItemError)},
             lossy_input=tuple(any(is_lossy(image) for image in item.images) for item in items),
         )
-
-
-class AsyncFakeTransport:
-    """A `FakeTransport` behind the asyncio interface."""
-
-    def __init__(self, score_fn: ScoreFn, scorers: Sequence[str] = ("fake",)) -> None:
-        self._fake = FakeTransport(score_fn, scorers)
-        self.requests = self._fake.requests
-
-    async def score(self, message: pb.ScoreRequest, deadline_s: float) -> pb.ScoreResponse:
-        """Score one request at once; `deadline_s` never passes."""
-        return self._fake.answer(message)
-
-    async def list_scorers(self, deadline_s: float) -> pb.ListScorersResponse:
-        """Describe the scorers; all are ready."""
-        return self._fake.describe()
-
-    def stream(self) -> AsyncCalls:
-        """Requests one by one."""
-        return AsyncUnary(self)
-
-    async def close(self) -> None:
-        """Nothing to release."""
 
 
 def _split(outcome: Scored) -> ItemError | tuple[float, Mapping[str, float]]:

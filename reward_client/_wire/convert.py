@@ -35,6 +35,7 @@ from reward_client.types import (
     ScorerResult,
     ScorerSelector,
     ScorerState,
+    ServerLimits,
 )
 
 # What stands in a numeric column where the item has a status; never read back.
@@ -60,7 +61,7 @@ def request_to_proto(request: ScoreRequest) -> pb.ScoreRequest:
         include_details=request.include_details,
     )
     for item in request.items:
-        fill_item(item, message.items.add())
+        _fill_item(item, message.items.add())
     return message
 
 
@@ -71,7 +72,7 @@ def request_from_proto(message: pb.ScoreRequest) -> ScoreRequest:
         InvalidArgument: an image without encoding or data, or in shared memory; an unknown
             priority. Names the item and the field.
     """
-    priority = message.priority or pb.ScoreRequest.TRAIN
+    priority = message.priority or pb.ScoreRequest.EVAL
     if priority not in pb.ScoreRequest.Priority.values():
         raise InvalidArgument(f"priority {priority} is not one of TRAIN, EVAL, BULK")
     return ScoreRequest(
@@ -86,11 +87,11 @@ def request_from_proto(message: pb.ScoreRequest) -> ScoreRequest:
 def item_to_proto(item: Item) -> pb.Item:
     """Build the message of one item; raises InvalidArgument if a value cannot be sent."""
     message = pb.Item()
-    fill_item(item, message)
+    _fill_item(item, message)
     return message
 
 
-def fill_item(item: Item, message: pb.Item) -> None:
+def _fill_item(item: Item, message: pb.Item) -> None:
     """Fill the message of one item; raises InvalidArgument if a value cannot be sent.
 
     In place, because a message that is put into another one is copied, pixels and all.
@@ -99,13 +100,13 @@ def fill_item(item: Item, message: pb.Item) -> None:
         message.id = item.id
         message.prompt = item.prompt
         for image in item.images:
-            fill_image(image, message.images.add())
+            _fill_image(image, message.images.add(), f"item {item.id!r}")
         for image in item.references:
-            fill_image(image, message.references.add())
+            _fill_image(image, message.references.add(), f"item {item.id!r}")
         if item.spec is not None:
             spec_to_proto(item.spec, item.spec_kind, message)
     except (ValueError, TypeError) as error:
-        # Text that is not valid Unicode, or a size beyond 32 bits.
+        # Text that is not valid Unicode.
         raise InvalidArgument(f"item {item.id!r} cannot be sent: {error}") from error
 
 
@@ -122,12 +123,22 @@ def item_from_proto(message: pb.Item) -> Item:
     )
 
 
-def fill_image(image: Image, message: pb.Media) -> None:
-    """Fill the message of one image."""
+def media_header(image: Image, where: str) -> pb.Media:
+    """Build the message of one image, without its data.
+
+    Raises:
+        InvalidArgument: a size beyond 32 bits; `where` names the item.
+    """
+    encoding = getattr(pb.Media, image.encoding.value)
+    try:
+        return pb.Media(encoding=encoding, width=image.width, height=image.height)
+    except (ValueError, TypeError) as error:
+        raise InvalidArgument(f"{where} cannot be sent: {error}") from error
+
+
+def _fill_image(image: Image, message: pb.Media, where: str) -> None:
+    message.CopyFrom(media_header(image, where))
     message.data = image.data
-    message.encoding = getattr(pb.Media, image.encoding.value)
-    message.width = image.width
-    message.height = image.height
 
 
 def _images_from_proto(messages: Iterable[pb.Media], where: str) -> tuple[Image, ...]:
@@ -346,6 +357,28 @@ def info_from_proto(message: pb.ScorerInfo) -> ScorerInfo:
         replicas=tuple(_replica_from_proto(replica) for replica in message.replicas),
         waiting_items=message.waiting_items,
         oldest_wait_s=message.oldest_wait_s,
+    )
+
+
+def limits_to_proto(limits: ServerLimits) -> pb.ServerLimits:
+    """Build the message that says what a server accepts."""
+    return pb.ServerLimits(
+        max_message_bytes=limits.max_message_bytes,
+        max_items=limits.max_items,
+        max_pixels=limits.max_pixels,
+        max_side_px=limits.max_side_px,
+        max_frames=limits.max_frames,
+    )
+
+
+def limits_from_proto(message: pb.ServerLimits) -> ServerLimits:
+    """Read what a server accepts."""
+    return ServerLimits(
+        max_message_bytes=message.max_message_bytes,
+        max_items=message.max_items,
+        max_pixels=message.max_pixels,
+        max_side_px=message.max_side_px,
+        max_frames=message.max_frames,
     )
 
 

@@ -60,9 +60,9 @@ def spec_from_proto(message: pb.Item) -> tuple[SpecKind | None, dict[str, Any] |
 def _geneval_to_proto(row: Mapping[str, Any], where: str) -> pb.GenEvalSpec:
     _check_keys(row, _GENEVAL_KEYS, where)
     return pb.GenEvalSpec(
-        tag=_text(row.get("tag", ""), f"{where}['tag']"),
+        tag=_text(row.get("tag") or "", f"{where}['tag']"),
         include=_clauses(row.get("include"), f"{where}['include']"),
-        exclude=_clauses(row.get("exclude", ()), f"{where}['exclude']"),
+        exclude=_clauses(row.get("exclude") or (), f"{where}['exclude']"),
     )
 
 

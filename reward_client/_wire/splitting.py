@@ -9,60 +9,106 @@ from dataclasses import dataclass
 from typing import Any
 
 from reward_client._pb.reward.v1 import reward_pb2 as pb
+from reward_client._transports.base import Message
 from reward_client._wire import convert
-from reward_client.errors import Internal, InvalidArgument, ItemError, RewardError, Unavailable
-from reward_client.types import ScoreRequest, ScoreResponse, ScorerResult
+from reward_client.errors import (
+    Code,
+    Internal,
+    InvalidArgument,
+    ItemError,
+    RewardError,
+    Unavailable,
+)
+from reward_client.types import Item, ScoreRequest, ScoreResponse, ScorerResult
 
-# Field tag and length of one item inside the message, and room for the part's request id.
-_ITEM_OVERHEAD_BYTES = 6
-_HEADER_OVERHEAD_BYTES = 64
+# The numbers of the fields that hold pixels, in reward.proto.
+_ITEMS, _IMAGES, _REFERENCES, _DATA = 3, 3, 4, 1
+_HEADER_OVERHEAD_BYTES = 64  # room for the part's request id
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
     """Items [start, stop) of a request, ready to be sent."""
 
-    message: pb.ScoreRequest
+    message: Message
     start: int
     stop: int
 
 
-def split(request: ScoreRequest, max_message_bytes: int, max_items: int = 1 << 31) -> list[Part]:
-    """Cut a request into messages within both limits, keeping the order of items.
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How large a message may be.
 
-    A request that fits keeps its id; the parts of a larger one are `<id>/0`, `<id>/1`, ...
+    Attributes:
+        bytes: beyond which a batch is cut.
+        items: likewise.
+        item_bytes: beyond which a single item is refused; one larger than `bytes` goes alone.
+    """
+
+    bytes: int
+    items: int
+    item_bytes: int
+
+
+def split(request: ScoreRequest, sizes: Sizes) -> list[Part]:
+    """Cut a request into serialised messages, keeping the order of items.
+
+    A request that fits keeps its id; the parts of a larger one are `<id>/0`, `<id>/1`, ... Pixels
+    are copied once, into the message.
 
     Raises:
         InvalidArgument: one item alone does not fit, or a spec does not fit its kind.
     """
-    whole = convert.request_to_proto(request)
-    if whole.ByteSize() <= max_message_bytes and len(request.items) <= max_items:
-        return [Part(whole, 0, len(request.items))]
     header = convert.request_to_proto(dataclasses.replace(request, items=()))
-    room = max_message_bytes - header.ByteSize() - _HEADER_OVERHEAD_BYTES
-    bounds = [0]
-    used = 0
-    for index, item in enumerate(whole.items):
-        size = item.ByteSize() + _ITEM_OVERHEAD_BYTES
-        if size > room:
-            raise InvalidArgument(
-                f"item {item.id!r} takes {size} bytes, a message may have {max_message_bytes}: send"
-                " fewer or smaller images per item, encode them, or raise max_message_bytes here"
-                " and on the server"
+    overhead = header.ByteSize() + _HEADER_OVERHEAD_BYTES
+    bounds, used = [0], 0
+    chunks = [_chunks_of(item) for item in request.items]
+    for index, of_item in enumerate(chunks):
+        size = sum(map(len, of_item))
+        if size > sizes.item_bytes - overhead:
+            problem = (
+                f"item {request.items[index].id!r} takes {size} bytes, a message may have"
+                f" {sizes.item_bytes}: send fewer or smaller images per item, encode them, or"
+                " raise max_message_bytes here and on the server"
             )
-        if used + size > room or index - bounds[-1] == max_items:
+            told = {index: ItemError(Code.INVALID_ARGUMENT, problem)}
+            raise InvalidArgument(problem, items=told)
+        is_full = index - bounds[-1] == sizes.items
+        if used and (is_full or used + size > sizes.bytes - overhead):
             bounds.append(index)
             used = 0
         used += size
-    bounds.append(len(whole.items))
+    bounds.append(len(chunks))
     parts = []
     for number, (start, stop) in enumerate(itertools.pairwise(bounds)):
-        message = pb.ScoreRequest()
-        message.CopyFrom(header)
-        message.request_id = f"{request.request_id}/{number}"
-        message.items.extend(whole.items[start:stop])
-        parts.append(Part(message, start, stop))
+        if len(bounds) > 2:
+            header.request_id = f"{request.request_id}/{number}"
+        body = [header.SerializeToString(), *itertools.chain.from_iterable(chunks[start:stop])]
+        parts.append(Part(Message(header.request_id, b"".join(body)), start, stop))
     return parts
+
+
+def _chunks_of(item: Item) -> list[bytes]:
+    """The field `items` of a request for one item; the image data are not copied."""
+    rest = convert.item_to_proto(dataclasses.replace(item, images=(), references=()))
+    chunks = [rest.SerializeToString()]
+    for number, images in ((_IMAGES, item.images), (_REFERENCES, item.references)):
+        for image in images:
+            about = convert.media_header(image, f"item {item.id!r}").SerializeToString()
+            data = _prefix(_DATA, len(image.data))
+            length = len(about) + len(data) + len(image.data)
+            chunks += [_prefix(number, length) + about + data, image.data]
+    return [_prefix(_ITEMS, sum(map(len, chunks))), *chunks]
+
+
+def _prefix(number: int, length: int) -> bytes:
+    """Tag and length of a field of the wire type LEN (protobuf's encoding)."""
+    prefix = bytearray([number << 3 | 2])
+    while length > 0x7F:
+        prefix.append(length & 0x7F | 0x80)
+        length >>= 7
+    prefix.append(length)
+    return bytes(prefix)
 
 
 def read_response(request: ScoreRequest, part: Part, message: pb.ScoreResponse) -> ScoreResponse:

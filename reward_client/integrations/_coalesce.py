@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from concurrent.futures import CancelledError
+from dataclasses import dataclass, replace
 
-from reward_client.errors import InvalidArgument
-from reward_client.types import Item, ScoreResponse
+from reward_client._loop_thread import LoopThread
+from reward_client._validation import item_problem
+from reward_client._wire import convert
+from reward_client.errors import Cancelled, InvalidArgument, RewardError, error_for
+from reward_client.types import Item, ScoreResponse, ScorerResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,99 +34,119 @@ class Gathering:
             )
 
 
-@dataclass(slots=True)
 class _Batch:
-    items: list[Item] = field(default_factory=list)
-    full: threading.Event = field(default_factory=threading.Event)
-    answer: Future[ScoreResponse] = field(default_factory=Future)
+    """Items that leave together; `full` is set when it has left the queue."""
+
+    def __init__(self) -> None:
+        self.items: list[Item] = []
+        self.answers: list[asyncio.Future[ScoreResponse]] = []
+        self.full = asyncio.Event()
 
 
 class Coalescer:
-    """For threads: the first caller of a request waits for company, then sends it for all."""
-
-    def __init__(self, score: Callable[[list[Item]], ScoreResponse], when: Gathering) -> None:
-        self._score = score
-        self._when = when
-        self._lock = threading.Lock()
-        self._batch = _Batch()
-
-    def score(self, item: Item) -> tuple[ScoreResponse, int]:
-        """Return the answer to a request and which of its items is the caller's.
-
-        Raises:
-            RewardError: the request failed; every caller in it gets the same error.
-        """
-        with self._lock:
-            batch = self._batch
-            index = _add(batch.items, item)
-            if len(batch.items) == self._when.max_items:
-                self._batch = _Batch()
-                batch.full.set()
-        if index == 0:
-            self._send(batch)
-        return batch.answer.result(), index
-
-    def _send(self, batch: _Batch) -> None:
-        try:
-            batch.full.wait(self._when.max_wait_ms / 1e3)
-            with self._lock:
-                if self._batch is batch:
-                    self._batch = _Batch()
-            batch.answer.set_result(self._score(batch.items))
-        except BaseException as error:
-            # Whatever it is, nobody may wait for ever.
-            batch.answer.set_exception(error)
-
-
-@dataclass(slots=True)
-class _AsyncBatch:
-    items: list[Item] = field(default_factory=list)
-    full: asyncio.Event = field(default_factory=asyncio.Event)
-    task: asyncio.Task[ScoreResponse] | None = None
-    waiters: int = 0
-
-
-class AsyncCoalescer:
-    """For the tasks of one event loop."""
+    """For callers in any thread or event loop: it lives in a loop of its own."""
 
     def __init__(
         self, score: Callable[[list[Item]], Awaitable[ScoreResponse]], when: Gathering
     ) -> None:
+        """Start without calls.
+
+        Args:
+            score: sends a request; called in the coalescer's own loop.
+            when: a request is sent.
+        """
         self._score = score
         self._when = when
-        self._batch = _AsyncBatch()
+        self._thread = LoopThread("reward-client-coalescer")
+        self._batch: _Batch | None = None
 
-    async def score(self, item: Item) -> tuple[ScoreResponse, int]:
-        """As `Coalescer.score`; cancelling every caller of a request cancels the request."""
-        batch = self._batch
-        index = _add(batch.items, item)
-        if batch.task is None:
-            batch.task = asyncio.create_task(self._send(batch))
-        if len(batch.items) == self._when.max_items:
-            self._batch = _AsyncBatch()
-            batch.full.set()
-        batch.waiters += 1
+    async def awaited(self, item: Item) -> ScoreResponse:
+        """The response to this item alone, as if nothing else had been in the request.
+
+        Raises:
+            RewardError: the item is wrong, or the request failed.
+        """
+        _check(item)
+        return await asyncio.wrap_future(self._thread.submit(self._join(item)))
+
+    def blocking(self, item: Item) -> ScoreResponse:
+        """As `awaited`, for callers that block."""
+        _check(item)
+        running = self._thread.submit(self._join(item))
         try:
-            return await asyncio.shield(batch.task), index
+            return running.result()
+        except CancelledError as error:
+            raise Cancelled("the request was cancelled") from error
         finally:
-            batch.waiters -= 1
-            if batch.waiters == 0:
-                self._leave(batch)
-                batch.task.cancel()
+            running.cancel()
 
-    async def _send(self, batch: _AsyncBatch) -> ScoreResponse:
-        try:
-            await asyncio.wait_for(batch.full.wait(), self._when.max_wait_ms / 1e3)
-        except (TimeoutError, asyncio.TimeoutError):
+    async def _join(self, item: Item) -> ScoreResponse:
+        batch = self._batch
+        if batch is None:
+            batch = self._batch = _Batch()
+            self._sending = asyncio.ensure_future(self._send(batch))
+        answer: asyncio.Future[ScoreResponse] = asyncio.get_running_loop().create_future()
+        # Callers do not know of each other: ids are unique by position.
+        batch.items.append(replace(item, id=f"{len(batch.items)}:{item.id}"))
+        batch.answers.append(answer)
+        if len(batch.items) == self._when.max_items:
             self._leave(batch)
-        return await self._score(batch.items)
+        return await answer
 
-    def _leave(self, batch: _AsyncBatch) -> None:
+    def _leave(self, batch: _Batch) -> None:
         if self._batch is batch:
-            self._batch = _AsyncBatch()
+            self._batch = None
+        batch.full.set()
+
+    async def _send(self, batch: _Batch) -> None:
+        full = asyncio.ensure_future(batch.full.wait())
+        await asyncio.wait([full], timeout=self._when.max_wait_ms / 1e3)
+        full.cancel()
+        self._leave(batch)
+        waiting = [at for at, answer in enumerate(batch.answers) if not answer.done()]
+        while waiting:
+            asking = asyncio.ensure_future(self._score([batch.items[at] for at in waiting]))
+            left = asyncio.ensure_future(_all_left([batch.answers[at] for at in waiting]))
+            await asyncio.wait([asking, left], return_when=asyncio.FIRST_COMPLETED)
+            left.cancel()
+            if not asking.done():  # no caller is left
+                asking.cancel()
+                return
+            waiting = _settle(asking, batch, waiting)
 
 
-def _add(items: list[Item], item: Item) -> int:
-    # Callers do not know of each other: ids are unique by position.
-    items.append(replace(item, id=f"{len(items)}:{item.id}"))
-    return len(items) - 1
+def _settle(asked: asyncio.Future[ScoreResponse], batch: _Batch, waiting: list[int]) -> list[int]:
+    """Give every caller its own answer; returns whose items are to be sent again without others."""
+    error = asked.exception()
+    again: list[int] = []
+    for position, at in enumerate(waiting):
+        answer = batch.answers[at]
+        if answer.done():
+            continue
+        if error is None:
+            answer.set_result(_only(asked.result(), position))
+        elif not isinstance(error, RewardError) or not error.items:
+            answer.set_exception(error)
+        elif position in error.items:
+            own = error.items[position]
+            answer.set_exception(error_for(own.code, own.message, own.retryable))
+        else:
+            again.append(at)
+    return again
+
+
+def _only(response: ScoreResponse, position: int) -> ScoreResponse:
+    results: dict[str, ScorerResult] = {n: r.at(position) for n, r in response.results.items()}
+    return ScoreResponse(response.request_id, results)
+
+
+def _check(item: Item) -> None:
+    """Raise InvalidArgument for what is wrong with an item by itself, before others join it."""
+    if (problem := item_problem(replace(item, id=item.id or "0"))) is not None:
+        raise InvalidArgument(problem)
+    convert.item_to_proto(replace(item, images=(), references=()))
+
+
+async def _all_left(answers: list[asyncio.Future[ScoreResponse]]) -> None:
+    """Wait until every answer is cancelled (or set)."""
+    await asyncio.wait(answers)

@@ -21,6 +21,7 @@ from typing import Any
 from reward_client._client import RewardClient
 from reward_client._items import make_items
 from reward_client.errors import InvalidArgument
+from reward_client.types import Priority
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,8 @@ class RewardMixin:
         """Score N samples; `metadata` are the dataset's further columns as JSON."""
         rows = [json.loads(text) for text in metadata] if metadata else None
         items = make_items(image or video, prompt, rows, references=condition_images)
-        result = self._client.score(items, [self._scorer])[self._scorer].raise_for_items()
+        response = self._client.score(items, [self._scorer], priority=Priority.TRAIN)
+        result = response[self._scorer].raise_for_items()
         scores = [score for score in result.scores if score is not None]
         return Rewards(scores, {k: list(v) for k, v in result.components.items()})
 

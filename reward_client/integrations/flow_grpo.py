@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from reward_client._client import RewardClient
 from reward_client._items import Row, make_items
-from reward_client.types import Item, ScorerResult, ScorerSelector, SpecKind
+from reward_client.types import Item, Priority, ScorerResult, ScorerSelector, SpecKind
 
 OnFailure = Literal["raise", "none"]
 RewardFn = Callable[..., tuple[list[float | None], dict[str, Any]]]
@@ -56,7 +56,7 @@ def multi_score(
         only_strict: bool = True,
     ) -> tuple[dict[str, list[float | None]], dict[str, Any]]:
         items = make_items(images, prompts, metadata, references=ref_images)
-        results = asked.score(items, selectors).results
+        results = asked.score(items, selectors, priority=Priority.TRAIN).results
         details: dict[str, list[float | None]] = {}
         for name, result in results.items():
             checked = result.raise_for_items() if on_failure == "raise" else result
@@ -84,7 +84,7 @@ def make_reward_fn(
         images: Any, prompts: Sequence[str], metadata: Sequence[Row] | None = None
     ) -> tuple[list[float | None], dict[str, Any]]:
         items = make_items(images, prompts, metadata, spec_kind=spec_kind)
-        (result,) = client.score(items, [scorer]).results.values()
+        (result,) = client.score(items, [scorer], priority=Priority.TRAIN).results.values()
         if on_failure == "raise":
             result.raise_for_items()
         info = {"raw": list(result.raw), "errors": dict(result.errors)}

@@ -17,7 +17,7 @@ from reward_client._async_client import AsyncRewardClient
 from reward_client._client import RewardClient
 from reward_client._items import make_items
 from reward_client.errors import InvalidArgument
-from reward_client.types import Item, ScoreResponse, ScorerSelector
+from reward_client.types import Item, Priority, ScoreResponse, ScorerSelector
 
 Rewards = list[float | None]
 Columns = Mapping[str, Any]
@@ -46,7 +46,8 @@ def make_reward_func(
 
     def reward(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> Rewards:
         columns |= {"prompts": prompts, "completions": completions}
-        return reading.rewards(client.score(reading.items(columns), [scorer]), columns)
+        items = reading.items(columns)
+        return reading.rewards(client.score(items, [scorer], priority=Priority.TRAIN), columns)
 
     reward.__name__ = scorer if isinstance(scorer, str) else scorer.name
     return reward
@@ -60,12 +61,14 @@ def make_async_reward_func(
     text: str = "prompts",
     spec_columns: Sequence[str] = SPEC_COLUMNS,
 ) -> Callable[..., Awaitable[Rewards]]:
-    """As `make_reward_func`, `async def`: TRL awaits all such functions together."""
+    """As `make_reward_func`, `async def`, for any event loop: TRL awaits these together."""
     reading = _Reading(pictures, text, spec_columns)
 
     async def reward(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> Rewards:
         columns |= {"prompts": prompts, "completions": completions}
-        return reading.rewards(await client.score(reading.items(columns), [scorer]), columns)
+        items = reading.items(columns)
+        response = await client.score(items, [scorer], priority=Priority.TRAIN)
+        return reading.rewards(response, columns)
 
     reward.__name__ = scorer if isinstance(scorer, str) else scorer.name
     return reward

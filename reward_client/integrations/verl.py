@@ -9,6 +9,8 @@ raises RewardError: whether that stops the run is the reward manager's business.
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -17,8 +19,8 @@ from reward_client._async_client import AsyncRewardClient
 from reward_client._client import RewardClient
 from reward_client._items import spec_of
 from reward_client.images import to_images
-from reward_client.integrations._coalesce import AsyncCoalescer, Coalescer, Gathering
-from reward_client.types import Item, ScoreResponse
+from reward_client.integrations._coalesce import Coalescer, Gathering
+from reward_client.types import Item, Priority, ScoreResponse
 
 Score = dict[str, float]
 _WHEN = Gathering()
@@ -28,7 +30,7 @@ _SPEC_KEYS = ("tag", "include", "exclude", "target")
 def make_compute_score(
     scorers: Sequence[str], *, client: AsyncRewardClient | None = None, when: Gathering = _WHEN
 ) -> Callable[..., Awaitable[Score]]:
-    """Make `async compute_score(solution_image, ground_truth, extra_info)`, for one event loop.
+    """Make `async compute_score(solution_image, ground_truth, extra_info)`, for any event loop.
 
     The picture is uint8 (3, H, W), or (F, 3, H, W) for the frames of a video; `ground_truth` is
     the prompt; an `extra_info` with "include" is a GenEval row, one with "target" is for OCR. It
@@ -41,9 +43,10 @@ def make_compute_score(
     """
 
     @cache
-    def calls() -> AsyncCoalescer:
+    def calls(process: int) -> Coalescer:
+        del process  # after a fork everything is made anew
         asked = client or AsyncRewardClient.from_env()
-        return AsyncCoalescer(lambda items: asked.score(items, scorers), when)
+        return Coalescer(lambda items: asked.score(items, scorers, priority=Priority.TRAIN), when)
 
     async def compute_score(
         solution_image: Any,
@@ -52,7 +55,7 @@ def make_compute_score(
         **_: Any,
     ) -> Score:
         item = _item(solution_image, ground_truth, extra_info)
-        return _read(*await calls().score(item))
+        return _read(await calls(os.getpid()).awaited(item))
 
     return compute_score
 
@@ -63,9 +66,13 @@ def make_sync_compute_score(
     """As `make_compute_score`, for reward managers that call it from many threads."""
 
     @cache
-    def calls() -> Coalescer:
+    def calls(process: int) -> Coalescer:
+        del process
         asked = client or RewardClient.from_env()
-        return Coalescer(lambda items: asked.score(items, scorers), when)
+        return Coalescer(
+            lambda items: asyncio.to_thread(asked.score, items, scorers, priority=Priority.TRAIN),
+            when,
+        )
 
     def compute_score(
         solution_image: Any,
@@ -73,22 +80,23 @@ def make_sync_compute_score(
         extra_info: Mapping[str, Any] | None = None,
         **_: Any,
     ) -> Score:
-        return _read(*calls().score(_item(solution_image, ground_truth, extra_info)))
+        item = _item(solution_image, ground_truth, extra_info)
+        return _read(calls(os.getpid()).blocking(item))
 
     return compute_score
 
 
 def _item(picture: Any, prompt: str, extra: Mapping[str, Any] | None) -> Item:
     # Whatever else verl puts into extra_info is not for the scorers.
-    known = {key: (extra or {})[key] for key in _SPEC_KEYS if key in (extra or {})}
+    known = {key: value for key, value in (extra or {}).items() if key in _SPEC_KEYS}
     spec, kind = spec_of(known)
     return Item("", prompt, tuple(to_images(picture)), (), spec, kind)
 
 
-def _read(response: ScoreResponse, index: int) -> Score:
+def _read(response: ScoreResponse) -> Score:
     found: Score = {}
     for name, result in response.results.items():
-        one = result.at(index).raise_for_items()
+        one = result.raise_for_items()
         columns = {name: one.scores} | {f"{name}/{k}": v for k, v in one.components.items()}
         found |= {key: column[0] for key, column in columns.items() if column[0] is not None}
     return {"score": next(iter(found.values()))} | found

@@ -257,7 +257,7 @@ def test_geneval_rows_as_published() -> None:
     (read,) = json_mirror.request_from_json(body).items
     assert read.spec == expected
     assert read.spec_kind == "geneval"
-    assert json_mirror.request_from_json(body).priority is Priority.TRAIN
+    assert json_mirror.request_from_json(body).priority is Priority.EVAL
 
 
 def clause(**changes: object) -> dict[str, object]:
@@ -335,8 +335,8 @@ def test_foreign_error_bodies_are_not_taken_for_ours() -> None:
         assert json_mirror.error_from_json(body) is None
 
 
-def test_an_unknown_priority_is_refused_and_an_unset_one_means_train() -> None:
-    assert convert.request_from_proto(pb.ScoreRequest()).priority is Priority.TRAIN
+def test_an_unknown_priority_is_refused_and_an_unset_one_means_eval() -> None:
+    assert convert.request_from_proto(pb.ScoreRequest()).priority is Priority.EVAL
     with pytest.raises(InvalidArgument, match="priority 77"):
         convert.request_from_proto(pb.ScoreRequest(priority=77))  # type: ignore[arg-type]  # an unknown number on purpose
 

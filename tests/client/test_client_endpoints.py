@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import random
 import time
 from collections.abc import Callable
 from typing import Any
@@ -184,9 +185,11 @@ def test_what_a_client_knows_of_its_servers() -> None:
 @settings(max_examples=15, deadline=None)
 @given(st.data())
 def test_whatever_fails_every_item_gets_its_own_score_once(data: st.DataObject) -> None:
+    luck = random.Random(data.draw(st.integers(0, 2**32)))
+
     def score(_: str, item: Item) -> float | ItemError:
-        if data.draw(st.integers(0, 9)) == 0:
-            if data.draw(st.booleans()):
+        if luck.random() < 0.1:
+            if luck.random() < 0.5:
                 raise Unavailable("down")
             raise ResourceExhausted("full", retry_after_s=0.001)
         return brightness(item)

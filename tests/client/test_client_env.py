@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,7 @@ from reward_client import (
     ScorerResult,
     Unavailable,
 )
-from reward_client.integrations._coalesce import AsyncCoalescer, Coalescer, Gathering
+from reward_client.integrations._coalesce import Coalescer, Gathering
 
 
 def test_a_client_from_the_environment(script: Script) -> None:
@@ -35,7 +36,7 @@ def test_a_client_from_the_environment(script: Script) -> None:
     with RewardClient.from_env(environ) as client:
         client.score(grey_items(1), ["brightness"])
     assert script.seen_metadata[0]["authorization"] == "Bearer secret"
-    assert 5.0 < script.seen_deadlines_s[0] <= 7.5
+    assert 5.0 < script.seen_deadlines_s[0] <= 7.6
 
 
 @pytest.mark.parametrize("cls", [RewardClient, AsyncRewardClient])
@@ -97,21 +98,20 @@ def test_every_task_gets_its_own_score(callers: int, most: int, wait_ms: float) 
         await asyncio.sleep(0)
         return answer(items)
 
-    async def run() -> list[tuple[ScoreResponse, int]]:
-        calls = AsyncCoalescer(send, Gathering(most, wait_ms))
-        return await asyncio.gather(*[calls.score(item) for item in grey_items(callers)])
+    async def run() -> list[ScoreResponse]:
+        calls = Coalescer(send, Gathering(most, wait_ms))
+        return await asyncio.gather(*[calls.awaited(item) for item in grey_items(callers)])
 
     found = asyncio.run(run())
-    assert [r["b"].scores[index] for r, index in found] == [float(i) for i in range(callers)]
+    assert [r["b"].scores for r in found] == [(float(i),) for i in range(callers)]
     assert sum(sizes) == callers
     assert max(sizes) <= most
-    assert len(sizes) == -(-callers // most)
 
 
 def test_every_thread_gets_its_own_score_and_errors_reach_all() -> None:
     sizes: list[int] = []
 
-    def send(items: list[Item]) -> ScoreResponse:
+    async def send(items: list[Item]) -> ScoreResponse:
         sizes.append(len(items))
         if len(sizes) == 1:
             raise Unavailable("down")
@@ -119,23 +119,51 @@ def test_every_thread_gets_its_own_score_and_errors_reach_all() -> None:
 
     calls = Coalescer(send, Gathering(4, 2000.0))
     with ThreadPoolExecutor(4) as pool:
-        failed = [pool.submit(calls.score, item) for item in grey_items(4)]
+        failed = [pool.submit(calls.blocking, item) for item in grey_items(4)]
         assert all(isinstance(future.exception(20), Unavailable) for future in failed)
-        futures = [pool.submit(calls.score, item) for item in grey_items(4)]
-        found = [future.result(20) for future in futures]
-    assert [r["b"].scores[index] for r, index in found] == [0.0, 1.0, 2.0, 3.0]
+        found = list(pool.map(calls.blocking, grey_items(4)))
+    assert [r["b"].scores for r in found] == [(0.0,), (1.0,), (2.0,), (3.0,)]
     assert sizes == [4, 4]
     started = time.monotonic()
-    alone, index = Coalescer(answer, Gathering(4, 30.0)).score(grey_items(1)[0])
+    alone = Coalescer(send, Gathering(4, 30.0)).blocking(grey_items(1)[0])
     assert time.monotonic() - started >= 0.03
-    assert (alone["b"].scores, index) == ((0.0,), 0)
+    assert alone["b"].scores == (0.0,)
     assert threading.active_count() < 50
+
+
+def test_a_wrong_item_costs_its_caller_alone() -> None:
+    sizes: list[int] = []
+
+    async def send(items: list[Item]) -> ScoreResponse:
+        sizes.append(len(items))
+        wrong = [i for i, item in enumerate(items) if item.prompt == "unreadable"]
+        if wrong:  # as a server refuses a request that it cannot read
+            errors = {i: ItemError(Code.INVALID_ARGUMENT, "no such class") for i in wrong}
+            raise InvalidArgument("no such class", items=errors)
+        return answer(items)
+
+    items = grey_items(4)
+    items[1] = dataclasses.replace(items[1], prompt="unreadable")
+    items[2] = dataclasses.replace(items[2], spec={"include": "a star"}, spec_kind="geneval")
+
+    async def run() -> list[Any]:
+        calls = Coalescer(send, Gathering(3, 500.0))
+        return await asyncio.gather(*map(calls.awaited, items), return_exceptions=True)
+
+    first, unreadable, unsendable, last = asyncio.run(run())
+    assert first["b"].scores == (0.0,)
+    assert last["b"].scores == (3.0,)
+    assert isinstance(unreadable, InvalidArgument)
+    assert unreadable.message == "no such class"
+    assert isinstance(unsendable, InvalidArgument)
+    assert "expected a list of clauses" in unsendable.message
+    assert sizes == [3, 2]
 
 
 def test_cancelling_one_caller_costs_the_others_nothing_and_all_cancel_the_request() -> None:
     async def run() -> list[str]:
         happened: list[str] = []
-        begun = asyncio.Event()
+        begun = threading.Event()
 
         async def send(items: list[Item]) -> ScoreResponse:
             begun.set()
@@ -147,16 +175,16 @@ def test_cancelling_one_caller_costs_the_others_nothing_and_all_cancel_the_reque
             happened.append("sent")
             return answer(items)
 
-        calls = AsyncCoalescer(send, Gathering(2, 1000.0))
+        calls = Coalescer(send, Gathering(2, 1000.0))
         for kept in (1, 0):
             begun.clear()
-            tasks = [asyncio.create_task(calls.score(item)) for item in grey_items(2)]
-            await begun.wait()
+            tasks = [asyncio.create_task(calls.awaited(item)) for item in grey_items(2)]
+            await asyncio.to_thread(begun.wait)
             for task in tasks[kept:]:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             assert [task.cancelled() for task in tasks] == [kept == 0, True]
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.1)
         return happened
 
     assert asyncio.run(run()) == ["sent", "cancelled"]

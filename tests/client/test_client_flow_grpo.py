@@ -57,7 +57,7 @@ def test_pixels_in_every_form_that_trainers_use() -> None:
         np.testing.assert_array_equal(to_uint8(images), PIXELS)
     halves = to_uint8(torch.tensor(planar, dtype=torch.bfloat16))
     assert np.abs(halves.astype(int) - PIXELS).max() <= 1
-    assert to_uint8(np.array([[[[-0.1]], [[1.2]], [[0.5]]]])).tolist() == [[[[0, 255, 128]]]]
+    assert to_uint8(np.array([[[[-0.001]], [[1.001]], [[0.5]]]])).tolist() == [[[[0, 255, 128]]]]
 
 
 def test_wrong_batches_are_refused() -> None:
@@ -66,10 +66,10 @@ def test_wrong_batches_are_refused() -> None:
     with pytest.raises(InvalidArgument, match="4 images, 3 prompts, 4 metadata"):
         fn(PIXELS, [""] * 3, [{}] * 4)
     with pytest.raises(InvalidArgument, match="4 axes"):
-        fn(PIXELS[0, 0], [""], [{}])
-    with pytest.raises(InvalidArgument, match="axis of 3 channels"):
-        fn(np.zeros((1, 4, 8, 8), np.float32), [""], [{}])
-    with pytest.raises(InvalidArgument, match=r"in \[0, 1\], got -1 to 1: rescale"):
+        fn(PIXELS[0, 0, 0], [""], [{}])
+    with pytest.raises(InvalidArgument, match=r"axis of 3 \(RGB\), 4 \(RGBA\) or 1"):
+        fn(np.zeros((1, 5, 8, 8), np.float32), [""], [{}])
+    with pytest.raises(InvalidArgument, match=r"in \[0, 1\], got -1 to 1: say what"):
         fn(np.linspace(-1, 1, 192).reshape(1, 3, 8, 8), [""], [{}])
     with pytest.raises(InvalidArgument, match=r"uint8, or floats in .*, got int64"):
         fn(PIXELS.astype(np.int64), [""] * 4, [{}] * 4)

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reward_client import (
-    AsyncFakeTransport,
     AsyncRewardClient,
     Code,
     FakeTransport,
@@ -24,10 +23,9 @@ from reward_client import (
     Unavailable,
 )
 from reward_client._pb.reward.v1 import reward_pb2 as pb
-from reward_client._wire import (
-    convert,
-)
-from reward_client._wire.splitting import merge, read_response, split
+from reward_client._wire import convert
+from reward_client._wire.splitting import Part, Sizes, merge, read_response
+from reward_client._wire.splitting import split as split_by
 
 
 def score_or_fail(scorer: str, item: Item) -> float | ItemError:
@@ -35,6 +33,14 @@ def score_or_fail(scorer: str, item: Item) -> float | ItemError:
     if value % 3 == 0:
         return ItemError(Code.INTERNAL, f"{scorer} cannot do {item.id}")
     return value if scorer == "a" else -value
+
+
+def split(request: ScoreRequest, limit: int) -> list[Part]:
+    return split_by(request, Sizes(limit, 1 << 20, limit))
+
+
+def parsed(part: Part) -> pb.ScoreRequest:
+    return pb.ScoreRequest.FromString(part.message.body)
 
 
 def as_request(items: list[Item], names: list[str]) -> ScoreRequest:
@@ -50,15 +56,18 @@ def test_parts_fit_keep_the_order_and_lose_nothing(sides_px: list[int], limit: i
     items = [Item(str(i), "p", (grey(i, side),)) for i, side in enumerate(sides_px)]
     request = as_request(items, ["a"])
     parts = split(request, limit)
-    assert all(part.message.ByteSize() <= limit for part in parts)
-    assert [item.id for part in parts for item in part.message.items] == [i.id for i in items]
+    assert all(len(part.message.body) <= limit for part in parts)
+    sent = [item for part in parts for item in parsed(part).items]
+    assert sent == list(convert.request_to_proto(request).items)
     assert [part.start for part in parts] == [0, *(part.stop for part in parts[:-1])]
     assert parts[-1].stop == len(items)
     ids = {part.message.request_id for part in parts}
+    assert ids == {parsed(part).request_id for part in parts}
     assert ids == ({"request"} if len(parts) == 1 else {f"request/{i}" for i in range(len(parts))})
     # No part could have taken the next one's first item: not more messages than needed.
     for part, following in itertools.pairwise(parts):
-        assert part.message.ByteSize() + following.message.items[0].ByteSize() > limit - 128
+        first_bytes = parsed(following).items[0].ByteSize()
+        assert len(part.message.body) + first_bytes > limit - 128
 
 
 @pytest.mark.parametrize("limit", [1200, 5000, 16 << 20])
@@ -76,7 +85,7 @@ async def test_split_answers_equal_whole_answers(limit: int) -> None:
     assert response.results["b"].errors[3].message == "b cannot do item-3"
     assert response.results["a"].details == (None,) * 17
     assert response.results["a"].lossy_input == (False,) * 17
-    asynchronous = AsyncFakeTransport(score_or_fail, ["a", "b"])
+    asynchronous = FakeTransport(score_or_fail, ["a", "b"])
     async with AsyncRewardClient(
         "fake://", transport=asynchronous, max_message_bytes=limit
     ) as client:
@@ -84,6 +93,39 @@ async def test_split_answers_equal_whole_answers(limit: int) -> None:
             items, ["b", "a"], request_id="r", include_details=True
         )
     assert len(asynchronous.requests) == len(transport.requests)
+
+
+def any_item() -> st.SearchStrategy[Item]:
+    images = st.lists(st.builds(grey, st.integers(0, 255), st.integers(1, 90)), max_size=3)
+    specs = st.sampled_from(
+        [(None, None), ({"target": "STOP"}, "ocr"), ({"a": [1, {"b": None}]}, "metadata")]
+    )
+    return st.builds(
+        lambda name, prompt, ours, theirs, spec: Item(
+            name, prompt, tuple(ours), tuple(theirs), *spec
+        ),
+        st.text(min_size=1, max_size=5),
+        st.text(max_size=300),
+        images,
+        images,
+        specs,
+    )
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(any_item(), min_size=1, max_size=4), st.booleans())
+def test_what_is_sent_is_the_message_that_protobuf_would_build(
+    items: list[Item], details: bool
+) -> None:
+    request = dataclasses.replace(as_request(items, ["a", "b"]), include_details=details)
+    (part,) = split(request, 1 << 30)
+    assert parsed(part) == convert.request_to_proto(request)
+
+
+def test_an_item_larger_than_a_batch_goes_alone_where_the_server_takes_it() -> None:
+    items = [*grey_items(2), Item("large", "", (grey(1, 64),)), *grey_items(2, 9)]
+    parts = split_by(as_request(items, ["a"]), Sizes(4000, 256, 1 << 20))
+    assert [(part.start, part.stop) for part in parts] == [(0, 2), (2, 3), (3, 5)]
 
 
 def test_an_item_that_fits_no_message_is_named() -> None:
@@ -111,7 +153,7 @@ def answered(request: ScoreRequest) -> tuple[list, list]:
     parts = split(request, 900)
     assert len(parts) > 2
     fake = FakeTransport(score_or_fail, ["a"])
-    return parts, [convert.response_from_proto(fake.answer(part.message)) for part in parts]
+    return parts, [convert.response_from_proto(fake.answer(parsed(part))) for part in parts]
 
 
 def test_a_scorer_that_changes_in_between_is_refused() -> None:
@@ -148,7 +190,7 @@ def test_components_missing_where_everything_failed_are_none() -> None:
 def test_answers_to_something_else_are_refused() -> None:
     request = as_request(grey_items(2), ["a"])
     (part,) = split(request, 1 << 20)
-    good = FakeTransport(lambda *_: 1.0, ["a"]).answer(part.message)
+    good = FakeTransport(lambda *_: 1.0, ["a"]).answer(parsed(part))
     read_response(request, part, good)
     for change, says in (
         (pb.ScoreResponse(request_id="other"), "request 'other'"),

@@ -28,9 +28,7 @@ from reward_client import (
     Unavailable,
     error_for,
 )
-from reward_client._wire import (
-    convert,
-)
+from reward_client._wire import convert
 
 
 def blocking(url: str, method: str, *args: Any, options: Any = None, **kwargs: Any) -> Any:
@@ -68,7 +66,7 @@ def test_scores_arrive_in_order_with_headers(script: Script, call: Call) -> None
     )
     assert response.results["brightness"].scores == (0.0, 1.0, 2.0, 3.0, 4.0)
     assert script.seen_metadata[0]["authorization"] == "Bearer secret"
-    assert 5.0 < script.seen_deadlines_s[0] <= 7.0
+    assert 5.0 < script.seen_deadlines_s[0] <= 7.1  # the wire rounds
 
 
 def test_large_batches_arrive_as_several_messages(script: Script, call: Call) -> None:
@@ -237,16 +235,16 @@ def test_wait_ready_stops_at_a_wrong_key() -> None:
 
 
 class Refusing:
-    def score(self, message: Any, deadline_s: float) -> Any:
+    async def score(self, message: Any, timeout_s: float, headers: Any = ()) -> Any:
         raise PermissionDenied("wrong key")
 
-    def list_scorers(self, deadline_s: float) -> Any:
+    async def list_scorers(self, timeout_s: float, headers: Any = ()) -> Any:
         raise PermissionDenied("wrong key")
 
     def stream(self) -> Any:
         return self
 
-    def close(self) -> None:
+    async def close(self) -> None:
         pass
 
 

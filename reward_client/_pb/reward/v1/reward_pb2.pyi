@@ -3,13 +3,12 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Iterable as _Iterable, Mapping as _Mapping
-from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ScoreRequest(_message.Message):
-    __slots__ = ("request_id", "scorers", "items", "priority", "include_details")
+    __slots__ = ("request_id", "scorers", "items", "priority", "include_details", "timeout_ms")
     class Priority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         PRIORITY_UNSPECIFIED: _ClassVar[ScoreRequest.Priority]
@@ -25,12 +24,14 @@ class ScoreRequest(_message.Message):
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_DETAILS_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     scorers: _containers.RepeatedCompositeFieldContainer[ScorerSelector]
     items: _containers.RepeatedCompositeFieldContainer[Item]
     priority: ScoreRequest.Priority
     include_details: bool
-    def __init__(self, request_id: _Optional[str] = ..., scorers: _Optional[_Iterable[_Union[ScorerSelector, _Mapping]]] = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., priority: _Optional[_Union[ScoreRequest.Priority, str]] = ..., include_details: bool = ...) -> None: ...
+    timeout_ms: float
+    def __init__(self, request_id: _Optional[str] = ..., scorers: _Optional[_Iterable[_Union[ScorerSelector, _Mapping]]] = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., priority: _Optional[_Union[ScoreRequest.Priority, str]] = ..., include_details: bool = ..., timeout_ms: _Optional[float] = ...) -> None: ...
 
 class ScorerSelector(_message.Message):
     __slots__ = ("name", "version", "transform")
@@ -254,10 +255,26 @@ class ListScorersRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ListScorersResponse(_message.Message):
-    __slots__ = ("scorers",)
+    __slots__ = ("scorers", "limits")
     SCORERS_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
     scorers: _containers.RepeatedCompositeFieldContainer[ScorerInfo]
-    def __init__(self, scorers: _Optional[_Iterable[_Union[ScorerInfo, _Mapping]]] = ...) -> None: ...
+    limits: ServerLimits
+    def __init__(self, scorers: _Optional[_Iterable[_Union[ScorerInfo, _Mapping]]] = ..., limits: _Optional[_Union[ServerLimits, _Mapping]] = ...) -> None: ...
+
+class ServerLimits(_message.Message):
+    __slots__ = ("max_message_bytes", "max_items", "max_pixels", "max_side_px", "max_frames")
+    MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_ITEMS_FIELD_NUMBER: _ClassVar[int]
+    MAX_PIXELS_FIELD_NUMBER: _ClassVar[int]
+    MAX_SIDE_PX_FIELD_NUMBER: _ClassVar[int]
+    MAX_FRAMES_FIELD_NUMBER: _ClassVar[int]
+    max_message_bytes: int
+    max_items: int
+    max_pixels: int
+    max_side_px: int
+    max_frames: int
+    def __init__(self, max_message_bytes: _Optional[int] = ..., max_items: _Optional[int] = ..., max_pixels: _Optional[int] = ..., max_side_px: _Optional[int] = ..., max_frames: _Optional[int] = ...) -> None: ...
 
 class ScorerInfo(_message.Message):
     __slots__ = ("name", "version", "fingerprint", "inputs", "transforms", "default_transform", "output_low", "output_high", "state", "last_error", "replicas", "waiting_items", "oldest_wait_s")

@@ -1,4 +1,4 @@
-"""Futures of work that something else does: a gRPC call, a coroutine in another thread's loop."""
+"""An event loop in a thread of its own, for blocking callers of asyncio code."""
 
 from __future__ import annotations
 
@@ -14,24 +14,8 @@ from typing import Any, TypeVar
 Value = TypeVar("Value")
 
 
-def resolve(future: Future[Value], value: Value) -> None:
-    """Set a result unless the future was cancelled."""
-    with suppress(InvalidStateError):
-        future.set_result(value)
-
-
-def fail(future: Future[Any], error: BaseException) -> None:
-    """Set an exception unless the future was cancelled."""
-    with suppress(InvalidStateError):
-        future.set_exception(error)
-
-
 class LoopThread:
-    """An event loop in a thread of its own, started by the first coroutine.
-
-    It gives blocking callers what only asyncio has for HTTP: a deadline that bounds the whole call,
-    and cancelling it on the wire.
-    """
+    """The loop and its thread, started by the first coroutine."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -65,7 +49,7 @@ class LoopThread:
         with self._lock:
             if self._loop is None:
                 loop = self._loop = asyncio.new_event_loop()
-                # A daemon: whoever forgets to close a client still gets to exit.
+                # A daemon, so that a client that is not closed does not keep the program alive.
                 self._thread = threading.Thread(
                     target=_run, args=(loop,), name=self._name, daemon=True
                 )
@@ -98,9 +82,10 @@ def _stop(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def _copy(task: asyncio.Task[Value], future: Future[Value]) -> None:
-    if task.cancelled():
-        future.cancel()
-    elif (error := task.exception()) is not None:
-        fail(future, error)
-    else:
-        resolve(future, task.result())
+    with suppress(InvalidStateError):  # cancelled in the meantime
+        if task.cancelled():
+            future.cancel()
+        elif (error := task.exception()) is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(task.result())

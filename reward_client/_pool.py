@@ -1,0 +1,537 @@
+"""The load balancer: which server gets a message, when it is sent again, and to whom.
+
+Used by the clients and by gateways. It belongs to one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from collections import deque
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, TypeVar
+
+from reward_client._addresses import Address, Lookup, Source, addresses_of, look_up
+from reward_client._endpoints import SILENT_POLLS, Endpoint, EndpointState, Hedge
+from reward_client._transports.base import Headers, Transport
+from reward_client.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    InvalidArgument,
+    RewardError,
+    Unavailable,
+)
+from reward_client.types import ScorerInfo
+
+Reply = TypeVar("Reply")
+Preference: TypeAlias = Literal["least_busy", "round_robin", "first"]
+PREFERENCES = ("least_busy", "round_robin", "first")
+
+# Transports know the deadline and report it themselves; this is for those that do not.
+_GRACE_S = 0.25
+# A server that has been silent for so long is polled; a share of the deadline, where that is less.
+_PATIENCE_S = 2.0
+_PATIENCE_SHARE = 1 / 8
+_POLL_S, _POLL_TIMEOUT_S = 1.0, 3.0
+_RESOLVE_S, _RESOLVE_AGAIN_S = 5.0, 1.0
+# With less time left another attempt is pointless.
+_LAST_ATTEMPT_S = 0.1
+_HEDGES_AT_ONCE = 10.0
+_LATENCIES_KEPT = 256
+_LATENCIES_NEEDED = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How often to try, and how long to wait in between.
+
+    Attributes:
+        attempts: per message, one more for each further server; None tries until the deadline.
+        wait_initial_s: before a server is tried again; doubles from time to time.
+        wait_max_s: bound on that doubling; a server may ask for more with retry-after.
+        jitter: share of the wait drawn at random, so that many clients do not come back at once.
+        idle_s: how long to wait while no server may be chosen; None waits until the deadline.
+    """
+
+    attempts: int | None = None
+    wait_initial_s: float = 0.1
+    wait_max_s: float = 5.0
+    jitter: float = 0.25
+    idle_s: float | None = None
+
+
+@dataclass(slots=True)
+class _Call:
+    """A message on its way.
+
+    Attributes:
+        timeout_s: of the whole call.
+        deadline_s: when it is over, on the loop's clock.
+        weight: what it adds to a server's outstanding work.
+        allowed: which servers may get it.
+        blocked: where it must not go before when.
+        tried: where it has failed since the last wait.
+    """
+
+    timeout_s: float
+    deadline_s: float
+    wait_s: float
+    weight: int
+    allowed: Callable[[Endpoint], bool]
+    idle_until_s: float
+    blocked: dict[Endpoint, float] = field(default_factory=dict)
+    tried: set[Endpoint] = field(default_factory=set)
+    sent: int = 0
+    last_error: RewardError | None = None
+
+    def too_late(self) -> RewardError:
+        """The error once the deadline has passed."""
+        why = f"the last attempt failed: {self.last_error.message}" if self.last_error else ""
+        return DeadlineExceeded(
+            f"not finished within {self.timeout_s:g} s ({why or 'no attempt was answered'}): allow"
+            " more with deadline_s"
+        )
+
+    def given_up(self) -> RewardError:
+        """The latest error, which says how often it was met."""
+        error = self.last_error
+        assert error is not None
+        if self.sent > 1:
+            error.message += f" (tried {self.sent} times)"
+            error.args = (error.message,)
+        return error
+
+
+class Pool:
+    """The servers of one client or of one upstream.
+
+    A message gets exactly one answer, from any of them. What fails for another reason than the
+    request goes to another server at once, with the same request id. When all have failed it
+    waits: doubling, with jitter, for no server less than its own retry-after.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        connect: Callable[[Address], Transport],
+        *,
+        prefer: Preference = "least_busy",
+        hedge: Hedge | None = None,
+        patience: Patience = Patience(),
+        may_pass_on: Callable[[RewardError], bool] | None = None,
+        lookup: Lookup = look_up,
+    ) -> None:
+        """Start with the servers whose addresses are known.
+
+        Args:
+            sources: what names the servers.
+            connect: opens a transport.
+            prefer: which server is chosen.
+            hedge: when to ask a second one.
+            patience: how often to try.
+            may_pass_on: whether another server may do what one could not; by default what is
+                retryable, and what is unavailable there.
+            lookup: finds the addresses of a name.
+        """
+        self.endpoints: list[Endpoint] = []
+        self.lookup_error = ""
+        self._sources = sources
+        self._connect = connect
+        self._prefer = prefer
+        self._hedge = hedge
+        self._patience = patience
+        self._may_pass_on = may_pass_on or _is_elsewhere
+        self._lookup = lookup
+        self._turns = itertools.count()
+        self._latencies_s: deque[float] = deque(maxlen=_LATENCIES_KEPT)
+        self._hedges_allowed = 1.0
+        self._changed = asyncio.Event()
+        self._look = asyncio.Event()
+        self._is_static = all(source.is_static for source in sources)
+        self._resolve_at_s = float("-inf")
+        self._resolving = asyncio.Lock()
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._is_closed = False
+        self._adopt([source.address for source in sources if source.is_static and source.address])
+
+    def states(self) -> tuple[EndpointState, ...]:
+        """What is known of the servers, in their order."""
+        now_s = asyncio.get_running_loop().time()
+        return tuple(endpoint.state(now_s) for endpoint in self.endpoints)
+
+    async def call(
+        self,
+        attempt: Callable[[Endpoint, float], Coroutine[Any, Any, Reply]],
+        timeout_s: float,
+        *,
+        weight: int = 1,
+        allowed: Callable[[Endpoint], bool] = lambda _: True,
+    ) -> Reply:
+        """Get one answer.
+
+        Args:
+            attempt: sends the message to a server, which has so many seconds; raises RewardError.
+            timeout_s: for everything together.
+            weight: what the message adds to a server's outstanding work.
+            allowed: which servers may get it.
+
+        Raises:
+            RewardError: of the last attempt, or DeadlineExceeded.
+        """
+        now_s = asyncio.get_running_loop().time()
+        idle_s = self._patience.idle_s
+        call = _Call(
+            timeout_s,
+            now_s + timeout_s,
+            self._patience.wait_initial_s,
+            weight,
+            allowed,
+            float("inf") if idle_s is None else now_s + idle_s,
+        )
+        if self._hedge is None:
+            while True:
+                endpoint = await self._next(call)
+                try:
+                    return await self._attempt(endpoint, attempt, call)
+                except RewardError as error:
+                    self._judge(call, endpoint, error)
+        return await self._hedged(attempt, call, self._hedge)
+
+    async def watch(
+        self,
+        seen: Callable[[Endpoint, tuple[ScorerInfo, ...] | RewardError], None],
+        headers: Headers = (),
+    ) -> None:
+        """Poll every server, and find them anew, until cancelled; `seen` gets every outcome."""
+        watching: dict[Endpoint, asyncio.Task[None]] = {}
+        try:
+            while True:
+                await self.refresh(force=True)
+                for endpoint in self.endpoints:
+                    if endpoint not in watching:
+                        watching[endpoint] = asyncio.ensure_future(
+                            self._watch_one(endpoint, seen, headers)
+                        )
+                gone = [endpoint for endpoint in watching if endpoint.is_gone]
+                await cancel([watching.pop(endpoint) for endpoint in gone])
+                now_s = asyncio.get_running_loop().time()
+                is_well = self.endpoints and all(e.is_up(now_s) for e in self.endpoints)
+                await _until(self._look, _RESOLVE_S if is_well else _RESOLVE_AGAIN_S)
+        finally:
+            await cancel(watching.values())
+
+    def look_now(self) -> None:
+        """Let `watch` poll all servers at once."""
+        self._look.set()
+        self._look = asyncio.Event()
+
+    async def _watch_one(
+        self,
+        endpoint: Endpoint,
+        seen: Callable[[Endpoint, tuple[ScorerInfo, ...] | RewardError], None],
+        headers: Headers,
+    ) -> None:
+        while True:
+            seen(endpoint, await asyncio.shield(endpoint.poll(_POLL_TIMEOUT_S, headers)))
+            if await _until(self._look, _POLL_S):
+                # Many calls may fail at once; the server need not be asked as often.
+                await asyncio.sleep(_POLL_S / 5)
+
+    def news(self) -> None:
+        """Wake calls that wait: a server may be chosen now that could not before."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def refresh(self, *, force: bool = False) -> None:
+        """Find the servers anew where a name or a file says which; at most once a second."""
+        clock = asyncio.get_running_loop().time
+        if self._is_static:
+            return
+        async with self._resolving:
+            if clock() < self._resolve_at_s and not force:
+                return
+            wanted: list[Address] = []
+            troubles = []
+            for source in self._sources:
+                found = await self._found(source)
+                if isinstance(found, str):
+                    troubles.append(f"{source.text}: {found}")
+                    # What it was before is better than nothing; polls tell which still live.
+                    found = [e.address for e in self.endpoints if _is_of(source, e.address)]
+                wanted += found
+            self.lookup_error = "; ".join(troubles)
+            self._adopt(wanted)
+            self._resolve_at_s = clock() + _RESOLVE_AGAIN_S
+
+    async def close(self) -> None:
+        """Close all connections; calls in flight are cancelled."""
+        self._is_closed = True
+        endpoints, self.endpoints = self.endpoints, []
+        await asyncio.gather(*(endpoint.close() for endpoint in endpoints), *self._leaving)
+
+    async def _found(self, source: Source) -> list[Address] | str:
+        """The servers of a source, or why they are not known."""
+        try:
+            return await addresses_of(source, self._lookup)
+        except InvalidArgument as error:
+            return error.message
+        except OSError as error:
+            verb = "cannot be read" if source.file else "cannot be resolved"
+            return f"{verb} ({error.strerror or error})"
+
+    def _adopt(self, wanted: Iterable[Address]) -> None:
+        known = {endpoint.address: endpoint for endpoint in self.endpoints}
+        found = [known.pop(a, None) or Endpoint(a, self._connect(a)) for a in dict.fromkeys(wanted)]
+        is_news = len(known) > 0 or len(found) != len(self.endpoints)
+        self.endpoints = found
+        for endpoint in known.values():
+            endpoint.is_gone = True
+            self._release(endpoint)
+        if is_news:
+            self.news()
+
+    def _release(self, endpoint: Endpoint) -> None:
+        """Close a connection that is not needed any more, once nothing is under way there."""
+        if endpoint.is_gone and endpoint.outstanding == 0 and not self._is_closed:
+            task = asyncio.ensure_future(endpoint.close())
+            self._leaving.add(task)
+            task.add_done_callback(self._leaving.discard)
+
+    async def _next(self, call: _Call) -> Endpoint:
+        """Wait for the server that gets the next attempt; raises what there is to say."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            if not self.endpoints or call.last_error is not None:
+                await self.refresh()
+            if self._is_closed:
+                raise Cancelled("the client is closed")
+            now_s = clock()
+            if now_s >= call.deadline_s:
+                raise call.too_late()
+            open_ = [e for e in self.endpoints if call.allowed(e)]
+            open_ = [e for e in open_ if call.blocked.get(e, now_s) <= now_s]
+            self._poll_those_in_trouble(now_s)
+            up = [e for e in open_ if e not in call.tried and e.is_up(now_s)]
+            # Where all are in trouble a message finds out, after a wait.
+            chosen = up or (open_ if not call.tried else [])
+            if chosen and (self._patience.attempts is None or call.sent < self._limit()):
+                call.sent += 1
+                return self._pick(chosen, now_s)
+            await self._wait(call, now_s)
+
+    def _limit(self) -> int:
+        return (self._patience.attempts or 0) + max(len(self.endpoints), 1) - 1
+
+    def _pick(self, candidates: Sequence[Endpoint], now_s: float) -> Endpoint:
+        turn, order = next(self._turns), {e: i for i, e in enumerate(self.endpoints)}
+
+        def rank(endpoint: Endpoint) -> tuple[float, ...]:
+            index = order[endpoint]
+            if not endpoint.is_up(now_s):
+                return (1, endpoint.avoid_until_s, endpoint.outstanding)
+            if self._prefer == "first":
+                return (0, index)
+            busy = endpoint.outstanding if self._prefer == "least_busy" else 0
+            return (0, busy, (index - turn) % len(order))
+
+        return min(candidates, key=rank)
+
+    async def _wait(self, call: _Call, now_s: float) -> None:
+        """Wait until the next attempt makes sense, or there is news; raises if none does."""
+        opens = [call.blocked.get(e, now_s) for e in self.endpoints if call.allowed(e)]
+        if not opens and call.last_error is None:
+            call.last_error = Unavailable(
+                f"no server to ask ({self.lookup_error or 'none can take the request now'})"
+            )
+        opens_s = min(opens, default=now_s)
+        is_exhausted = self._patience.attempts is not None and call.sent >= self._limit()
+        is_idle_too_long = not opens and now_s >= call.idle_until_s
+        left_s = call.deadline_s - now_s
+        if (
+            (is_exhausted and opens)
+            or is_idle_too_long
+            or opens_s >= call.deadline_s
+            or left_s < _LAST_ATTEMPT_S
+        ):
+            raise call.given_up()
+        call.tried.clear()
+        wait_s = self._backoff_s(call)
+        if not opens:
+            wait_s = min(wait_s, call.idle_until_s - now_s)
+        if wait_s >= left_s:
+            wait_s = left_s / 2  # once more before the deadline
+        await self._sleep(max(wait_s, opens_s - now_s))
+
+    def _backoff_s(self, call: _Call) -> float:
+        wait_s = call.wait_s * (1 + self._patience.jitter * random.random())
+        call.wait_s = min(2 * call.wait_s, self._patience.wait_max_s)
+        return wait_s
+
+    async def _sleep(self, wait_s: float) -> None:
+        """Wait, or until there is news."""
+        await _until(self._changed, wait_s)
+
+    def _poll_those_in_trouble(self, now_s: float) -> None:
+        """Find out in the background whether servers are back, rather than by a message."""
+        if len(self.endpoints) > 1:
+            for endpoint in self.endpoints:
+                if endpoint.needs_poll(now_s):
+                    endpoint.poll(_PATIENCE_S)
+
+    async def _attempt(
+        self,
+        endpoint: Endpoint,
+        attempt: Callable[[Endpoint, float], Coroutine[Any, Any, Reply]],
+        call: _Call,
+    ) -> Reply:
+        clock = asyncio.get_running_loop().time
+        began_s = clock()
+        endpoint.outstanding += call.weight
+        try:
+            reply = await self._watched(endpoint, attempt, call.deadline_s - began_s)
+        except RewardError as error:
+            endpoint.failed(error, clock())
+            raise
+        else:
+            endpoint.answered(clock())
+            self._latencies_s.append(clock() - began_s)
+            return reply
+        finally:
+            endpoint.outstanding -= call.weight
+            self._release(endpoint)
+
+    async def _watched(
+        self,
+        endpoint: Endpoint,
+        attempt: Callable[[Endpoint, float], Coroutine[Any, Any, Reply]],
+        left_s: float,
+    ) -> Reply:
+        """Wait for an attempt, and leave a server that does not even answer polls."""
+        clock = asyncio.get_running_loop().time
+        patience_s = min(_PATIENCE_S, left_s * _PATIENCE_SHARE)
+        ends_s = clock() + left_s + _GRACE_S
+        task = asyncio.ensure_future(attempt(endpoint, left_s))
+        try:
+            while True:
+                has_choice = len(self.endpoints) > 1 or not self._is_static
+                limit_s = ends_s - clock()
+                look_s = min(patience_s, limit_s) if has_choice else limit_s
+                if endpoint.silent_polls:
+                    look_s = 0.0  # not to be given another pause before the next poll
+                await asyncio.wait([task], timeout=look_s)
+                if task.done():
+                    break
+                if clock() >= ends_s:
+                    raise DeadlineExceeded(
+                        f"{endpoint.address.url} did not answer in time: allow more with deadline_s"
+                    )
+                if endpoint.was_heard_since(clock() - patience_s):
+                    continue
+                await asyncio.wait(
+                    [task, endpoint.poll(patience_s)], return_when=asyncio.FIRST_COMPLETED
+                )
+                if endpoint.silent_polls:
+                    await self.refresh()
+                if endpoint.silent_polls >= SILENT_POLLS:
+                    raise Unavailable(f"{endpoint.address.url} does not answer any more")
+            if task.cancelled():  # its channel was closed
+                raise Cancelled(f"the client for {endpoint.address.url} is closed")
+            return task.result()
+        finally:
+            await cancel([task])
+
+    async def _hedged(
+        self,
+        attempt: Callable[[Endpoint, float], Coroutine[Any, Any, Reply]],
+        call: _Call,
+        hedge: Hedge,
+    ) -> Reply:
+        clock = asyncio.get_running_loop().time
+        running: dict[asyncio.Future[Reply], Endpoint] = {}
+        hedge_at_s: float | None = None
+
+        def start(endpoint: Endpoint) -> None:
+            running[asyncio.ensure_future(self._attempt(endpoint, attempt, call))] = endpoint
+            self._hedges_allowed = min(self._hedges_allowed + hedge.max_share, _HEDGES_AT_ONCE)
+
+        try:
+            while True:
+                if not running:
+                    start(await self._next(call))
+                    after_s = self._hedge_after_s(hedge)
+                    hedge_at_s = None if after_s is None else clock() + after_s
+                limit_s = None if hedge_at_s is None else max(0.0, hedge_at_s - clock())
+                ended, _ = await asyncio.wait(
+                    running, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not ended:
+                    hedge_at_s = None
+                    spare = self._spare(call, running.values())
+                    if spare is not None and self._hedges_allowed >= 1.0:
+                        self._hedges_allowed -= 1.0
+                        call.sent += 1
+                        start(spare)
+                for task in ended:
+                    endpoint = running.pop(task)
+                    try:
+                        return task.result()
+                    except RewardError as error:
+                        self._judge(call, endpoint, error)
+        finally:
+            await cancel(running)
+
+    def _hedge_after_s(self, hedge: Hedge) -> float | None:
+        if hedge.after_s is not None:
+            return hedge.after_s
+        known = sorted(self._latencies_s)
+        return known[int(0.95 * (len(known) - 1))] if len(known) >= _LATENCIES_NEEDED else None
+
+    def _spare(self, call: _Call, busy: Collection[Endpoint]) -> Endpoint | None:
+        """A server for a hedge."""
+        now_s = asyncio.get_running_loop().time()
+        if self._patience.attempts is not None and call.sent >= self._limit():
+            return None
+        spare = [e for e in self.endpoints if call.allowed(e) and e.is_up(now_s) and e not in busy]
+        spare = [e for e in spare if call.blocked.get(e, now_s) <= now_s]
+        return self._pick(spare, now_s) if spare else None
+
+    def _judge(self, call: _Call, endpoint: Endpoint, error: RewardError) -> None:
+        """Learn from an attempt that failed; raises what no other attempt can mend."""
+        call.last_error = error
+        if not self._may_pass_on(error):
+            raise error
+        now_s = asyncio.get_running_loop().time()
+        # An Unavailable that is not retryable (a scorer FAILED there) may work elsewhere.
+        until_s = now_s + (error.retry_after_s or 0.0) if error.retryable else float("inf")
+        call.blocked[endpoint] = until_s
+        call.tried.add(endpoint)
+
+
+async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
+    """Cancel tasks and wait for their end."""
+    left = list(tasks)
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
+
+
+async def _until(event: asyncio.Event, wait_s: float) -> bool:
+    """Wait for an event, or so many seconds; returns whether it came."""
+    waiting = asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait([waiting], timeout=max(0.0, wait_s))
+    finally:
+        waiting.cancel()
+    return event.is_set()
+
+
+def _is_elsewhere(error: RewardError) -> bool:
+    return error.retryable or isinstance(error, Unavailable)
+
+
+def _is_of(source: Source, address: Address) -> bool:
+    if source.address is None:
+        return True  # of a file nothing else is known
+    return address.server_name == source.address.host and address.port == source.address.port
