@@ -147,13 +147,18 @@ class ScorerSelector:
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
-    """A batch of items for one or several scorers; a retry repeats the same `request_id`."""
+    """A batch of items for one or several scorers; a retry repeats the same `request_id`.
+
+    Attributes:
+        timeout_s: how long the caller waits from its arrival on, where the message says so.
+    """
 
     request_id: str
     scorers: tuple[ScorerSelector, ...]
     items: tuple[Item, ...]
     priority: Priority = Priority.EVAL
     include_details: bool = False
+    timeout_s: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

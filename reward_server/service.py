@@ -25,6 +25,7 @@ from reward_client.types import (
     ScoreResponse,
     ScorerInfo,
     ScorerSelector,
+    ServerLimits,
 )
 from reward_server.backend import Backend
 from reward_server.config import Config, ScorerConfig
@@ -106,6 +107,17 @@ class RewardService:
         check_no_loop(via, self._id)
         return self._registry.infos()
 
+    def server_limits(self) -> ServerLimits:
+        """What a request may hold, for clients that cut their batches by it."""
+        server = self.config.server
+        return ServerLimits(
+            max_message_bytes=server.max_message_bytes,
+            max_items=server.max_items,
+            max_pixels=server.max_image_pixels,
+            max_side_px=server.max_image_side_px,
+            max_frames=server.max_frames,
+        )
+
     def is_ready(self) -> bool:
         """Whether anything can be scored: not draining, and a scorer is READY."""
         return not self._draining and self._registry.is_ready()
@@ -157,7 +169,8 @@ class RewardService:
         self.access.permit(caller, request)
         if not request.request_id:
             request = replace(request, request_id=uuid.uuid4().hex)
-        allowed_s = self.config.server.default_deadline_s if deadline_s is None else deadline_s
+        limits_s = [limit for limit in (deadline_s, request.timeout_s) if limit is not None]
+        allowed_s = min(limits_s, default=self.config.server.default_deadline_s)
         deadline_at_s = time.monotonic() + allowed_s
         return await self._inflight.join(
             request, caller.owner, lambda: self._run(request, caller, deadline_at_s, via)

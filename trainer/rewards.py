@@ -48,6 +48,7 @@ class Client(Protocol):
         self,
         items: Sequence[Item],
         scorers: Sequence[str | ScorerSelector],
+        /,
         *,
         priority: Priority = ...,
         deadline_s: float | None = ...,
@@ -304,7 +305,12 @@ def connect(
     try:
         env = Environment.read(environment or {})
         client = RewardClient(
-            settings.url, api_key=env.api_key, tls=env.tls, timeout_s=settings.deadline_s
+            settings.url,
+            api_key=env.api_key,
+            tls=env.tls,
+            timeout_s=settings.deadline_s,
+            attempts=5,  # beyond these `RewardService` waits itself, and reports it
+            trust_env=env.trust_env,
         )
     except (ValueError, RewardError) as error:
         raise ConfigError(f"rewards.url={settings.url}: {error}") from None

@@ -94,7 +94,7 @@ class FakeTransport:
             )
             for name in self._scorers
         ]
-        return pb.ListScorersResponse(scorers=[convert.info_to_proto(info) for info in infos])
+        return convert.infos_to_proto(infos, None)
 
     async def close(self) -> None:
         """Nothing to release."""

@@ -59,6 +59,7 @@ def request_to_proto(request: ScoreRequest) -> pb.ScoreRequest:
         ],
         priority=request.priority.value,
         include_details=request.include_details,
+        timeout_ms=None if request.timeout_s is None else request.timeout_s * 1e3,
     )
     for item in request.items:
         _fill_item(item, message.items.add())
@@ -81,6 +82,7 @@ def request_from_proto(message: pb.ScoreRequest) -> ScoreRequest:
         items=tuple(item_from_proto(item) for item in message.items),
         priority=Priority(pb.ScoreRequest.Priority.Name(priority)),
         include_details=message.include_details,
+        timeout_s=message.timeout_ms / 1e3 if message.timeout_ms > 0 else None,
     )
 
 
@@ -357,6 +359,16 @@ def info_from_proto(message: pb.ScorerInfo) -> ScorerInfo:
         replicas=tuple(_replica_from_proto(replica) for replica in message.replicas),
         waiting_items=message.waiting_items,
         oldest_wait_s=message.oldest_wait_s,
+    )
+
+
+def infos_to_proto(
+    infos: Iterable[ScorerInfo], limits: ServerLimits | None
+) -> pb.ListScorersResponse:
+    """Build the answer to ListScorers."""
+    return pb.ListScorersResponse(
+        scorers=[info_to_proto(info) for info in infos],
+        limits=None if limits is None else limits_to_proto(limits),
     )
 
 

@@ -89,10 +89,7 @@ def infos_to_json(
     infos: Iterable[ScorerInfo], limits: ServerLimits | None = None
 ) -> dict[str, Any]:
     """Build the JSON body of `GET /v1/scorers`."""
-    message = pb.ListScorersResponse(scorers=[convert.info_to_proto(info) for info in infos])
-    if limits is not None:
-        message.limits.CopyFrom(convert.limits_to_proto(limits))
-    return _to_dict(message)
+    return _to_dict(convert.infos_to_proto(infos, limits))
 
 
 def error_to_json(error: RewardError) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def _request_from_form(
         item = _item_with_spec(f"{index}:{name}", specs[index], limits)
         image = Image(content, sniff(content, what=f"images[{index}] ({name})"))
         items.append(Item(item.id, prompts[index], (image,), (), item.spec, item.spec_kind))
-    priority = (texts["priority"] or ["TRAIN"])[0].upper()
+    priority = (texts["priority"] or ["EVAL"])[0].upper()
     if priority not in Priority.__members__:
         raise InvalidArgument(f"priority {priority!r} is not one of {list(Priority.__members__)}")
     return ScoreRequest(

@@ -38,6 +38,7 @@ from reward_server.upstream.hops import Hop, read_hop
 SERVICE_NAME = "reward.v1.RewardService"
 SCORE_SPAN = f"{SERVICE_NAME}/Score"
 _STREAM_WINDOW = 64  # requests of one stream in flight; reading pauses beyond
+_PINGS_ALLOWED_MS = 5000
 _NO_COMPRESSION = 1  # a bit per algorithm; the first means none
 _HEALTH = health_pb2.HealthCheckResponse
 
@@ -64,6 +65,8 @@ class GrpcApi:
                 ("grpc.keepalive_time_ms", int(1e3 * config.client_timeout_s)),
                 ("grpc.keepalive_timeout_ms", int(1e3 * config.client_timeout_s)),
                 ("grpc.http2.max_pings_without_data", 0),
+                # Clients ping too while they wait for an answer; by default that is an offence.
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", _PINGS_ALLOWED_MS),
                 # Images are compressed already; what else would unpack is somebody's bomb.
                 ("grpc.compression_enabled_algorithms_bitset", _NO_COMPRESSION),
             ],
@@ -153,7 +156,7 @@ class GrpcApi:
             refuse_with(context, error)
             return pb.ListScorersResponse()
         infos = [i for i in redacted_infos(infos) if access.may_use(caller, i.name)]
-        return pb.ListScorersResponse(scorers=[convert.info_to_proto(info) for info in infos])
+        return convert.infos_to_proto(infos, self._service.server_limits())
 
     async def _score_stream(
         self, bodies: AsyncIterator[bytes], context: Any

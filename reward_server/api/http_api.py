@@ -14,7 +14,6 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import ClientDisconnect
 
 from reward_client import _tracing
-from reward_client._pb.reward.v1 import reward_pb2 as pb
 from reward_client._transports.base import DEADLINE_HEADER, PROTOBUF_TYPE
 from reward_client._wire import convert, json_mirror
 from reward_client.errors import Cancelled, Code, InvalidArgument
@@ -100,10 +99,11 @@ class _HttpApi:
     async def scorers(self, request: Request) -> Response:
         access, caller = self._service.access, caller_of(request)
         infos = [info for info in self._infos() if access.may_use(caller, info.name)]
+        limits = self._service.server_limits()
         if PROTOBUF_TYPE in request.headers.get("accept", ""):
-            message = pb.ListScorersResponse(scorers=[convert.info_to_proto(i) for i in infos])
+            message = convert.infos_to_proto(infos, limits)
             return Response(message.SerializeToString(), media_type=PROTOBUF_TYPE)
-        return JSONResponse(json_mirror.infos_to_json(infos))
+        return JSONResponse(json_mirror.infos_to_json(infos, limits))
 
     def _infos(self) -> list[ScorerInfo]:
         return redacted_infos(self._service.infos())

@@ -63,8 +63,9 @@ _REQUEST = {
             },
         },
         "items": {"type": "array", "minItems": 1, "items": _ITEM},
-        "priority": {"type": "string", "enum": [p.value for p in Priority]},
+        "priority": {"type": "string", "enum": [p.value for p in Priority], "default": "EVAL"},
         "include_details": {"type": "boolean"},
+        "timeout_ms": {"type": "number", "description": "how long the caller waits"},
     },
 }
 _FORM = {

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
+from reward_client._pb.reward.v1 import reward_pb2 as pb
+from reward_client._transports.base import Message
 from reward_client.errors import (
     Code,
     DeadlineExceeded,
@@ -117,9 +119,9 @@ class Link:
         self._publish()
 
     async def score(
-        self, body: bytes, n_items: int, timeout_s: float, headers: Sequence[tuple[str, str]]
-    ) -> bytes:
-        """Send a serialised ScoreRequest of N items and wait for the serialised answer.
+        self, message: Message, n_items: int, timeout_s: float, headers: Sequence[tuple[str, str]]
+    ) -> pb.ScoreResponse:
+        """Send a request of N items and wait for the answer.
 
         Cancelling the call cancels it on the wire.
 
@@ -129,7 +131,7 @@ class Link:
         code = Code.CANCELLED
         self._hold(n_items)
         lost = self._lost
-        calling = asyncio.create_task(self._wire.score(body, timeout_s, headers))
+        calling = asyncio.create_task(self._wire.score(message, timeout_s, headers))
         try:
             await asyncio.wait({calling, lost}, return_when=asyncio.FIRST_COMPLETED)
             # A channel that is closed cancels its calls.

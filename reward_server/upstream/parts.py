@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from reward_client._pb.reward.v1 import reward_pb2 as pb
+from reward_client._transports.base import Message
 from reward_client._wire import convert
 from reward_client.errors import Code, Internal, ItemError, RewardError
 from reward_client.types import Item, ScorerResult, ScorerSelector
@@ -55,7 +56,7 @@ def cut(order: Order, max_items: int) -> list[Part]:
     return [Part(f"{name}/{number}", tuple(group)) for number, group in enumerate(groups)]
 
 
-def message_of(order: Order, part: Part, scorer: str) -> bytes:
+def message_of(order: Order, part: Part, scorer: str) -> Message:
     """The serialised request of a part; encoded images are passed on as they came.
 
     Raises:
@@ -63,25 +64,23 @@ def message_of(order: Order, part: Part, scorer: str) -> bytes:
     """
     request, selector = order.request, order.selector
     there = ScorerSelector(scorer, selector.version, selector.transform)
-    return pb.ScoreRequest(
+    message = pb.ScoreRequest(
         request_id=part.request_id,
         scorers=[pb.ScorerSelector(name=scorer, version=there.version, transform=there.transform)],
         items=[convert.item_to_proto(request.items[index]) for index in part.indices],
         priority=request.priority.value,
         include_details=request.include_details,
-    ).SerializeToString()
+    )
+    return Message(part.request_id, message.SerializeToString())
 
 
-def read_answer(body: bytes, part: Part, scorer: str) -> ScorerResult:
+def read_answer(answer: pb.ScoreResponse, part: Part, scorer: str) -> ScorerResult:
     """Read the answer to a part and check that it answers what was asked.
 
     Raises:
         Internal: it breaks the contract.
     """
-    try:
-        response = convert.response_from_proto(pb.ScoreResponse.FromString(body))
-    except ValueError as error:  # protobuf's DecodeError is one
-        raise Internal("the upstream's answer is not a reward.v1.ScoreResponse") from error
+    response = convert.response_from_proto(answer)
     result = response.results.get(scorer)
     if response.request_id != part.request_id or result is None or len(response.results) != 1:
         raise Internal("the upstream answered another request: it breaks the contract")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reward_client import _tracing
+from reward_client._transports.base import Message
 from reward_client.errors import (
     Code,
     DeadlineExceeded,
@@ -79,7 +80,7 @@ class Sender:
                 patience_until_s = time.monotonic() + self.settings.wait_s
 
     async def _ask(
-        self, link: Link, body: bytes, order: Order, part: Part, identity: Identity
+        self, link: Link, body: Message, order: Order, part: Part, identity: Identity
     ) -> ScorerResult:
         left_s = order.deadline_at_s - time.monotonic()
         if left_s <= 0:

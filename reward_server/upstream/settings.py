@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from reward_client._tls import TlsFiles, grpc_pem
+from reward_client._tls import TlsFiles
 from reward_client.errors import InvalidArgument
 from reward_server.upstream.choice import Policy
 from reward_server.upstream.targets import Target, parse_target
@@ -35,7 +35,7 @@ class UpstreamSettings:
         wait_s: how long items wait for an endpoint when none is usable.
         api_key: sent to every endpoint, or None.
         is_tls: whether connections are encrypted.
-        pem: (roots, private key, certificate chain) as gRPC takes them, each or None.
+        tls: whom to trust and what to show, if not the system's roots.
     """
 
     targets: tuple[Target, ...]
@@ -45,7 +45,7 @@ class UpstreamSettings:
     wait_s: float
     api_key: str | None = None
     is_tls: bool = False
-    pem: tuple[bytes | None, bytes | None, bytes | None] = (None, None, None)
+    tls: TlsFiles | None = None
 
 
 def check_keys(name: str, section: ScorerConfig) -> None:
@@ -89,7 +89,8 @@ def read_settings(
     files = [section.upstream_ca_file, section.upstream_cert_file, section.upstream_key_file]
     try:
         tls = TlsFiles(*(file or None for file in files)) if any(files) else None
-        pem = grpc_pem(tls)
+        if tls is not None:
+            tls.context()
     except InvalidArgument as error:
         message = error.message.replace("client_cert_file", "upstream_cert_file")
         message = message.replace("client_key_file", "upstream_key_file")
@@ -102,5 +103,5 @@ def read_settings(
         wait_s=section.upstream_wait_s,
         api_key=api_key,
         is_tls=section.upstream_tls or tls is not None,
-        pem=pem,
+        tls=tls,
     )

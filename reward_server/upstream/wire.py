@@ -1,26 +1,20 @@
-"""The gRPC channel to one endpoint, speaking bytes: requests are built and read in threads."""
+"""The gRPC channel to one endpoint."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import grpc
-import grpc.aio
-
+from reward_client import _addresses
 from reward_client._pb.reward.v1 import reward_pb2 as pb
-from reward_client._transports.base import Endpoint
-from reward_client._transports.grpc_common import channel_options, metadata, reward_error
+from reward_client._transports.base import Message
+from reward_client._transports.grpc import GrpcTransport
 from reward_client._wire import convert
-from reward_client.errors import NotFound, Unavailable
+from reward_client.errors import Cancelled, NotFound, Unavailable
 from reward_client.types import ScorerInfo
 from reward_server.upstream.settings import UpstreamSettings
 from reward_server.upstream.targets import Address
 
-_SERVICE = "/reward.v1.RewardService/"
 _LOOK_TIMEOUT_S = 3.0
-# Requests are bounded where they arrive, and where they go to.
-_MAX_MESSAGE_BYTES = 1 << 30
 
 
 class Wire:
@@ -29,23 +23,20 @@ class Wire:
     def __init__(self, address: Address, settings: UpstreamSettings) -> None:
         self._address = address
         self._settings = settings
-        self._url = f"{'grpcs' if settings.is_tls else 'grpc'}://{address}"
-        self._channel = _channel(self._url, address, settings)
-        self._score = self._channel.unary_unary(_SERVICE + "Score")
-        self._list = self._channel.unary_unary(
-            _SERVICE + "ListScorers",
-            request_serializer=pb.ListScorersRequest.SerializeToString,
-            response_deserializer=pb.ListScorersResponse.FromString,
+        scheme = "grpcs" if settings.is_tls else "grpc"
+        known = _addresses.Address(
+            f"{scheme}://{address}", scheme, address.host, address.port, "", address.name
         )
+        self._transport = GrpcTransport(known, settings.api_key, settings.tls, trust_env=False)
 
     async def score(
-        self, body: bytes, timeout_s: float, headers: Sequence[tuple[str, str]]
-    ) -> bytes:
-        """Send a serialised ScoreRequest, return the serialised answer; raises RewardError.
-
-        Cancelling the call cancels it on the wire.
-        """
-        return await self._call(self._score, body, timeout_s, headers)
+        self, message: Message, timeout_s: float, headers: Sequence[tuple[str, str]]
+    ) -> pb.ScoreResponse:
+        """Send a request; raises RewardError. Cancelling the call cancels it on the wire."""
+        try:
+            return await self._transport.score(message, timeout_s, headers)
+        except Cancelled as error:  # the channel was closed under the call
+            raise Unavailable(f"{self._address} was closed") from error
 
     async def look(self, headers: Sequence[tuple[str, str]]) -> ScorerInfo:
         """Ask what the endpoint says about the scorer.
@@ -54,8 +45,7 @@ class Wire:
             NotFound: it does not have it.
             RewardError: it does not answer.
         """
-        request = pb.ListScorersRequest()
-        answer = await self._call(self._list, request, _LOOK_TIMEOUT_S, headers)
+        answer = await self._transport.list_scorers(_LOOK_TIMEOUT_S, headers)
         infos = {info.name: info for info in answer.scorers}
         wanted = self._settings.scorer
         if wanted not in infos:
@@ -64,26 +54,4 @@ class Wire:
 
     async def close(self) -> None:
         """Close the channel; calls in flight are cancelled."""
-        await self._channel.close()
-
-    async def _call(
-        self, method: Any, message: Any, timeout_s: float, headers: Sequence[tuple[str, str]]
-    ) -> Any:
-        pairs = (*metadata(self._settings.api_key), *headers)
-        try:
-            return await method(message, timeout=timeout_s, metadata=pairs)
-        except grpc.aio.AioRpcError as error:
-            trailers: Any = error.trailing_metadata()
-            raise reward_error(self._url, error, trailers) from error
-        except grpc.aio.UsageError as error:  # the channel was closed under the call
-            raise Unavailable(f"{self._address} was closed") from error
-
-
-def _channel(url: str, address: Address, settings: UpstreamSettings) -> grpc.aio.Channel:
-    endpoint = Endpoint(url, url.partition(":")[0], address.host, address.port, "")
-    options: list[tuple[str, Any]] = list(channel_options(endpoint, _MAX_MESSAGE_BYTES))
-    if not settings.is_tls:
-        return grpc.aio.insecure_channel(endpoint.target, options)
-    options.append(("grpc.ssl_target_name_override", address.name))
-    credentials = grpc.ssl_channel_credentials(*settings.pem)
-    return grpc.aio.secure_channel(endpoint.target, credentials, options)
+        await self._transport.close()

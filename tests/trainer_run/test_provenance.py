@@ -59,10 +59,10 @@ def test_a_service_that_changes_in_the_middle_is_said_once(table: dict[str, Any]
     class Exchanged(FakeTransport):
         """Is redeployed after ten requests."""
 
-        def score(self, message: Any, deadline_s: float) -> Any:
+        async def score(self, message: Any, timeout_s: float, headers: Any = ()) -> Any:
             self.requests.append(message)
             chosen = before if len(self.requests) <= 10 else after
-            return chosen.score(message, deadline_s)
+            return await chosen.score(message, timeout_s)
 
     def open_service(settings: RewardSettings) -> RewardService:
         exchanged = Exchanged(score_pixels, BOTH, fingerprint="before")

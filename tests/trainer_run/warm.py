@@ -6,7 +6,7 @@ MODULES = (
     "diffusers.loaders.lora_pipeline",
     "diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3",
     "peft",
-    "reward_client._transports.grpc_sync",
+    "reward_client._transports.grpc",
     "torch.distributed.elastic.agent.server.local_elastic_agent",
     "torch.distributed.elastic.rendezvous.c10d_rendezvous_backend",
     "transformers",
