@@ -18,6 +18,7 @@ from reward_client._transports.base import Calls, Headers, Message, Unary
 from reward_client._wire import convert
 from reward_client.codec import is_lossy
 from reward_client.errors import (
+    DeadlineExceeded,
     ItemError,
 )
 from reward_client.types import (
@@ -60,8 +61,12 @@ class FakeTransport:
     async def score(
         self, message: Message, timeout_s: float, headers: Headers = ()
     ) -> pb.ScoreResponse:
-        """Score one request, in a thread of its own; `timeout_s` never passes."""
-        return await asyncio.to_thread(self.answer, pb.ScoreRequest.FromString(message.body))
+        """Score one request, in a thread of its own."""
+        answering = asyncio.to_thread(self.answer, pb.ScoreRequest.FromString(message.body))
+        try:
+            return await asyncio.wait_for(answering, timeout_s)
+        except (TimeoutError, asyncio.TimeoutError) as error:
+            raise DeadlineExceeded("the function did not answer in time") from error
 
     def answer(self, message: pb.ScoreRequest) -> pb.ScoreResponse:
         """Score one request; raises what `score_fn` raises."""

@@ -28,6 +28,7 @@ from reward_client._wire import convert
 from reward_client.errors import (
     Cancelled,
     Code,
+    DeadlineExceeded,
     RewardError,
     Unavailable,
     code_from_grpc,
@@ -52,6 +53,7 @@ class GrpcTransport:
     ) -> None:
         """Open the channel; it connects on first use."""
         self._url = address.url
+        self._is_closed = False
         self._pairs = (("authorization", f"Bearer {api_key}"),) if api_key else ()
         options = _options(address, trust_env)
         if address.is_tls:
@@ -85,6 +87,7 @@ class GrpcTransport:
 
     async def close(self) -> None:
         """Close the channel; calls in flight are cancelled."""
+        self._is_closed = True
         await self._channel.close()
 
     async def _call(
@@ -97,6 +100,10 @@ class GrpcTransport:
             raise _reward_error(self._url, error) from error
         except grpc.aio.UsageError as error:
             raise _closed(self._url) from error
+        except asyncio.CancelledError:
+            if self._is_closed:  # which cancels its calls
+                raise _closed(self._url) from None
+            raise
 
 
 class _Stream:
@@ -121,7 +128,13 @@ class _Stream:
                 raise _closed(self._url) from error
         # Serialised messages that follow each other are merged: this adds a field.
         patience = pb.ScoreRequest(timeout_ms=timeout_s * 1e3).SerializeToString()
-        return await self._open.send(message.request_id, message.body + patience)
+        sending = self._open.send(message.request_id, message.body + patience)
+        try:
+            return await asyncio.wait_for(sending, timeout_s)
+        except (TimeoutError, asyncio.TimeoutError) as error:
+            raise DeadlineExceeded(
+                f"{self._url} did not answer in time: allow more with deadline_s"
+            ) from error
 
     async def close(self) -> None:
         if self._open is not None:
