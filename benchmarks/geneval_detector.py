@@ -16,9 +16,26 @@ import time
 import numpy as np
 
 from reward_server.scorers import torch_tools
+from reward_server.scorers.geneval.mmdet_keys import Architecture
 
 BATCHES = {"cpu": (1, 2), "cuda": (1, 8, 32)}
 FLOOR = 0.05
+# The published checkpoint's.
+SWIN_S = Architecture(
+    embed_dim=96,
+    depths=(2, 2, 18, 2),
+    heads=(3, 6, 12, 24),
+    window=7,
+    mlp_ratio=4.0,
+    hidden=256,
+    mask_features=256,
+    queries=100,
+    classes=80,
+    encoder_layers=6,
+    encoder_ffn=1024,
+    decoder_layers=9,
+    decoder_ffn=2048,
+)
 
 
 def main() -> None:
@@ -31,25 +48,9 @@ def main() -> None:
     from transformers import Mask2FormerForUniversalSegmentation
 
     from reward_server.scorers.geneval import mask2former
-    from reward_server.scorers.geneval.mmdet_keys import Architecture
 
     torch.manual_seed(0)
-    sizes = Architecture(
-        embed_dim=96,
-        depths=(2, 2, 18, 2),
-        heads=(3, 6, 12, 24),
-        window=7,
-        mlp_ratio=4.0,
-        hidden=256,
-        mask_features=256,
-        queries=100,
-        classes=80,
-        encoder_layers=6,
-        encoder_ffn=1024,
-        decoder_layers=9,
-        decoder_ffn=2048,
-    )
-    network = Mask2FormerForUniversalSegmentation(mask2former.config(sizes)).eval()
+    network = Mask2FormerForUniversalSegmentation(mask2former.config(SWIN_S)).eval()
     count = sum(p.numel() for p in network.parameters())
     segmenter = mask2former.Mask2FormerSegmenter.of(network, options.device, dtype=options.dtype)
     print(f"{count / 1e6:.1f} M parameters, {options.device}, {options.dtype}")
