@@ -15,7 +15,7 @@ WORKERS ?= 2
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install scorers test-scorers test-paddle train serve test check lint fmt type test-all protos bench docs lock audit test-containers up down logs ps fuzz mini clean
+.PHONY: help install scorers test-scorers test-paddle train serve test check lint fmt type test-all protos bench gpu-receipt docs lock audit test-containers up down logs ps fuzz mini clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -95,6 +95,10 @@ protos: ## generate the _pb packages from protos/ (with the pinned generator, in
 
 bench: install ## run the benchmarks
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+# With the python of the machine: it has the GPU's build of torch (benchmarks/gpu/wheels.txt).
+gpu-receipt: ## measure one GPU in eight minutes: speed, memory, correctness (docs/performance.md)
+	@$(PYTHON) -m benchmarks.gpu.receipt $(ARGS)
 
 soak: install ## steady load with faults for MINUTES=10: percentiles, memory, lost = 0, wrong = 0
 	@$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) $(ARGS)

@@ -12,19 +12,18 @@ import torch.distributed as dist
 from benchmarks.gpu import models
 from benchmarks.gpu.policy import Policy, settings
 from benchmarks.gpu.record import Part
-from reward_client import Item, RewardClient
+from reward_client import FakeTransport, Item, RewardClient
 from reward_client.codec import decode
-from reward_client.transports.fake import FakeTransport
-from trainer import checkpoint
-from trainer.distributed import World
-from trainer.metrics import read
+from trainer.config.settings import RewardSettings, Settings
 from trainer.models.base import Conditioning
 from trainer.models.precision import resolve
-from trainer.parallel import _shard
+from trainer.parallel.sharding import _shard
+from trainer.parallel.world import World
 from trainer.rewards import RewardService
-from trainer.settings import RewardSettings, Settings
-from trainer.start import train_run
-from trainer.update import Updater
+from trainer.run import checkpoint
+from trainer.run.log import read
+from trainer.run.open import train_run
+from trainer.run.update import Updater
 
 PRESET = "geneval_sd35m_1gpu"
 LAYERS = 6  # of 24, at the published width

@@ -24,12 +24,12 @@ from transformers import (
 )
 from transformers.models.t5 import T5Tokenizer
 
-from trainer.models import MODELS
 from trainer.models.adapter import Adapter
 from trainer.models.base import FlowModel, ModelOptions
 from trainer.models.flux import Flux
 from trainer.models.published import PUBLISHED
 from trainer.models.qwen_image import QwenImage
+from trainer.models.registry import MODELS
 from trainer.models.sd3 import SD3
 
 library: Any = diffusers  # its annotations of tuples are too narrow

@@ -11,17 +11,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu import machine
 from benchmarks.gpu.record import Part, Timed
-from trainer.config import load
-from trainer.distributed import World, setup_torch
-from trainer.inputs import load_model
-from trainer.losses import TrainBatch
+from trainer.algorithm.losses import TrainBatch
+from trainer.config.load import load
+from trainer.config.settings import Settings
 from trainer.models.base import Conditioning
 from trainer.models.precision import resolve
-from trainer.noise import NoiseKey
-from trainer.parallel import prepare_networks
-from trainer.rollout import RolloutBatch, draw_window, rollout
-from trainer.settings import Settings
-from trainer.update import Updater
+from trainer.parallel.sharding import prepare_networks
+from trainer.parallel.world import World, setup_torch
+from trainer.rollout.noise import NoiseKey
+from trainer.rollout.policy import RolloutBatch, draw_window
+from trainer.rollout.rollout import rollout
+from trainer.run.inputs import load_model
+from trainer.run.update import Updater
 
 PROMPT = "a photo of {} red cars and a green bench in front of a house by the sea"
 # What a run of a few thousand parameters on a CPU differs in.

@@ -77,13 +77,13 @@ def scorer(part: Part, writer: weights.Writer, name: str) -> None:
     for dtype, tf32, batches in VARIANTS:
         if part.tiny and (tf32 or dtype != "float32"):
             continue
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
         begin = time.monotonic()
         if not tf32:
             kind: Any = load_scorer_class(name)
             made = kind(dtype=dtype, **writer.options(name))
             made.load("cuda:0" if part.device == "cuda" else "cpu")
         loaded_s = time.monotonic() - begin
+        use_tf32(tf32)
         if not len(reference):
             reference = scores(made, given)
         away = np.abs(scores(made, given) - reference)
@@ -99,6 +99,12 @@ def scorer(part: Part, writer: weights.Writer, name: str) -> None:
                 largest_difference=float(away.max()),
                 relative_to_spread=float(away.max() / reference.std()),
             )
+
+
+def use_tf32(enabled: bool) -> None:
+    """Once a scorer is loaded: loading turns TF32 off."""
+    chosen = "tf32" if enabled else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = chosen
 
 
 def scores(made: Any, given: list[ScoreInput]) -> np.ndarray:
@@ -124,9 +130,9 @@ def detector(part: Part) -> None:
     device = "cuda:0" if part.device == "cuda" else "cpu"
     reference = None
     for name in ("float32",) if part.tiny else ("float32", "tf32", "bfloat16"):
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == "tf32"
         dtype = "float32" if name == "tf32" else name
         made = mask2former.Mask2FormerSegmenter.of(network, device, dtype=dtype)
+        use_tf32(name == "tf32")
         pixels = torch.randn(1, 3, 800, 800)
         classes, _ = made.forward(pixels.to(device))
         reference = classes if reference is None else reference

@@ -24,11 +24,11 @@ from benchmarks.gpu.policy import (
     settings,
 )
 from benchmarks.gpu.record import Part
-from trainer.config import folded_steps
-from trainer.losses import TrainBatch
+from trainer.algorithm.losses import TrainBatch
+from trainer.config.load import folded_steps
+from trainer.config.settings import Settings
 from trainer.models.base import Conditioning
-from trainer.rollout import RolloutBatch
-from trainer.settings import Settings
+from trainer.rollout.policy import RolloutBatch
 
 FULL, FAST = "geneval_sd35m_1gpu", "geneval_sd35m_fast_nocfg"
 BACKENDS = {

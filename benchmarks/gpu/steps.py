@@ -10,7 +10,7 @@ import torch
 from benchmarks.gpu import models
 from benchmarks.gpu.policy import Policy, counted, guided_velocity, settings
 from benchmarks.gpu.record import Part
-from trainer.models.conditioning import MASK, Conditioning
+from trainer.models.base import MASK, Conditioning
 
 PRESETS = {"flux": "pickscore_flux_8gpu", "qwen_image": "pickscore_qwen_image_8gpu"}
 QWEN_TOKENS = 64  # of a prompt of some forty words; the sequence is as long as the prompt

@@ -55,10 +55,12 @@ def set_precision(dtype: str) -> torch.dtype:
     """
     import torch
 
-    if hasattr(torch.backends, "fp32_precision"):
-        torch.backends.fp32_precision = "ieee"
-    else:  # torch before 2.9, in environments of scorers that need it
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    backends: Any = torch.backends
+    backends.cuda.matmul.allow_tf32 = backends.cudnn.allow_tf32 = False
+    if hasattr(backends, "fp32_precision"):  # torch 2.9 and newer
+        # Before 2.13 convolutions do not follow the first one.
+        for part in (backends, backends.cudnn.conv, backends.cudnn.rnn):
+            part.fp32_precision = "ieee"
     return getattr(torch, dtype)
 
 
