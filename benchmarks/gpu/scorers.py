@@ -104,7 +104,8 @@ def scorer(part: Part, writer: weights.Writer, name: str) -> None:
 def use_tf32(enabled: bool) -> None:
     """Once a scorer is loaded: loading turns TF32 off."""
     chosen = "tf32" if enabled else "ieee"
-    torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = chosen
+    backends: Any = torch.backends
+    backends.cuda.matmul.fp32_precision = backends.cudnn.conv.fp32_precision = chosen
 
 
 def scores(made: Any, given: list[ScoreInput]) -> np.ndarray:
