@@ -27,7 +27,6 @@ from transformers.models.t5 import T5Tokenizer
 from trainer.models.adapter import Adapter
 from trainer.models.base import FlowModel, ModelOptions
 from trainer.models.flux import Flux
-from trainer.models.published import PUBLISHED
 from trainer.models.qwen_image import QwenImage
 from trainer.models.registry import MODELS
 from trainer.models.sd3 import SD3
@@ -62,6 +61,26 @@ QWEN_VAE_TINY = {
     "latents_std": [1.0] * 4,
 }
 _NARROW = {"num_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2}
+# As their repositories state them, where they differ from the defaults of the class.
+PUBLISHED: Mapping[str, Mapping[str, Any]] = {
+    "SD3Transformer2DModel": {
+        "sample_size": 128,
+        "patch_size": 2,
+        "in_channels": 16,
+        "out_channels": 16,
+        "joint_attention_dim": 4096,
+        "pooled_projection_dim": 2048,
+        "attention_head_dim": 64,
+        "num_layers": 24,
+        "num_attention_heads": 24,
+        "caption_projection_dim": 1536,
+        "pos_embed_max_size": 384,
+        "qk_norm": "rms_norm",
+        "dual_attention_layers": list(range(13)),
+    },
+    "FluxTransformer2DModel": {"guidance_embeds": True},
+    "QwenImageTransformer2DModel": {},
+}
 TINY: Mapping[str, Mapping[str, Any]] = {
     "SD3Transformer2DModel": {
         **_NARROW,
@@ -110,40 +129,36 @@ class Shape:
 
 
 def install(shape: Shape) -> None:
-    """Let the trainer's families make random weights, whatever `model.path` is, in this process."""
+    """Let the trainer make SD3.5-M, FLUX.1-dev and Qwen-Image with random weights, in this process."""
 
     def sd3(path: str | Path, options: ModelOptions) -> FlowModel:
-        parts = _common(shape, options, SD35_NAME if shape.tiny else str(path))
+        parts = _common(shape, options, "SD3Transformer2DModel")
         parts |= _sd3_encoders(shape, options)
         return Adapter(SD3(library.StableDiffusion3Pipeline(**parts), options), options)
 
     def flux(path: str | Path, options: ModelOptions) -> FlowModel:
-        parts = _common(shape, options, "black-forest-labs/FLUX.1-dev")
+        parts = _common(shape, options, "FluxTransformer2DModel")
         parts |= dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"), None)
         return Adapter(Flux(library.FluxPipeline(**parts), options), options)
 
     def qwen_image(path: str | Path, options: ModelOptions) -> FlowModel:
-        parts = _common(shape, options, "Qwen/Qwen-Image")
+        parts = _common(shape, options, "QwenImageTransformer2DModel")
         parts |= {"text_encoder": None, "tokenizer": None}
         return Adapter(QwenImage(library.QwenImagePipeline(**parts), options), options)
 
     MODELS.update(sd3=sd3, flux=flux, qwen_image=qwen_image)
 
 
-SD35_NAME = "stabilityai/stable-diffusion-3.5-medium"
-
-
 def _common(shape: Shape, options: ModelOptions, name: str) -> dict[str, Any]:
     """Transformer, autoencoder and scheduler, in the types of `trainer.models.loading`."""
-    known = PUBLISHED[name]
-    config = dict(TINY[known.transformer] if shape.tiny else known.config)
+    config = dict((TINY if shape.tiny else PUBLISHED)[name])
     if shape.layers and not shape.tiny:
         config["num_layers"] = shape.layers
         if "dual_attention_layers" in config:
             config["dual_attention_layers"] = list(range(shape.layers // 2))
     network = torch.float32 if options.finetune == "full" else options.compute_dtype
     device = options.device
-    qwen = known.transformer == "QwenImageTransformer2DModel"
+    qwen = name == "QwenImageTransformer2DModel"
     if qwen:
         vae = library.AutoencoderKLQwenImage, QWEN_VAE_TINY if shape.tiny else {}
     else:
@@ -162,7 +177,7 @@ def _common(shape: Shape, options: ModelOptions, name: str) -> dict[str, Any]:
             },
         )
     return {
-        "transformer": _made(getattr(library, known.transformer), config, network, device),
+        "transformer": _made(getattr(library, name), config, network, device),
         "vae": _made(*vae, torch.float32, device),
         "scheduler": library.FlowMatchEulerDiscreteScheduler(shift=3.0),
     }
