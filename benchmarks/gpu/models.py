@@ -129,7 +129,7 @@ class Shape:
 
 
 def install(shape: Shape) -> None:
-    """Let the trainer make SD3.5-M, FLUX.1-dev and Qwen-Image with random weights, in this process."""
+    """Let the trainer make its models with random weights, in this process."""
 
     def sd3(path: str | Path, options: ModelOptions) -> FlowModel:
         parts = _common(shape, options, "SD3Transformer2DModel")
