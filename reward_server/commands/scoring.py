@@ -80,7 +80,6 @@ def ask_here(items: Sequence[Item], config: Config) -> ScoreResponse:
     Raises:
         RewardError: as a server would answer.
     """
-    from reward_server.commands.scoring import score_here
     from reward_server.observability import logs
 
     # What goes wrong is in the answer; a user wants it once.

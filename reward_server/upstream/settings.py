@@ -5,18 +5,35 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from reward_client._tls import TlsFiles
 from reward_client.errors import InvalidArgument
 from reward_server.upstream.choice import Policy
 from reward_server.upstream.targets import Target, parse_target
 
-if TYPE_CHECKING:
-    from reward_server.config import ScorerConfig
-
 # The keys of a scorer's table that mean something for upstream scorers.
 UPSTREAM_KEYS = frozenset({"upstream", "max_batch_items"})
+
+
+class UpstreamKeys(Protocol):
+    """What is read of a scorer's table; `config.ScorerConfig` says what each key means."""
+
+    upstream_scorer: str
+    upstream_policy: Policy
+    upstream_wait_s: float
+    upstream_api_key_env: str
+    upstream_tls: bool
+    upstream_ca_file: str
+    upstream_cert_file: str
+    upstream_key_file: str
+    max_batch_items: int
+
+    @property
+    def targets(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    @property
+    def model_fields_set(self) -> set[str]: ...  # noqa: D102
 
 
 class UpstreamConfigError(Exception):
@@ -48,7 +65,7 @@ class UpstreamSettings:
     tls: TlsFiles | None = None
 
 
-def check_keys(name: str, section: ScorerConfig) -> None:
+def check_keys(name: str, section: UpstreamKeys) -> None:
     """Raise ValueError where keys of local and upstream scorers are mixed, or a target is wrong."""
     given = section.model_fields_set
     foreign = sorted(key for key in given if key.startswith("upstream") and key != "upstream")
@@ -70,7 +87,7 @@ def check_keys(name: str, section: ScorerConfig) -> None:
 
 
 def read_settings(
-    name: str, section: ScorerConfig, environment: Mapping[str, str] = os.environ
+    name: str, section: UpstreamKeys, environment: Mapping[str, str] = os.environ
 ) -> UpstreamSettings:
     """Read the settings of an upstream scorer, its key and its certificates.
 
