@@ -63,7 +63,7 @@ def make_geneval(
 
     With --exclude, neither a prompt of that file nor its scene in other words is made.
     """
-    held_out = TASKS["geneval"](exclude) if exclude else []
+    held_out = TASKS["geneval"](exclude, print) if exclude else []
     rows = geneval_prompts.generate(
         count,
         seed=seed,
@@ -84,7 +84,7 @@ def make_ocr(
     ] = False,
 ) -> None:
     """Make prompts that ask for a text in a scene."""
-    barred = [prompt.text for prompt in TASKS["ocr"](exclude)] if exclude else []
+    barred = [prompt.text for prompt in TASKS["ocr"](exclude, print)] if exclude else []
     split = "test" if test else "train"
     _write(out, ocr_prompts.generate(count, split=split, seed=seed, exclude=barred), "group")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from prompt_sets.drawing import number, shuffled
+from reward_client.geneval_spec import RELATIONS
 from trainer.data.files import folded
-from trainer.data.geneval import RELATIONS
 from trainer.errors import DataError
 
 Row = dict[str, Any]

@@ -45,7 +45,7 @@ def evaluations(table: dict[str, Any], cases: list[dict[str, Any]], world: World
     settings = parse(table)
     device = setup_torch("cpu", threads=1, deterministic=True)
     model = moved(load_model(settings, device))
-    prompts = TASKS[settings.task.name](resolve_path(settings.task.test))
+    prompts = TASKS[settings.task.name](resolve_path(settings.task.test), print)
     service = service_with(score)(settings.rewards)
     try:
         found = [

@@ -27,7 +27,7 @@ def write(path: Path, *rows: Any) -> Path:
 
 
 def test_geneval_rows_become_prompts(tmp_path: Path) -> None:
-    (prompt,) = TASKS["geneval"](write(tmp_path / "a.jsonl", ROW, ""))
+    (prompt,) = TASKS["geneval"](write(tmp_path / "a.jsonl", ROW, ""), print)
     assert prompt.text == ROW["prompt"]
     assert prompt.group == "position"
     assert prompt.spec_kind == "geneval"
@@ -35,11 +35,15 @@ def test_geneval_rows_become_prompts(tmp_path: Path) -> None:
 
 
 def test_ocr_and_generic_rows(tmp_path: Path) -> None:
-    (prompt,) = TASKS["ocr"](write(tmp_path / "a.jsonl", {"prompt": "a sign", "target": "STOP"}))
+    (prompt,) = TASKS["ocr"](
+        write(tmp_path / "a.jsonl", {"prompt": "a sign", "target": "STOP"}), print
+    )
     assert prompt.spec == {"target": "STOP"}
-    (prompt,) = TASKS["jsonl"](write(tmp_path / "b.jsonl", {"prompt": "x", "spec": {"k": 1}}))
+    (prompt,) = TASKS["jsonl"](
+        write(tmp_path / "b.jsonl", {"prompt": "x", "spec": {"k": 1}}), print
+    )
     assert prompt.spec_kind == "metadata"
-    (prompt,) = TASKS["texts"](write(tmp_path / "c.jsonl", ROW))
+    (prompt,) = TASKS["texts"](write(tmp_path / "c.jsonl", ROW), print)
     assert prompt == Prompt(ROW["prompt"], group="position")
 
 
@@ -53,18 +57,23 @@ def clause(**changes: Any) -> dict[str, Any]:
         ("geneval", "{oops", r"a\.jsonl:2: not JSON"),
         ("geneval", "[1]", r"a\.jsonl:2: expected a JSON object"),
         ("geneval", {**ROW, "prompt": " "}, r'a\.jsonl:2: "prompt" must be a non-empty text'),
-        ("geneval", {**ROW, "tag": 3}, r'"tag" must be'),
-        ("geneval", {**ROW, "include": []}, r'"include" must be a non-empty list'),
-        ("geneval", clause(count=0), r'include\[1\]: "count" must be a whole number'),
-        ("geneval", clause(count=True), r'"count" must be a whole number'),
-        ("geneval", clause(color=""), r'"color" must be'),
-        ("geneval", clause(position=["beside", 0]), r'"position" must be'),
-        ("geneval", clause(position=["left of", 1]), r'"position" must be'),
-        ("geneval", clause(position=["left of", 2]), r'"position" must be'),
+        ("geneval", {**ROW, "tag": 3}, r"tag: expected a non-empty text"),
+        ("geneval", {**ROW, "include": []}, r"a\.jsonl:2: include: empty"),
+        ("geneval", clause(count=0), r"a\.jsonl:2: include\[1\]\.count: expected 1 to 64"),
+        ("geneval", clause(count=True), r"count: expected 1 to 64"),
+        ("geneval", clause(color=""), r"include\[1\]\.color: expected a non-empty text"),
+        ("geneval", clause(position=["beside", 0]), r"position\[0\]: unknown 'beside'"),
+        ("geneval", clause(position=["left of", 1]), r"position\[1\]: target 1 is not an earlier"),
+        ("geneval", clause(count=100), r"count: expected 1 to 64"),
+        (
+            "geneval",
+            {**ROW, "exclude": [{"class": "star", "count": 1}]},
+            r"exclude\[0\]\.count: .* both demanded and excluded",
+        ),
         ("geneval", clause(color="blue"), r"a\.jsonl:2: the prompt .* is already at a\.jsonl:1"),
-        ("ocr", {"prompt": "x"}, r"a\.jsonl:2: no text to look for; quote it"),
-        ("ocr", {"prompt": 'a sign " "'}, r"a\.jsonl:2: no text to look for"),
-        ("ocr", {"prompt": "x", "target": 3}, r'a\.jsonl:2: "target" must be'),
+        ("ocr", {"prompt": "x"}, r"a\.jsonl:2: prompt: no text in quotes; send"),
+        ("ocr", {"prompt": 'a sign " "'}, r"a\.jsonl:2: prompt: the text to look for is empty"),
+        ("ocr", {"prompt": "x", "target": 3}, r"a\.jsonl:2: spec\.target: expected text, got int"),
         ("jsonl", {"prompt": "x", "spec": 1}, r'a\.jsonl:2: "spec" must be an object'),
         ("jsonl", {"prompt": "x", "spec": {}, "spec_kind": "y"}, r'"spec_kind" must be one of'),
     ],
@@ -72,44 +81,59 @@ def clause(**changes: Any) -> dict[str, Any]:
 def test_a_malformed_row_names_its_line(tmp_path: Path, task: str, row: Any, message: str) -> None:
     first = {**ROW, "target": "A"}
     with pytest.raises(DataError, match=message):
-        TASKS[task](write(tmp_path / "a.jsonl", first, row))
+        TASKS[task](write(tmp_path / "a.jsonl", first, row), print)
 
 
 def test_missing_empty_and_binary_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no prompt file"):
-        TASKS["jsonl"](tmp_path / "none.jsonl")
+        TASKS["jsonl"](tmp_path / "none.jsonl", print)
     with pytest.raises(DataError, match="holds no prompts"):
-        TASKS["jsonl"](write(tmp_path / "a.jsonl", "", " "))
+        TASKS["jsonl"](write(tmp_path / "a.jsonl", "", " "), print)
     (tmp_path / "b.jsonl").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="cannot be read"):
-        TASKS["jsonl"](tmp_path / "b.jsonl")
+        TASKS["jsonl"](tmp_path / "b.jsonl", print)
 
 
-def test_ocr_reads_the_first_quoted_text(tmp_path: Path) -> None:
+def test_ocr_reads_the_quoted_text(tmp_path: Path) -> None:
     file = tmp_path / "train.txt"
-    file.write_text('A sign "GO  ON" beside "STOP"\n\na mug, \u201cTea\u201d\n', encoding="utf-8")
-    prompts = TASKS["ocr"](file)
+    file.write_text('A sign "GO  ON"\n\na mug, \u201cTea\u201d\n', encoding="utf-8")
+    prompts = TASKS["ocr"](file, print)
     assert [prompt.spec for prompt in prompts] == [{"target": "GO  ON"}, {"target": "Tea"}]
-    assert prompts[0].text == 'A sign "GO  ON" beside "STOP"'
+    assert prompts[0].text == 'A sign "GO  ON"'
     file.write_text("a sign\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"train\.txt:1: no text to look for"):
-        TASKS["ocr"](file)
+    with pytest.raises(DataError, match=r"train\.txt:1: prompt: no text in quotes"):
+        TASKS["ocr"](file, print)
+
+
+def test_ocr_prompts_that_leave_the_target_open_are_left_out_and_said_so(tmp_path: Path) -> None:
+    file = tmp_path / "train.txt"
+    several = 'a shop with "OPEN" on the door and "FRESH BREAD" in the window'
+    file.write_text(f'a sign "STOP"\n{several}\na 24" screen, "HELLO"\n', encoding="utf-8")
+    said: list[str] = []
+    (prompt,) = TASKS["ocr"](file, said.append)
+    assert prompt.spec == {"target": "STOP"}
+    (line,) = said
+    assert 'train.txt:2: prompt: 2 quoted texts ("OPEN", "FRESH BREAD")' in line
+    assert "2 of 3 rows of train.txt" in line
+    file.write_text(several, encoding="utf-8")
+    with pytest.raises(DataError, match="2 quoted texts"):
+        TASKS["ocr"](file, print)
 
 
 def test_texts_are_lines_or_rows(tmp_path: Path) -> None:
     file = tmp_path / "train.txt"
     file.write_text("a cat, {oil painting}\r\n  \nhund\u00e9\n", encoding="utf-8")
-    assert [prompt.text for prompt in TASKS["texts"](file)] == [
+    assert [prompt.text for prompt in TASKS["texts"](file, print)] == [
         "a cat, {oil painting}",
         "hund\u00e9",
     ]
-    (row,) = TASKS["texts"](write(tmp_path / "a.jsonl", {"prompt": "x", "spec": {"k": 1}}))
+    (row,) = TASKS["texts"](write(tmp_path / "a.jsonl", {"prompt": "x", "spec": {"k": 1}}), print)
     assert row == Prompt("x")
 
 
 def test_repeated_rows_are_one_prompt_that_is_drawn_as_often(tmp_path: Path) -> None:
     other = {**ROW, "prompt": "another", "tag": "counting"}
-    prompts = TASKS["geneval"](write(tmp_path / "a.jsonl", ROW, other, ROW, ROW))
+    prompts = TASKS["geneval"](write(tmp_path / "a.jsonl", ROW, other, ROW, ROW), print)
     assert [(prompt.text, prompt.rows) for prompt in prompts] == [
         (ROW["prompt"], 3),
         ("another", 1),
@@ -120,7 +144,7 @@ def test_repeated_rows_are_one_prompt_that_is_drawn_as_often(tmp_path: Path) -> 
 
 def test_a_missing_official_file_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="flow-train data pull geneval fetches it"):
-        TASKS["geneval"](tmp_path / "geneval" / "train_metadata.jsonl")
+        TASKS["geneval"](tmp_path / "geneval" / "train_metadata.jsonl", print)
 
 
 def test_test_prompts_can_be_left_out_of_the_training() -> None:

@@ -367,8 +367,8 @@ class TaskSettings(Section):
     name: str = "geneval"
     """Key of `trainer.data.TASKS`: geneval, ocr, texts, jsonl."""
     train: str = "@mini/data/geneval_train.jsonl"
-    """File of training prompts: .jsonl, or .txt with one prompt per line (ocr, texts). `@mini/`
-    stands for the miniature's folder."""
+    """File of training prompts: .jsonl, .json, .csv, .tsv or .parquet with rows, or .txt with one
+    prompt per line (ocr, texts). `@mini/` stands for the miniature's folder."""
     test: str = "@mini/data/geneval_test.jsonl"
     """File of held-out prompts."""
     category_weights: dict[str, float] = Field(default_factory=dict)

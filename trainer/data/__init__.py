@@ -7,7 +7,9 @@ from trainer.data import generic, geneval, ocr
 from trainer.data.files import category_probabilities, check_overlap, fingerprint, without
 from trainer.types import Prompt
 
-TASKS: dict[str, Callable[[Path], list[Prompt]]] = {
+Say = Callable[[str], None]
+
+TASKS: dict[str, Callable[[Path, Say], list[Prompt]]] = {
     "geneval": geneval.load,
     "ocr": ocr.load,
     "texts": generic.load_texts,

@@ -1,9 +1,12 @@
-"""What all prompt files have in common: one prompt per line, errors that name the line."""
+"""What all prompt files have in common: their formats, errors that name the line, overlap."""
 
+import csv
 import hashlib
+import io
 import json
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,37 +16,123 @@ from trainer.types import Prompt
 
 
 def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (place, row) for every line that is not empty; place reads `file:line`.
+    """Yield (place, row) for every row that is not empty; place reads `file:line`.
 
-    A line is a JSON object, or in a .txt file the prompt itself.
+    The ending of the file's name, in any case, says what it is: .jsonl, .json (a list), .csv and
+    .tsv (with a row of names; cells may hold JSON), .parquet (needs pyarrow), or .txt (a prompt per
+    line). Lines of .txt and .jsonl that begin with "# " are comments. What is None, NaN or an empty
+    cell is not there.
 
     Raises:
-        DataError: no such file, not UTF-8, a line that is not a JSON object, or no line at all.
+        DataError: no such file, not UTF-8, an unknown ending, a malformed row, or no row at all.
     """
+    read = READERS.get(path.suffix.lower())
     try:
-        text = path.read_text(encoding="utf-8")
+        if read is None and path.is_file():
+            raise DataError(
+                f"{path}: its name does not say what it is; end it with one of {', '.join(READERS)}"
+            )
+        found = list(read(path)) if read else []
     except FileNotFoundError:
-        raise DataError(f"there is no prompt file {path}{_how_to_get(path)}") from None
-    except (OSError, UnicodeDecodeError) as error:
+        found = []
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} cannot be read: {error}; save it as UTF-8") from None
+    except (OSError, csv.Error) as error:
         raise DataError(f"{path} cannot be read: {error}") from None
-    empty = True
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        empty = False
+    if not path.is_file():
+        raise DataError(f"there is no prompt file {path}{_how_to_get(path)}")
+    for number, row in found:
         place = f"{path.name}:{number}"
-        if path.suffix == ".txt":
-            yield place, {"prompt": line.strip()}
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{place}: not JSON: {error.msg} at column {error.colno}") from None
         if not isinstance(row, dict):
             raise DataError(f"{place}: expected a JSON object, got {type(row).__name__}")
-        yield place, row
-    if empty:
+        yield place, {name: value for name, value in row.items() if value is not None}
+    if not found:
         raise DataError(f"{path} holds no prompts")
+
+
+def _text(path: Path) -> str:
+    # Windows puts a byte order mark first.
+    return path.read_bytes().decode("utf-8-sig")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines that say something; only a line feed ends one, as JSON may hold U+2028 and the like."""
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        if line.strip() and line.strip() != "#" and not line.startswith("# "):
+            yield number, line.strip()
+
+
+def _texts(path: Path) -> Iterator[tuple[int, Any]]:
+    for number, line in _lines(path):
+        yield number, {"prompt": line}
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    for number, line in _lines(path):
+        yield number, _parsed(f"{path.name}:{number}", line)
+
+
+def _json_list(path: Path) -> Iterator[tuple[int, Any]]:
+    found = _parsed(path.name, _text(path))
+    if not isinstance(found, list):
+        raise DataError(
+            f"{path.name}: expected a list of rows, got {type(found).__name__}; with a row per "
+            "line it is a .jsonl"
+        )
+    for number, row in enumerate(found, start=1):
+        yield number, {"prompt": row} if isinstance(row, str) else row
+
+
+def _parsed(place: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{place}: not JSON: {error.msg} at column {error.colno}") from None
+
+
+def _table(path: Path) -> Iterator[tuple[int, Any]]:
+    comma = "\t" if path.suffix.lower() == ".tsv" else ","
+    reader = csv.DictReader(io.StringIO(_text(path), newline=""), delimiter=comma, strict=True)
+    if "prompt" not in (reader.fieldnames or ()):
+        raise DataError(
+            f'{path.name}:1: no column "prompt"; there are {", ".join(reader.fieldnames or ())}'
+        )
+    for row in reader:
+        place = f"{path.name}:{reader.line_num}"
+        if None in row or None in row.values():
+            raise DataError(f"{place}: the row has another number of cells than the first one")
+        yield reader.line_num, {name: _cell(place, name, text) for name, text in row.items()}
+
+
+def _cell(place: str, name: str, value: Any) -> Any:
+    """A value of a table: lists and objects may come as JSON; empty and NaN is None."""
+    if not isinstance(value, str):
+        return None if isinstance(value, float) and math.isnan(value) else value
+    if name in ("prompt", "target") or not value.startswith(("[", "{")):
+        return value or None
+    return _parsed(f'{place}: "{name}"', value)
+
+
+def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
+    try:
+        from pyarrow import parquet  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise DataError(
+            f"{path}: reading it needs pyarrow ({error}): pip install pyarrow, or write .jsonl"
+        ) from None
+    for number, row in enumerate(parquet.read_table(path).to_pylist(), start=1):
+        place = f"{path.name}:{number}"
+        yield number, {name: _cell(place, name, value) for name, value in row.items()}
+
+
+READERS: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {
+    ".jsonl": _json_lines,
+    ".json": _json_list,
+    ".csv": _table,
+    ".tsv": _table,
+    ".parquet": _parquet,
+    ".txt": _texts,
+}
 
 
 def text_field(place: str, row: Mapping[str, Any], name: str) -> str:

@@ -1,5 +1,6 @@
 """Any prompts: rows of `{"prompt"}`, optionally `"group"`, `"spec"` and `"spec_kind"`."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -8,7 +9,7 @@ from trainer.errors import DataError
 from trainer.types import Prompt, SpecKind
 
 
-def load(path: Path) -> list[Prompt]:
+def load(path: Path, say: Callable[[str], None] = print) -> list[Prompt]:
     """Read prompts with whatever specification they carry.
 
     Raises:
@@ -31,7 +32,7 @@ def load(path: Path) -> list[Prompt]:
     return unique(path, prompts)
 
 
-def load_texts(path: Path) -> list[Prompt]:
+def load_texts(path: Path, say: Callable[[str], None] = print) -> list[Prompt]:
     """Read only the texts (and categories) of any prompt file, for scorers that look at pixels.
 
     Raises:

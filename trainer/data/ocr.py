@@ -1,45 +1,45 @@
 """Prompts that ask for a text: rows of `{"prompt", "target"}`, optionally `"group"`.
 
-Without a target, and in .txt files, it is the first text in double quotes, as in flow_grpo's data.
+Without a target, and in .txt files, it is the one text in double quotes, as in flow_grpo's data.
 """
 
-import re
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from reward_client.ocr_target import AmbiguousTargetError, TargetError, target_of
 from trainer.data.files import rows, text_field, unique
 from trainer.errors import DataError
 from trainer.types import Prompt
 
-_QUOTED = re.compile(r'"([^"]+)"|\u201c([^\u201d]+)\u201d')
 
-
-def load(path: Path) -> list[Prompt]:
+def load(path: Path, say: Callable[[str], None] = print) -> list[Prompt]:
     """Read a file of OCR prompts.
 
+    Rows whose prompt leaves open which text is meant are left out, and said so.
+
+    Args:
+        path: the file.
+        say: prints one line.
+
     Raises:
-        DataError: a malformed row, or one without a text to look for, naming file and line.
+        DataError: a malformed row, one without a text to look for, or none that is left.
     """
-    prompts = []
+    prompts, left_out = [], []
     for place, row in rows(path):
-        prompt = Prompt(
-            text=text_field(place, row, "prompt"),
-            spec={"target": _target(place, row)},
-            spec_kind="ocr",
-            group=text_field(place, row, "group") if "group" in row else "text",
-        )
-        prompts.append((place, prompt))
+        text = text_field(place, row, "prompt")
+        try:
+            target = target_of(text, {"target": row["target"]} if "target" in row else None)
+        except AmbiguousTargetError as error:
+            left_out.append(f"{place}: {error}")
+            continue
+        except TargetError as error:
+            raise DataError(f"{place}: {error}") from None
+        group = text_field(place, row, "group") if "group" in row else "text"
+        prompts.append((place, Prompt(text, {"target": target}, "ocr", group)))
+    if left_out:
+        found = f"{len(left_out)} of {len(left_out) + len(prompts)} rows of {path.name}"
+        reason = f"{found} leave open which text to look for, first {left_out[0]}"
+        if not prompts:
+            raise DataError(f'{reason}; add "target" to the rows')
+        say(f'warning: {reason}; they are left out, "target" in the row would say')
     return unique(path, prompts)
-
-
-def _target(place: str, row: Mapping[str, Any]) -> str:
-    if "target" in row:
-        return text_field(place, row, "target")
-    found = _QUOTED.search(text_field(place, row, "prompt"))
-    target = (found[1] or found[2]).strip() if found else ""
-    if not target:
-        raise DataError(
-            f'{place}: no text to look for; quote it in the prompt (a sign "STOP") or add "target"'
-        )
-    return target

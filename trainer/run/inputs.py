@@ -24,8 +24,8 @@ def load_prompts(
     """
     task = settings.task
     load = TASKS[task.name]
-    train_prompts = load(resolve_path(task.train))
-    test_prompts = load(resolve_path(task.test))
+    train_prompts = load(resolve_path(task.train), say)
+    test_prompts = load(resolve_path(task.test), say)
     shared = check_overlap(train_prompts, test_prompts) if task.overlap != "allow" else []
     if shared:
         text = (

@@ -78,7 +78,7 @@ def evaluate_target(
     environment = os.environ if environment is None else environment
     target = find(place, replace(choice, url=environment.get("REWARD_URL", "")))
     settings = target.settings
-    prompts = TASKS[settings.task.name](resolve_path(settings.task.test))
+    prompts = TASKS[settings.task.name](resolve_path(settings.task.test), print)
     indices = spread(prompts, settings.eval.num_prompts)
     device = setup_torch(
         settings.run.device,
