@@ -29,8 +29,8 @@ def test_python_blocks_compile(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=_ids)
 def test_make_targets_and_files_named_in_code_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert not set(re.findall(r"(?:`|^)make ([a-z]+)", text, re.MULTILINE)) - targets
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert not set(re.findall(r"(?:`|^)make ([a-z-]+)", text, re.MULTILINE)) - targets
     scripts = re.findall(r"\b((?:benchmarks|examples|scripts)/[\w/]+\.py)\b", text)
     assert not [name for name in scripts if not (ROOT / name).exists()]
 
