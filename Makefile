@@ -15,7 +15,7 @@ WORKERS ?= 2
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install scorers test-scorers test-paddle train serve test check lint fmt type test-all protos bench gpu-receipt docs lock audit test-containers up down logs ps fuzz mini clean
+.PHONY: help install scorers test-scorers test-paddle train serve test check lint fmt type test-all protos bench bench-smoke gpu-receipt docs lock audit test-containers up down logs ps fuzz mini clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -94,7 +94,10 @@ protos: ## generate the _pb packages from protos/ (with the pinned generator, in
 	@.venv-protos/bin/python scripts/gen_protos.py
 
 bench: install ## run the benchmarks
-	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit 1; done
+
+bench-smoke: install ## what the wire costs beside the public servers and a bare echo; fails below recorded ratios
+	@$(BIN)/python -m benchmarks.serving --smoke $(ARGS)
 
 # With the python of the machine: it has the GPU's build of torch (benchmarks/gpu/wheels.txt).
 gpu-receipt: ## measure one GPU in eight minutes: speed, memory, correctness (docs/performance.md)
