@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from reward_client.images import UInt8Image
-from reward_server.commands.drawing import Mark, Row, Style, draw_marks, panel
+from reward_server.commands.drawing import Mark, Row, draw_marks, panel
 
 # Pictures are enlarged by the largest whole factor that keeps the longer side within this, so that
 # a box in a picture of 64 px can carry a legible label. Whole, to leave every pixel a square.
@@ -80,11 +80,11 @@ def explained(image: UInt8Image, findings: Sequence[Finding]) -> UInt8Image:
     scale = enlargement(image)
     shown = np.repeat(np.repeat(image, scale, axis=0), scale, axis=1)
     height, width = shown.shape[:2]
-    style = Style.of(max(width, height) / SHOWN_SIDE_PX)
+    font_px = max(13, round(15 * max(width, height) / SHOWN_SIDE_PX))
     outlines = [mark for f in findings for mark in marks(f.details or {})]
     picture = Image.fromarray(shown)
-    draw_marks(picture, outlines, scale, style)
-    below = panel(list(_rows(findings)), max(width, 30 * style.font_px), style)
+    draw_marks(picture, outlines, scale, font_px)
+    below = panel(list(_rows(findings)), max(width, 30 * font_px), font_px)
     page = Image.new("RGB", (below.width, height + below.height), below.getpixel((0, 0)))
     page.paste(picture, (0, 0))
     page.paste(below, (0, height))
@@ -105,7 +105,7 @@ def _object_mark(entry: Mapping[str, Any]) -> Mark:
         label += f" (leans to {leaning[0]})"
     corners = ((x0, y0), (x1, y0), (x1, y1), (x0, y1))
     counted = bool(entry.get("counted", True))
-    return Mark(corners, label, COUNTED if counted else NOT_COUNTED, color or "", not counted)
+    return Mark(corners, label, COUNTED if counted else NOT_COUNTED)
 
 
 def _shortened(text: str) -> str:
@@ -124,5 +124,5 @@ def _rows(findings: Sequence[Finding]) -> Iterator[Row]:
             yield Row(", ".join(values), _PLAIN)
         for reason in reasons(finding.details or {}):
             yield Row(reason, _FAILED if reason.startswith("failed") else _PLAIN)
-        if any(mark.is_dashed for mark in marks(finding.details or {})):
-            yield Row("dashed: seen, but too uncertain to be counted", _PLAIN)
+        if any(mark.color == NOT_COUNTED for mark in marks(finding.details or {})):
+            yield Row("grey: seen, but too uncertain to be counted", _PLAIN)
