@@ -187,4 +187,4 @@ def test_the_training_job_is_one_run_over_its_pods() -> None:
     assert f"--rdzv-endpoint=flow-train-0.{pod['subdomain']}:29500" in arguments
     assert pod["subdomain"] in of_kind(render("train"), "Service")
     preset = next(a for a in arguments if a.startswith("--preset=")).partition("=")[2]
-    assert (ROOT / "trainer" / "presets" / f"{preset}.toml").exists()
+    assert (ROOT / "trainer" / "config" / "presets" / f"{preset}.toml").exists()
