@@ -29,7 +29,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +38,7 @@ from torch import Tensor
 
 from trainer.algorithm.advantages import advantages
 from trainer.algorithm.losses import LOSSES, LossContext, TrainBatch
-from trainer.config.load import load, loss_config, rollout_config
+from trainer.config.load import load, rollout_config
 from trainer.config.settings import Settings
 from trainer.data import category_probabilities
 from trainer.models.base import FlowModel
@@ -55,7 +54,6 @@ REFERENCE = (
     "loss.algorithm=nft",
     "sampling.sde=ode",
     "sampling.group_noise=independent",
-    "loss.step_weights=uniform",
     "sampling.window_size=0",
 )
 WINDOW = "sampling.window_start={0}", "sampling.window_end={1}", "sampling.window_size={2}"
@@ -156,7 +154,7 @@ def gradients(
     config, entry = rollout_config(settings), LOSSES[settings.loss.algorithm]
     parameters = dict(model.trainable_parameters())
     old = Ema(parameters) if entry.old else None
-    loss = replace(loss_config(settings), kl_beta=0.0)
+    loss = settings.loss.model_copy(update={"kl_beta": 0.0})
     context = LossContext(model, config, loss, old)
     found: list[Tensor] = []
     for epoch in epochs:

@@ -130,7 +130,6 @@ STUDIES: dict[str, Study] = {
                 "sampling.sde=ode",
                 "sampling.window_size=0",
                 "sampling.window_end=0",
-                "loss.kl_form=velocity",
                 "loss.kl_beta=0.12",
                 "batch.optimizer_steps_per_epoch=1",
             ),

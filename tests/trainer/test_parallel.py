@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_parts import PROMPTS, SIDE_PX
 
-from trainer.config.load import folded_steps, parse
+from trainer.config.load import parse
 from trainer.config.settings import Settings
 from trainer.errors import ConfigError
 from trainer.models.base import Finetune, FlowModel, LoraSpec, ModelOptions
@@ -16,7 +16,7 @@ from trainer.models.registry import MODELS
 from trainer.parallel.sharding import parallel, prepare_networks
 from trainer.parallel.world import World
 from trainer.rollout.noise import NoiseKey, initial_noise
-from trainer.rollout.policy import RolloutConfig, flat_log_probs, recompute
+from trainer.rollout.policy import RolloutConfig, recompute
 from trainer.rollout.rollout import rollout
 
 REWARDS = {"train": [{"scorer": "brightness"}]}
@@ -70,10 +70,10 @@ def test_the_first_ratio_of_a_compiled_model_is_exactly_one(tiny: Path) -> None:
     keys = [NoiseKey(0, 0, i, 0) for i in range(2)]
     shape = model.latent_shape(SIDE_PX, SIDE_PX)
     record = rollout(model, cond, keys, config, latent_shape=shape, window=(1,))
-    step = recompute(model, record, (0,), cond, config)
+    step = recompute(model, record, 0, cond, config)
     assert step.log_prob is not None
     assert step.log_prob.requires_grad
-    assert torch.equal(step.log_prob.detach(), flat_log_probs(record, (0,)))
+    assert torch.equal(step.log_prob.detach(), record.log_probs[:, 0])
     plain = rollout(prepared(tiny), cond, keys, config, latent_shape=shape, window=(1,))
     torch.testing.assert_close(record.final, plain.final, rtol=1e-4, atol=1e-4)
 
@@ -91,27 +91,3 @@ def test_shards_are_for_full_fine_tuning_unless_said_otherwise() -> None:
     assert chosen("fsdp", 1, finetune="full") == "replicated"
     with pytest.raises(ConfigError, match="use bfloat16"):
         chosen("fsdp", 2, dtype="float16")
-
-
-@pytest.mark.parametrize(
-    ("budget", "guidance", "fold"), [(0, 1.0, 1), (16, 1.0, 1), (100, 1.0, 6), (100, 4.5, 3)]
-)
-def test_window_steps_are_folded_up_to_the_budget(budget: int, guidance: float, fold: int) -> None:
-    table = {
-        "batch": {"max_forward_rows": budget},
-        "sampling": {"guidance_scale": guidance},
-        "rewards": REWARDS,
-    }
-    assert folded_steps(parse(table)) == fold
-
-
-@pytest.mark.parametrize(
-    ("batch", "message"),
-    [
-        ({"max_forward_rows": 15}, "less than the 16 rows"),
-        ({"max_forward_rows": 64, "fold_steps": 2}, "set only one of them"),
-    ],
-)
-def test_impossible_budgets_are_refused(batch: dict[str, int], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        parse({"batch": batch, "rewards": REWARDS})

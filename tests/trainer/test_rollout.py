@@ -6,13 +6,14 @@ import torch
 from tiny_parts import PROMPTS, SIDE_PX
 
 from trainer.algorithm.advantages import advantages
-from trainer.algorithm.losses import LOSSES, LossConfig, LossContext, TrainBatch
+from trainer.algorithm.losses import LOSSES, LossContext, TrainBatch
 from trainer.algorithm.losses.nft import old_decay
+from trainer.config.settings import LOSS_SETTINGS
 from trainer.evaluation.sampling import sample_ode
 from trainer.models.base import Finetune, FlowModel, LoraSpec, ModelOptions
 from trainer.models.registry import MODELS
 from trainer.rollout.noise import NoiseKey, derive_seed, initial_noise
-from trainer.rollout.policy import RolloutConfig, draw_window, flat_log_probs, recompute, refresh
+from trainer.rollout.policy import RolloutConfig, draw_window, recompute, refresh
 from trainer.rollout.rollout import rollout
 from trainer.run.ema import Ema
 
@@ -60,7 +61,7 @@ def test_the_first_ratio_is_exactly_one(tiny: Path, finetune: Finetune, config, 
     record, cond, negative = sampled(model, config)
     assert torch.isfinite(record.log_probs).all()
     for place in range(len(record.steps)):
-        step = recompute(model, record, [place], cond, config, negative=negative)
+        step = recompute(model, record, place, cond, config, negative=negative)
         assert step.log_prob is not None
         assert step.log_prob.requires_grad
         assert torch.equal(step.log_prob, record.log_probs[:, place])
@@ -68,19 +69,18 @@ def test_the_first_ratio_is_exactly_one(tiny: Path, finetune: Finetune, config, 
             assert torch.equal(step.transition.mean, record.means[:, place])
 
 
-@pytest.mark.parametrize("fold", [2, 4])
-def test_folded_and_regrouped_batches_have_ratio_one_after_refresh(tiny: Path, fold: int) -> None:
+def test_regrouped_batches_have_ratio_one_after_refresh(tiny: Path) -> None:
     model, config = load(tiny), RolloutConfig(num_steps=5, keep_means=True)
     record, cond, _ = sampled(model, config)
     part, cond = record.select([2, 0, 1]), cond.index_select([2, 0, 1])
-    fresh = refresh(model, part, cond, config, fold=fold)
+    fresh = refresh(model, part, cond, config)
     torch.testing.assert_close(fresh.log_probs, part.log_probs, rtol=1e-4, atol=1e-5)
-    places = tuple(range(fold))
-    step = recompute(model, fresh, places, cond, config)
-    assert step.log_prob is not None
-    assert torch.equal(step.log_prob, flat_log_probs(fresh, places))
     assert fresh.means is not None
-    assert torch.equal(step.transition.mean[:3], fresh.means[:, 0])
+    for place in range(len(fresh.steps)):
+        step = recompute(model, fresh, place, cond, config)
+        assert step.log_prob is not None
+        assert torch.equal(step.log_prob, fresh.log_probs[:, place])
+        assert torch.equal(step.transition.mean, fresh.means[:, place])
 
 
 def test_the_record_is_the_trajectory(tiny: Path) -> None:
@@ -179,7 +179,10 @@ def test_every_loss_raises_the_reward(tiny: Path, name: str, finetune: Finetune)
     )
     kind = "ode" if entry.learns_from == "images" else "flow_sde"
     config = RolloutConfig(num_steps=4, kind=kind, window_size=0, keep_means=entry.keep_means)
-    loss = LossConfig(name=name, clip_low=0.2, clip_high=0.2, kl_beta=1e-3, kl_form="velocity")
+    own = LOSS_SETTINGS[name].model_fields
+    wide = {"clip_low": 0.2, "clip_high": 0.2, "kl_form": "velocity"}
+    table = {key: value for key, value in wide.items() if key in own}
+    loss = LOSS_SETTINGS[name].model_validate({"algorithm": name, "kl_beta": 1e-3, **table})
     history = []
     for epoch in range(8):
         keys = [NoiseKey(0, epoch, 0, i) for i in range(16)]
@@ -229,7 +232,7 @@ def test_images_that_start_alike_are_sampled_as_if_alone_up_to_the_window(tiny: 
     for row, key in enumerate(keys):
         alone, _, _ = sampled(model, config, [key])
         torch.testing.assert_close(record.final[row], alone.final[0], atol=1e-4, rtol=1e-4)
-    again = recompute(model, record, [0], cond, config)
+    again = recompute(model, record, 0, cond, config)
     assert again.log_prob is not None
     assert torch.equal(again.log_prob, record.log_probs[:, 0])
 
@@ -241,7 +244,7 @@ def test_full_fine_tuning_of_some_layers_leaves_the_others_alone(tiny: Path) -> 
     assert trained
     assert all("norm1" in name for name in trained)
     record, cond, _ = sampled(model, RolloutConfig(num_steps=3))
-    step = recompute(model, record, [0], cond, RolloutConfig(num_steps=3))
+    step = recompute(model, record, 0, cond, RolloutConfig(num_steps=3))
     step.v.sum().backward()
     assert all(parameter.grad is not None for parameter in trained.values())
     wrong = replace(options, trained_layers=("norm1", "no_such_layer"))

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from trainer.algorithm import sde
-from trainer.algorithm.losses import LossConfig, LossContext, TrainBatch
+from trainer.algorithm.losses import LossContext, TrainBatch
 from trainer.algorithm.losses.grpo import step_advantages
 from trainer.algorithm.step_weights import step_weights
+from trainer.config.settings import GrpoSettings
 from trainer.models.base import Conditioning
 from trainer.rollout.policy import RolloutBatch, RolloutConfig
 
@@ -54,8 +55,11 @@ def test_advantages_are_weighted_by_the_step_they_stand_for() -> None:
         record, Conditioning({"x": x}), torch.tensor([1.0, -3.0]), torch.ones(2, dtype=torch.bool)
     )
     model: Any = None  # not asked for anything
-    context = LossContext(model, config, LossConfig(step_weights=(9, 2, 0, 4, 9)))
-    assert step_advantages(context, batch, (0, 1)).tolist() == [2, -6, 0, 0]
-    assert step_advantages(context, batch, (2,)).tolist() == [4, -12]
-    plain = replace(context, loss=LossConfig())
-    assert step_advantages(plain, batch, (0, 2)).tolist() == [1, -3, 1, -3]
+    context = LossContext(model, config, GrpoSettings(step_weights=(9, 2, 0, 4, 9)))
+    assert [step_advantages(context, batch, place).tolist() for place in range(3)] == [
+        [2, -6],
+        [0, 0],
+        [4, -12],
+    ]
+    plain = replace(context, loss=GrpoSettings())
+    assert step_advantages(plain, batch, 2).tolist() == [1, -3]

@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from trainer.algorithm.losses import LOSSES
 from trainer.config import load as config
 from trainer.config.preset import preset_names
-from trainer.config.settings import Settings
+from trainer.config.settings import LOSS_SETTINGS, NftSettings, Settings
 from trainer.errors import ConfigError
 from trainer.run.inputs import load_prompts
 
@@ -61,9 +62,10 @@ def test_the_miniatures_presets_find_their_prompts(task: str) -> None:
         ("loss.algorithm=awm", r"awm learns from finished images: set sampling\.sde=ode"),
         ("loss.step_weights=[1, 2]", r"loss\.step_weights has 2 numbers for 10 sampling steps"),
         ("loss.step_weights=[0,0,0,0,0,1,1,1,1,1]", r"nor all 0 in the window's range \(1, 5\)"),
-        ("loss.ema_kl_beta=0.1", r"ema_kl_beta needs .* a loss on finished images"),
+        ("loss.nft_beta=0.1", r"loss\.nft_beta is a setting of nft; loss\.algorithm=grpo has "),
+        ("loss.clip_lo=0.1", r"unknown setting loss\.clip_lo \(did you mean 'clip_low'\?\)"),
+        ("loss.clip_low=0", r"loss\.clip_low: .*greater than 0 \(got 0\)"),
         ("advantage.combine=mean", r"advantage\.combine"),
-        ("sampling.window_strategy=sliding", r"sampling\.window_strategy"),
     ],
 )
 def test_a_wrong_setting_is_one_line_that_names_it(override: str, message: str) -> None:
@@ -84,8 +86,8 @@ def test_a_wrong_setting_is_one_line_that_names_it(override: str, message: str) 
             ],
             r"optimizer_steps_per_epoch=2 does not divide batch\.prompts_per_epoch=9",
         ),
-        (["loss.step_weights=noise"], r"nft has none"),
-        (["loss.ema_kl_beta=1", "ema.enabled=false"], r"needs ema\.enabled=true"),
+        (["loss.step_weights=noise"], r"step_weights is a setting of grpo, grpo_guard; .*=nft has"),
+        (["loss.kl_form=velocity"], r"loss\.kl_form is a setting of grpo, grpo_guard"),
     ],
 )
 def test_settings_that_a_loss_on_images_cannot_use(overrides: list[str], message: str) -> None:
@@ -94,11 +96,12 @@ def test_settings_that_a_loss_on_images_cannot_use(overrides: list[str], message
     assert "\n" not in str(caught.value)
 
 
-def test_a_moving_window_needs_a_size() -> None:
-    with pytest.raises(ConfigError, match="moves a window: set window_size"):
-        config.load(
-            "mini_geneval_grpo", ["sampling.window_strategy=decay", "sampling.window_size=0"]
-        )
+def test_another_loss_keeps_what_it_has_in_common_and_drops_the_rest() -> None:
+    changes = ["loss.noise_levels=2", "sampling.sde=ode", "sampling.group_noise=independent"]
+    loss = config.load("mini_geneval_grpo", [*changes, "loss.algorithm=nft"]).loss
+    before = config.load("mini_geneval_grpo").loss
+    assert loss == NftSettings(kl_beta=before.kl_beta, noise_levels=2)
+    assert set(LOSS_SETTINGS) == set(LOSSES)
 
 
 def test_images_that_start_alike_without_stochastic_steps_is_refused() -> None:

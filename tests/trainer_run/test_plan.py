@@ -51,10 +51,10 @@ CASES: list[tuple[str, dict[str, dict[str, Any]]]] = [
     ("nft", {"sampling": {"guidance_scale": 3.0}}),
     ("dpo", {"batch": {"rollout_batch_size": 4, "optimizer_steps_per_epoch": 1}}),
     ("sft", {"batch": {"rollout_batch_size": 4, "optimizer_steps_per_epoch": 1}}),
-    ("grpo", {"batch": {"fold_steps": 2}, "loss": {"kl_beta": 0.0}}),
+    ("grpo", {"loss": {"kl_beta": 0.0}}),
     ("grpo", {"batch": {"train_batch_size": 1}, "sampling": {"window_size": 0}}),
     ("grpo_guard", {"sampling": {"guidance_scale": 3.0}, "loss": {"guidance_scale": 1.0}}),
-    ("awm", {"loss": {"ema_kl_beta": 0.1, "kl_beta": 0.0, "noise_levels": 9}}),
+    ("awm", {"loss": {"kl_beta": 0.0, "noise_levels": 9}}),
 ]
 
 

@@ -309,22 +309,15 @@ def test_a_missing_model_is_one_line(table: dict[str, Any], tmp_path: Path) -> N
         {"loss": {"algorithm": "nft"}, "sampling": {"sde": "ode"}},
         {"loss": {"algorithm": "grpo_guard", "kl_beta": 0.0}},
         {"model": {"finetune": "full"}, "ema": {"enabled": False}},
-        {"batch": {"train_batch_size": 1, "fold_steps": 2}, "sampling": {"sde": "cps"}},
+        {"batch": {"train_batch_size": 1}, "sampling": {"sde": "cps"}},
         {"sampling": {"guidance_scale": 2.0}},
+        {"model": {"dtype": "float16", "activation_checkpointing": True}},
         {
-            "model": {"dtype": "float16", "activation_checkpointing": True},
-            "batch": {"max_forward_rows": 4},
-        },
-        {
-            "sampling": {
-                "guidance_scale": 2.0,
-                "window_strategy": "progressive",
-                "window_epochs": 1,
-            },
+            "sampling": {"guidance_scale": 2.0},
             "loss": {"guidance_scale": 1.0, "step_weights": "noise"},
         },
         {
-            "loss": {"algorithm": "awm", "awm_weighting": "ghuber", "ema_kl_beta": 0.1},
+            "loss": {"algorithm": "awm", "awm_weighting": "ghuber"},
             "sampling": {"sde": "ode", "guidance_scale": 2.0},
         },
         {
@@ -338,7 +331,7 @@ def test_a_missing_model_is_one_line(table: dict[str, Any], tmp_path: Path) -> N
             "sampling": {"sde": "ode"},
         },
     ],
-    ids=["nft", "guard", "full", "fold", "guided", "float16", "sliding", "awm", "dpo", "rwr"],
+    ids=["nft", "guard", "full", "regrouped", "guided", "float16", "unguided", "awm", "dpo", "rwr"],
 )
 def test_other_modes_run_and_resume_to_the_bit(
     table: dict[str, Any], tmp_path: Path, changes: dict[str, dict[str, Any]]

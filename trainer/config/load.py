@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 import miniature
-from trainer.algorithm.losses import LOSSES, LossConfig
+from trainer.algorithm.losses import LOSSES
 from trainer.algorithm.step_weights import check_numbers
-from trainer.algorithm.windows import WindowPlan
 from trainer.config.geometry import geometry
-from trainer.config.preset import preset_path, read
-from trainer.config.settings import Settings
+from trainer.config.preset import preset_path, read, switch_loss
+from trainer.config.settings import LOSS_SETTINGS, GrpoSettings, Settings
 from trainer.errors import ConfigError, did_you_mean
-from trainer.models.family import guides
 from trainer.rollout.policy import RolloutConfig
 
 if sys.version_info >= (3, 11):
@@ -69,14 +68,6 @@ def rollout_config(settings: Settings) -> RolloutConfig:
             noise_level=sampling.noise_level,
             window_size=sampling.window_size,
             window_range=None if deterministic else (sampling.window_start, end),
-            window_plan=WindowPlan(
-                strategy=sampling.window_strategy,
-                stride=sampling.window_stride,
-                epochs=sampling.window_epochs,
-                roll_back=sampling.window_roll_back,
-                decay_rate=sampling.window_decay_rate,
-                decay_after=sampling.window_decay_after,
-            ),
             guidance_scale=sampling.guidance_scale,
             keep_means=loss.keep_means,
         )
@@ -92,55 +83,6 @@ def training_guidance(settings: Settings) -> float:
     """The guidance scale of the policy in updates."""
     scale = settings.loss.guidance_scale
     return settings.sampling.guidance_scale if scale is None else scale
-
-
-def folded_steps(settings: Settings) -> int:
-    """Window steps of one training forward.
-
-    Raises:
-        ConfigError: both settings are given, or the budget does not even hold one step.
-    """
-    batch = settings.batch
-    if not batch.max_forward_rows:
-        return batch.fold_steps
-    if batch.fold_steps != 1:
-        raise ConfigError("batch.max_forward_rows chooses fold_steps: set only one of them")
-    images = batch.train_batch_size or batch.rollout_batch_size
-    rows = images * (2 if guides(training_guidance(settings)) else 1)
-    if rows > batch.max_forward_rows:
-        raise ConfigError(
-            f"batch.max_forward_rows={batch.max_forward_rows} is less than the {rows} rows of a "
-            f"single step of {images} images: set batch.train_batch_size lower"
-        )
-    return batch.max_forward_rows // rows
-
-
-def loss_config(settings: Settings) -> LossConfig:
-    """The loss settings as the losses take them.
-
-    Raises:
-        ConfigError: a value out of range.
-    """
-    loss = settings.loss
-    try:
-        return LossConfig(
-            name=loss.algorithm,
-            clip_low=loss.clip_low,
-            clip_high=loss.clip_high,
-            kl_beta=loss.kl_beta,
-            kl_form=loss.kl_form,
-            fold=folded_steps(settings),
-            step_weights=loss.step_weights,
-            noise_levels=loss.noise_levels,
-            ema_kl_beta=loss.ema_kl_beta,
-            nft_beta=loss.nft_beta,
-            advantage_max=settings.advantage.clip,
-            awm_weighting=loss.awm_weighting,
-            awm_power=loss.awm_power,
-            dpo_beta=loss.dpo_beta,
-        )
-    except ValueError as error:
-        raise ConfigError(f"loss: {error}") from None
 
 
 def keeps_reference(settings: Settings) -> bool:
@@ -191,8 +133,12 @@ def apply_overrides(table: dict[str, Any], overrides: Sequence[str]) -> dict[str
         ConfigError: a text of another form.
     """
     changed = copy.deepcopy(table)
-    for text in overrides:
+    # Another loss has other settings: it is chosen before they are set.
+    for text in sorted(overrides, key=lambda text: not text.startswith("loss.algorithm=")):
+        before = copy.deepcopy(changed.get("loss"))
         _override(changed, text)
+        if isinstance(before, dict):
+            switch_loss(before, changed["loss"])
     return changed
 
 
@@ -234,7 +180,6 @@ def _check(settings: Settings, world_size: int) -> None:
     for name, value, known in (
         ("task.name", settings.task.name, TASKS),
         ("model.family", settings.model.family, MODELS),
-        ("loss.algorithm", settings.loss.algorithm, LOSSES),
     ):
         if value not in known:
             raise ConfigError(
@@ -266,28 +211,17 @@ def _check(settings: Settings, world_size: int) -> None:
         raise ConfigError("task.category_weights must not be negative")
     geometry(settings, world_size)
     rollout_config(settings)
-    loss_config(settings)
     _check_loss(settings)
 
 
 def _check_loss(settings: Settings) -> None:
     name, loss = settings.loss.algorithm, settings.loss
     entry = LOSSES[name]
-    if entry.learns_from == "images" and loss.step_weights != "uniform":
-        raise ConfigError(
-            f"loss.step_weights weighs stochastic steps; loss.algorithm={name} has none "
-            "(awm_weighting weighs the noise levels of awm)"
-        )
-    if isinstance(loss.step_weights, tuple):
+    if isinstance(loss, GrpoSettings) and isinstance(loss.step_weights, tuple):
         try:
             check_numbers(loss.step_weights, rollout_config(settings))
         except ValueError as error:
             raise ConfigError(f"loss.{error}") from None
-    if loss.ema_kl_beta and (entry.learns_from == "steps" or not settings.ema.enabled):
-        raise ConfigError(
-            "loss.ema_kl_beta needs ema.enabled=true and a loss on finished images "
-            f"({_learning_from('images')})"
-        )
     groups, updates = settings.batch.prompts_per_epoch, settings.batch.optimizer_steps_per_epoch
     if entry.prepare is not None and groups % updates:
         raise ConfigError(
@@ -299,11 +233,35 @@ def _check_loss(settings: Settings) -> None:
 
 def _explain(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
+    loc = first["loc"]
+    if loc[0] == "loss" and loc[1:] and loc[1] in LOSS_SETTINGS:
+        return _explain_loss(first, str(loc[1]), ".".join(map(str, loc[2:])))
+    where = ".".join(str(part) for part in loc)
+    if first["type"] == "union_tag_invalid":
+        name, known = first["ctx"]["tag"], list(LOSS_SETTINGS)
+        near = did_you_mean(name, known)
+        return f"loss.algorithm: unknown {name!r}{near}; one of {', '.join(known)}"
     if first["type"] == "extra_forbidden":
-        name = str(first["loc"][-1])
-        known = _fields_at(Settings, first["loc"][:-1])
-        return f"unknown setting {where}{did_you_mean(name, known)}"
+        known = _fields_at(Settings, loc[:-1])
+        return f"unknown setting {where}{did_you_mean(str(loc[-1]), known)}"
+    return _wrong_value(first, where)
+
+
+def _explain_loss(first: ErrorDetails, algorithm: str, name: str) -> str:
+    """What is wrong with a setting of a loss; pydantic names the loss between section and field."""
+    if first["type"] != "extra_forbidden":
+        return _wrong_value(first, f"loss.{name}")
+    known = list(LOSS_SETTINGS[algorithm].model_fields)
+    others = [other for other, fields in LOSS_SETTINGS.items() if name in fields.model_fields]
+    if not others:
+        return f"unknown setting loss.{name}{did_you_mean(name, known)}"
+    return (
+        f"loss.{name} is a setting of {', '.join(others)}; loss.algorithm={algorithm} has "
+        f"{', '.join(known)}"
+    )
+
+
+def _wrong_value(first: ErrorDetails, where: str) -> str:
     value = first.get("input")
     shown = "" if isinstance(value, dict) or first["type"] == "missing" else f" (got {value!r})"
     return f"{where}: {first['msg'].lower()}{shown}"

@@ -8,9 +8,11 @@ order and the file's own settings come last; a setting that is stated replaces t
 import copy
 import re
 import sys
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from trainer.config.settings import LOSS_SETTINGS
 from trainer.errors import ConfigError, did_you_mean
 
 if sys.version_info >= (3, 11):
@@ -146,10 +148,29 @@ def _merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     out = copy.deepcopy(first)
     for name, value in second.items():
         if isinstance(value, dict) and isinstance(out.get(name), dict):
-            out[name] |= copy.deepcopy(value)
+            before, out[name] = out[name], out[name] | copy.deepcopy(value)
+            if name == "loss":
+                switch_loss(before, out[name], kept=value)
         else:
             out[name] = copy.deepcopy(value)
     return out
+
+
+def switch_loss(
+    before: Mapping[str, Any], table: dict[str, Any], kept: Collection[str] = ()
+) -> None:
+    """Drop what another loss than `before` cannot have from the section `loss`, in place.
+
+    Args:
+        before: the section before.
+        table: the section with the settings that replace it.
+        kept: settings that are stated together with the loss, and stay even if they are wrong.
+    """
+    algorithm = table.get("algorithm", "grpo")
+    if algorithm != before.get("algorithm", "grpo") and algorithm in LOSS_SETTINGS:
+        known = {*LOSS_SETTINGS[algorithm].model_fields, *kept}
+        for name in [name for name in table if name not in known]:
+            del table[name]
 
 
 def _section(table: dict[str, Any], name: str) -> dict[str, Any]:

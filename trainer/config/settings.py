@@ -3,9 +3,9 @@
 `trainer.config.load` reads them from files and the command line; `docs/training.md` lists them.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -128,25 +128,12 @@ class SamplingSettings(Section):
     so that what the start is worth cancels in the gradient of a pair. Steps before the window are
     sampled once for images that start alike."""
     window_size: Count = 0
-    """Consecutive stochastic steps that are trained (Flow-GRPO-Fast: 1 to 3); 0: all but the last.
-    """
+    """Consecutive stochastic steps that are trained (Flow-GRPO-Fast: 1 to 3), drawn anew for every
+    epoch; 0: all but the last."""
     window_start: Count = 0
     """First step that may lie in the window."""
     window_end: Count = 0
     """The window ends before this step; 0: before the last step."""
-    window_strategy: Literal["random", "progressive", "decay", "exp_decay"] = "random"
-    """How a window of window_size steps moves: drawn anew for every batch (Flow-GRPO-Fast), or over
-    the steps as training goes on (MixGRPO); docs/algorithms.md has the formulas."""
-    window_stride: Positive = 1
-    """Steps by which a moving window moves."""
-    window_epochs: Positive = 25
-    """Epochs that a moving window stays (`decay`, `exp_decay`: at its first position)."""
-    window_roll_back: bool = True
-    """A moving window begins again after its last position; otherwise it stays there."""
-    window_decay_rate: Annotated[float, Field(ge=0)] = 0.1
-    """`exp_decay`: how fast the stay shortens per step."""
-    window_decay_after: Count = 13
-    """`exp_decay`: step after which the stay shortens."""
     guidance_scale: Scale = 1.0
     """Classifier-free guidance while training. As in diffusers, 1 and less (0, on the cards of
     distilled models) is none and needs no second forward pass; Z-Image's pipeline counts from 0:
@@ -183,12 +170,6 @@ class BatchSettings(Section):
     train_batch_size: Count = 0
     """Images per training forward, per process; 0: as in the rollout, which makes the first ratio
     of an epoch exactly 1 without a further pass. Divides rollout_batch_size."""
-    fold_steps: Positive = 1
-    """Window steps folded into one training forward (faster for small batches; costs one extra
-    forward per step to renew the old log-probabilities)."""
-    max_forward_rows: Count = 0
-    """As many window steps are folded into one training forward as this number of rows holds (an
-    image is a row per step, two with guidance); 0: fold_steps says. A budget of memory."""
     optimizer_steps_per_epoch: Positive = 2
     """Updates per epoch; the images are divided evenly between them, the rest is accumulation."""
     skip_constant_groups: bool = True
@@ -219,13 +200,27 @@ class OptimSettings(Section):
 
 
 class LossSettings(Section):
-    """The objective."""
+    """What all losses have; `loss.algorithm` says which one it is."""
 
-    algorithm: str = "grpo"
-    """Key of `trainer.algorithm.losses.LOSSES`: grpo, grpo_guard (on stochastic steps); nft, awm,
-    dpo, sft, rwr (on finished images)."""
-    guidance_scale: Scale | None = None
+    guidance_scale: float | None = None
     """Guidance of the policy and the reference in updates; unset: as in sampling."""
+    kl_beta: Annotated[float, Field(ge=0)] = 0.04
+    """Weight of the KL to the base model; 0 saves the reference's forward pass. On finished images
+    it is the squared distance of the velocities."""
+
+
+class ImageLossSettings(LossSettings):
+    """What the losses on finished images have."""
+
+    noise_levels: Positive = 4
+    """Noise levels per image and update, at most the steps of the rollout."""
+
+
+class GrpoSettings(LossSettings):
+    """The clipped policy gradient on stochastic steps (grpo), and GRPO-Guard."""
+
+    algorithm: Literal["grpo", "grpo_guard"] = "grpo"
+    """Key of `trainer.algorithm.losses.LOSSES`."""
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 1e-4
     """The ratio is clipped below 1 - clip_low."""
     clip_high: Annotated[float, Field(gt=0)] = 1e-4
@@ -233,26 +228,69 @@ class LossSettings(Section):
     kl_form: Literal["mean", "mean_dt", "velocity"] = "mean"
     """`mean`: the official code (beta 0.04); `mean_dt`: the paper's formula; `velocity`: squared
     distance of the velocities."""
-    kl_beta: Annotated[float, Field(ge=0)] = 0.04
-    """Weight of the KL to the base model; 0 saves the reference's forward pass."""
     step_weights: Literal["uniform", "noise"] | tuple[float, ...] = "uniform"
     """Weight of the policy gradient at each stochastic step: all alike, by the noise that the step
     adds (TempFlow-GRPO), or one number per sampling step."""
-    noise_levels: Positive = 4
-    """Noise levels per image and update (losses on finished images)."""
-    ema_kl_beta: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the squared distance to the velocity of the averaged weights (losses on finished
-    images); 0 saves their forward pass."""
+
+
+class NftSettings(ImageLossSettings):
+    """DiffusionNFT."""
+
+    algorithm: Literal["nft"] = "nft"
+    """`nft`."""
     nft_beta: Annotated[float, Field(gt=0)] = 1.0
-    """Strength of the guidance between the old and the new policy (nft)."""
+    """Strength of the guidance between the old and the new policy."""
+
+
+class AwmSettings(ImageLossSettings):
+    """Advantage-weighted matching."""
+
+    algorithm: Literal["awm"] = "awm"
+    """`awm`."""
+    clip_low: Annotated[float, Field(gt=0, lt=1)] = 1e-4
+    """The ratio is clipped below 1 - clip_low."""
+    clip_high: Annotated[float, Field(gt=0)] = 1e-4
+    """The ratio is clipped above 1 + clip_high."""
     awm_weighting: Literal["uniform", "t", "t2", "huber", "ghuber"] = "uniform"
-    """How the matching error at a noise level counts (awm)."""
-    awm_power: Annotated[float, Field(gt=0)] = 0.25
-    """Exponent of the weighting `ghuber` (awm)."""
+    """How the matching error at a noise level counts."""
+
+
+class DpoSettings(ImageLossSettings):
+    """Online DPO."""
+
+    algorithm: Literal["dpo"] = "dpo"
+    """`dpo`."""
     dpo_beta: Annotated[float, Field(gt=0)] = 100.0
-    """How sharply the best and the worst image of a group are told apart (dpo)."""
+    """How sharply the best and the worst image of a group are told apart."""
+
+
+class SftSettings(ImageLossSettings):
+    """Online SFT on the best image of each group."""
+
+    algorithm: Literal["sft"] = "sft"
+    """`sft`."""
+
+
+class RwrSettings(ImageLossSettings):
+    """Reward-weighted regression."""
+
+    algorithm: Literal["rwr"] = "rwr"
+    """`rwr`."""
     rwr_temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Images are weighed by exp(advantage / temperature) (rwr)."""
+    """Images are weighed by exp(advantage / temperature)."""
+
+
+AnyLossSettings = GrpoSettings | NftSettings | AwmSettings | DpoSettings | SftSettings | RwrSettings
+# Which settings each loss has: nothing that it would ignore can be set.
+LOSS_SETTINGS: dict[str, type[AnyLossSettings]] = {
+    "grpo": GrpoSettings,
+    "grpo_guard": GrpoSettings,
+    "nft": NftSettings,
+    "awm": AwmSettings,
+    "dpo": DpoSettings,
+    "sft": SftSettings,
+    "rwr": RwrSettings,
+}
 
 
 class AdvantageSettings(Section):
@@ -396,10 +434,15 @@ class Settings(Section):
     sampling: SamplingSettings = SamplingSettings()
     batch: BatchSettings = BatchSettings()
     optim: OptimSettings = OptimSettings()
-    loss: LossSettings = LossSettings()
+    loss: Annotated[AnyLossSettings, Field(discriminator="algorithm")] = GrpoSettings()
     advantage: AdvantageSettings = AdvantageSettings()
     rewards: RewardSettings = RewardSettings()
     ema: EmaSettings = EmaSettings()
     eval: EvalSettings = EvalSettings()
     task: TaskSettings = TaskSettings()
     logging: LoggingSettings = LoggingSettings()
+
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _default_algorithm(cls, value: Any) -> Any:
+        return {"algorithm": "grpo", **value} if isinstance(value, dict) else value

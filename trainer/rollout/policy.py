@@ -6,7 +6,7 @@ ratio of an epoch is exactly 1 (on one device and thread count; the model stays 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from trainer.algorithm.sde import (
     log_prob,
     transition,
 )
-from trainer.algorithm.windows import WindowPlan, window
+from trainer.algorithm.windows import window
 from trainer.models.base import Conditioning, FlowModel
 from trainer.rollout.noise import NoiseKey
 
@@ -35,7 +35,6 @@ class RolloutConfig:
         noise_level: a; 0.7 for SD3 with flow_sde, 0.8 with cps.
         window_size: Number of consecutive stochastic steps; 0 takes all steps but the last.
         window_range: The window lies in [first, end); None is (0, num_steps - 1).
-        window_plan: How the window moves from batch to batch or epoch to epoch.
         guidance_scale: Classifier-free guidance; 1 needs no second forward.
         log_prob_form: None takes the official form of ``kind``.
         keep_means: Store the transition means (GRPO-Guard needs them).
@@ -46,7 +45,6 @@ class RolloutConfig:
     noise_level: float = 0.7
     window_size: int = 0
     window_range: tuple[int, int] | None = None
-    window_plan: WindowPlan = field(default_factory=WindowPlan)
     guidance_scale: float = 1.0
     log_prob_form: LogProbForm | None = None
     keep_means: bool = False
@@ -65,10 +63,6 @@ class RolloutConfig:
             raise ValueError(f"window_range {(first, end)} is not inside 0..{self.num_steps}")
         if not 0 <= self.window_size <= end - first:
             raise ValueError(f"window_size {self.window_size} does not fit into {(first, end)}")
-        if self.window_plan.strategy != "random" and not self.window_size:
-            raise ValueError(
-                f"window_strategy {self.window_plan.strategy} moves a window: set window_size"
-            )
         if self.kind == "cps" and end == self.num_steps:
             raise ValueError("the last step of cps is deterministic; end the window before it")
 
@@ -89,8 +83,7 @@ def draw_window(config: RolloutConfig, seed: int, epoch: int, batch: int = 0) ->
         return ()
     first, end = config.allowed
     size = config.window_size or end - first
-    plan = config.window_plan
-    return window(plan, (first, end), size, seed=seed, epoch=epoch, batch=batch)
+    return window((first, end), size, seed=seed, epoch=epoch, batch=batch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,45 +215,35 @@ def policy_step(
 def recompute(
     model: FlowModel,
     batch: RolloutBatch,
-    positions: Sequence[int],
+    place: int,
     cond: Conditioning,
     config: RolloutConfig,
     *,
     negative: Conditioning | None = None,
 ) -> PolicyStep:
-    """Evaluate stored steps again, with gradients where they are enabled.
+    """Evaluate a stored step again, with gradients where they are enabled.
 
-    One position repeats the rollout's own forward pass, to the bit. Several are folded into one
-    batch of len(positions) * B rows, position by position; that is faster for small batches, but
-    a different batch size rounds differently, so pass the batch through ``refresh`` first.
+    With the batch that was sampled this repeats the rollout's own forward pass, to the bit. Other
+    batch sizes round differently: pass such a batch through ``refresh`` first.
 
     Args:
         model: The policy, or the reference inside ``model.reference()``.
         batch: The rollout, B images.
-        positions: Indices into ``batch.steps``.
+        place: Index into ``batch.steps``.
         cond: B encoded prompts.
         config: The settings of the rollout.
         negative: One or B encoded negative prompts.
-
-    Returns:
-        Tensors of len(positions) * B rows; ``flat_log_probs`` gives the old ones in this order.
     """
-    count, repeats = len(batch), len(positions)
-    x = torch.cat([batch.trajectory[:, place] for place in positions])
-    x_next = torch.cat([batch.trajectory[:, place + 1] for place in positions])
-    steps = torch.tensor([batch.steps[place] for place in positions]).repeat_interleave(count)
-    if repeats > 1:
-        cond = Conditioning.cat([cond] * repeats)
-        if negative is not None and len(negative) > 1:
-            negative = Conditioning.cat([negative] * repeats)
     return policy_step(
-        model, x, steps, cond, config, sigmas=batch.sigmas, negative=negative, x_next=x_next
+        model,
+        batch.trajectory[:, place],
+        torch.full((len(batch),), batch.steps[place]),
+        cond,
+        config,
+        sigmas=batch.sigmas,
+        negative=negative,
+        x_next=batch.trajectory[:, place + 1],
     )
-
-
-def flat_log_probs(batch: RolloutBatch, positions: Sequence[int]) -> Tensor:
-    """The stored log-probabilities in the row order of ``recompute``."""
-    return torch.cat([batch.log_probs[:, place] for place in positions])
 
 
 def chunks(total: int, size: int) -> Iterator[tuple[int, ...]]:
@@ -276,22 +259,19 @@ def refresh(
     cond: Conditioning,
     config: RolloutConfig,
     *,
-    fold: int = 1,
     negative: Conditioning | None = None,
 ) -> RolloutBatch:
     """Recompute the old log-probabilities (and means) in the batching that training will use.
 
-    To be called before the first update of an epoch when training uses another batch size than
-    the rollout, or folds ``fold`` steps into one batch; it costs one forward pass per step.
+    To be called before the first update of an epoch when training uses another batch size or
+    guidance than the rollout; it costs one forward pass per step.
     """
-    rows = [
-        recompute(model, batch, places, cond, config, negative=negative)
-        for places in chunks(len(batch.steps), fold)
+    steps = [
+        recompute(model, batch, place, cond, config, negative=negative)
+        for place in range(len(batch.steps))
     ]
-    shape = (len(batch.steps), len(batch))
-    log_probs = torch.cat([row.log_prob for row in rows if row.log_prob is not None])
+    log_probs = torch.stack([step.log_prob for step in steps if step.log_prob is not None], 1)
     means = None
     if batch.means is not None:
-        flat = torch.cat([row.transition.mean for row in rows])
-        means = flat.reshape(*shape, *flat.shape[1:]).transpose(0, 1).contiguous()
-    return replace(batch, log_probs=log_probs.reshape(shape).T.contiguous(), means=means)
+        means = torch.stack([step.transition.mean for step in steps], 1)
+    return replace(batch, log_probs=log_probs, means=means)

@@ -257,7 +257,6 @@ def opened(
             if average.enabled
             else None
         )
-        updater.average = ema
         progress = Progress() if stored is None else restore(stored, updater, ema, world)
         rows = world.on_main(lambda: read(run_dir)[: progress.metrics_lines])
         known = newest(rows)

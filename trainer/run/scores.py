@@ -8,7 +8,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, wait
 
 from trainer.algorithm.advantages import Advantages, advantages
 from trainer.algorithm.losses import LOSSES
-from trainer.config.settings import Settings
+from trainer.config.settings import RwrSettings, Settings
 from trainer.errors import ServiceLost, Stopped, TrainerError
 from trainer.parallel.world import shared
 from trainer.rewards import Scores, merge
@@ -66,7 +66,7 @@ def epoch_scores(run: Run, pending: Sequence[Sequence["Future[Scores]"]]) -> Sco
 def epoch_advantages(settings: Settings, scores: Scores) -> Advantages:
     """The advantages of an epoch's images, in their order."""
     names = [term.name for term in settings.rewards.train]
-    size = settings.batch.images_per_prompt
+    size, loss = settings.batch.images_per_prompt, settings.loss
     return advantages(
         {name: scores.values[name].data for name in names},
         [image // size for image in range(len(scores.values[names[0]]))],
@@ -76,8 +76,8 @@ def epoch_advantages(settings: Settings, scores: Scores) -> Advantages:
         combine=settings.advantage.combine,
         eps=settings.advantage.eps,
         clip=settings.advantage.clip,
-        mode=LOSSES[settings.loss.algorithm].advantage,
-        temperature=settings.loss.rwr_temperature,
+        mode=LOSSES[loss.algorithm].advantage,
+        temperature=loss.rwr_temperature if isinstance(loss, RwrSettings) else 1.0,
     )
 
 

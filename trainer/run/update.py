@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from trainer.algorithm.losses import LOSSES, LossContext, TrainBatch
 from trainer.algorithm.losses.base import rows_of
 from trainer.algorithm.losses.nft import old_decay
-from trainer.config.load import loss_config, rollout_config, training_guidance
+from trainer.config.load import rollout_config, training_guidance
 from trainer.config.settings import OptimSettings, Settings
 from trainer.models.base import Conditioning, FlowModel
 from trainer.models.precision import resolve
@@ -134,7 +134,6 @@ class Updater:
         config: how the rollout samples.
         updates: optimiser updates done so far.
         old: the sampling policy's weights, for losses that ask for them (`LossEntry.old`).
-        average: the averaged weights, for `loss.ema_kl_beta`; set once they exist.
         scaler: the scale of the loss, in float16.
     """
 
@@ -147,12 +146,10 @@ class Updater:
         self.parameters = dict(model.trainable_parameters())
         self.updates = 0
         self.old = Ema(self.parameters) if self._entry.old else None
-        self.average: Ema | None = None
         half = resolve(settings.model.dtype, model.device) == torch.float16
         self.scaler = LossScale(model.device.type) if half else None
         self._sharded = parallel(settings, world.size, model.device) == "fsdp"
         self._model = model
-        self._loss = loss_config(settings)
         self._world = world
         optim = settings.optim
         self.optimizer = torch.optim.AdamW(
@@ -180,8 +177,8 @@ class Updater:
         Training in other sizes or with another guidance than the rollout's gives other ones; then
         every step is evaluated once more. To be called with the weights that have sampled.
         """
-        fold, size = self._loss.fold, self.settings.batch.train_batch_size or len(record)
-        same = size == len(record) and fold == 1 and self._training == self.config
+        size = self.settings.batch.train_batch_size or len(record)
+        same = size == len(record) and self._training == self.config
         if same or not record.steps:
             return record
         parts = [
@@ -190,7 +187,6 @@ class Updater:
                 record.select(rows),
                 cond.index_select(rows),
                 self._training,
-                fold=fold,
                 negative=rows_of(negative, rows),
             )
             for rows in chunks(len(record), size)
@@ -222,7 +218,10 @@ class Updater:
         counts = [count for count, is_busy in zip(counts, busy, strict=True) if is_busy]
         if total == 0:
             return {"skipped_updates": 1.0}
-        context = LossContext(self._model, self._training, self._loss, self.old, self.average)
+        settings = self.settings
+        context = LossContext(
+            self._model, self._training, settings.loss, self.old, settings.advantage.clip
+        )
         if self._entry.prepare is not None:
             parts = self._entry.prepare(context, parts, self._world.gather)
         log = MeanLog()

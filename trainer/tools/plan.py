@@ -12,7 +12,7 @@ from trainer.config import load as config
 from trainer.config import preset
 from trainer.config.geometry import Geometry, geometry, world_sizes
 from trainer.config.load import rollout_config, training_guidance
-from trainer.config.settings import Settings
+from trainer.config.settings import GrpoSettings, Settings
 from trainer.config.toml import differences, toml
 from trainer.models.family import guides
 
@@ -62,13 +62,13 @@ def evaluations(settings: Settings) -> Evaluations:
     used = min(1.0, _USED.get(entry.advantage, 1e9) / settings.batch.images_per_prompt)
     reference = 1.0 if loss.kl_beta > 0 or entry.reference else 0.0
     other = 0.0
-    if entry.learns_from == "steps":
+    if isinstance(loss, GrpoSettings):
         first, end = config.allowed
         steps = config.window_size or end - first
         other += _renewed(settings)
     else:
         steps = min(loss.noise_levels, settings.sampling.num_steps)
-        other += bool(entry.old) + (settings.ema.enabled and loss.ema_kl_beta > 0)
+        other += bool(entry.old)
         if entry.prepare is not None:  # one pass of the policy and one of the reference before
             other, reference = other + 1, reference + 1
     each = steps * trained * used
@@ -88,8 +88,8 @@ def _renewed(settings: Settings) -> float:
     batch = settings.batch
     size = batch.train_batch_size or batch.rollout_batch_size
     guidance = settings.sampling.guidance_scale, training_guidance(settings)
-    same = size == batch.rollout_batch_size and batch.fold_steps == 1
-    return 0.0 if same and guidance[0] == guidance[1] else 1.0
+    same = size == batch.rollout_batch_size and guidance[0] == guidance[1]
+    return 0.0 if same else 1.0
 
 
 def _doubled(family: str, guidance_scale: float, further: bool) -> int:

@@ -1,7 +1,7 @@
 """Losses by name, with what each needs; ``trainer.algorithm.losses.base`` says what a loss is."""
 
 from trainer.algorithm.losses.awm import awm
-from trainer.algorithm.losses.base import Loss, LossConfig, LossContext, LossEntry, Term, TrainBatch
+from trainer.algorithm.losses.base import Loss, LossContext, LossEntry, Term, TrainBatch
 from trainer.algorithm.losses.dpo import dpo, exchange
 from trainer.algorithm.losses.grpo import grpo, grpo_guard
 from trainer.algorithm.losses.matching import matching
@@ -17,4 +17,4 @@ LOSSES: dict[str, LossEntry] = {
     "rwr": LossEntry(matching, "images", "softmax"),
 }
 
-__all__ = ["LOSSES", "Loss", "LossConfig", "LossContext", "LossEntry", "Term", "TrainBatch"]
+__all__ = ["LOSSES", "Loss", "LossContext", "LossEntry", "Term", "TrainBatch"]

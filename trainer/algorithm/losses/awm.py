@@ -6,7 +6,7 @@ that sampled, at the same (t, eps):
 
     uniform   E                     t   t E                     t2   t^2 E
     huber     t (sqrt(E + 1e-10) - 1e-5)
-    ghuber    t ((E + 1e-10)^p - 1e-10^p) / p
+    ghuber    t ((E + 1e-10)^p - 1e-10^p) / p,  p = 1/4
 """
 
 from collections.abc import Iterator
@@ -14,21 +14,22 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from trainer.algorithm.losses.base import LossContext, Term, TrainBatch, Weighting
+from trainer.algorithm.losses.base import LossContext, Term, TrainBatch
 from trainer.algorithm.losses.grpo import grpo_loss
 from trainer.algorithm.losses.images import Point, Velocities, image_terms, matching_error
+from trainer.config.settings import AwmSettings
 
 _TINY = 1e-10
+_POWER = 0.25
 
 
-def awm_log_prob(v: Tensor, point: Point, weighting: Weighting, power: float) -> Tensor:
+def awm_log_prob(v: Tensor, point: Point, weighting: str) -> Tensor:
     """What stands for the log-probability of each image, (B,); at most 0.
 
     Args:
         v: Velocity at the point, (B, ...).
         point: Where it was predicted.
         weighting: See the module's head.
-        power: Exponent of ``ghuber``, > 0.
 
     Raises:
         ValueError: Unknown weighting.
@@ -43,11 +44,11 @@ def awm_log_prob(v: Tensor, point: Point, weighting: Weighting, power: float) ->
     if weighting == "huber":
         return -(torch.sqrt(error + _TINY) - _TINY**0.5) * t
     if weighting == "ghuber":
-        return -((error + _TINY) ** power - _TINY**power) * t / power
+        return -((error + _TINY) ** _POWER - _TINY**_POWER) * t / _POWER
     raise ValueError(f"unknown weighting {weighting!r}; one of uniform, t, t2, huber, ghuber")
 
 
-def awm(context: LossContext, batch: TrainBatch) -> Iterator[Term]:
+def awm(context: LossContext[AwmSettings], batch: TrainBatch) -> Iterator[Term]:
     """Advantage-weighted matching at the noise levels of every image.
 
     Raises:
@@ -61,10 +62,7 @@ def awm(context: LossContext, batch: TrainBatch) -> Iterator[Term]:
         batch: TrainBatch, point: Point, found: Velocities, place: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         assert found.old is not None
-        new, old = (
-            awm_log_prob(v, point, loss.awm_weighting, loss.awm_power)
-            for v in (found.new, found.old)
-        )
+        new, old = (awm_log_prob(v, point, loss.awm_weighting) for v in (found.new, found.old))
         return grpo_loss(
             new,
             old,

@@ -7,68 +7,18 @@ step over M micro-batches divides by M.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from trainer.algorithm.advantages import Mode
-from trainer.algorithm.sde import KlForm
-from trainer.algorithm.step_weights import StepWeights
+from trainer.config.settings import LossSettings
 from trainer.models.base import Conditioning, FlowModel
 from trainer.rollout.policy import RolloutBatch, RolloutConfig
 from trainer.run.ema import Ema
 
-Weighting = Literal["uniform", "t", "t2", "huber", "ghuber"]
-
-
-@dataclass(frozen=True, slots=True)
-class LossConfig:
-    """Settings of all losses; each reads its own.
-
-    Attributes:
-        name: A key of ``LOSSES``.
-        clip_low: Ratios are clipped below 1 - clip_low (grpo, grpo_guard, awm).
-        clip_high: Ratios are clipped above 1 + clip_high.
-        kl_beta: Weight of the distance to the reference; 0 skips the reference's forward pass.
-        kl_form: See ``trainer.algorithm.sde``; losses on finished images always use ``velocity``.
-        fold: Window steps evaluated in one batch (needs ``replay.refresh`` when above 1).
-        step_weights: See ``trainer.algorithm.step_weights`` (grpo, grpo_guard).
-        noise_levels: Noise levels per image and update, at most the steps of the rollout (losses
-            on finished images).
-        ema_kl_beta: Weight of the squared distance to the velocity of the averaged weights (losses
-            on finished images).
-        nft_beta: Strength of the implicit guidance between the old and the new policy.
-        advantage_max: The bound at which advantages were clipped; scales nft's rewards.
-        awm_weighting: How awm weighs the error at a noise level, see ``losses.awm``.
-        awm_power: The exponent of ``ghuber``.
-        dpo_beta: How sharply dpo tells the images of a pair apart.
-    """
-
-    name: str = "grpo"
-    clip_low: float = 1e-4
-    clip_high: float = 1e-4
-    kl_beta: float = 0.04
-    kl_form: KlForm = "mean"
-    fold: int = 1
-    step_weights: StepWeights = "uniform"
-    noise_levels: int = 4
-    ema_kl_beta: float = 0.0
-    nft_beta: float = 1.0
-    advantage_max: float = 5.0
-    awm_weighting: Weighting = "uniform"
-    awm_power: float = 0.25
-    dpo_beta: float = 100.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.clip_low < 1 or self.clip_high <= 0:
-            raise ValueError(f"clip range ({self.clip_low}, {self.clip_high}) must be positive")
-        if self.kl_beta < 0 or self.fold < 1 or self.noise_levels < 1:
-            raise ValueError("kl_beta must not be negative, fold and noise_levels be at least 1")
-        if self.ema_kl_beta < 0:
-            raise ValueError("ema_kl_beta must not be negative")
-        if min(self.nft_beta, self.advantage_max, self.awm_power, self.dpo_beta) <= 0:
-            raise ValueError("nft_beta, advantage_max, awm_power and dpo_beta must be positive")
+L_co = TypeVar("L_co", bound=LossSettings, covariant=True)
 
 
 def rows_of(negative: Conditioning | None, rows: Sequence[int]) -> Conditioning | None:
@@ -117,7 +67,7 @@ class TrainBatch:
 
 
 @dataclass(frozen=True, slots=True)
-class LossContext:
+class LossContext(Generic[L_co]):
     """What stays the same over an epoch.
 
     Attributes:
@@ -125,14 +75,14 @@ class LossContext:
         rollout: How the images were sampled; its guidance is that of training.
         loss: The loss's settings.
         old: The sampling policy's weights, for losses that ask for them (``LossEntry.old``).
-        average: The averaged weights, for ``ema_kl_beta``.
+        advantage_max: The bound at which advantages were clipped; scales nft's rewards.
     """
 
     model: FlowModel
     rollout: RolloutConfig
-    loss: LossConfig
+    loss: L_co
     old: Ema | None = None
-    average: Ema | None = None
+    advantage_max: float = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,13 +98,8 @@ class Term:
     metrics: dict[str, Tensor]
 
 
-class Loss(Protocol):
-    """The signature of a loss."""
-
-    def __call__(self, context: LossContext, batch: TrainBatch) -> Iterator[Term]:
-        """Yield the terms of one micro-batch."""
-        ...
-
+Loss = Callable[[LossContext[Any], TrainBatch], Iterator[Term]]
+"""Yields the terms of one micro-batch."""
 
 Gather = Callable[[Any], list[Any]]
 
@@ -163,7 +108,7 @@ class Prepare(Protocol):
     """What some losses do before an update, without gradients."""
 
     def __call__(
-        self, context: LossContext, batches: Sequence[TrainBatch], gather: Gather
+        self, context: LossContext[Any], batches: Sequence[TrainBatch], gather: Gather
     ) -> list[TrainBatch]:
         """Fill in ``prepared``.
 

@@ -29,6 +29,7 @@ from trainer.algorithm.losses.images import (
     used,
     velocity,
 )
+from trainer.config.settings import DpoSettings
 from trainer.rollout.noise import generator
 
 
@@ -47,7 +48,7 @@ def pair_sources(batch: TrainBatch) -> list[torch.Generator]:
 
 
 @torch.no_grad()
-def excess_errors(context: LossContext, batch: TrainBatch) -> Tensor:
+def excess_errors(context: LossContext[DpoSettings], batch: TrainBatch) -> Tensor:
     """(noise levels, B): how much worse than the reference the policy explains each image."""
     return torch.stack(
         [
@@ -59,7 +60,7 @@ def excess_errors(context: LossContext, batch: TrainBatch) -> Tensor:
 
 
 def exchange(
-    context: LossContext, batches: Sequence[TrainBatch], gather: Gather
+    context: LossContext[DpoSettings], batches: Sequence[TrainBatch], gather: Gather
 ) -> list[TrainBatch]:
     """Give every image of a pair the other one's excess error, wherever that one is.
 
@@ -101,7 +102,7 @@ def _partners(
     return out
 
 
-def dpo(context: LossContext, batch: TrainBatch) -> Iterator[Term]:
+def dpo(context: LossContext[DpoSettings], batch: TrainBatch) -> Iterator[Term]:
     """The gradient of the pairs' loss; a pair counts half in each of its images.
 
     Raises:

@@ -14,7 +14,8 @@ from torch import Tensor
 from trainer.algorithm.losses.base import LossContext, Term, TrainBatch
 from trainer.algorithm.sde import kl
 from trainer.algorithm.step_weights import step_weights
-from trainer.rollout.policy import PolicyStep, chunks, flat_log_probs, recompute
+from trainer.config.settings import GrpoSettings
+from trainer.rollout.policy import PolicyStep, recompute
 
 
 def masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:
@@ -78,38 +79,35 @@ def grpo_loss(
     return loss, metrics
 
 
-def step_advantages(context: LossContext, batch: TrainBatch, places: tuple[int, ...]) -> Tensor:
-    """(len(places) * B,) advantages at window steps, position by position, weighted by step."""
+def step_advantages(context: LossContext[GrpoSettings], batch: TrainBatch, place: int) -> Tensor:
+    """(B,) advantages at one step of the window, weighted by step."""
     record = batch.rollout
     weights = step_weights(context.loss.step_weights, context.rollout, record.sigmas)
-    steps = [record.steps[place] for place in places]
-    return (weights[steps].to(batch.advantage)[:, None] * batch.advantage).flatten()
+    return weights[record.steps[place]].to(batch.advantage) * batch.advantage
 
 
-PolicyLoss = Callable[[PolicyStep, TrainBatch, tuple[int, ...]], tuple[Tensor, dict[str, Tensor]]]
+PolicyLoss = Callable[[PolicyStep, int], tuple[Tensor, dict[str, Tensor]]]
 
 
 def policy_terms(
-    context: LossContext, batch: TrainBatch, policy_loss: PolicyLoss
+    context: LossContext[GrpoSettings], batch: TrainBatch, policy_loss: PolicyLoss
 ) -> Iterator[Term]:
-    """Per chunk of window steps: a policy loss plus the weighted distance to the reference.
+    """Per step of the window: a policy loss plus the weighted distance to the reference.
 
     Raises:
         ValueError: The rollout has no stochastic steps.
     """
     record, loss = batch.rollout, context.loss
     if not record.steps:
-        raise ValueError(f"{loss.name} needs stochastic steps, the rollout has none")
+        raise ValueError(f"{loss.algorithm} needs stochastic steps, the rollout has none")
     model, settings, negative = context.model, context.rollout, batch.negative
-    for places in chunks(len(record.steps), loss.fold):
+    for place in range(len(record.steps)):
         reference = None
         if loss.kl_beta > 0:
             with torch.no_grad(), model.reference():
-                reference = recompute(
-                    model, record, places, batch.cond, settings, negative=negative
-                )
-        step = recompute(model, record, places, batch.cond, settings, negative=negative)
-        value, metrics = policy_loss(step, batch, places)
+                reference = recompute(model, record, place, batch.cond, settings, negative=negative)
+        step = recompute(model, record, place, batch.cond, settings, negative=negative)
+        value, metrics = policy_loss(step, place)
         if reference is not None:
             distance = kl(
                 loss.kl_form,
@@ -119,32 +117,30 @@ def policy_terms(
                 v=step.v,
                 v_ref=reference.v,
             )
-            penalty = masked_mean(distance, batch.valid.repeat(len(places)))
+            penalty = masked_mean(distance, batch.valid)
             metrics["kl"] = penalty.detach()
             value = value + loss.kl_beta * penalty
-        yield Term(value * (len(places) / len(record.steps)), metrics)
+        yield Term(value * (1 / len(record.steps)), metrics)
 
 
-def grpo(context: LossContext, batch: TrainBatch) -> Iterator[Term]:
+def grpo(context: LossContext[GrpoSettings], batch: TrainBatch) -> Iterator[Term]:
     """Flow-GRPO's loss over the stochastic steps of a micro-batch."""
 
-    def policy_loss(
-        step: PolicyStep, batch: TrainBatch, places: tuple[int, ...]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def policy_loss(step: PolicyStep, place: int) -> tuple[Tensor, dict[str, Tensor]]:
         assert step.log_prob is not None
         return grpo_loss(
             step.log_prob,
-            flat_log_probs(batch.rollout, places),
-            step_advantages(context, batch, places),
+            batch.rollout.log_probs[:, place],
+            step_advantages(context, batch, place),
             clip_low=context.loss.clip_low,
             clip_high=context.loss.clip_high,
-            valid=batch.valid.repeat(len(places)),
+            valid=batch.valid,
         )
 
     return policy_terms(context, batch, policy_loss)
 
 
-def grpo_guard(context: LossContext, batch: TrainBatch) -> Iterator[Term]:
+def grpo_guard(context: LossContext[GrpoSettings], batch: TrainBatch) -> Iterator[Term]:
     """Guarded loss over the stochastic steps of a micro-batch.
 
     The correction is per image. (The official code averages it over the batch by mistake.)
@@ -159,18 +155,16 @@ def grpo_guard(context: LossContext, batch: TrainBatch) -> Iterator[Term]:
         raise ValueError("grpo_guard needs gaussian log-probabilities")
     means = batch.rollout.means
 
-    def policy_loss(
-        step: PolicyStep, batch: TrainBatch, places: tuple[int, ...]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def policy_loss(step: PolicyStep, place: int) -> tuple[Tensor, dict[str, Tensor]]:
         assert step.log_prob is not None
-        old_mean = torch.cat([means[:, place] for place in places])
+        old_mean = means[:, place]
         std = step.transition.std.flatten()
         shift = ((step.transition.mean - old_mean) ** 2).flatten(1).mean(1) / (2 * std**2)
-        old = flat_log_probs(batch.rollout, places)
+        old = batch.rollout.log_probs[:, place]
         log_ratio = (step.log_prob - old + shift) * std
         ratio = torch.exp(log_ratio)
-        valid = batch.valid.repeat(len(places))
-        advantage = step_advantages(context, batch, places)
+        valid = batch.valid
+        advantage = step_advantages(context, batch, place)
         surrogate = clipped_surrogate(ratio, advantage, loss.clip_low, loss.clip_high)
         value = masked_mean(surrogate / -step.dt, valid)
         metrics = ratio_metrics(log_ratio, ratio, loss.clip_low, loss.clip_high, valid)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from trainer.algorithm.losses.base import LossContext, Term, TrainBatch
 from trainer.algorithm.losses.grpo import masked_mean
+from trainer.config.settings import ImageLossSettings, LossSettings
 from trainer.rollout.noise import draw
 from trainer.run.ema import Ema
 
@@ -89,7 +90,7 @@ def own_sources(batch: TrainBatch) -> list[torch.Generator]:
     return [key.loss() for key in batch.rollout.keys]
 
 
-def velocity(context: LossContext, batch: TrainBatch, point: Point) -> Tensor:
+def velocity(context: LossContext[LossSettings], batch: TrainBatch, point: Point) -> Tensor:
     """The model's prediction at a point, with the guidance of training."""
     scale = context.rollout.guidance_scale
     return context.model.velocity(point.x_t, point.t, batch.cond, scale, batch.negative)
@@ -106,7 +107,9 @@ def squared_distance(v: Tensor, other: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def reference_velocity(context: LossContext, batch: TrainBatch, point: Point) -> Tensor:
+def reference_velocity(
+    context: LossContext[LossSettings], batch: TrainBatch, point: Point
+) -> Tensor:
     """The reference model's prediction at a point."""
     with context.model.reference():
         return velocity(context, batch, point)
@@ -114,7 +117,10 @@ def reference_velocity(context: LossContext, batch: TrainBatch, point: Point) ->
 
 @torch.no_grad()
 def _with_weights(
-    weights: Ema | None, context: LossContext, batch: TrainBatch, found: Sequence[Point]
+    weights: Ema | None,
+    context: LossContext[LossSettings],
+    batch: TrainBatch,
+    found: Sequence[Point],
 ) -> list[Tensor] | None:
     """Predictions with other weights at all points, or None without such weights."""
     if weights is None:
@@ -124,14 +130,14 @@ def _with_weights(
 
 
 def image_terms(
-    context: LossContext,
+    context: LossContext[ImageLossSettings],
     batch: TrainBatch,
     image_loss: ImageLoss,
     *,
     sources: Callable[[TrainBatch], list[torch.Generator]] = own_sources,
     needs_reference: bool = False,
 ) -> Iterator[Term]:
-    """Per noise level: a loss plus the weighted distances to the reference and the average.
+    """Per noise level: a loss plus the weighted distance to the reference.
 
     Args:
         context: The run.
@@ -145,8 +151,6 @@ def image_terms(
     found = points(batch, loss.noise_levels, sources(batch))
     # Before any graph exists: swapping weights under a graph would make it invalid.
     old = _with_weights(context.old, context, batch, found)
-    near = context.average if loss.ema_kl_beta > 0 else None
-    average = _with_weights(near, context, batch, found)
     for place, point in enumerate(found):
         reference = None
         if needs_reference or loss.kl_beta > 0:
@@ -160,8 +164,4 @@ def image_terms(
             penalty = masked_mean(squared_distance(v, reference), batch.valid)
             metrics["kl"] = penalty.detach()
             value = value + loss.kl_beta * penalty
-        if average is not None:
-            penalty = masked_mean(squared_distance(v, average[place]), batch.valid)
-            metrics["ema_kl"] = penalty.detach()
-            value = value + loss.ema_kl_beta * penalty
         yield Term(value / len(found), metrics)

@@ -13,9 +13,10 @@ from torch import Tensor
 from trainer.algorithm.losses.base import LossContext, Term, TrainBatch
 from trainer.algorithm.losses.grpo import masked_mean
 from trainer.algorithm.losses.images import Point, Velocities, image_terms, matching_error
+from trainer.config.settings import ImageLossSettings
 
 
-def matching(context: LossContext, batch: TrainBatch) -> Iterator[Term]:
+def matching(context: LossContext[ImageLossSettings], batch: TrainBatch) -> Iterator[Term]:
     """The weighted matching error at the noise levels of every image."""
 
     def image_loss(

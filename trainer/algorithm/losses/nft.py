@@ -17,6 +17,7 @@ from torch import Tensor
 from trainer.algorithm.losses.base import LossContext, Term, TrainBatch
 from trainer.algorithm.losses.grpo import masked_mean
 from trainer.algorithm.losses.images import Point, Velocities, image_terms, squared_distance
+from trainer.config.settings import NftSettings
 
 
 def old_decay(step: int, flat: int = 0, rate: float = 0.001, maximum: float = 0.5) -> float:
@@ -46,7 +47,7 @@ def nft_loss(v: Tensor, v_old: Tensor, point: Point, *, optimality: Tensor, beta
     return (optimality * positive + (1 - optimality) * negative) / beta
 
 
-def nft(context: LossContext, batch: TrainBatch) -> Iterator[Term]:
+def nft(context: LossContext[NftSettings], batch: TrainBatch) -> Iterator[Term]:
     """DiffusionNFT's loss at the noise levels of every image.
 
     Raises:
@@ -54,16 +55,16 @@ def nft(context: LossContext, batch: TrainBatch) -> Iterator[Term]:
     """
     if context.old is None:
         raise ValueError("nft needs the old policy in its context")
-    loss = context.loss
+    beta = context.loss.nft_beta
 
     def image_loss(
         batch: TrainBatch, point: Point, found: Velocities, place: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         assert found.old is not None
-        optimality = (batch.advantage / (2 * loss.advantage_max) + 0.5).clamp(0, 1)
-        each = nft_loss(found.new, found.old, point, optimality=optimality, beta=loss.nft_beta)
+        optimality = (batch.advantage / (2 * context.advantage_max) + 0.5).clamp(0, 1)
+        each = nft_loss(found.new, found.old, point, optimality=optimality, beta=beta)
         change = squared_distance(found.new.detach(), found.old)
-        value = loss.advantage_max * masked_mean(each, batch.valid)
+        value = context.advantage_max * masked_mean(each, batch.valid)
         return value, {"v_change": masked_mean(change, batch.valid)}
 
     return image_terms(context, batch, image_loss)
