@@ -238,7 +238,7 @@ def _explain(error: ValidationError) -> str:
         return _explain_loss(first, str(loc[1]), ".".join(map(str, loc[2:])))
     where = ".".join(str(part) for part in loc)
     if first["type"] == "union_tag_invalid":
-        name, known = first["ctx"]["tag"], list(LOSS_SETTINGS)
+        name, known = first.get("ctx", {})["tag"], list(LOSS_SETTINGS)
         near = did_you_mean(name, known)
         return f"loss.algorithm: unknown {name!r}{near}; one of {', '.join(known)}"
     if first["type"] == "extra_forbidden":
