@@ -36,7 +36,6 @@ def run(part: Part) -> None:
         ("adapter", ()),
         ("all weights", ("model.finetune=full",)),
         ("adapter, float16", ("model.dtype=float16",)),
-        ("adapter, two steps folded", ("batch.fold_steps=2",)),
         ("adapter, training batches of 2", ("batch.train_batch_size=2",)),
     ):
         name = f"first ratio: {what}"

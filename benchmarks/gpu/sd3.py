@@ -25,7 +25,6 @@ from benchmarks.gpu.policy import (
 )
 from benchmarks.gpu.record import Part
 from trainer.algorithm.losses import TrainBatch
-from trainer.config.load import folded_steps
 from trainer.config.settings import Settings
 from trainer.models.base import Conditioning
 from trainer.rollout.policy import RolloutBatch
@@ -63,9 +62,6 @@ def run(part: Part) -> None:
     part.attempt("attention", lambda: attention(part, policy, cond, negative))
     part.attempt("decoding", lambda: decoding(part, policy))
     part.attempt("recomputing", lambda: recomputing(part, policy, cond, negative), needs_s=8)
-    policy.use(settings(part, FAST, *ONE_GPU, "batch.fold_steps=3"))
-    what = f"{FAST}, 3 steps folded"
-    part.attempt(what, lambda: flop.update({what: phases(part, policy, what, cond, negative)}))
     count = 2 * policy.size
     larger = settings(part, FAST, *ONE_GPU, f"batch.rollout_batch_size={count}")
     part.attempt(f"batches of {count}", lambda: batches(part, policy, larger), needs_s=12)
@@ -123,11 +119,10 @@ def phases(
 
     if flop is None:
         record = renew(sample())
-        folded = min(folded_steps(policy.settings), len(record.steps))
-        one = policy.train_batch(first_steps(record, folded), cond, negative)
+        one = policy.train_batch(first_steps(record, 1), cond, negative)
         flop = (
             counted(guided_velocity(policy, cond, negative)) * policy.settings.sampling.num_steps,
-            counted(lambda: policy.updater.update([one])) * len(record.steps) / folded,
+            counted(lambda: policy.updater.update([one])) * len(record.steps),
         )
     sampled, record = part.timed_result(sample)
     part.row(
