@@ -18,7 +18,7 @@ from reward_client._transports.base import DEADLINE_HEADER, PROTOBUF_TYPE
 from reward_client._wire import convert, json_mirror
 from reward_client.errors import Cancelled, Code, InvalidArgument
 from reward_client.types import ScoreRequest, ScoreResponse, ScorerInfo
-from reward_server.api import openapi, openapi_answers
+from reward_server.api import schemas
 from reward_server.api.bodies import parse_form, parse_json, parse_protobuf, read_body
 from reward_server.api.callers import unless_disconnected
 from reward_server.api.errors import (
@@ -41,7 +41,7 @@ def create_app(service: RewardService, max_message_bytes: int) -> FastAPI:
     app = FastAPI(
         title="flow-reward",
         version="1",
-        description=openapi.DESCRIPTION,
+        description=schemas.DESCRIPTION,
         redoc_url=None,
         telemetry=NO_TELEMETRY,
     )
@@ -52,19 +52,20 @@ def create_app(service: RewardService, max_message_bytes: int) -> FastAPI:
         methods=["POST"],
         response_class=JSONResponse,
         summary="Score items with one or several scorers",
-        openapi_extra=openapi.SCORE,
-        responses=openapi_answers.SCORE,
+        openapi_extra=schemas.SCORE_BODY,
+        responses=schemas.SCORE,
     )
     for path, endpoint, summary, answers in (
-        ("/v1/scorers", api.scorers, "List the scorers, ready or not", openapi_answers.SCORERS),
-        ("/livez", api.livez, "Is the process alive?", openapi_answers.LIVEZ),
-        ("/readyz", api.readyz, "Can the server score?", openapi_answers.READYZ),
-        ("/metrics", api.metrics, "Prometheus metrics", openapi_answers.METRICS),
+        ("/v1/scorers", api.scorers, "List the scorers, ready or not", schemas.SCORERS),
+        ("/livez", api.livez, "Is the process alive?", schemas.LIVEZ),
+        ("/readyz", api.readyz, "Can the server score?", schemas.READYZ),
+        ("/metrics", api.metrics, "Prometheus metrics", schemas.METRICS),
     ):
         kind = PlainTextResponse if path == "/metrics" else JSONResponse
         app.add_api_route(path, endpoint, response_class=kind, summary=summary, responses=answers)
     app.add_api_route("/", api.page, methods=["GET"], include_in_schema=False)
     app.add_exception_handler(404, api.no_such_page)
+    schemas.describe_bodies(app, schemas.BODIES)
     return app
 
 

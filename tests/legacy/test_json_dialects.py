@@ -92,7 +92,7 @@ def test_unirl(web: httpx.Client) -> None:
     listed = web.get("/rewards").json()["rewards"]
     assert "geneval" in listed
     health = web.get("/health")
-    assert health.status_code == 503  # one scorer of this server is broken on purpose
+    assert health.status_code == 200  # one scorer is broken on purpose, the others serve
     assert sorted(health.json()["rewards"]) == sorted(listed)
     files, rows = geneval_batch(2)
     identity = {"request_id": "r0", "sample_id": "s", "group_id": "g", "source_rank": 3}

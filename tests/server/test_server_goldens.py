@@ -15,7 +15,7 @@ MODULE = "tests.scorers_golden.weighted"
 
 
 def readiness(server: Server) -> dict:
-    response = httpx.get(server.http_url + "/readyz")
+    response = httpx.get(server.http_url + "/readyz?scorer=weighted")
     body = response.json()
     assert response.status_code == (200 if body["ready"] else 503)
     return body
@@ -46,7 +46,7 @@ def test_ready_only_after_bless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with running(tmp_path, toml, wait_for=("weighted", "jpeg")) as server:
         assert readiness(server) == {
             "ready": True,
-            "scorers": {"weighted": "READY", "jpeg": "READY"},
+            "scorers": {"weighted": "READY"},
             "errors": {},
         }
         with server.client() as client:
