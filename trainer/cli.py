@@ -272,7 +272,7 @@ def show_preset(
 
 def plan(name: str, overrides: list[str] | None, out: str, *, gpus: int, gpu_gb: float) -> None:
     """Print what can be known of a run before it loads anything."""
-    from trainer.tools import dry_run
+    from trainer.tools.plan import checks
 
     extra = [f"run.out_dir={out}"] if out else []
     settings = config.load(name, [*(overrides or ()), *extra], os.environ, world_size=gpus)
@@ -280,7 +280,7 @@ def plan(name: str, overrides: list[str] | None, out: str, *, gpus: int, gpu_gb:
     for line in explain(name, settings, count):
         typer.echo(line)
     typer.echo("\nChecks")
-    found = list(dry_run.checks(settings, os.environ, gpus=count, gpu_gb=gpu_gb))
+    found = list(checks(settings, os.environ, gpus=count, gpu_gb=gpu_gb))
     for one in found:
         typer.echo(
             f"  {'STOPS' if one.stops else 'ok' if one.ok else 'note':6}{one.what:9}{one.text}"

@@ -1,4 +1,4 @@
-"""What is said before a run: counts are those of a real epoch, nothing is loaded."""
+"""What is said before a run, with nothing loaded."""
 
 from pathlib import Path
 from typing import Any
@@ -6,72 +6,15 @@ from typing import Any
 import pytest
 import torch
 
-from tests.trainer_run.fake_service import service_with
 from tests.trainer_run.test_cli import call, to_toml
-from trainer.algorithm.losses import LOSSES
 from trainer.config import load as config
-from trainer.config.load import parse
 from trainer.config.preset import preset_names
-from trainer.config.settings import Settings
 from trainer.config.toml import to_toml as to_toml_file
-from trainer.parallel.world import World
-from trainer.run.epoch import train_epoch
 from trainer.run.inputs import load_model
-from trainer.run.open import opened
 from trainer.tools import plan as explain
-from trainer.tools.dry_run import least_bytes
-from trainer.tools.plan import evaluations
+from trainer.tools.plan import least_bytes
 
 ROOT = Path(__file__).parents[2]
-
-
-def counted(settings: Settings, run_dir: Path) -> tuple[float, float]:
-    """Evaluations per image of one real epoch: without, and with a backward pass."""
-    rows = {False: 0, True: 0}
-
-    def count(module: Any, inputs: Any, named: Any) -> None:
-        rows[torch.is_grad_enabled()] += len(named["hidden_states"])
-
-    with opened(
-        settings,
-        run_dir=run_dir,
-        world=World(),
-        device=torch.device("cpu"),
-        open_service=service_with(),
-        say=lambda text: None,
-        stop=lambda: False,
-    ) as run:
-        hook = run.model.transformer.register_forward_pre_hook(count, with_kwargs=True)
-        images = train_epoch(run)["images"]
-        hook.remove()
-    return rows[False] / images, rows[True] / images
-
-
-CASES: list[tuple[str, dict[str, dict[str, Any]]]] = [
-    ("nft", {"sampling": {"guidance_scale": 3.0}}),
-    ("dpo", {"batch": {"rollout_batch_size": 4, "optimizer_steps_per_epoch": 1}}),
-    ("sft", {"batch": {"rollout_batch_size": 4, "optimizer_steps_per_epoch": 1}}),
-    ("grpo", {"loss": {"kl_beta": 0.0}}),
-    ("grpo", {"batch": {"train_batch_size": 1}, "sampling": {"window_size": 0}}),
-    ("grpo_guard", {"sampling": {"guidance_scale": 3.0}, "loss": {"guidance_scale": 1.0}}),
-    ("awm", {"loss": {"kl_beta": 0.0, "noise_levels": 9}}),
-]
-
-
-@pytest.mark.parametrize(("algorithm", "changes"), CASES)
-def test_an_epoch_calls_the_network_as_often_as_is_said(
-    table: dict[str, Any], tmp_path: Path, algorithm: str, changes: dict[str, dict[str, Any]]
-) -> None:
-    table["loss"]["algorithm"] = algorithm
-    table["batch"]["skip_constant_groups"] = False
-    if LOSSES[algorithm].learns_from == "images":
-        table["sampling"] |= {"sde": "ode", "window_size": 0}
-    for section, values in changes.items():
-        table[section] |= values
-    settings = parse(table)
-    said = evaluations(settings)
-    forward, train = counted(settings, tmp_path)
-    assert (forward, train) == pytest.approx((said.forward, said.train))
 
 
 @pytest.mark.parametrize("finetune", ["full", "lora"])
@@ -146,7 +89,6 @@ def test_presets_show_explains_and_prints_every_setting(
     assert call(monkeypatch, "presets", "show", "geneval_sd35m", "--gpus", "8") == 0
     out = capsys.readouterr().out
     assert "144 images per GPU, sampled and scored in 16 batches of 9" in out
-    assert "training      18   9 stochastic steps x 2, forward and backward" in out
     assert call(monkeypatch, "presets", "show", "geneval_sd35m", "--gpus", "7") == 2
     assert "do not divide by 7 processes; use 2, 4 or 8" in capsys.readouterr().err
     assert call(monkeypatch, "presets", "show", "mini_ocr", "--all", "--set", "optim.lr=5e-5") == 0

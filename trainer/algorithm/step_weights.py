@@ -12,7 +12,7 @@ from torch import Tensor
 from trainer.algorithm.sde import transition
 from trainer.rollout.policy import RolloutConfig
 
-StepWeights = Literal["uniform", "noise"] | tuple[float, ...]
+StepWeights = Literal["uniform", "noise"]
 
 
 def step_weights(scheme: StepWeights, config: RolloutConfig, sigmas: Tensor) -> Tensor:
@@ -21,44 +21,25 @@ def step_weights(scheme: StepWeights, config: RolloutConfig, sigmas: Tensor) -> 
     Args:
         scheme: ``uniform``: 1. ``noise``: the standard deviation that the step adds, divided by
             its mean over the steps that may lie in the window (TempFlow-GRPO, arXiv:2508.04324
-            eq. 8). Numbers: one weight per sampling step, taken as they are.
+            eq. 8).
         config: How the images were sampled.
         sigmas: (num_steps + 1,) schedule.
 
     Returns:
         (num_steps,) float32, on the CPU.
-
-    Raises:
-        ValueError: Not one number per sampling step, a negative one, or only zeros in the window.
     """
     if scheme == "uniform":
         return torch.ones(config.num_steps)
     first, end = config.allowed
-    if scheme == "noise":
-        x = torch.zeros(config.num_steps, 1)
-        step = transition(
-            config.kind,
-            x,
-            x,
-            sigmas[:-1],
-            sigmas[1:],
-            noise_level=config.noise_level,
-            sigma_max=sigmas[1].item(),
-        )
-        std = step.std.flatten()
-        return std / std[first:end].mean()
-    check_numbers(scheme, config)
-    return torch.tensor(scheme, dtype=torch.float32)
-
-
-def check_numbers(weights: tuple[float, ...], config: RolloutConfig) -> None:
-    """Refuse numbers that are no weights of these steps; see ``step_weights``."""
-    first, end = config.allowed
-    if len(weights) != config.num_steps:
-        raise ValueError(
-            f"step_weights has {len(weights)} numbers for {config.num_steps} sampling steps"
-        )
-    if min(weights) < 0 or max(weights[first:end]) == 0:
-        raise ValueError(
-            f"step_weights must not be negative, nor all 0 in the window's range {(first, end)}"
-        )
+    x = torch.zeros(config.num_steps, 1)
+    step = transition(
+        config.kind,
+        x,
+        x,
+        sigmas[:-1],
+        sigmas[1:],
+        noise_level=config.noise_level,
+        sigma_max=sigmas[1].item(),
+    )
+    std = step.std.flatten()
+    return std / std[first:end].mean()

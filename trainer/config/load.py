@@ -14,10 +14,9 @@ from pydantic_core import ErrorDetails
 
 import miniature
 from trainer.algorithm.losses import LOSSES
-from trainer.algorithm.step_weights import check_numbers
 from trainer.config.geometry import geometry
 from trainer.config.preset import preset_path, read, switch_loss
-from trainer.config.settings import LOSS_SETTINGS, GrpoSettings, Settings
+from trainer.config.settings import LOSS_SETTINGS, Settings
 from trainer.errors import ConfigError, did_you_mean
 from trainer.rollout.policy import RolloutConfig
 
@@ -215,13 +214,8 @@ def _check(settings: Settings, world_size: int) -> None:
 
 
 def _check_loss(settings: Settings) -> None:
-    name, loss = settings.loss.algorithm, settings.loss
+    name = settings.loss.algorithm
     entry = LOSSES[name]
-    if isinstance(loss, GrpoSettings) and isinstance(loss.step_weights, tuple):
-        try:
-            check_numbers(loss.step_weights, rollout_config(settings))
-        except ValueError as error:
-            raise ConfigError(f"loss.{error}") from None
     groups, updates = settings.batch.prompts_per_epoch, settings.batch.optimizer_steps_per_epoch
     if entry.prepare is not None and groups % updates:
         raise ConfigError(

@@ -228,9 +228,9 @@ class GrpoSettings(LossSettings):
     kl_form: Literal["mean", "mean_dt", "velocity"] = "mean"
     """`mean`: the official code (beta 0.04); `mean_dt`: the paper's formula; `velocity`: squared
     distance of the velocities."""
-    step_weights: Literal["uniform", "noise"] | tuple[float, ...] = "uniform"
-    """Weight of the policy gradient at each stochastic step: all alike, by the noise that the step
-    adds (TempFlow-GRPO), or one number per sampling step."""
+    step_weights: Literal["uniform", "noise"] = "uniform"
+    """Weight of the policy gradient at each stochastic step: all alike, or by the noise that the
+    step adds (TempFlow-GRPO)."""
 
 
 class NftSettings(ImageLossSettings):

@@ -144,16 +144,6 @@ class RolloutBatch:
             means=None if self.means is None else cleared(self.means),
         )
 
-    def to(self, device: torch.device | str) -> "RolloutBatch":
-        """Move everything but the schedule."""
-        return replace(
-            self,
-            trajectory=self.trajectory.to(device),
-            log_probs=self.log_probs.to(device),
-            final=self.final.to(device),
-            means=None if self.means is None else self.means.to(device),
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class PolicyStep:

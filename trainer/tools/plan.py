@@ -1,101 +1,28 @@
-"""A preset's arithmetic: what an epoch samples, computes and learns from.
+"""What is known of a run before it loads anything: its arithmetic, and what would stop it."""
 
-A call of the network on one image is one evaluation; classifier-free guidance doubles the batch and
-counts twice.
-"""
-
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from trainer.algorithm.losses import LOSSES
+import torch
+
 from trainer.config import load as config
 from trainer.config import preset
 from trainer.config.geometry import Geometry, geometry, world_sizes
-from trainer.config.load import rollout_config, training_guidance
-from trainer.config.settings import GrpoSettings, Settings
+from trainer.config.load import keeps_reference, resolve_path
+from trainer.config.settings import Settings
 from trainer.config.toml import differences, toml
-from trainer.models.family import guides
+from trainer.data import category_probabilities
+from trainer.errors import TrainerError
+from trainer.evaluation.held_out import all_terms
+from trainer.models.loading import in_cache, network_parameters
+from trainer.rewards import connect
+from trainer.run import checkpoint as checkpoints
+from trainer.run.inputs import load_prompts
+from trainer.run.progress import finished
 
-# Families that are told the guidance as a number, so that it costs no second evaluation.
-EMBEDDED_GUIDANCE = frozenset({"flux"})
-
-# Images of a group that an update looks at, by what the advantages mean; the others: all.
-_USED = {"best": 1, "best_worst": 2}
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluations:
-    """Evaluations of the network per sampled image and epoch, on average.
-
-    Attributes:
-        rollout: while sampling.
-        train: with a backward pass.
-        reference: of the untrained model.
-        other: without gradients, of the policy or older weights of it.
-        steps: sampling steps that are trained, or noise levels.
-        doubled: 2 where guidance doubles the training batch, else 1.
-        used: share of the images that updates learn from.
-    """
-
-    rollout: float
-    train: float
-    reference: float
-    other: float
-    steps: int
-    doubled: int
-    used: float
-
-    @property
-    def forward(self) -> float:
-        """All evaluations without a backward pass."""
-        return self.rollout + self.reference + self.other
-
-
-def evaluations(settings: Settings) -> Evaluations:
-    """Count the evaluations per image of an epoch in which every group has a signal."""
-    loss, entry = settings.loss, LOSSES[settings.loss.algorithm]
-    config = rollout_config(settings)
-    family = settings.model.family
-    further = guides(settings.model.true_cfg_scale)
-    sampled = _doubled(family, settings.sampling.guidance_scale, further)
-    trained = _doubled(family, training_guidance(settings), further)
-    used = min(1.0, _USED.get(entry.advantage, 1e9) / settings.batch.images_per_prompt)
-    reference = 1.0 if loss.kl_beta > 0 or entry.reference else 0.0
-    other = 0.0
-    if isinstance(loss, GrpoSettings):
-        first, end = config.allowed
-        steps = config.window_size or end - first
-        other += _renewed(settings)
-    else:
-        steps = min(loss.noise_levels, settings.sampling.num_steps)
-        other += bool(entry.old)
-        if entry.prepare is not None:  # one pass of the policy and one of the reference before
-            other, reference = other + 1, reference + 1
-    each = steps * trained * used
-    return Evaluations(
-        rollout=settings.sampling.num_steps * sampled,
-        train=each,
-        reference=reference * each,
-        other=other * each,
-        steps=steps,
-        doubled=trained,
-        used=used,
-    )
-
-
-def _renewed(settings: Settings) -> float:
-    """Whether old log-probabilities are computed again, because training batches differ."""
-    batch = settings.batch
-    size = batch.train_batch_size or batch.rollout_batch_size
-    guidance = settings.sampling.guidance_scale, training_guidance(settings)
-    same = size == batch.rollout_batch_size and guidance[0] == guidance[1]
-    return 0.0 if same else 1.0
-
-
-def _doubled(family: str, guidance_scale: float, further: bool) -> int:
-    if family in EMBEDDED_GUIDANCE:
-        return 2 if further else 1
-    return 2 if guides(guidance_scale) else 1
+_PATIENCE_S = 2.0
+_GB = 1e9
 
 
 def explain(name: str, settings: Settings, gpus: int) -> list[str]:
@@ -109,16 +36,13 @@ def explain(name: str, settings: Settings, gpus: int) -> list[str]:
     Raises:
         ConfigError: sizes that do not fit that number of processes.
     """
-    plan, passes = geometry(settings, gpus), evaluations(settings)
+    plan = geometry(settings, gpus)
     return [
         name,
         *(f"  {line}" for line in preset.header(name)),
         "",
         f"One epoch on {_gpus(gpus)}",
         *(f"  {line}" for line in _images(settings, plan, gpus)),
-        "",
-        "Evaluations of the network per image",
-        *(f"  {line}" for line in _passes(settings, plan, passes)),
         "",
         *_sizes(name, settings, gpus),
         *_differences(name, settings),
@@ -191,26 +115,6 @@ def _images(settings: Settings, plan: Geometry, gpus: int) -> Iterator[str]:
         yield f"at most {settings.run.epochs} epochs"
 
 
-def _passes(settings: Settings, plan: Geometry, passes: Evaluations) -> Iterator[str]:
-    steps, guided = settings.sampling.num_steps, passes.rollout > settings.sampling.num_steps
-    twice = " x 2 (with and without the prompt, for guidance)"
-    yield f"sampling   {passes.rollout:>5g}   {steps} steps{twice if guided else ''}"
-    entry = LOSSES[settings.loss.algorithm]
-    kind = "stochastic steps" if entry.learns_from == "steps" else "noise levels"
-    why = f"{passes.steps} {kind}{' x 2' if passes.doubled == 2 else ''}, forward and backward"
-    if passes.used < 1:
-        why += f", of {passes.used:.3g} of the images"
-    yield f"training   {passes.train:>5.3g}   {why}"
-    if passes.reference:
-        yield f"reference  {passes.reference:>5.3g}   the untrained model, for comparison"
-    else:
-        yield "reference      0   no KL to the untrained model (loss.kl_beta is 0)"
-    if passes.other:
-        yield f"other      {passes.other:>5.3g}   older weights, or probabilities computed again"
-    total = plan.images * (passes.forward + passes.train)
-    yield f"together   {passes.forward + passes.train:>5.4g}   and {total:,.0f} in an epoch"
-
-
 def _sizes(name: str, settings: Settings, gpus: int) -> Iterator[str]:
     fits = ", ".join(map(str, world_sizes(settings)))
     yield f"Numbers of GPUs that this batch divides by: {fits}"
@@ -235,3 +139,127 @@ def _differences(name: str, settings: Settings) -> Iterator[str]:
 
 def _gpus(count: int) -> str:
     return "1 GPU" if count == 1 else f"{count} GPUs"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One thing that was looked at.
+
+    Attributes:
+        what: its name.
+        text: what was found.
+        ok: nothing to say about it.
+        stops: a run would end with it at once.
+    """
+
+    what: str
+    text: str
+    ok: bool = True
+    stops: bool = False
+
+
+def checks(
+    settings: Settings, environment: Mapping[str, str], *, gpus: int, gpu_gb: float
+) -> Iterator[Found]:
+    """Look at prompts, model, service and folder.
+
+    Args:
+        settings: of the run.
+        environment: of the process.
+        gpus: processes of the run.
+        gpu_gb: memory of one GPU in 10^9 bytes; 0: that of this machine's, if it has one.
+    """
+    yield _prompts(settings)
+    yield from _model(settings, gpus, gpu_gb)
+    yield _service(settings, environment)
+    yield _folder(settings)
+
+
+def _prompts(settings: Settings) -> Found:
+    said: list[str] = []
+    try:
+        train, test = load_prompts(settings, said.append)
+        category_probabilities(train, settings.task.category_weights)
+    except TrainerError as error:
+        return Found("prompts", str(error), stops=True)
+    rows = sum(prompt.rows for prompt in train)
+    text = f"{len(train):,} to train on ({rows:,} rows), {len(test):,} held out"
+    return Found("prompts", "; ".join([text, *said]))
+
+
+def _model(settings: Settings, gpus: int, gpu_gb: float) -> Iterator[Found]:
+    name = settings.model.path
+    folder = resolve_path(name)
+    if not folder.is_dir():
+        cached = in_cache(name)
+        if cached is None:
+            yield Found(
+                "model",
+                f"{name} is not on this machine: accept its licence on the hub if it has one, run "
+                f"`hf auth login`, then `hf download {name}`, or set model.path to a folder",
+                ok=False,
+            )
+            return
+        folder = cached
+    try:
+        count = network_parameters(folder, both=settings.model.experts == "both")
+    except ValueError as error:
+        yield Found("model", str(error), stops=True)
+        return
+    yield Found("model", f"{name}: {count / 1e9:.3g} billion parameters in the network")
+    available_gb = gpu_gb or _gpu_gb()
+    if not available_gb:
+        return
+    least_gb = least_bytes(settings, count, gpus) / _GB
+    text = f"weights, gradients and moments alone take {least_gb:.3g} GB of {available_gb:.3g} GB"
+    if least_gb > available_gb:
+        yield Found("memory", f"{text} per GPU", stops=True)
+    else:
+        yield Found("memory", f"{text} per GPU; activations come on top")
+
+
+def least_bytes(settings: Settings, parameters: int, gpus: int) -> float:
+    """Bytes per GPU that hold the weights and, where all are trained, what trains them.
+
+    A lower bound: adapters, activations, decoding and text encoders come on top.
+    """
+    model, run = settings.model, settings.run
+    full = model.finetune == "full"
+    copies = 1.0
+    if full:
+        copies += keeps_reference(settings)
+        if not model.trained_layers:  # gradients, two moments, the average
+            copies += 3 + settings.ema.enabled
+    size = 4 if full or model.dtype == "float32" else 2
+    sharded = run.parallel == "fsdp" or (run.parallel == "auto" and full)
+    return parameters * size * copies / (gpus if sharded else 1)
+
+
+def _gpu_gb() -> float:
+    if not torch.cuda.is_available():
+        return 0.0
+    return torch.cuda.get_device_properties(0).total_memory / _GB
+
+
+def _service(settings: Settings, environment: Mapping[str, str]) -> Found:
+    quick = settings.rewards.model_copy(update={"patience_s": _PATIENCE_S})
+    try:
+        service = connect(quick, environment)
+        try:
+            service.check(all_terms(settings))
+        finally:
+            service.close()
+    except TrainerError as error:
+        return Found("rewards", str(error), ok=False)
+    return Found("rewards", f"{settings.rewards.url} is ready with every scorer")
+
+
+def _folder(settings: Settings) -> Found:
+    run_dir = Path(settings.run.out_dir)
+    result = finished(run_dir, settings)
+    if result is not None:
+        return Found("folder", f"{run_dir} holds a finished run ({result['reason']})")
+    found = checkpoints.present(run_dir)
+    if found:
+        return Found("folder", f"{run_dir} would be resumed from {found[0].name}")
+    return Found("folder", f"{run_dir} is new")
