@@ -1,7 +1,8 @@
-"""docs/architecture.md names files that exist, and every folder of the packages it describes."""
+"""docs/architecture.md names files and functions that exist, and every folder it describes."""
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -9,21 +10,46 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-DESCRIBED = ("reward_server",)
+DESCRIBED = ("reward_server", "trainer")
 
 
 def test_every_path_that_is_named_exists() -> None:
-    named = re.findall(r"`((?:reward_server|reward_client|trainer|tests)/[\w./-]*)`", PAGE)
-    assert len(named) > 30
+    packages = "reward_server|reward_client|trainer|miniature|prompt_sets|tests"
+    named = re.findall(rf"`((?:{packages})/[\w./-]*)", PAGE)
+    assert len(named) > 60
     assert [path for path in named if not (ROOT / path).exists()] == []
 
 
-def test_every_path_of_the_picture_exists() -> None:
-    picture = re.search(r"```\n(.*?)```", PAGE, re.DOTALL)
+def test_every_name_in_a_file_exists() -> None:
+    named = re.findall(r"`(\w[\w/]*\.py):([\w.]+)`", PAGE)
+    assert len(named) > 20
+    assert [f"{file}:{name}" for file, name in named if name not in defined(ROOT / file)] == []
+
+
+def defined(file: Path) -> set[str]:
+    """Names that a file defines, methods as `Class.method`."""
+    names: set[str] = set()
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            inner = (item.name for item in node.body if isinstance(item, ast.FunctionDef))
+            names.update(f"{node.name}.{name}" for name in inner)
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.add(node.target.id)
+        if isinstance(node, ast.Assign):
+            names.update(target.id for target in node.targets if isinstance(target, ast.Name))
+    return names
+
+
+@pytest.mark.parametrize("package", DESCRIBED)
+def test_every_path_of_the_pictures_exists(package: str) -> None:
+    title = {"reward_server": "## The reward service", "trainer": "## The trainer"}[package]
+    picture = re.search(r"```\n(.*?)```", PAGE[PAGE.index(title) :], re.DOTALL)
     assert picture
-    named = re.findall(r"\b[\w/]+(?:\.py|/)", picture[1])
+    named = re.findall(r"(?<![\w.])[\w/]+(?:\.py|/)(?![\w.])", picture[1])
     assert len(named) > 8
-    assert [path for path in named if not (ROOT / "reward_server" / path).exists()] == []
+    assert [path for path in named if not (ROOT / package / path).exists()] == []
 
 
 @pytest.mark.parametrize("package", DESCRIBED)
