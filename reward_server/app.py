@@ -46,7 +46,8 @@ async def serve(
 
     Raises:
         AddressInUse: before any worker has been started.
-        ConfigError: likewise; it would answer strangers, or keys or certificates cannot be used.
+        ConfigError: likewise; it would answer without authentication, or keys or certificates
+            cannot be used.
     """
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     log = structlog.get_logger()
@@ -140,7 +141,7 @@ def _on_hangup(
 
 def _write_port_file(path: Path | None, ports: dict[str, int]) -> None:
     if path is not None:
-        # In one step: whoever waits for the file must never read half of it.
+        # In one step: a reader that waits for the file must never see half of it.
         temporary = path.with_name(path.name + ".tmp")
         temporary.write_text(json.dumps(ports), encoding="utf-8")
         temporary.replace(path)

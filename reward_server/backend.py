@@ -15,7 +15,7 @@ from reward_client.types import ScoreRequest, ScorerInfo, ScorerResult, ScorerSe
 from reward_server.scheduling.decoding import DecodedItem
 
 
-def _nobody_counts() -> None:
+def _ignore() -> None:
     pass
 
 
@@ -28,9 +28,9 @@ class Order:
         selector: the scorer asked, one of the request's.
         decoded: item index -> pixels, for backends that need them; empty if none of the request's
             backends does.
-        errors: item index -> why nobody can score it; disjoint from `decoded`.
+        errors: item index -> why no scorer can score it; disjoint from `decoded`.
         client: who asks, for fairness.
-        deadline_at_s: on the monotonic clock; nobody wants an answer after it.
+        deadline_at_s: on the monotonic clock; the answer is not needed after it.
         via: the servers the request came through, outermost first.
         answered: called once for each item that has its answer, while others still wait.
     """
@@ -42,7 +42,7 @@ class Order:
     client: str
     deadline_at_s: float
     via: tuple[str, ...] = ()
-    answered: Callable[[], None] = _nobody_counts
+    answered: Callable[[], None] = _ignore
 
 
 class Backend(Protocol):
@@ -63,7 +63,7 @@ class Backend(Protocol):
         ...
 
     def retry(self) -> None:
-        """If it has FAILED, try again now: somebody says that what was wrong has been mended."""
+        """If it has FAILED, try again now: the cause may have been fixed."""
         ...
 
     def drain(self) -> None:
@@ -79,7 +79,7 @@ class Backend(Protocol):
         ...
 
     def status(self) -> ScorerInfo:
-        """As `info`, with replicas and what waits: for whoever watches, not for every request."""
+        """As `info`, with replicas and queue: for monitoring, not for every request."""
         ...
 
     def refusal(self) -> RewardError | None:
@@ -89,7 +89,7 @@ class Backend(Protocol):
     async def score(self, order: Order) -> ScorerResult:
         """Score the items of an order; one outcome for every item of its request.
 
-        Cancelling the call gives the work up.
+        Cancelling the call cancels the work.
 
         Raises:
             RewardError: nothing was done for any item.

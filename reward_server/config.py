@@ -72,7 +72,7 @@ class ServerConfig(_Section):
     http: Address = Field("127.0.0.1:8000", description="HOST:PORT of the HTTP API, or 'off'")
     grpc: Address = Field("127.0.0.1:50051", description="HOST:PORT of the gRPC API, or 'off'")
     allow_unauthenticated: bool = Field(
-        False, description="listen beyond loopback although nobody has to say who they are"
+        False, description="listen beyond loopback without authentication"
     )
     keys_file: str = Field("", description="file of API keys; then every request needs one")
     tls_cert_file: str = Field("", description="certificate chain (PEM): both APIs speak TLS")

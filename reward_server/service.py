@@ -89,7 +89,7 @@ class RewardService:
         self._draining = False
 
     def start(self) -> None:
-        """Start all workers; returns at once, `infos` tells how they are doing."""
+        """Start all workers; returns at once, `infos` reports their state."""
         self._registry.start()
 
     def reload(self, config: Config) -> Changes:
@@ -154,7 +154,7 @@ class RewardService:
         Args:
             request: as it arrived; nothing about it has been checked.
             caller: who asks, from `access.identify`.
-            deadline_s: seconds from now after which nobody wants the answer.
+            deadline_s: seconds from now after which the answer is not needed.
             via: ids of the servers the request came through.
 
         Raises:

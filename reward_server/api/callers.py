@@ -1,4 +1,4 @@
-"""Whether those who ask over HTTP still listen."""
+"""Whether an HTTP caller is still connected."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from reward_client.types import ScoreResponse, ScorerInfo
 
 
 def as_reward_error(error: Exception) -> RewardError:
-    """A RewardError without paths; anything else is a bug of the server: logged, told briefly."""
+    """A RewardError without paths; anything else is a bug of the server, and logged."""
     if isinstance(error, RewardError):
         # Its traceback holds frames, which hold the request and the error itself: a cycle that
         # would keep the bytes of refused requests until the next full garbage collection.

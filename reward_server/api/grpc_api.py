@@ -67,7 +67,7 @@ class GrpcApi:
                 ("grpc.http2.max_pings_without_data", 0),
                 # Clients ping too while they wait for an answer; by default that is an offence.
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", _PINGS_ALLOWED_MS),
-                # Images are compressed already; what else would unpack is somebody's bomb.
+                # Images are compressed already; compression would allow decompression bombs.
                 ("grpc.compression_enabled_algorithms_bitset", _NO_COMPRESSION),
             ],
         )
@@ -208,7 +208,7 @@ class GrpcApi:
                 response = await self._service.score(
                     seen.request,
                     caller=replace(caller, name=hop.client),
-                    # Without a deadline grpc.aio says None or a value beyond all use.
+                    # Without a deadline grpc.aio says None or an effectively infinite value.
                     deadline_s=left_s if left_s is not None and math.isfinite(left_s) else None,
                     via=hop.via,
                 )

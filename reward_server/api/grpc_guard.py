@@ -57,7 +57,7 @@ def caller_of(access: Access, context: Any) -> Caller:
 
 
 def refuse_with(context: Any, error: RewardError) -> None:
-    """Give a call an error status, told in full in its trailers; no client reads its response.
+    """Give a call an error status, with the details in its trailers; no client reads its response.
 
     `context.abort` raises an exception that grpc.aio (1.85) never frees, and with it the frames it
     went through: under overload a server would leak every request that it refuses.

@@ -120,7 +120,7 @@ class _HttpApi:
             states = {scorer: states.get(scorer, "UNKNOWN")}
             is_ready = states[scorer] == "READY"
         body: dict[str, Any] = {"ready": is_ready, "scorers": states}
-        # Why not, for whoever looks at a pod that does not come up; not for strangers.
+        # Reasons are only for callers with a key.
         if is_known(request):
             body["errors"] = {
                 name: infos[name].last_error

@@ -15,7 +15,7 @@ from reward_server.observability.metrics import Metrics
 from reward_server.security.access import Access, Caller
 
 # Probes, which orchestrators send without keys, and pages that are the same for every
-# installation; they tell nothing about this one. Whatever else is added needs a key.
+# installation; they reveal nothing about this one. Any other path needs a key.
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/", "/docs", "/openapi.json"})
 CERTIFICATE_NAME = "certificate_name"
 _STATE_KEY = "reward_caller"

@@ -52,7 +52,7 @@ def _with_certificate(protocol: type[H11Protocol]) -> type[H11Protocol]:
 
 
 class _Named:
-    """The application, told whose certificate a connection came with."""
+    """The application, with the name of the client certificate in its scope."""
 
     def __init__(self, app: Any, name: str) -> None:
         self._app = app

@@ -174,7 +174,7 @@ ERRORS: Responses = {
         Code.UNAUTHENTICATED: "The API key is missing or wrong.",
         Code.PERMISSION_DENIED: "The API key does not allow this.",
         Code.INVALID_ARGUMENT: "The request is wrong; `items` names the items at fault.",
-        Code.NOT_FOUND: "No such scorer, version or transform; the nearest name is told.",
+        Code.NOT_FOUND: "No such scorer, version or transform; the nearest name is in the message.",
         Code.RESOURCE_EXHAUSTED: "The server is full: come back after `Retry-After` seconds.",
         Code.UNAVAILABLE: "Starting, failed or shutting down.",
         Code.DEADLINE_EXCEEDED: "Not finished within `x-reward-deadline-ms`.",

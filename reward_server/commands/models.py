@@ -67,7 +67,7 @@ def pull(
         bool, typer.Option("--offline", help="Use no network; fail naming what is missing.")
     ] = False,
 ) -> None:
-    """Fetch what is missing: resumed where it stopped, checked, put in place as a whole."""
+    """Fetch what is missing: resumes, verifies checksums, installs each file atomically."""
     from reward_server.weights.pull import pull as pull_sets
     from reward_server.weights.show import PullReport
     from reward_server.weights.sources import Sources
@@ -118,8 +118,8 @@ def bless(
 ) -> None:
     """Measure the golden scores of a scorer twice and record them for its weights.
 
-    This says: these are the weights I mean, and these are their scores. The server serves a scorer
-    only if its weights are blessed and its scores are still those.
+    Records these weights and their scores as trusted. The server serves a scorer only if its
+    weights are blessed and its scores are still those.
     """
     from reward_server.scorers import golden_file
     from reward_server.weights import bless as blessing
@@ -142,7 +142,7 @@ def bless(
         path, section = blessing.section_of(loaded, scorer, device)
         found = blessing.measure_twice(path, section)
         known = None
-        with suppress(golden_file.DamagedGoldens):  # blessing again mends an entry
+        with suppress(golden_file.DamagedGoldens):  # blessing again repairs an entry
             known = golden_file.expected(found.name, found.digest)
         golden_file.record(found.name, found.digest, found.golden)
     console.print(show.golden_table(f"{found.name} {found.version}", found.golden))
@@ -182,7 +182,7 @@ def _sets(names: Sequence[str] | None, *, everything: bool) -> list[WeightSet]:
 
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
-    """What the user can mend becomes one line: status 2 for a wrong command, 1 for the rest."""
+    """What the user can fix becomes one line: status 2 for a wrong command, 1 for the rest."""
     try:
         yield
     except configuration.ConfigError as error:

@@ -1,7 +1,7 @@
-"""What Prometheus learns by looking at the scorers when it asks, instead of being told.
+"""Gauges of the scorers, computed at scrape time.
 
-States, ages and memory are facts of the moment: a gauge that somebody has to keep up to date is
-wrong as soon as nobody does. What is not known is absent, never zero.
+A gauge that has to be kept up to date is wrong as soon as an update is missed. What is not known is
+absent, never zero.
 """
 
 from __future__ import annotations

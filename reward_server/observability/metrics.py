@@ -1,4 +1,4 @@
-"""What the server tells Prometheus; one registry per server, nothing global."""
+"""The metrics of a server; one registry per server, nothing global."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ class Metrics:
         self.recent_scores[scorer].add(score)
 
     def watch(self, infos: Callable[[], Iterable[ScorerInfo]]) -> None:
-        """Also tell, at every scrape, how the scorers are; `infos` returns them with replicas."""
+        """Report the state of the scorers at every scrape; `infos` returns them with replicas."""
         self.registry.register(ScorerWatch(infos, self.recent_scores))
 
     def tell_build(self, build: BuildInfo) -> None:

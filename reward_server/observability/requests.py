@@ -1,7 +1,7 @@
-"""One request from its arrival to its answer, for those who watch: span, metrics, line in the log.
+"""Observes one request from arrival to answer: span, metrics, log line.
 
-A failed request is one line, a slow one a warning, a good one is told at debug only: a trainer asks
-thousands of times an hour. No line holds prompts, pixels, details or keys.
+A failed request is one line, a slow one a warning, a good one is logged at debug level only: a
+trainer asks thousands of times an hour. No line holds prompts, pixels, details or keys.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Seen:
 
     @property
     def code(self) -> Code:
-        """The outcome; CANCELLED if nobody waited for one."""
+        """The outcome; CANCELLED if the caller left."""
         if self.failure is not None:
             return self.failure.code
         return Code.OK if self.response is not None else Code.CANCELLED

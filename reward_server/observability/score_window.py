@@ -1,7 +1,7 @@
 """Mean and spread of the latest scores: a reward that drifts or collapses shows at once.
 
-A histogram alone cannot tell: its buckets are the same for scorers of all ranges, and a sum of
-scores that may be negative is not a counter.
+A histogram alone does not show this: its buckets are the same for scorers of all ranges, and a sum
+of scores that may be negative is not a counter.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Spans of what happened to an order's items in queue and worker, told afterwards from its times.
+"""Spans of an order's items in queue and worker, recorded afterwards from their times.
 
 The worker needs no OpenTelemetry: it reports when it began and how long it took, on the monotonic
 clock that the processes of a host share. A batch serves several requests, each of which gets its
@@ -17,7 +17,7 @@ from reward_server.scheduling.queue import Answer, Ran, Work
 _MAX_LINKS = 32
 
 
-def tell(works: Iterable[Work]) -> None:
+def record(works: Iterable[Work]) -> None:
     """Record spans under the current one for the batches that some finished items were in."""
     if _tracing.current_context() is None:
         return

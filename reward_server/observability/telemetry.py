@@ -30,7 +30,7 @@ def start(
     Args:
         otlp_endpoint: base URL of a collector, such as http://collector:4318; "" leaves the choice
             to the environment.
-        build: told to the collector.
+        build: reported to the collector.
         environment: of the process.
 
     Raises:

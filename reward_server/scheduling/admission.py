@@ -1,4 +1,4 @@
-"""Bounds what the server holds, and tells those it turns away when to come back.
+"""Bounds what the server holds, and tells rejected callers when to retry.
 
 Every scorer has places for `max_items` items, so that one slow scorer does not shut the others out;
 bytes are bounded for all of them together. A place is free again as soon as its item is answered,
@@ -24,7 +24,7 @@ _KEPT_FOR_NEWCOMERS = 1 / 16
 
 
 class _Promises:
-    """Places promised to those who were turned away, until the time they were told."""
+    """Places promised to rejected callers until their retry time."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock

@@ -37,7 +37,7 @@ class Job:
         priority: the class.
         pixels: of all its images and references together.
         arrival_s: when it came, on the caller's monotonic clock.
-        deadline_s: after this nobody wants the result; infinity for none.
+        deadline_s: the result is not needed after this; infinity for none.
         alone: must not share a batch (its last batch died with the worker: it may be the cause).
     """
 
@@ -170,7 +170,7 @@ def _charged(shares: Shares, chosen: list[Job], waiting: list[Job]) -> Shares:
         starts.append(start)
         turn[job.client] = start + 1.0
     # The clock follows the least served client that still waits, so that debts are remembered
-    # exactly as long as there is somebody to be fair to.
+    # exactly as long as any client competes.
     left = {job.client for job in waiting} - {job.client for job in chosen}
     left |= {job.client for job in waiting if job not in chosen}
     floor = min((turn.get(client, shares.clock) for client in left), default=max(turn.values()))

@@ -57,7 +57,7 @@ class Dispatcher:
         Args:
             call: the request.
             decoded: item index -> pixels, if any of the call's backends needs them.
-            errors: item index -> why nobody can score it.
+            errors: item index -> why no scorer can score it.
 
         Raises:
             RewardError: nothing could be done for any item.

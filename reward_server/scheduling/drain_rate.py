@@ -1,4 +1,4 @@
-"""How fast a queue empties, so that those who are turned away can be told when to come back."""
+"""How fast a queue empties: the retry time of rejected callers."""
 
 from __future__ import annotations
 

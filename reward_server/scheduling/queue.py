@@ -38,7 +38,7 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """When and where a batch ran, for those who trace; times are on the monotonic clock.
+    """When and where a batch ran, for traces; times are on the monotonic clock.
 
     Attributes:
         worker: the process.
@@ -92,7 +92,7 @@ class Work:
     taken_s: float = field(default=math.nan)
 
     def resolve(self, answer: Answer) -> bool:
-        """Give the answer unless somebody gave up before; returns whether it was wanted."""
+        """Set the answer unless it was cancelled; returns whether it was set."""
         if self.answer.done():
             return False
         self.answer.set_result(answer)
@@ -127,7 +127,7 @@ class WorkQueue:
         self._notify()
 
     def withdraw(self, works: Iterable[Work]) -> None:
-        """Drop items nobody wants any more; what already runs is computed and ignored."""
+        """Drop cancelled items; those that run already are computed and ignored."""
         for work in works:
             self._waiting.pop(work.job.key, None)
             if not work.answer.done():

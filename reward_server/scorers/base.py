@@ -119,7 +119,7 @@ class Scorer(Protocol):
         """Score known inputs and compare with known scores.
 
         Raises:
-            SelfTestError: a score is off: the scorer is FAILED until it is mended. Anything else
+            SelfTestError: a score is off: the scorer is FAILED until it is fixed. Anything else
                 that is raised may pass (no memory, an endpoint that is away) and is tried again.
         """
         ...

@@ -2,7 +2,7 @@
 
 The network's code is published beside its weights and belongs to transformers 4.36 to 4.46, so this
 scorer runs in an environment of its own (`python = ...`). That code is executed only from a local
-folder, only where the config allows it, and only as long as it is the code somebody looked at.
+folder, only where the config allows it, and only as long as it is the reviewed code.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The golden self-test: known pictures, known scores, per digest of the weights.
 
-A scorer whose weights nobody has blessed (`reward-server models bless`) does not serve, and neither
+A scorer whose weights are not blessed (`reward-server models bless`) does not serve, and neither
 does one whose scores have moved since. The recorded scores lie in `goldens.json`, see
 `golden_file.py`.
 """

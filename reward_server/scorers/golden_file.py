@@ -80,7 +80,7 @@ def load(path: Path | None = None) -> dict[str, dict[str, Golden]]:
 
 
 def record(name: str, digest: str, golden: Golden) -> None:
-    """Write one entry; the others stay as they are, whoever else writes at the same time.
+    """Write one entry; the others stay as they are, also with concurrent writers.
 
     Raises:
         DamagedGoldens: the file exists and cannot be read; it is left alone.

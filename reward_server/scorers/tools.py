@@ -13,7 +13,7 @@ from reward_server.scorers.base import ItemFailure, ScoreInput, SelfTestError
 
 
 def invalid(message: str) -> ItemFailure:
-    """A failure that is the caller's to mend; never worth a retry."""
+    """A failure that only the caller can fix; not retryable."""
     return ItemFailure(Code.INVALID_ARGUMENT, message)
 
 

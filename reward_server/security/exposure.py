@@ -1,4 +1,4 @@
-"""Whether a server would answer strangers: beyond loopback, it wants keys, mTLS, or a clear yes."""
+"""Refuses to listen beyond loopback without keys, mTLS, or explicit consent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from reward_server.config import ConfigError, ServerConfig
 def is_loopback(address: str) -> bool:
     """Whether only programs of this host can reach HOST:PORT.
 
-    A name other than localhost cannot be told and counts as reachable.
+    A name other than localhost counts as reachable.
     """
     host = address.rpartition(":")[0].strip("[]")
     try:
@@ -21,7 +21,7 @@ def is_loopback(address: str) -> bool:
 
 
 def check_exposure(server: ServerConfig, addresses: Mapping[str, str]) -> None:
-    """Refuse to listen for everybody without having been told so.
+    """Refuse to listen beyond loopback without explicit consent.
 
     Args:
         server: the `[server]` table.

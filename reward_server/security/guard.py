@@ -39,7 +39,7 @@ def open_guard(server: ServerConfig) -> Guard:
     """Check whether a config may be served, and prepare what guards it.
 
     Raises:
-        ConfigError: it would answer strangers, or a file cannot be used.
+        ConfigError: it would answer without authentication, or a file cannot be used.
     """
     check_exposure(server, addresses_of(server))
     return Guard(Access(Path(server.keys_file) if server.keys_file else None), tls_from(server))

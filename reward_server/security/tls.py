@@ -67,7 +67,7 @@ class ServerTls:
             if self._files.client_ca:
                 self.context.load_verify_locations(self._files.client_ca)
         except (ConfigError, OSError) as error:
-            # Perhaps only half of the files is there yet; the next look tells.
+            # Perhaps only half of the files is there yet; the next check decides.
             log.error("certificate not reloaded", reason=str(error))
             return False
         self._stamp = found
@@ -135,7 +135,7 @@ def _check(files: TlsFiles) -> None:
         _check_readable(key, file)
     try:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        # A password would be asked for on the terminal, where nobody sits.
+        # A password would be asked for on the terminal, where no one sits.
         context.load_cert_chain(files.cert, files.key, password=lambda: "")
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
@@ -172,7 +172,7 @@ def _check_ca(file: Path) -> None:
 
 
 def _shake_hands(server: ssl.SSLContext, cert: Path) -> None:
-    """Do in memory what every caller will do; tells an expired certificate before they do."""
+    """Do the handshake of a caller in memory: finds an expired certificate before callers do."""
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname = False
     # The certificate vouches for itself here: whom callers trust is not known.

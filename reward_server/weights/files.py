@@ -11,7 +11,7 @@ from typing import Any
 
 
 class WeightsError(Exception):
-    """Something about weights or goldens that a user can mend; the message says how."""
+    """An error about weights or goldens that a user can fix; the message says how."""
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -40,7 +40,7 @@ def locked(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[N
 
     Args:
         path: the lock's own file, made where it does not exist; it stays and is empty.
-        on_wait: called once if somebody else holds the lock, before waiting for it.
+        on_wait: called once if another process holds the lock, before waiting for it.
 
     Raises:
         OSError: the folder cannot be written to.

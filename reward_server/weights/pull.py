@@ -24,7 +24,7 @@ _WHY = {
     Trust.PUBLISHED: "as published",
     Trust.SOURCE: "as its source states",
     Trust.MIRROR: "as the mirror recorded",
-    Trust.FIRST_USE: "trusted on first use: nobody states a checksum, this one is now recorded",
+    Trust.FIRST_USE: "trusted on first use: no checksum is stated, this one is now recorded",
 }
 _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
@@ -91,7 +91,7 @@ def pull(
         sets: which.
         root: the models directory.
         sources: where files come from.
-        report: what is told to the user.
+        report: takes lines and progress.
         offline: touch no network (a mirror that is a folder is not the network).
 
     Raises:

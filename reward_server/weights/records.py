@@ -31,7 +31,7 @@ class Trust(str, Enum):
     PUBLISHED = "published"  # the catalogue names it
     SOURCE = "source"  # the source sent it along
     MIRROR = "mirror"  # the mirror's own checksums.json names it
-    FIRST_USE = "first use"  # nobody names one: this is what came, or lay here, first
+    FIRST_USE = "first use"  # none is stated: this is what came, or lay here, first
 
 
 class State(str, Enum):

@@ -1,4 +1,4 @@
-"""How much GPU memory this worker process holds, as far as it can be told; never a made-up zero.
+"""How much GPU memory this worker process holds, where that is known; never a made-up zero.
 
 Runs in the worker's environment, which may have neither torch nor NVML's bindings.
 """
@@ -21,7 +21,7 @@ class DeviceMemory:
         self._bytes: int | None = None
 
     def held_bytes(self) -> int | None:
-        """GPU memory of this process in bytes; None without a GPU, or where nobody knows."""
+        """GPU memory of this process in bytes; None without a GPU, or where it is unknown."""
         now_s = time.monotonic()
         if now_s - self._asked_s >= _INTERVAL_S:
             self._asked_s = now_s

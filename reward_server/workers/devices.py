@@ -13,7 +13,7 @@ _OTHER_KINDS = ("kfd", "dxg", "nvmap")
 
 
 def gpu_count(environment: Mapping[str, str], dev: Path = _DEV) -> int | None:
-    """How many GPUs processes started from here can use; None where that cannot be told.
+    """How many GPUs processes started from here can use; None where that is unknown.
 
     Args:
         environment: of those processes; `CUDA_VISIBLE_DEVICES` decides if it is set.

@@ -142,7 +142,7 @@ class ScorerPool:
             left_s = order.deadline_at_s - time.monotonic()
             await asyncio.wait([work.answer for work in works], timeout=left_s)
             self._cache.keep(share.works, unknown, info)
-            spans.tell(works)
+            spans.record(works)
             return gathered(order, share, self.info())
         finally:
             self.queue.withdraw(works)

@@ -48,7 +48,7 @@ _Expected = TypeVar("_Expected", Hello, Ready, SelfTestDone)
 
 
 class WorkerDied(Exception):
-    """The process is gone, or does not answer; says why, as far as can be told."""
+    """The process is gone, or does not answer; says why, as far as known."""
 
 
 class WorkerRefused(Exception):
@@ -85,7 +85,7 @@ class WorkerProcess:
     async def start(
         cls, name: str, config: ScorerConfig, device: str, on_line: Callable[[str], None]
     ) -> WorkerProcess:
-        """Start the process and tell it what to load.
+        """Start the process and send it what to load.
 
         Args:
             name: of the scorer, used where the config names no other.
@@ -155,8 +155,8 @@ class WorkerProcess:
     ) -> BatchDone:
         """Run a batch: per item a message without image references, and its images.
 
-        The images are those of `images`, then those of `references`; the counts are told by
-        placeholders in the message.
+        The images are those of `images`, then those of `references`; placeholders in the message
+        give the counts.
         """
         self._batch_number += 1
         pixels = [image for _, images in items for image in images]
@@ -266,7 +266,7 @@ async def _output_pipe(stack: contextlib.ExitStack) -> tuple[asyncio.StreamReade
 
 
 def placeholder_refs(images: Sequence[NDArray[np.uint8]]) -> list[ImageRef]:
-    """References that only tell how many images there are."""
+    """References that only count the images."""
     return [ImageRef(0, image.shape[0], image.shape[1]) for image in images]
 
 

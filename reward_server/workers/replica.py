@@ -113,7 +113,7 @@ class Replica:
         )
 
     def retry(self) -> None:
-        """Try again now if FAILED: what was wrong may have been mended."""
+        """Try again now if FAILED: the cause may have been fixed."""
         self._asked_to_retry.set()
 
     async def run(self) -> None:
@@ -265,8 +265,8 @@ class Replica:
         """Why the worker cannot be trusted after a batch; empty if it can.
 
         After a sticky error of the device everything fails, from one item of a batch on. If the
-        last item failed inside the scorer, the self-test tells a bad item from a broken device.
-        It runs for at most a tenth of the time, whatever callers send.
+        last item failed inside the scorer, the self-test distinguishes a bad item from a broken
+        device. It runs for at most a tenth of the time, whatever callers send.
         """
         now_s = time.monotonic()
         if not _failed_inside(done.outcomes[-1]) or now_s < self._next_test_s:

@@ -191,7 +191,7 @@ def _log(text: str) -> None:
 
 
 def _torch() -> Any:
-    # Only a scorer that uses torch has imported it; nobody else should pay for it.
+    # Only a scorer that uses torch has imported it; others should not pay for it.
     return sys.modules.get("torch")
 
 

@@ -192,7 +192,7 @@ def _alike(entries: Sequence[Asked]) -> dict[tuple[str, ...], list[int]]:
 
 
 def _metrics(result: ScorerResult, place: int) -> dict[str, float]:
-    # UniRL's client takes the first one unless told to reduce them.
+    # UniRL's client takes the first one unless configured to reduce them.
     found = {"score": result.scores[place], "raw": result.raw[place]}
     found |= {name: column[place] for name, column in result.components.items()}
     return {name: float(value) for name, value in found.items() if value is not None}

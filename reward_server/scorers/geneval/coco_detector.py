@@ -28,7 +28,7 @@ class CocoDetector:
 
     Args:
         make_segmenter: makes what finds the instances; called by `load`.
-        make_colors: makes what tells their colours; called by `load`.
+        make_colors: makes the colour classifier; called by `load`.
         dtype: of both networks, one of `torch_tools.DTYPES`.
         variant: options that are meant to change the scores, for `weights_digest`; empty where
             they are the published ones.
@@ -101,7 +101,7 @@ class CocoDetector:
     def detect(
         self, images: Sequence[UInt8Image], color_classes: Sequence[Collection[str]]
     ) -> list[list[Detection]]:
-        """See `Detector`; colours are told for objects that may count, in one forward."""
+        """See `Detector`; colours are classified for objects that may count, in one forward."""
         segmenter, colors = self._loaded()
         found = segmenter.segment(images, MIN_PROBABILITY)
         detections = [_detections(instances) for instances in found]

@@ -13,7 +13,7 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 @dataclass(frozen=True, slots=True)
 class EndpointOptions:
-    """Where the judge is and how hard to press it.
+    """Where the judge is and connection settings and limits.
 
     Attributes:
         base_url: up to and including "/v1".

@@ -141,6 +141,6 @@ class Machine:
             raise self.refused("a key without a value")
         keys = flat[::2]
         if any(type(key) is not str for key in keys):
-            # Strings only: their hashes are seeded, so nobody can make them collide.
+            # Strings only: their hashes are seeded, so a sender cannot make them collide.
             raise self.refused("a dict key is not a string")
         target.update(zip(keys, flat[1::2], strict=True))

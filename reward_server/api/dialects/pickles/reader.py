@@ -71,7 +71,7 @@ def _finish(m: Machine) -> Any:
 
 
 def _check_plain(root: Any, limits: PickleLimits) -> None:
-    """Walk the result as whoever uses it would, counting what is shared every time."""
+    """Walk the result as its user would, counting shared values every time."""
     nodes, waiting = 1, [(root, 1)]
     while waiting:
         value, depth = waiting.pop()
