@@ -1,4 +1,7 @@
-"""One process and two: the same numbers, whatever is trained and however it is shared out."""
+"""One process and two: the same numbers, whatever is trained and however it is shared out.
+
+Also where a loss compares images across processes, and where there is nothing to learn.
+"""
 
 import json
 import os
@@ -23,11 +26,14 @@ from trainer.run.open import train_run
 
 REPOSITORY = Path(__file__).parents[2]
 Changes = Mapping[str, Mapping[str, Any]]
-# Three epochs of two updates each.
+ODE = {"sde": "ode", "window_size": 0}
+# Two epochs of two updates each.
 CASES: dict[str, Changes] = {
     "grpo": {"loss": {"clip_low": 0.1, "clip_high": 0.1}},
-    "group_std": {"advantage": {"std": "group"}, "batch": {"train_batch_size": 1}},
-    "nft": {"loss": {"algorithm": "nft"}, "sampling": {"sde": "ode", "window_size": 0}},
+    "nft": {"loss": {"algorithm": "nft"}, "sampling": ODE},
+    # Groups of four, batches of two: the images of a pair are often on different processes.
+    "dpo": {"loss": {"algorithm": "dpo", "kl_beta": 0.0}, "sampling": ODE},
+    "awm": {"loss": {"algorithm": "awm", "clip_low": 0.1, "clip_high": 0.1}, "sampling": ODE},
     # Sharded where there are two processes: every weight, and a frozen base under adapters.
     "full": {
         "run": {"parallel": "fsdp"},
@@ -36,7 +42,8 @@ CASES: dict[str, Changes] = {
     },
     "lora_fsdp": {"run": {"parallel": "fsdp"}},
 }
-# A sharded run that ends after two epochs and is continued.
+CONSTANT: Changes = {"rewards": {"train": [{"scorer": "brightness", "weight": 0.0}]}}
+# A sharded run that ends after one epoch and is continued.
 RESUMED = "full-resumed"
 
 
@@ -73,10 +80,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory, pipeline: Path) -> Path:
     """Every case with two processes (`NAME-2`, one launch) and with one (`NAME-1`)."""
     folder = tmp_path_factory.mktemp("processes")
     table = settings_table(folder, pipeline)
-    table["run"].update(epochs=3, save_every_epochs=3)
+    table["run"].update(epochs=2, save_every_epochs=2)
     table["optim"]["lr"] = 1e-3
-    files = run_alone(table, CASES, folder)
-    for epochs in (2, 3):
+    files = run_alone(table, {**CASES, "constant": CONSTANT}, folder)
+    for epochs in (1, 2):
         file = folder / f"{RESUMED}-{epochs}.json"
         parts = changed(table, CASES["full"], folder / RESUMED)
         parts["run"]["epochs"] = epochs
@@ -118,6 +125,20 @@ def test_two_processes_do_what_one_does(folder: Path, name: str) -> None:
     moved = max((first[k] - first[k.replace("trained|", "ema|")]).abs().max().item()
                 for k in first if k.startswith("trained|"))  # fmt: skip
     assert moved > 1e-4
+    if name == "dpo":
+        # At the start policy and reference agree on every pair: log 2.
+        assert alone[1]["policy"]["policy_loss"] == pytest.approx(0.693, abs=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_constant_rewards_change_nothing_on_any_process(folder: Path, processes: int) -> None:
+    rows = read(folder / f"constant-{processes}")
+    for row in (row for row in rows if row["kind"] == "train"):
+        assert row["policy"]["skipped_updates"] == 1
+        assert row["advantage"]["zero_std_groups"] == 1
+        assert row["updates"] == 0
 
 
 @pytest.mark.slow

