@@ -83,6 +83,7 @@ class _Call:
     tried: set[Endpoint] = field(default_factory=set)
     sent: int = 0
     last_error: RewardError | None = None
+    reported: RewardError | None = None
 
     def too_late(self) -> RewardError:
         """The error once the deadline has passed."""
@@ -119,6 +120,7 @@ class Pool:
         hedge: Hedge | None = None,
         patience: Patience = Patience(),
         may_pass_on: Callable[[RewardError], bool] | None = None,
+        is_reported: Callable[[RewardError], bool] = lambda _: False,
         lookup: Lookup = look_up,
     ) -> None:
         """Start with the servers whose addresses are known.
@@ -131,6 +133,8 @@ class Pool:
             patience: how often to try.
             may_pass_on: whether another server may do what one could not; by default what is
                 retryable, and what is unavailable there.
+            is_reported: whether an error is raised once no other server is left, instead of
+                waiting for one.
             lookup: finds the addresses of a name.
         """
         self.endpoints: list[Endpoint] = []
@@ -141,6 +145,7 @@ class Pool:
         self._hedge = hedge
         self._patience = patience
         self._may_pass_on = may_pass_on or _is_elsewhere
+        self._is_reported = is_reported
         self._lookup = lookup
         self._turns = itertools.count()
         self._latencies_s: deque[float] = deque(maxlen=_LATENCIES_KEPT)
@@ -343,6 +348,8 @@ class Pool:
             call.last_error = Unavailable(
                 f"no server to ask ({self.lookup_error or 'none can take the request now'})"
             )
+        if call.reported is not None:
+            raise call.reported
         opens_s = min(opens, default=now_s)
         is_exhausted = self._patience.attempts is not None and call.sent >= self._limit()
         is_idle_too_long = not opens and now_s >= call.idle_until_s
@@ -492,6 +499,10 @@ class Pool:
         if not self._may_pass_on(error):
             raise error
         now_s = asyncio.get_running_loop().time()
+        if self._is_reported(error):
+            call.reported = call.reported or error
+        if self._patience.idle_s is not None:
+            call.idle_until_s = now_s + self._patience.idle_s
         # An Unavailable that is not retryable (a scorer FAILED there) may work elsewhere.
         until_s = now_s + (error.retry_after_s or 0.0) if error.retryable else float("inf")
         call.blocked[endpoint] = until_s

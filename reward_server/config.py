@@ -24,8 +24,7 @@ from pydantic import (
 )
 
 from reward_server.scorers import SCORERS
-from reward_server.upstream.choice import Policy
-from reward_server.upstream.settings import UpstreamConfigError, check_keys, read_settings
+from reward_server.upstream.settings import Policy, UpstreamConfigError, check_keys, read_settings
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -40,7 +40,8 @@ from reward_server.scheduling.inflight import InFlight
 from reward_server.security.access import Access, Caller
 from reward_server.upstream.hops import check_no_loop
 from reward_server.upstream.scorer import UpstreamScorer
-from reward_server.upstream.settings import read_settings
+from reward_server.upstream.servers import Servers
+from reward_server.upstream.settings import Route, read_settings
 from reward_server.workers.pool import ScorerPool
 
 T = TypeVar("T")
@@ -65,10 +66,11 @@ class RewardService:
         self._id = uuid.uuid4().hex
         self._listeners: list[Callable[[], None]] = []
         cache = ResultCache(server.cache_bytes)
+        routes: dict[Route, Servers] = {}
         self._registry = Registry(
             config.scorers,
             lambda name, section, changed: _open_backend(
-                name, section, metrics, changed, cache=cache, server_id=self._id
+                name, section, metrics, changed, cache=cache, server_id=self._id, routes=routes
             ),
             self._notify,
         )
@@ -307,6 +309,7 @@ def _open_backend(
     *,
     cache: ResultCache,
     server_id: str,
+    routes: dict[Route, Servers],
 ) -> Backend:
     """Build the backend of a configured scorer; nothing is started yet.
 
@@ -316,6 +319,7 @@ def _open_backend(
         metrics: of the server.
         on_change: called when its state changes.
         cache: of the server; for what is scored here.
+        routes: the servers of upstream scorers; those of the same route share them.
         server_id: of this server, by which it recognises requests that come back to it.
 
     Raises:
@@ -324,6 +328,6 @@ def _open_backend(
     if not config.targets:
         return ScorerPool(name, config, metrics, on_change, cache)
     settings = read_settings(name, config)
-    return UpstreamScorer(
-        name, settings, own_id=server_id, metrics=metrics.upstream, on_change=on_change
-    )
+    if settings.route not in routes:
+        routes[settings.route] = Servers(settings.route, server_id, metrics.upstream)
+    return UpstreamScorer(name, settings, routes[settings.route], on_change=on_change)

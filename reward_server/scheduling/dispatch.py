@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from reward_client import _tracing
+from reward_client._core import all_of
 from reward_client.errors import ItemError, RewardError, error_for
 from reward_client.types import ScoreRequest, ScoreResponse, ScorerResult
 from reward_server.backend import Backend, Order
@@ -15,6 +16,7 @@ from reward_server.observability.metrics import Metrics
 from reward_server.scheduling.decoding import DecodedItem
 from reward_server.scheduling.gather import outcomes
 from reward_server.scheduling.results import failed_result, record_result, whole_request_error
+from reward_server.upstream.scorer import UpstreamScorer, score_together
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +77,19 @@ class Dispatcher:
             )
             for selector in call.request.scorers
         ]
-        found = await outcomes(
+        groups = _groups(call.backends)
+        answers = await all_of(
             [
-                self._score(backend, order, call.arrival_s)
-                for backend, order in zip(call.backends, orders, strict=True)
+                self._score([call.backends[i] for i in group], [orders[i] for i in group], call)
+                for group in groups
             ]
         )
+        by_index = {
+            index: answer
+            for group, of_group in zip(groups, answers, strict=True)
+            for index, answer in zip(group, of_group, strict=True)
+        }
+        found = [by_index[index] for index in range(len(orders))]
         refused = [outcome for outcome in found if isinstance(outcome, RewardError)]
         if len(refused) == len(found):
             raise _joined(refused)
@@ -96,14 +105,40 @@ class Dispatcher:
             raise error
         return ScoreResponse(call.request.request_id, results)
 
-    async def _score(self, backend: Backend, order: Order, arrival_s: float) -> ScorerResult:
-        if (refusal := backend.refusal()) is not None:
-            raise refusal
-        with _tracing.span("score", attributes={"reward.scorer": backend.name}):
-            result = await backend.score(order)
-        seconds = time.monotonic() - arrival_s
-        self._metrics.total_seconds.labels(backend.name).observe(seconds)
-        return result
+    async def _score(
+        self, backends: Sequence[Backend], orders: Sequence[Order], call: Call
+    ) -> list[ScorerResult | RewardError]:
+        """Ask a group of backends; those that refuse are left out of it."""
+        found: list[ScorerResult | RewardError | None] = [b.refusal() for b in backends]
+        asked = [index for index, refusal in enumerate(found) if refusal is None]
+        names = [backends[index].name for index in asked]
+        if asked:
+            with _tracing.span("score", attributes={"reward.scorer": ",".join(names)}):
+                answers = await _ask([backends[i] for i in asked], [orders[i] for i in asked])
+            seconds = time.monotonic() - call.arrival_s
+            for index, answer in zip(asked, answers, strict=True):
+                found[index] = answer
+                if not isinstance(answer, RewardError):
+                    self._metrics.total_seconds.labels(backends[index].name).observe(seconds)
+        return [outcome for outcome in found if outcome is not None]
+
+
+def _groups(backends: Sequence[Backend]) -> list[list[int]]:
+    """Positions of backends that are asked with one message, those of the same upstream servers."""
+    groups: dict[int, list[int]] = {}
+    for index, backend in enumerate(backends):
+        owner = backend.servers if isinstance(backend, UpstreamScorer) else backend
+        groups.setdefault(id(owner), []).append(index)
+    return list(groups.values())
+
+
+async def _ask(
+    backends: Sequence[Backend], orders: Sequence[Order]
+) -> list[ScorerResult | RewardError]:
+    upstream = [backend for backend in backends if isinstance(backend, UpstreamScorer)]
+    if len(upstream) > 1:
+        return await score_together(upstream, orders)
+    return await outcomes([backends[0].score(orders[0])])
 
 
 def _joined(errors: Sequence[RewardError]) -> RewardError:

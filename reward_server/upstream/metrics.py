@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 
@@ -36,5 +38,6 @@ class UpstreamMetrics:
 
     def forget(self, scorer: str, endpoint: str) -> None:
         """Drop the gauges of an endpoint that is gone."""
-        self.outstanding.remove(scorer, endpoint)
-        self.usable.remove(scorer, endpoint)
+        for gauge in (self.outstanding, self.usable):
+            with suppress(KeyError):  # a successor of the scorer may have removed them
+                gauge.remove(scorer, endpoint)

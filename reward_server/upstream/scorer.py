@@ -5,32 +5,43 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
-from reward_client.errors import ResourceExhausted, RewardError, Unavailable
-from reward_client.types import ScorerInfo, ScorerResult
+from reward_client._wire.splitting import Part, shift_items, split
+from reward_client.errors import Code, ItemError, ResourceExhausted, RewardError, Unavailable
+from reward_client.types import (
+    Item,
+    ScoreRequest,
+    ScoreResponse,
+    ScorerInfo,
+    ScorerResult,
+    ScorerSelector,
+)
 from reward_server.backend import Order
 from reward_server.scheduling.gather import outcomes
+from reward_server.scheduling.queue import Answer
 from reward_server.scheduling.results import scorer_result
 from reward_server.scheduling.shares import nothing_to_do
-from reward_server.upstream import parts
-from reward_server.upstream.choice import Identity
-from reward_server.upstream.fleet import Fleet
-from reward_server.upstream.metrics import UpstreamMetrics
-from reward_server.upstream.parts import Part
-from reward_server.upstream.sending import RETRY_AFTER_S, Sender
+from reward_server.upstream.identity import Identity
+from reward_server.upstream.servers import Servers
 from reward_server.upstream.settings import UpstreamSettings
-from reward_server.upstream.targets import Lookup, look_up
+from reward_server.workers.ipc import Failure, Score
 
+RETRY_AFTER_S = 1.0
 _UNKNOWN = Identity("", "", (), (), "", (0.0, 0.0))
+# Another scorer of the same message may be the reason.
+_ASK_ALONE = frozenset(
+    {Code.UNAVAILABLE, Code.NOT_FOUND, Code.PERMISSION_DENIED, Code.INVALID_ARGUMENT}
+)
 
 
 class UpstreamScorer:
-    """One scorer behind one or several endpoints; a `Backend`.
+    """One scorer behind one or several servers; a `Backend`.
 
     Every request is forwarded at once and for itself: the far end, which knows its device, makes
     the batches. So nothing waits for company twice, and deadline, priority and hang-up stay those
-    of one caller.
+    of one caller. Scorers of the same servers are asked with one message.
     """
 
     needs_pixels = False
@@ -39,28 +50,23 @@ class UpstreamScorer:
         self,
         name: str,
         settings: UpstreamSettings,
+        servers: Servers,
         *,
-        own_id: str,
-        metrics: UpstreamMetrics,
         on_change: Callable[[], None],
-        lookup: Lookup = look_up,
     ) -> None:
         self.name = name
-        self._settings = settings
+        self.servers = servers
+        self.settings = settings
         self._on_change = on_change
         self._draining = False
-        self._fleet = Fleet(
-            name, settings, own_id=own_id, metrics=metrics, on_change=on_change, lookup=lookup
-        )
-        self._sender = Sender(name, settings, self._fleet, own_id, metrics)
 
     def start(self) -> None:
-        """Begin to look for endpoints; returns at once."""
-        self._fleet.start()
+        """Begin to look for servers; returns at once."""
+        self.servers.join(self, self.name, self.settings.scorer, self._on_change)
 
     def retry(self) -> None:
-        """Look at every endpoint again now."""
-        self._fleet.look_now()
+        """Look at every server again now."""
+        self.servers.look_now()
 
     def drain(self) -> None:
         """Show DRAINING; what was ordered is still served."""
@@ -68,27 +74,28 @@ class UpstreamScorer:
         self._on_change()
 
     async def stop(self) -> None:
-        """Close all connections; what is in flight fails."""
-        await self._fleet.stop("the server stopped")
+        """Take leave of the servers; the last scorer closes the connections."""
+        await self.servers.leave(self)
 
     def refusal(self) -> RewardError | None:
         """Why it takes no orders now, or None.
 
-        An endpoint that was ready before is waited for, `upstream_wait_s` at most.
+        A server that was ready before is waited for, `upstream_wait_s` at most.
         """
-        state = self._fleet.state
-        if self._fleet.identity is not None and state != "FAILED":
+        state, reason = self.servers.state(self.settings.scorer)
+        if self.servers.identity(self.settings.scorer) is not None and state != "FAILED":
             return None
         verb = "has failed" if state == "FAILED" else "is starting"
-        trouble = f" ({self._fleet.last_error})" if self._fleet.last_error else ""
-        # Endpoints come back by themselves, so even a failed one is worth another try.
+        trouble = f" ({reason})" if reason else ""
+        # Servers come back by themselves, so even a failed one is worth another try.
         return Unavailable(
             f"scorer {self.name!r} {verb}{trouble}: try again", retry_after_s=RETRY_AFTER_S
         )
 
     def info(self) -> ScorerInfo:
-        """The description clients get: that of the endpoints which are used."""
-        known = self._fleet.identity or _UNKNOWN
+        """The description clients get: that of the servers which are used."""
+        known = self.servers.identity(self.settings.scorer) or _UNKNOWN
+        state, reason = self.servers.state(self.settings.scorer)
         return ScorerInfo(
             name=self.name,
             version=known.version,
@@ -97,69 +104,178 @@ class UpstreamScorer:
             transforms=known.transforms,
             default_transform=known.default_transform,
             output_range=known.output_range,
-            state="DRAINING" if self._draining else self._fleet.state,
-            last_error=self._fleet.last_error,
-            replicas=tuple(self._fleet.replicas()),
+            state="DRAINING" if self._draining else state,
+            last_error=reason,
+            replicas=tuple(self.servers.replicas(self.settings.scorer)),
         )
 
     def status(self) -> ScorerInfo:
-        """As `info`, which knows the endpoints; what waits is known to them alone."""
+        """As `info`, which knows the servers; what waits is known to them alone."""
         return self.info()
 
     async def score(self, order: Order) -> ScorerResult:
-        """Send the items of an order to endpoints, and again to others where one fails.
+        """Send the items of an order to servers, and again to others where one fails.
 
         Raises:
             RewardError: nothing was done for any item.
         """
-        todo = parts.cut(order, self._settings.max_part_items)
-        if not todo:
-            raise nothing_to_do(order.errors)
-        info, identity = self.info(), self._fleet.identity
-        if identity is None:
-            raise Unavailable(f"scorer {self.name!r} is starting", retry_after_s=RETRY_AFTER_S)
-        results: dict[Part, ScorerResult] = {}
-        errors: dict[Part, RewardError] = {}
-        while todo:
-            found = await outcomes([self._score_part(order, part, identity) for part in todo])
-            for part, outcome in zip(todo, found, strict=True):
-                errors.pop(part, None)
-                if isinstance(outcome, RewardError):
-                    errors[part] = outcome
-                else:
-                    results[part] = outcome
-            todo = [part for part, error in errors.items() if _is_full(error)]
-            wait_s = max((_wait_s(errors[part]) for part in todo), default=0.0)
-            # A request that got in somewhere must not fail because it was cut; one that got in
-            # nowhere is told so, and when to come back.
-            if not results or time.monotonic() + wait_s >= order.deadline_at_s:
-                break
-            await asyncio.sleep(wait_s)
-        if not results:
-            raise _joined(errors)
-        return _gathered(order, info, results, errors)
+        (outcome,) = await score_together([self], [order])
+        if isinstance(outcome, RewardError):
+            raise outcome
+        return outcome
 
-    async def _score_part(self, order: Order, part: Part, identity: Identity) -> ScorerResult:
-        result = await self._sender.send(order, part, identity)
-        for _ in part.indices:
+
+async def score_together(
+    backends: Sequence[UpstreamScorer], orders: Sequence[Order]
+) -> list[ScorerResult | RewardError]:
+    """Ask several scorers of the same servers about the same items, with one message per part.
+
+    Where no server has all of them, or a message fails in a way that may be one scorer's, each is
+    asked alone.
+    """
+    first, servers = orders[0], backends[0].servers
+    names = [backend.settings.scorer for backend in backends]
+    is_one = len(set(names)) == len(names) and servers.serves_together(names)
+    if len(backends) > 1 and not is_one:
+        return await _alone(backends, orders)
+    good = [i for i in range(len(first.request.items)) if i not in first.errors]
+    if not good:
+        error = nothing_to_do(first.errors)
+        return [error for _ in backends]
+    infos = [backend.info() for backend in backends]
+    request = _request(backends, orders, [first.request.items[i] for i in good])
+    sizes = servers.sizes(min(backend.settings.max_part_items for backend in backends))
+    parts = await asyncio.to_thread(split, request, sizes)
+    answers: dict[int, ScoreResponse] = {}
+    errors: dict[int, RewardError] = {}
+    todo = list(range(len(parts)))
+    while todo:
+        found = await outcomes([_send(backends, orders, request, parts[number]) for number in todo])
+        for number, outcome in zip(todo, found, strict=True):
+            errors.pop(number, None)
+            if isinstance(outcome, RewardError):
+                errors[number] = outcome
+            else:
+                answers[number] = outcome
+        if len(backends) > 1 and any(_may_be_one_scorers(error) for error in errors.values()):
+            return await _alone(backends, orders)
+        todo = [number for number, error in errors.items() if _is_full(error)]
+        wait_s = max((_wait_s(errors[number]) for number in todo), default=0.0)
+        # A request that got in somewhere must not fail because it was cut; one that got in
+        # nowhere is told so, and when to come back.
+        if not answers or time.monotonic() + wait_s >= first.deadline_at_s:
+            break
+        await asyncio.sleep(wait_s)
+    if len(orders) > 1:  # not before it is certain that none is asked again, alone
+        for number in answers:
+            _answered(orders, parts[number])
+    if not answers:
+        return [_joined(parts, errors, good) for _ in backends]
+    return [
+        _result(order, info, name, parts, good, answers, errors)
+        for order, info, name in zip(orders, infos, names, strict=True)
+    ]
+
+
+async def _alone(
+    backends: Sequence[UpstreamScorer], orders: Sequence[Order]
+) -> list[ScorerResult | RewardError]:
+    return await outcomes(
+        [backend.score(order) for backend, order in zip(backends, orders, strict=True)]
+    )
+
+
+def _request(
+    backends: Sequence[UpstreamScorer], orders: Sequence[Order], items: Sequence[Item]
+) -> ScoreRequest:
+    """What is asked there.
+
+    It keeps the id of the request if it asks for all its scorers; the same items for some of them
+    need an id of their own, since a far end takes one id for one content.
+    """
+    asked = orders[0].request
+    name = asked.request_id
+    if len(orders) < len(asked.scorers) or len(items) < len(asked.items):
+        more = f"+{len(orders) - 1}" if len(orders) > 1 else ""
+        name = f"{name}/{orders[0].selector.name}{more}"
+    selectors = tuple(
+        ScorerSelector(backend.settings.scorer, order.selector.version, order.selector.transform)
+        for backend, order in zip(backends, orders, strict=True)
+    )
+    return replace(asked, request_id=name, scorers=selectors, items=tuple(items), timeout_s=None)
+
+
+async def _send(
+    backends: Sequence[UpstreamScorer],
+    orders: Sequence[Order],
+    request: ScoreRequest,
+    part: Part,
+) -> ScoreResponse:
+    names = [backend.name for backend in backends]
+    response = await backends[0].servers.send(request, part, orders[0], names)
+    if len(orders) == 1:
+        _answered(orders, part)
+    return response
+
+
+def _answered(orders: Sequence[Order], part: Part) -> None:
+    for order in orders:
+        for _ in range(part.start, part.stop):
             order.answered()
-        return result
 
 
-def _gathered(
+def _result(
     order: Order,
     info: ScorerInfo,
-    results: Mapping[Part, ScorerResult],
-    errors: Mapping[Part, RewardError],
+    name: str,
+    parts: Sequence[Part],
+    good: Sequence[int],
+    answers: Mapping[int, ScoreResponse],
+    errors: Mapping[int, RewardError],
 ) -> ScorerResult:
-    answers = {}
-    for number, (part, result) in enumerate(results.items(), 1):
-        answers |= parts.answers_of(result, part, number)
-    for part, error in errors.items():
-        answers |= parts.failures_of(error, part)
-    lossy = parts.lossy_of(results, len(order.request.items))
+    found: dict[int, Answer] = {}
+    lossy = [False] * len(order.request.items)
+    for number, part in enumerate(parts):
+        result = answers[number].results[name] if number in answers else None
+        for position, index in enumerate(good[part.start : part.stop]):
+            if result is None:
+                error = errors[number]
+                whole = ItemError(error.code, error.message, error.retryable)
+                found[index] = Answer(_failure(error.items.get(position, whole)))
+                continue
+            lossy[index] = result.lossy_input[position]
+            found[index] = Answer(
+                _outcome(result, position),
+                number + 1,
+                result.queue_ms / 1e3,
+                result.compute_ms / 1e3,
+            )
     details = order.request.include_details
-    return scorer_result(info, answers, order.errors, lossy, details=details)
+    return scorer_result(info, found, order.errors, lossy, details=details)
+
+
+def _outcome(result: ScorerResult, position: int) -> Score | Failure:
+    error = result.errors.get(position)
+    score, raw = result.scores[position], result.raw[position]
+    if error is not None or score is None or raw is None:
+        return _failure(
+            error or ItemError(Code.INTERNAL, "the upstream gave no score and no reason")
+        )
+    components = {
+        name: value
+        for name, column in result.components.items()
+        if (value := column[position]) is not None
+    }
+    details = result.details[position] if result.details else None
+    return Score(score, raw, components, None if details is None else dict(details))
+
+
+def _failure(error: ItemError) -> Failure:
+    return Failure(error.code.value, error.message, error.retryable)
+
+
+def _may_be_one_scorers(error: RewardError) -> bool:
+    return error.code in _ASK_ALONE and not error.items
 
 
 def _is_full(error: RewardError) -> bool:
@@ -170,10 +286,13 @@ def _wait_s(error: RewardError) -> float:
     return (error.retry_after_s or RETRY_AFTER_S) * (1 + random.random() / 4)
 
 
-def _joined(errors: Mapping[Part, RewardError]) -> RewardError:
+def _joined(
+    parts: Sequence[Part], errors: Mapping[int, RewardError], good: Sequence[int]
+) -> RewardError:
     """One error for an order none of whose parts was taken; one that may pass comes first."""
-    part, first = next(
-        ((p, e) for p, e in errors.items() if e.retryable), next(iter(errors.items()))
+    number, first = next(
+        ((n, e) for n, e in errors.items() if e.retryable), next(iter(errors.items()))
     )
-    first.items = {part.indices[at]: item for at, item in first.items.items()}
+    shift_items(first, parts[number])
+    first.items = {good[at]: item for at, item in first.items.items()}
     return first

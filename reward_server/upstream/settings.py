@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
 
+from reward_client._addresses import Address, Source
 from reward_client._tls import TlsFiles
 from reward_client.errors import InvalidArgument
-from reward_server.upstream.choice import Policy
-from reward_server.upstream.targets import Target, parse_target
 
 # The keys of a scorer's table that mean something for upstream scorers.
 UPSTREAM_KEYS = frozenset({"upstream", "max_batch_items"})
+
+Policy: TypeAlias = Literal["least_loaded", "round_robin"]
+_DNS = "dns:///"
+_HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+):(\d{1,5})")
 
 
 class UpstreamKeys(Protocol):
@@ -41,28 +45,58 @@ class UpstreamConfigError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class UpstreamSettings:
-    """How one scorer reaches its servers.
+class Route:
+    """How servers are reached; scorers with equal ones share connections and messages.
 
     Attributes:
-        targets: at least one.
-        scorer: its name there.
-        policy: how endpoints are chosen.
-        max_part_items: items per message; larger requests are cut, each part goes its own way.
-        wait_s: how long items wait for an endpoint when none is usable.
-        api_key: sent to every endpoint, or None.
+        targets: at least one, as configured.
+        policy: how a server is chosen.
+        wait_s: how long items wait for a server when none is usable.
+        api_key: sent to every server, or None.
         is_tls: whether connections are encrypted.
         tls: whom to trust and what to show, if not the system's roots.
     """
 
-    targets: tuple[Target, ...]
-    scorer: str
+    targets: tuple[str, ...]
     policy: Policy
-    max_part_items: int
     wait_s: float
     api_key: str | None = None
     is_tls: bool = False
     tls: TlsFiles | None = None
+
+    def sources(self) -> list[Source]:
+        """The targets for a pool."""
+        return [parse_target(text, is_tls=self.is_tls) for text in self.targets]
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamSettings:
+    """Which scorer of which servers one scorer here stands for.
+
+    Attributes:
+        route: to the servers.
+        scorer: its name there.
+        max_part_items: items per message; larger requests are cut, each part goes its own way.
+    """
+
+    route: Route
+    scorer: str
+    max_part_items: int
+
+
+def parse_target(text: str, *, is_tls: bool = False) -> Source:
+    """Read "host:port" or "dns:///host:port".
+
+    Raises:
+        ValueError: it is neither; one line.
+    """
+    every_address = text.startswith(_DNS)
+    match = _HOST_PORT.fullmatch(text.removeprefix(_DNS))
+    if match is None or not 0 < int(match[2]) < 65536:
+        raise ValueError(f"upstream {text!r} is not HOST:PORT or dns:///HOST:PORT")
+    host, scheme = match[1].strip("[]"), "grpcs" if is_tls else "grpc"
+    url = f"{scheme}://{match[1]}:{match[2]}"
+    return Source(text, Address(url, scheme, host, int(match[2]), "", host), every_address)
 
 
 def check_keys(name: str, section: UpstreamKeys) -> None:
@@ -112,13 +146,12 @@ def read_settings(
         message = error.message.replace("client_cert_file", "upstream_cert_file")
         message = message.replace("client_key_file", "upstream_key_file")
         raise UpstreamConfigError(f"{where}: {message}") from error
-    return UpstreamSettings(
-        targets=tuple(parse_target(text) for text in section.targets),
-        scorer=section.upstream_scorer or name,
+    route = Route(
+        targets=section.targets,
         policy=section.upstream_policy,
-        max_part_items=section.max_batch_items,
         wait_s=section.upstream_wait_s,
         api_key=api_key,
         is_tls=section.upstream_tls or tls is not None,
         tls=tls,
     )
+    return UpstreamSettings(route, section.upstream_scorer or name, section.max_batch_items)

@@ -14,8 +14,8 @@ from reward_client.types import ScoreRequest, ScorerResult, ScorerSelector
 from reward_server.backend import Order
 from reward_server.observability.metrics import Metrics
 from reward_server.upstream.scorer import UpstreamScorer
-from reward_server.upstream.settings import UpstreamSettings
-from reward_server.upstream.targets import parse_target
+from reward_server.upstream.servers import Servers
+from reward_server.upstream.settings import Route, UpstreamSettings
 
 
 class Names:
@@ -55,16 +55,10 @@ async def until(condition, timeout_s: float = 30.0) -> None:
 async def test_addresses_come_and_go(members: tuple[Member, Member]) -> None:
     first, second = members
     names = Names("127.0.0.1", "127.0.0.3")  # nobody is at the second one
-    target = parse_target(f"dns:///timed:{first.port}")
-    settings = UpstreamSettings((target,), "timed", "least_loaded", 2, 10.0)
-    scorer = UpstreamScorer(
-        "timed",
-        settings,
-        own_id="me",
-        metrics=Metrics().upstream,
-        on_change=lambda: None,
-        lookup=names.look_up,
-    )
+    route = Route((f"dns:///timed:{first.port}",), "least_loaded", 10.0)
+    servers = Servers(route, "me", Metrics().upstream, names.look_up)
+    settings = UpstreamSettings(route, "timed", 2)
+    scorer = UpstreamScorer("timed", settings, servers, on_change=lambda: None)
 
     def states() -> dict[str, str]:
         return {replica.name: replica.state for replica in scorer.info().replicas}
@@ -96,7 +90,7 @@ async def test_addresses_come_and_go(members: tuple[Member, Member]) -> None:
         # The name service is away: what was known before goes on.
         names.hosts = []
         scorer.retry()
-        reason = "timed: cannot be resolved (no such name)"
+        reason = f"dns:///timed:{first.port}: cannot be resolved (no such name)"
         await until(lambda: scorer.info().last_error == reason)
         assert (await score(scorer, [60], 0)).scores == (60.0,)
     finally:

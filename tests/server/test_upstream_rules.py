@@ -1,9 +1,8 @@
-"""The pure rules of upstream scorers: targets, keys, choice, identity, cutting."""
+"""The pure rules of upstream scorers: targets, keys, identity, hops."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,63 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reward_client.errors import (
-    Code,
-    ItemError,
     Unavailable,
 )
-from reward_client.images import (
-    Encoding,
-    Image,
-)
-from reward_client.types import (
-    Item,
-    ScoreRequest,
-    ScorerSelector,
-)
 from reward_server import config as configuration
-from reward_server.backend import Order
 from reward_server.config import ConfigError
-from reward_server.upstream.choice import Identity, choose, served_identity
 from reward_server.upstream.hops import MAX_HOPS, check_no_loop, hop_headers, read_hop
-from reward_server.upstream.parts import MAX_PART_BYTES, cut
-from reward_server.upstream.targets import parse_target
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    name: int
-    outstanding: int
-
-
-BYTES = {size: bytes(size) for size in (0, 1, 5 << 20, MAX_PART_BYTES, 20 << 20)}
+from reward_server.upstream.identity import Identity, served_identity
+from reward_server.upstream.settings import parse_target
 
 
 def identity(fingerprint: str) -> Identity:
     return Identity("1", fingerprint, ("image",), ("raw",), "raw", (0.0, 1.0))
-
-
-@settings(deadline=None, max_examples=50)
-@given(st.lists(st.integers(0, 5), min_size=1), st.integers(0, 1000))
-def test_the_least_loaded_is_chosen_and_equals_take_turns(loads: list[int], turn: int) -> None:
-    endpoints = [Endpoint(i, load) for i, load in enumerate(loads)]
-    chosen = choose(endpoints, "least_loaded", turn)
-    assert chosen is not None
-    assert chosen.outstanding == min(loads)
-    best = [endpoint for endpoint in endpoints if endpoint.outstanding == min(loads)]
-    taken = {choose(endpoints, "least_loaded", turn + i) for i in range(len(endpoints))}
-    assert taken == set(best)
-
-
-@settings(deadline=None, max_examples=50)
-@given(st.integers(1, 9), st.integers(0, 1000), st.integers(1, 5))
-def test_round_robin_treats_all_alike(n: int, turn: int, rounds: int) -> None:
-    endpoints = [Endpoint(i, 7 * i) for i in range(n)]
-    counts = Counter(choose(endpoints, "round_robin", turn + i) for i in range(n * rounds))
-    assert set(counts.values()) == {rounds}
-
-
-def test_nobody_is_chosen_from_nobody() -> None:
-    assert choose([], "least_loaded", 3) is None
 
 
 @settings(deadline=None, max_examples=50)
@@ -87,42 +40,6 @@ def test_the_majority_is_served_and_a_tie_changes_nothing(
         assert served == now
 
 
-def order(sizes: list[int], broken: set[int], scorers: tuple[str, ...] = ("ocr",)) -> Order:
-    items = tuple(
-        Item(str(i), "", (Image(BYTES[size], Encoding.PNG),)) for i, size in enumerate(sizes)
-    )
-    selectors = tuple(ScorerSelector(name) for name in scorers)
-    errors = {i: ItemError(Code.INVALID_ARGUMENT, "bad") for i in broken}
-    return Order(ScoreRequest("id", selectors, items), selectors[0], {}, errors, "", 0.0)
-
-
-@settings(deadline=None, max_examples=50)
-@given(st.data(), st.integers(1, 7))
-def test_parts_hold_every_good_item_once_in_order_within_the_limits(
-    data: st.DataObject, max_items: int
-) -> None:
-    sizes = data.draw(st.lists(st.sampled_from(sorted(BYTES))))
-    broken = data.draw(st.sets(st.integers(0, max(0, len(sizes) - 1))))
-    parts = cut(order(sizes, broken), max_items)
-    assert [i for part in parts for i in part.indices] == [
-        i for i in range(len(sizes)) if i not in broken
-    ]
-    assert len({part.request_id for part in parts}) == len(parts)
-    for part in parts:
-        assert 1 <= len(part.indices) <= max_items
-        size = sum(sizes[i] for i in part.indices)
-        assert size <= MAX_PART_BYTES or len(part.indices) == 1
-
-
-def test_a_whole_request_keeps_its_id_and_others_get_one_of_their_own() -> None:
-    (whole,) = cut(order([1, 1], set()), 16)
-    assert whole.request_id == "id"
-    (one_of_two,) = cut(order([1, 1], set(), ("ocr", "geneval")), 16)
-    assert one_of_two.request_id == "id/ocr"
-    assert [part.request_id for part in cut(order([1, 1], set()), 1)] == ["id/0", "id/1"]
-    assert cut(order([1], {0}), 16) == []
-
-
 @pytest.mark.parametrize(
     "text", ["ocr", "ocr:", ":1", "ocr:0", "ocr:70000", "dns://ocr:1", "a b:1"]
 )
@@ -133,7 +50,9 @@ def test_a_target_that_is_none_is_refused(text: str) -> None:
 
 def test_targets_are_read() -> None:
     assert parse_target("dns:///ocr:50051").every_address
-    assert parse_target("[::1]:80").host == "::1"
+    address = parse_target("[::1]:80", is_tls=True).address
+    assert address
+    assert (address.host, address.target, address.url) == ("::1", "[::1]:80", "grpcs://[::1]:80")
     assert not parse_target("10.0.0.7:50051").every_address
 
 

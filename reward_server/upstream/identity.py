@@ -1,15 +1,12 @@
-"""Which endpoint gets the next items, and which identity of a scorer is served: pure functions."""
+"""Which identity of a scorer is served, where its servers differ."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias, TypeVar
 
 from reward_client.types import ScorerInfo
-
-Policy: TypeAlias = Literal["least_loaded", "round_robin"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,32 +49,3 @@ def served_identity(ready: Sequence[Identity], current: Identity | None) -> Iden
     if current is not None and counts[current] == most:
         return current
     return next(identity for identity in ready if counts[identity] == most)
-
-
-class Loaded(Protocol):
-    """Something with work in hand."""
-
-    @property
-    def outstanding(self) -> int:
-        """Items sent and not answered."""
-        ...
-
-
-L = TypeVar("L", bound=Loaded)
-
-
-def choose(candidates: Sequence[L], policy: Policy, turn: int) -> L | None:
-    """The endpoint for the next items.
-
-    Args:
-        candidates: that could take them, in a stable order.
-        policy: "least_loaded" takes the one with the fewest items in hand.
-        turn: counts the choices; endpoints that are equally good take turns.
-    """
-    if not candidates:
-        return None
-    start = turn % len(candidates)
-    rotated = [*candidates[start:], *candidates[:start]]
-    if policy == "round_robin":
-        return rotated[0]
-    return min(rotated, key=lambda candidate: candidate.outstanding)
