@@ -20,6 +20,9 @@ from reward_client.types import (
     SpecKind,
 )
 
+MAX_SCORERS = 64
+MAX_NAME_CHARS = 128
+
 
 def make_request(
     items: Sequence[Item],
@@ -94,15 +97,27 @@ def check_selectors(scorers: Sequence[ScorerSelector]) -> None:
     """Raise InvalidArgument if no scorer is named, one has no name, or one is named twice."""
     if not scorers:
         raise InvalidArgument('no scorer named: pass at least one, e.g. scorers=["geneval"]')
-    names = [selector.name for selector in scorers]
-    for name in names:
+    if len(scorers) > MAX_SCORERS:
+        raise InvalidArgument(
+            f"scorers: {len(scorers)} are named, the limit is {MAX_SCORERS}: send several requests"
+        )
+    seen: set[str] = set()
+    for selector in scorers:
+        name = selector.name
         if not name:
             raise InvalidArgument("a scorer selector has an empty name")
-        if names.count(name) > 1:
+        for field in ("name", "version", "transform"):
+            if len(text := getattr(selector, field)) > MAX_NAME_CHARS:
+                raise InvalidArgument(
+                    f"scorers: the {field} {text[:20]!r}... has {len(text)} characters, the limit"
+                    f" is {MAX_NAME_CHARS}"
+                )
+        if name in seen:
             raise InvalidArgument(
                 f"scorer {name!r} is named twice: results are kept by name; send a second request"
                 " for another version or transform"
             )
+        seen.add(name)
 
 
 def item_problem(item: Item) -> str | None:
@@ -136,6 +151,7 @@ def _images_problem(item: Item) -> str | None:
 
 def unknown_scorer(name: str, known: Sequence[str]) -> NotFound:
     """The error for a scorer that does not exist, with the nearest name."""
+    name = name[:MAX_NAME_CHARS]  # looking for the nearest takes the square of its length
     near = get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return NotFound(f"unknown scorer {name!r}: {hint}available: {', '.join(known) or 'none'}")

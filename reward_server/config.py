@@ -105,7 +105,12 @@ class ServerConfig(_Section):
     client_timeout_s: float = Field(
         60.0, gt=0, description="for a client to send its request, or to take its answer"
     )
-    max_connections: int = Field(1024, ge=1, description="HTTP connections at once")
+    max_connections: int = Field(
+        1024, ge=1, description="HTTP connections at once, and likewise gRPC calls"
+    )
+    max_streams: int = Field(
+        64, ge=1, description="gRPC streams at once; each may have 64 requests in flight"
+    )
     slow_request_s: float = Field(
         30.0, gt=0, description="answers that take longer are logged as warnings"
     )

@@ -93,8 +93,10 @@ def check_json_items(decoded: object, limits: RequestLimits) -> None:
         _check_items(len(found), limits)
 
 
-def check_message(body: bytes, limits: RequestLimits) -> None:
-    """Look a serialised `reward.v1.ScoreRequest` over, without parsing it.
+def check_message(
+    body: bytes, limits: RequestLimits, kind: Any = pb.ScoreRequest.DESCRIPTOR
+) -> None:
+    """Look a serialised message over (by default a `reward.v1.ScoreRequest`), without parsing it.
 
     What is malformed passes: the parser says so better.
 
@@ -103,7 +105,7 @@ def check_message(body: bytes, limits: RequestLimits) -> None:
     """
     if len(body) <= 2 * min(limits.values, limits.items):  # a field takes two bytes at least
         return
-    _Walk(limits).message(memoryview(body), pb.ScoreRequest.DESCRIPTOR, 0)
+    _Walk(limits, kind).message(memoryview(body), kind, 0)
 
 
 def item_limit_problem(item: Item, limits: RequestLimits) -> str | None:
@@ -160,8 +162,9 @@ def depth_of(value: object, max_depth: int) -> int | None:
 class _Walk:
     """Counts the fields of a message as it lies on the wire, and stops at the limit."""
 
-    def __init__(self, limits: RequestLimits) -> None:
+    def __init__(self, limits: RequestLimits, kind: Any) -> None:
         self._limits = limits
+        self._has_items = kind is pb.ScoreRequest.DESCRIPTOR
         self._values = 0
         self._items = 0
 
@@ -202,7 +205,7 @@ class _Walk:
             raise InvalidArgument(
                 f"the message has more than {self._limits.values} fields: split it"
             )
-        if depth == 0 and number == pb.ScoreRequest.ITEMS_FIELD_NUMBER:
+        if self._has_items and depth == 0 and number == pb.ScoreRequest.ITEMS_FIELD_NUMBER:
             self._items += 1
             _check_items(self._items, self._limits)
 

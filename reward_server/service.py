@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 from reward_client import _tracing
-from reward_client._validation import check_request, unknown_scorer
+from reward_client._validation import check_request, check_selectors, unknown_scorer
 from reward_client.codec import DecodeLimits
 from reward_client.errors import (
     Code,
@@ -33,10 +32,12 @@ from reward_server.limits import RequestLimits, item_limit_problem
 from reward_server.observability.metrics import Metrics
 from reward_server.registry import Changes, Registry
 from reward_server.scheduling.admission import Admission
+from reward_server.scheduling.arrival import Arrival
 from reward_server.scheduling.cache import ResultCache
-from reward_server.scheduling.decoding import DecodedItem, decode_item, decoded_bytes, wire_bytes
+from reward_server.scheduling.decoding import DecodedItem, decode_item, decoded_bytes
 from reward_server.scheduling.dispatch import Call, Dispatcher
 from reward_server.scheduling.inflight import InFlight
+from reward_server.scheduling.threads import FairThreads
 from reward_server.security.access import Access, Caller
 from reward_server.upstream.hops import check_no_loop
 from reward_server.upstream.scorer import UpstreamScorer
@@ -85,7 +86,7 @@ class RewardService:
             max_side_px=server.max_image_side_px,
         )
         self.limits = RequestLimits.of(server)
-        self._threads = ThreadPoolExecutor(server.decode_threads, thread_name_prefix="decode")
+        self._threads = FairThreads(server.decode_threads, "decode")
         self._inflight = InFlight()
         self._dispatcher = Dispatcher(metrics)
         self._draining = False
@@ -124,9 +125,16 @@ class RewardService:
         """Whether anything can be scored: not draining, and a scorer is READY."""
         return not self._draining and self._registry.is_ready()
 
-    async def in_thread(self, function: Callable[[], T]) -> T:
-        """Run what would hold up the event loop (parsing, decoding) in a thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+    def arrival(self, caller: Caller) -> Arrival:
+        """What a transport reads and parses a request of `caller` with."""
+        return Arrival(self._admission, self._threads, caller)
+
+    async def in_thread(self, function: Callable[[], T], request: ScoreRequest, client: str) -> T:
+        """Run work on a request that would hold up the event loop, by its priority, in a thread."""
+        cost = sum(len(image.data) for item in request.items for image in item.images)
+        return await self._threads.run(
+            function, client=client, cost=cost, priority=request.priority
+        )
 
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new requests and wait for those in flight; returns whether all finished."""
@@ -139,13 +147,14 @@ class RewardService:
         self._draining = True
         await self._registry.stop()
         self._inflight.cancel_all()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown()
 
     async def score(
         self,
         request: ScoreRequest,
         *,
         caller: Caller,
+        arrived_bytes: int = 0,
         deadline_s: float | None = None,
         via: tuple[str, ...] = (),
     ) -> ScoreResponse:
@@ -156,6 +165,7 @@ class RewardService:
         Args:
             request: as it arrived; nothing about it has been checked.
             caller: who asks, from `access.identify`.
+            arrived_bytes: what its transport holds for it.
             deadline_s: seconds from now after which the answer is not needed.
             via: ids of the servers the request came through.
 
@@ -168,6 +178,7 @@ class RewardService:
                 "the server is shutting down: try again, or another replica",
                 retry_after_s=_DRAINING_RETRY_AFTER_S,
             )
+        self._check_whole(request)
         self.access.permit(caller, request)
         if not request.request_id:
             request = replace(request, request_id=uuid.uuid4().hex)
@@ -175,36 +186,47 @@ class RewardService:
         allowed_s = min(limits_s, default=self.config.server.default_deadline_s)
         deadline_at_s = time.monotonic() + allowed_s
         return await self._inflight.join(
-            request, caller.owner, lambda: self._run(request, caller, deadline_at_s, via)
+            request,
+            caller.owner,
+            lambda: self._run(request, caller, arrived_bytes, deadline_at_s, via),
         )
 
     async def _run(
-        self, request: ScoreRequest, caller: Caller, deadline_at_s: float, via: tuple[str, ...]
+        self,
+        request: ScoreRequest,
+        caller: Caller,
+        arrived_bytes: int,
+        deadline_at_s: float,
+        via: tuple[str, ...],
     ) -> ScoreResponse:
         arrival_s = time.monotonic()
-        broken = self._check(request)
         backends = [self._select(selector) for selector in request.scorers]
-        names = [backend.name for backend in backends]
-        size_bytes = wire_bytes(request.items)
-        with (
-            self.access.charged(caller, len(request.items) * len(backends)),
-            self._registry.lease(backends),
-            self._admission.admit(names, len(request.items), size_bytes, caller.name) as ticket,
-        ):
-            decoded, errors = {}, broken
-            if any(backend.needs_pixels for backend in backends):
-                with _tracing.span("decode"):
-                    sizes, broken = await self._measure(request, broken)
-                    ticket.grow(self._fitting(sum(sizes.values())))
-                    decoded, errors = await self._decode(request, sizes, broken)
-                self._decoded(backends, time.monotonic() - arrival_s)
-            call = Call(
-                request, backends, arrival_s, caller.name, deadline_at_s, ticket.answered, via
+        names, n = [backend.name for backend in backends], len(request.items)
+        with_pixels = any(backend.needs_pixels for backend in backends)
+        with self._registry.lease(backends):
+            sizes, errors = await self.in_thread(
+                lambda: self._examine(request, with_pixels), request, caller.name
             )
-            return await self._dispatcher.run(call, decoded, errors)
+            with (
+                self.access.charged(caller, n * len(backends)),
+                self._admission.admit(
+                    names, n, 0, caller.name, arrived_bytes=arrived_bytes
+                ) as ticket,
+            ):
+                decoded: dict[int, DecodedItem] = {}
+                if with_pixels:
+                    with _tracing.span("decode"):
+                        ticket.grow(self._fitting(sum(sizes.values())))
+                        decoded, errors = await self._decode(request, sizes, errors, caller.name)
+                    self._decoded(backends, time.monotonic() - arrival_s)
+                call = Call(
+                    request, backends, arrival_s, caller.name, deadline_at_s, ticket.answered, via
+                )
+                return await self._dispatcher.run(call, decoded, errors)
 
-    def _check(self, request: ScoreRequest) -> Mapping[int, ItemError]:
-        """Raise if the whole request is wrong, else return the items that are."""
+    def _check_whole(self, request: ScoreRequest) -> None:
+        """Raise InvalidArgument for what needs no look at the items."""
+        check_selectors(request.scorers)
         limit = self.config.server.max_items
         if len(request.request_id) > self.limits.id_chars:
             raise InvalidArgument(
@@ -215,6 +237,33 @@ class RewardService:
             raise InvalidArgument(
                 f"the request has {len(request.items)} items, the limit is {limit}: split it"
             )
+
+    def _examine(
+        self, request: ScoreRequest, with_pixels: bool
+    ) -> tuple[dict[int, int], dict[int, ItemError]]:
+        """Look at all items; runs in a thread.
+
+        Returns:
+            Item index -> bytes of its pixels once decoded, by the headers of its images, if asked
+            for; item index -> what is wrong with it.
+
+        Raises:
+            InvalidArgument: all items are wrong.
+        """
+        sizes: dict[int, int] = {}
+        errors = self._check(request)
+        if with_pixels:
+            for index, item in enumerate(request.items):
+                if index not in errors:
+                    found = decoded_bytes(item, self._limits)
+                    if isinstance(found, ItemError):
+                        errors[index] = found
+                    else:
+                        sizes[index] = found
+        return sizes, errors
+
+    def _check(self, request: ScoreRequest) -> dict[int, ItemError]:
+        """What is wrong with single items; raises InvalidArgument if all of them are."""
         problems = {
             index: ItemError(Code.INVALID_ARGUMENT, problem)
             for index, item in enumerate(request.items)
@@ -250,20 +299,6 @@ class RewardService:
             )
         return backend
 
-    async def _measure(
-        self, request: ScoreRequest, broken: Mapping[int, ItemError]
-    ) -> tuple[dict[int, int], dict[int, ItemError]]:
-        """Bytes that each item will take once decoded, by the headers of its images."""
-        sizes, errors = {}, dict(broken)
-        good = [(i, item) for i, item in enumerate(request.items) if i not in broken]
-        outcomes = await self.in_thread(lambda: [decoded_bytes(i, self._limits) for _, i in good])
-        for (index, _), outcome in zip(good, outcomes, strict=True):
-            if isinstance(outcome, ItemError):
-                errors[index] = outcome
-            else:
-                sizes[index] = outcome
-        return sizes, errors
-
     def _fitting(self, size_bytes: int) -> int:
         limit = self.config.server.max_queue_bytes
         if size_bytes > limit:
@@ -274,17 +309,25 @@ class RewardService:
         return size_bytes
 
     async def _decode(
-        self, request: ScoreRequest, good: Iterable[int], broken: Mapping[int, ItemError]
+        self,
+        request: ScoreRequest,
+        sizes: Mapping[int, int],
+        broken: Mapping[int, ItemError],
+        client: str,
     ) -> tuple[dict[int, DecodedItem], dict[int, ItemError]]:
-        good = list(good)
         found = await asyncio.gather(
             *(
-                self.in_thread(lambda item=request.items[i]: decode_item(item, self._limits))
-                for i in good
+                self._threads.run(
+                    lambda item=request.items[index]: decode_item(item, self._limits),
+                    client=client,
+                    cost=size,
+                    priority=request.priority,
+                )
+                for index, size in sizes.items()
             )
         )
         decoded, errors = {}, dict(broken)
-        for index, outcome in zip(good, found, strict=True):
+        for index, outcome in zip(sizes, found, strict=True):
             if isinstance(outcome, ItemError):
                 errors[index] = outcome
             else:

@@ -13,25 +13,49 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from reward_client._pb.reward.v1 import reward_pb2 as pb
 from reward_client._wire import convert, json_mirror
-from reward_client.errors import InvalidArgument
+from reward_client.errors import InvalidArgument, ResourceExhausted
 from reward_client.images import Image, sniff
 from reward_client.types import Item, Priority, ScoreRequest, ScorerSelector
+from reward_server.api.errors import BodyTooLarge
 from reward_server.limits import RequestLimits, check_json_items, check_message, load_json
+from reward_server.scheduling.arrival import Arrival
 
 _MAX_UTF8_BYTES = 4
 _FORM_FIELDS = frozenset({"images", "prompt", "scorers", "spec", "priority", "include_details"})
 
 
-async def read_body(request: Request, limit_bytes: int) -> bytes:
-    """The whole body; raises InvalidArgument as soon as it is over the limit."""
-    parts: list[bytes] = []
-    size = 0
-    async for part in request.stream():
-        size += len(part)
-        if size > limit_bytes:
-            raise _too_large(limit_bytes)
-        parts.append(part)
+async def read_body(request: Request, limit_bytes: int, arrival: Arrival) -> bytes:
+    """The whole body, admitted before it is read.
+
+    Raises:
+        BodyTooLarge: over the limit, by its content-length or as soon as so much has come.
+        ResourceExhausted: the server is full.
+    """
+    parts = [part async for part in _admitted_parts(request, limit_bytes, arrival)]
     return b"".join(parts)
+
+
+async def _admitted_parts(
+    request: Request, limit_bytes: int, arrival: Arrival
+) -> AsyncGenerator[bytes, None]:
+    length = request.headers.get("content-length", "0")
+    declared_bytes = int(length) if length.isdecimal() else 0
+    if declared_bytes > limit_bytes:
+        raise BodyTooLarge(limit_bytes)
+    try:
+        arrival.hold(declared_bytes)
+        size = 0
+        async for part in request.stream():
+            size += len(part)
+            if size > limit_bytes:
+                raise BodyTooLarge(limit_bytes)
+            arrival.hold(size)
+            yield part
+    except ResourceExhausted:
+        # Who still sends does not read: take the rest off the wire, or the answer is lost.
+        async for _ in request.stream():
+            pass
+        raise
 
 
 def parse_protobuf(body: bytes, limits: RequestLimits) -> ScoreRequest:
@@ -51,7 +75,9 @@ def parse_json(body: bytes, limits: RequestLimits) -> ScoreRequest:
     return json_mirror.request_from_json(decoded)
 
 
-async def parse_form(request: Request, limit_bytes: int, limits: RequestLimits) -> ScoreRequest:
+async def parse_form(
+    request: Request, limit_bytes: int, limits: RequestLimits, arrival: Arrival
+) -> ScoreRequest:
     """Read a form for people with curl: files `images`, texts `prompt`, `scorers`, `spec`.
 
     One file is one item. `prompt` and `spec` are given once for all files, or once per file.
@@ -62,7 +88,7 @@ async def parse_form(request: Request, limit_bytes: int, limits: RequestLimits) 
     """
     parser = _FormInMemory(
         request.headers,
-        _bounded(request, limit_bytes),
+        _admitted_parts(request, limit_bytes, arrival),
         max_files=limits.items,
         max_fields=2 * limits.items + len(_FORM_FIELDS),
         max_part_size=max(limits.spec_chars, limits.prompt_chars) * _MAX_UTF8_BYTES,
@@ -92,15 +118,6 @@ class _FormInMemory(MultiPartParser):
     """Starlette's parser; the size is bounded, so nothing need go to disk."""
 
     spool_max_size = 1 << 62
-
-
-async def _bounded(request: Request, limit_bytes: int) -> AsyncGenerator[bytes, None]:
-    size = 0
-    async for part in request.stream():
-        size += len(part)
-        if size > limit_bytes:
-            raise _too_large(limit_bytes)
-        yield part
 
 
 def _request_from_form(
@@ -150,7 +167,3 @@ def _per_file(field: str, values: list[str], n: int) -> list[str]:
             f"{len(values)} values of `{field}` for {n} images: give one for all, or one each"
         )
     return values
-
-
-def _too_large(limit_bytes: int) -> InvalidArgument:
-    return InvalidArgument(f"the body is over the limit of {limit_bytes} bytes: split the request")

@@ -13,8 +13,22 @@ import structlog
 from fastapi.responses import JSONResponse, Response
 
 from reward_client._wire import json_mirror
-from reward_client.errors import STATUS, Internal, ItemError, RewardError, error_for
+from reward_client.errors import (
+    STATUS,
+    Internal,
+    InvalidArgument,
+    ItemError,
+    RewardError,
+    error_for,
+)
 from reward_client.types import ScoreResponse, ScorerInfo
+
+
+class BodyTooLarge(InvalidArgument):
+    """A request is over the server's limit of bytes: 413 over HTTP."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(f"the body is over the limit of {limit_bytes} bytes: split the request")
 
 
 def as_reward_error(error: Exception) -> RewardError:
@@ -23,18 +37,23 @@ def as_reward_error(error: Exception) -> RewardError:
         # Its traceback holds frames, which hold the request and the error itself: a cycle that
         # would keep the bytes of refused requests until the next full garbage collection.
         error.__traceback__ = error.__cause__ = error.__context__ = None
-        return redacted_error(error)
+        return error if isinstance(error, BodyTooLarge) else redacted_error(error)
     structlog.get_logger().error("bug", exc_info=error)
     return Internal(f"a bug of the server ({type(error).__name__}): see its log")
 
 
-def error_response(error: RewardError) -> Response:
-    """The JSON body, the status and Retry-After of an error."""
+def http_status(error: RewardError) -> int:
+    """The status of an error over HTTP."""
+    return 413 if isinstance(error, BodyTooLarge) else STATUS[error.code].http
+
+
+def error_response(error: RewardError, status: int | None = None) -> Response:
+    """The JSON body, the status (by default that of its code) and Retry-After of an error."""
     headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
         headers["retry-after-ms"] = str(math.ceil(1e3 * error.retry_after_s))
-    return JSONResponse(json_mirror.error_to_json(error), STATUS[error.code].http, headers)
+    return JSONResponse(json_mirror.error_to_json(error), status or http_status(error), headers)
 
 
 # An absolute path of two parts or more; not the path of a URL.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -21,12 +21,13 @@ from grpc_reflection.v1alpha import reflection
 from reward_client import _tracing
 from reward_client._pb.reward.v1 import reward_pb2 as pb
 from reward_client._wire import convert
-from reward_client.errors import InvalidArgument, RewardError
+from reward_client.errors import InvalidArgument, ResourceExhausted, RewardError
 from reward_client.types import ScoreRequest
 from reward_server.api.dialects import oip_grpc
 from reward_server.api.dialects.oip_grpc import OipGrpcApi
 from reward_server.api.errors import as_reward_error, redacted_infos, redacted_response
 from reward_server.api.grpc_guard import KeysAtTheDoor, caller_of, refuse_with
+from reward_server.api.grpc_intake import Intake
 from reward_server.config import ServerConfig
 from reward_server.limits import RequestLimits, check_message
 from reward_server.observability.requests import RequestWatch
@@ -39,6 +40,7 @@ SERVICE_NAME = "reward.v1.RewardService"
 SCORE_SPAN = f"{SERVICE_NAME}/Score"
 _STREAM_WINDOW = 64  # requests of one stream in flight; reading pauses beyond
 _PINGS_ALLOWED_MS = 5000
+_UNREAD_BYTES = 1 << 16  # of one call
 _NO_COMPRESSION = 1  # a bit per algorithm; the first means none
 _HEALTH = health_pb2.HealthCheckResponse
 
@@ -52,6 +54,7 @@ class GrpcApi:
         self._service = service
         self._tls = tls
         self._watch = RequestWatch("grpc", service.metrics, config.slow_request_s)
+        self._intake = Intake(config)
         self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
         self._changed = asyncio.Event()
         self._server = grpc.aio.server(
@@ -67,6 +70,10 @@ class GrpcApi:
                 ("grpc.http2.max_pings_without_data", 0),
                 # Clients ping too while they wait for an answer; by default that is an offence.
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", _PINGS_ALLOWED_MS),
+                # What no handler has asked for yet stays with its sender, instead of filling a
+                # window that grows with the bandwidth.
+                ("grpc.http2.bdp_probe", 0),
+                ("grpc.http2.lookahead_bytes", _UNREAD_BYTES),
                 # Images are compressed already; compression would allow decompression bombs.
                 ("grpc.compression_enabled_algorithms_bitset", _NO_COMPRESSION),
             ],
@@ -75,7 +82,7 @@ class GrpcApi:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = [SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME]
         if config.legacy:
-            inference = OipGrpcApi(service, config.slow_request_s)
+            inference = OipGrpcApi(service, self._intake, config.slow_request_s)
             self._server.add_generic_rpc_handlers((inference.handlers(),))
             names.append(oip_grpc.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
@@ -127,7 +134,7 @@ class GrpcApi:
         return grpc.method_handlers_generic_handler(
             SERVICE_NAME,
             {
-                "Score": grpc.unary_unary_rpc_method_handler(
+                "Score": grpc.stream_unary_rpc_method_handler(
                     self._score, response_serializer=pb.ScoreResponse.SerializeToString
                 ),
                 "ScoreStream": grpc.stream_stream_rpc_method_handler(
@@ -141,8 +148,12 @@ class GrpcApi:
             },
         )
 
-    async def _score(self, body: bytes, context: Any) -> pb.ScoreResponse:
-        outcome = await self._answer(body, context)
+    async def _score(self, _: AsyncIterator[bytes], context: Any) -> pb.ScoreResponse:
+        try:
+            with self._intake.entered("calls"):
+                outcome = (await self._answer(lambda: self._intake.read(context), context))[1]
+        except ResourceExhausted as error:
+            outcome = error
         if isinstance(outcome, RewardError):
             refuse_with(context, outcome)
             return pb.ScoreResponse()
@@ -159,28 +170,37 @@ class GrpcApi:
         return convert.infos_to_proto(infos, self._service.server_limits())
 
     async def _score_stream(
-        self, bodies: AsyncIterator[bytes], context: Any
+        self, _: AsyncIterator[bytes], context: Any
     ) -> AsyncIterator[pb.ScoreStreamResponse]:
+        try:
+            with self._intake.entered("streams"):
+                async for answer in self._stream(context):
+                    yield answer
+        except ResourceExhausted as error:
+            refuse_with(context, error)
+
+    async def _stream(self, context: Any) -> AsyncIterator[pb.ScoreStreamResponse]:
         answers: asyncio.Queue[pb.ScoreStreamResponse | None] = asyncio.Queue()
         window = asyncio.Semaphore(_STREAM_WINDOW)
 
-        async def one(body: bytes) -> None:
-            outcome = await self._answer(body, context)
+        async def one(body: list[bytes]) -> None:
+            async def read() -> bytes:
+                return body.pop()
+
+            request_id, outcome = await self._answer(read, context)
             if isinstance(outcome, RewardError):
-                name = await self._service.in_thread(
-                    lambda: _request_id(body, self._service.limits)
-                )
                 error = convert.error_to_proto(outcome)
-                await answers.put(pb.ScoreStreamResponse(request_id=name, error=error))
+                await answers.put(pb.ScoreStreamResponse(request_id=request_id, error=error))
             else:
                 response = pb.ScoreStreamResponse(request_id=outcome.request_id, response=outcome)
                 await answers.put(response)
 
         async def read() -> None:
             async with _TaskSet() as tasks:
-                async for body in bodies:
+                while isinstance(body := await context.read(), bytes):  # then grpc.aio.EOF
+                    message, body = [body], b""  # held by its task alone
                     await window.acquire()
-                    tasks.start(one(body))
+                    tasks.start(one(message))
             await answers.put(None)
 
         reader = asyncio.create_task(read())
@@ -192,34 +212,47 @@ class GrpcApi:
         finally:
             reader.cancel()
 
-    async def _answer(self, body: bytes, context: Any) -> pb.ScoreResponse | RewardError:
+    async def _answer(
+        self, read: Callable[[], Awaitable[bytes]], context: Any
+    ) -> tuple[str, pb.ScoreResponse | RewardError]:
+        """The id of a request, as far as it is known, and its answer."""
         try:
             caller = caller_of(self._service.access, context)
-        except RewardError as error:  # revoked since the interceptor
-            return error
+        except RewardError as error:  # revoked since the call began
+            return "", error
         hop = _hop(context, caller)
-        with self._watch.request(SCORE_SPAN, hop.client, _headers(context)) as seen:
+        caller = replace(caller, name=hop.client)
+        limits, body = self._service.limits, b""
+        with (
+            self._watch.request(SCORE_SPAN, hop.client, _headers(context)) as seen,
+            self._service.arrival(caller) as arrival,
+        ):
             try:
                 with _tracing.span("receive"):
-                    seen.request = await self._service.in_thread(
-                        lambda: _parse(body, self._service.limits)
-                    )
+                    body = await read()
+                    arrival.hold(len(body))
+                    seen.request = await arrival.parse(lambda body=body: _parse(body, limits))
+                body = b""
                 left_s = context.time_remaining()
                 response = await self._service.score(
                     seen.request,
-                    caller=replace(caller, name=hop.client),
+                    caller=caller,
+                    arrived_bytes=arrival.held_bytes,
                     # Without a deadline grpc.aio says None or an effectively infinite value.
                     deadline_s=left_s if left_s is not None and math.isfinite(left_s) else None,
                     via=hop.via,
                 )
                 message = await self._service.in_thread(
-                    lambda: convert.response_to_proto(redacted_response(response))
+                    lambda: convert.response_to_proto(redacted_response(response)),
+                    seen.request,
+                    caller.name,
                 )
             except Exception as error:  # the boundary: whatever it is, the caller gets a status
                 seen.failure = as_reward_error(error)
-                return seen.failure
+                known = seen.request.request_id if seen.request else _request_id(body, limits)
+                return known, seen.failure
             seen.response = response
-            return message
+            return response.request_id, message
 
 
 class _TaskSet:

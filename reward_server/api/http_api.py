@@ -31,6 +31,7 @@ from reward_server.api.http_guard import caller_of, is_known
 from reward_server.limits import RequestLimits
 from reward_server.observability.requests import RequestWatch
 from reward_server.observability.telemetry import NO_TELEMETRY
+from reward_server.scheduling.arrival import Arrival
 from reward_server.service import RewardService
 
 _PAGE = Path(__file__).with_name("page.html")
@@ -80,17 +81,23 @@ class _HttpApi:
         caller = caller_of(request)
         with self._watch.request("POST /v1/score", caller.name, request.headers) as seen:
             try:
-                with _tracing.span("receive"):
-                    seen.request = await self._parse_unless_disconnected(request)
-                response = await unless_disconnected(
-                    request,
-                    self._service.score(
-                        seen.request, caller=caller, deadline_s=_deadline_s(request)
-                    ),
-                )
-                content, media_type = await self._service.in_thread(
-                    lambda: _serialised(redacted_response(response), is_binary)
-                )
+                with self._service.arrival(caller) as arrival:
+                    with _tracing.span("receive"):
+                        seen.request = await self._parse_unless_disconnected(request, arrival)
+                    response = await unless_disconnected(
+                        request,
+                        self._service.score(
+                            seen.request,
+                            caller=caller,
+                            arrived_bytes=arrival.held_bytes,
+                            deadline_s=_deadline_s(request),
+                        ),
+                    )
+                    content, media_type = await self._service.in_thread(
+                        lambda: _serialised(redacted_response(response), is_binary),
+                        seen.request,
+                        caller.name,
+                    )
             except Exception as error:  # the boundary: whatever it is, the caller gets a status
                 seen.failure = as_reward_error(error)
                 return error_response(seen.failure)
@@ -146,16 +153,16 @@ class _HttpApi:
         }
         return JSONResponse(body, 404)
 
-    async def _parse_unless_disconnected(self, request: Request) -> ScoreRequest:
+    async def _parse_unless_disconnected(self, request: Request, arrival: Arrival) -> ScoreRequest:
         try:
-            return await self._parse(request)
+            return await self._parse(request, arrival)
         except ClientDisconnect as error:
             raise Cancelled("the caller hung up before the request was complete") from error
 
-    async def _parse(self, request: Request) -> ScoreRequest:
+    async def _parse(self, request: Request, arrival: Arrival) -> ScoreRequest:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind == "multipart/form-data":
-            return await parse_form(request, self._max_message_bytes, self._service.limits)
+            return await parse_form(request, self._max_message_bytes, self._service.limits, arrival)
         parsers: dict[str, Callable[[bytes, RequestLimits], ScoreRequest]] = {
             PROTOBUF_TYPE: parse_protobuf,
             "application/json": parse_json,
@@ -167,8 +174,8 @@ class _HttpApi:
                 f"content-type {kind!r} is not accepted: send application/json,"
                 f" multipart/form-data or {PROTOBUF_TYPE}"
             )
-        body = await read_body(request, self._max_message_bytes)
-        return await self._service.in_thread(lambda: parse(body, self._service.limits))
+        body = await read_body(request, self._max_message_bytes, arrival)
+        return await arrival.parse(lambda: parse(body, self._service.limits))
 
 
 def _serialised(response: ScoreResponse, is_binary: bool) -> tuple[bytes, str]:

@@ -75,9 +75,15 @@ class Ticket:
     """What one request holds until it is released; used as a context manager."""
 
     def __init__(
-        self, admission: Admission, scorers: Sequence[str], items: int, client: str
+        self,
+        admission: Admission,
+        scorers: Sequence[str],
+        items: int,
+        client: str,
+        arrived_bytes: int = 0,
     ) -> None:
         self._admission = admission
+        self.arrived_bytes = arrived_bytes
         self.places = dict.fromkeys(scorers, items)
         self.client = client
         self.bytes = 0
@@ -94,11 +100,15 @@ class Ticket:
         """Give one place back: its item has been answered."""
         self._admission.answered(self, scorer)
 
+    def release(self) -> None:
+        """Give everything back."""
+        self._admission.release(self)
+
     def __enter__(self) -> Ticket:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._admission.release(self)
+        self.release()
 
 
 class Admission:
@@ -134,14 +144,27 @@ class Admission:
         """Items per second that a scorer has answered lately; 0 if that is not known."""
         return self._lanes[scorer].rate.per_s() if scorer in self._lanes else 0.0
 
-    def admit(self, scorers: Sequence[str], items: int, size_bytes: int, client: str) -> Ticket:
+    def arrive(self, client: str) -> Ticket:
+        """A ticket without places, for the bytes of a message that is still to be read."""
+        return Ticket(self, (), 0, client)
+
+    def admit(
+        self,
+        scorers: Sequence[str],
+        items: int,
+        size_bytes: int,
+        client: str,
+        *,
+        arrived_bytes: int = 0,
+    ) -> Ticket:
         """Take a request in.
 
         Args:
             scorers: the scorers it asks, each of which needs a place per item.
             items: how many.
-            size_bytes: of the request as it came.
+            size_bytes: to hold for it now.
             client: who asks.
+            arrived_bytes: already held for the same request, by its ticket from `arrive`.
 
         Raises:
             InvalidArgument: it would not fit into an empty server.
@@ -160,7 +183,7 @@ class Admission:
                 after_s = lane.promises.wait_s(missing, lane.rate.per_s())
                 what = f"{lane.taken} of {self.max_items} places of scorer {name!r} are taken"
                 raise ResourceExhausted(f"the server is full ({what})", retry_after_s=after_s)
-        ticket = Ticket(self, scorers, items, client)
+        ticket = Ticket(self, scorers, items, client, arrived_bytes)
         self.hold_bytes(ticket, size_bytes)
         for lane in lanes:
             lane.enter(items, client)
@@ -168,7 +191,7 @@ class Admission:
 
     def hold_bytes(self, ticket: Ticket, extra_bytes: int) -> None:
         """Add bytes to a ticket; a request alone in the server is never turned away."""
-        others = self.bytes - ticket.bytes
+        others = self.bytes - ticket.bytes - ticket.arrived_bytes
         over = self.bytes + extra_bytes - self.max_bytes
         if others and over > 0:
             after_s = self._byte_promises.wait_s(over, self._byte_rate.per_s())

@@ -8,8 +8,8 @@ It reads no clock and keeps no state, so that all of its promises can be tested 
 * a job waits at most `max_wait_s` for company, and not at all once the batch is full;
 * TRAIN before EVAL before BULK, but every `starvation_s` of waiting lifts a job by one class, so
   that no class waits for ever;
-* inside a class clients share by start-time fair queueing: a client with a thousand jobs cannot
-  hold up a client with one;
+* inside a class clients share the pixels by start-time fair queueing: neither a thousand jobs nor
+  huge pictures of one client hold up a client with one;
 * a client's own jobs go earliest deadline first, then first come first served.
 """
 
@@ -22,6 +22,8 @@ from types import MappingProxyType
 
 from reward_client.types import Priority
 
+# What a job costs beside its pixels: messages, text towers, a share of the batch.
+_COST_PER_JOB_PX = 64 * 64
 _RANK: Mapping[Priority, int] = MappingProxyType(
     {Priority.TRAIN: 0, Priority.EVAL: 1, Priority.BULK: 2}
 )
@@ -74,7 +76,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """How much each client has had: virtual time by client, and the clock of the queue.
+    """How much each client has had: virtual time by client (pixels), and the clock of the queue.
 
     A client that was idle joins at `clock`: idleness earns no credit.
     """
@@ -131,7 +133,7 @@ def _ordered(waiting: list[Job], limits: Limits, shares: Shares, now_s: float) -
     keyed = []
     for job in own_order:
         start = max(turn[job.client], shares.clock)
-        turn[job.client] = start + 1.0
+        turn[job.client] = start + _cost_px(job)
         keyed.append((rank(job), start, job.deadline_s, job.key, job))
     keyed.sort(key=lambda entry: entry[:4])
     return [entry[4] for entry in keyed]
@@ -162,17 +164,19 @@ def _next_expiry_s(waiting: list[Job]) -> float:
     return min(job.deadline_s for job in waiting)
 
 
+def _cost_px(job: Job) -> int:
+    return job.pixels + _COST_PER_JOB_PX
+
+
 def _charged(shares: Shares, chosen: list[Job], waiting: list[Job]) -> Shares:
     turn = dict(shares.by_client)
-    starts = []
     for job in chosen:
         start = max(turn.get(job.client, shares.clock), shares.clock)
-        starts.append(start)
-        turn[job.client] = start + 1.0
+        turn[job.client] = start + _cost_px(job)
     # The clock follows the least served client that still waits, so that debts are remembered
     # exactly as long as any client competes.
-    left = {job.client for job in waiting} - {job.client for job in chosen}
-    left |= {job.client for job in waiting if job not in chosen}
+    taken = {job.key for job in chosen}
+    left = {job.client for job in waiting if job.key not in taken}
     floor = min((turn.get(client, shares.clock) for client in left), default=max(turn.values()))
     clock = max(shares.clock, floor)
     kept = {client: value for client, value in turn.items() if value > clock}

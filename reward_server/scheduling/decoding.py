@@ -34,11 +34,6 @@ class DecodedItem:
         return sum(a.shape[0] * a.shape[1] for a in (*self.images, *self.references))
 
 
-def wire_bytes(items: Sequence[Item]) -> int:
-    """Bytes of all encoded images."""
-    return sum(len(image.data) for item in items for image in (*item.images, *item.references))
-
-
 def decode_item(item: Item, limits: DecodeLimits) -> DecodedItem | ItemError:
     """Decode one item; an image that cannot be decoded is named by item, field and position."""
     found: dict[str, tuple[UInt8Image, ...]] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -167,3 +168,34 @@ def test_a_newcomer_is_served_next_and_idleness_earns_nothing() -> None:
         taken.append(decision.batch[0] >= 200)
     assert taken[1] or taken[0]
     assert sum(taken) == 5
+
+
+def test_fairness_charges_pixels_not_items() -> None:
+    one = Limits(max_items=1, max_pixels=1 << 30, max_wait_s=0.0)
+    large, small = 1024**2, 256**2
+    left = [Job(i, "large", Priority.TRAIN, large, 0.0) for i in range(20)]
+    left += [Job(100 + i, "small", Priority.TRAIN, small, 0.0) for i in range(400)]
+    shares, pixels = Shares(), {"large": 0, "small": 0}
+    owner = {job.key: job for job in left}
+    for _ in range(100):
+        decision = plan(left, one, shares, 0.0)
+        shares = decision.shares
+        left = [j for j in left if j.key not in decision.batch]
+        for key in decision.batch:
+            pixels[owner[key].client] += owner[key].pixels
+    assert abs(pixels["large"] - pixels["small"]) <= 2 * large
+
+
+def test_planning_compares_no_job_with_every_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = 0
+
+    def equal(one: Job, other: object) -> bool:
+        nonlocal compared
+        compared += 1
+        return one is other
+
+    monkeypatch.setattr(Job, "__eq__", equal)
+    jobs = [job(i, f"client{i % 50}") for i in range(2000)]
+    limits = Limits(max_items=256, max_pixels=1 << 40, max_wait_s=0.0)
+    assert len(plan(jobs, limits, Shares(), 0.0).batch) == 256
+    assert compared <= len(jobs)

@@ -297,7 +297,7 @@ def test_json_body_and_its_errors(server: Server) -> None:
         unknown = {**body, "scorers": [{"name": "maen"}]}
         assert "'mean'" in error(404, json=unknown)["message"]
         error(422, content=b"\xff\xff", headers={"content-type": "application/x-protobuf"})
-        assert "limit" in error(422, content=b"x" * (33 << 20))["message"]
+        assert "limit" in error(413, content=b"x" * (33 << 20))["message"]
         assert http_client.get("/nowhere").status_code == 404
 
 

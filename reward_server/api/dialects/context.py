@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from fastapi import Request
 from fastapi.responses import Response
@@ -17,7 +18,10 @@ from reward_server.api.errors import as_reward_error, redacted_response
 from reward_server.api.http_guard import caller_of
 from reward_server.limits import RequestLimits
 from reward_server.observability.requests import RequestWatch, Seen
+from reward_server.scheduling.arrival import Arrival
 from reward_server.service import RewardService
+
+T = TypeVar("T")
 
 
 class Dialect:
@@ -44,7 +48,9 @@ class Dialect:
         """Let a handler answer a request, or the dialect word why it cannot."""
         with self._watch.request(self._name, caller_of(http).name, http.headers) as seen:
             try:
-                return await handler(Context(http, seen, self.service, self._deadline_s))
+                with self.service.arrival(caller_of(http)) as arrival:
+                    context = Context(http, seen, self.service, arrival, self._deadline_s)
+                    return await handler(context)
             except Exception as error:  # the boundary: whatever it is, the caller gets a status
                 seen.failure = as_reward_error(error)
                 return failing(seen.failure)
@@ -54,10 +60,16 @@ class Context:
     """One request in a dialect: its body, its limits, its score."""
 
     def __init__(
-        self, http: Request, seen: Seen, service: RewardService, deadline_s: float
+        self,
+        http: Request,
+        seen: Seen,
+        service: RewardService,
+        arrival: Arrival,
+        deadline_s: float,
     ) -> None:
         self.http = http
         self._seen = seen
+        self._arrival = arrival
         self._service = service
         self._deadline_s = min(deadline_s, service.config.server.default_deadline_s)
 
@@ -66,11 +78,17 @@ class Context:
         """What a body may hold."""
         return RequestLimits.of(self._service.config.server)
 
-    async def body(self) -> bytes:
-        """The request's body; raises InvalidArgument over `max_message_bytes`, or Cancelled."""
+    async def read(self, parse: Callable[[bytes], T]) -> T:
+        """Read the request's body and parse it in a thread; the body is then dropped.
+
+        Raises:
+            RewardError: what `read_body` or the parser raises; Cancelled if the caller hung up.
+        """
         try:
             with _tracing.span("receive"):
-                return await read_body(self.http, self._service.config.server.max_message_bytes)
+                limit_bytes = self._service.config.server.max_message_bytes
+                body = await read_body(self.http, limit_bytes, self._arrival)
+                return await self._arrival.parse(lambda: parse(body))
         except ClientDisconnect as error:
             raise Cancelled("the caller hung up before the request was complete") from error
 
@@ -79,6 +97,11 @@ class Context:
         self._seen.request = request
         self._seen.response = await unless_disconnected(
             self.http,
-            self._service.score(request, caller=caller_of(self.http), deadline_s=self._deadline_s),
+            self._service.score(
+                request,
+                caller=caller_of(self.http),
+                arrived_bytes=self._arrival.held_bytes,
+                deadline_s=self._deadline_s,
+            ),
         )
         return redacted_response(self._seen.response)

@@ -49,8 +49,7 @@ class FlowFactoryApi:
         """Score a batch of images or videos."""
 
         async def answer(context: Context) -> Response:
-            body = await context.body()
-            items = await self._service.in_thread(lambda: parse(body, context.limits))
+            items = await context.read(lambda body: parse(body, context.limits))
             request = ScoreRequest("", (ScorerSelector(scorer),), items)
             result = (await context.score(request)).results[scorer]
             if (error := whole_error(result)) is not None:

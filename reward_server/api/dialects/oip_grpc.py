@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import grpc
@@ -11,13 +11,15 @@ from google.protobuf.message import DecodeError, Message
 
 from reward_client._validation import unknown_scorer
 from reward_client.errors import InvalidArgument, NotFound, RewardError
-from reward_client.types import ScoreRequest, ScorerInfo, ScorerSelector
+from reward_client.types import Item, ScoreRequest, ScorerInfo, ScorerSelector
 from reward_server._pb.inference.v2 import inference_pb2 as pb
 from reward_server.api.dialects import oip
 from reward_server.api.errors import as_reward_error, redacted_response
 from reward_server.api.grpc_guard import caller_of, refuse_with
+from reward_server.api.grpc_intake import Intake
+from reward_server.limits import RequestLimits, check_message
 from reward_server.observability.requests import RequestWatch, Seen
-from reward_server.security.access import Caller
+from reward_server.scheduling.arrival import Arrival
 from reward_server.service import RewardService
 
 SERVICE_NAME = "inference.GRPCInferenceService"
@@ -26,13 +28,14 @@ SERVICE_NAME = "inference.GRPCInferenceService"
 class OipGrpcApi:
     """Handlers for the gRPC server; parsing happens in threads, as in the native API."""
 
-    def __init__(self, service: RewardService, slow_request_s: float) -> None:
+    def __init__(self, service: RewardService, intake: Intake, slow_request_s: float) -> None:
         self._service = service
+        self._intake = intake
         self._watch = RequestWatch("oip_grpc", service.metrics, slow_request_s)
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """For `add_generic_rpc_handlers`."""
-        methods: dict[str, tuple[Callable[[bytes, Any], Any], type[Message]]] = {
+        methods: dict[str, tuple[Callable[[Any, Any], Any], type[Message]]] = {
             "ServerLive": (self._live, pb.ServerLiveResponse),
             "ServerReady": (self._ready, pb.ServerReadyResponse),
             "ServerMetadata": (self._server, pb.ServerMetadataResponse),
@@ -43,9 +46,11 @@ class OipGrpcApi:
         return grpc.method_handlers_generic_handler(
             SERVICE_NAME,
             {
-                name: grpc.unary_unary_rpc_method_handler(
-                    handler, response_serializer=response.SerializeToString
-                )
+                name: (
+                    grpc.stream_unary_rpc_method_handler
+                    if name == "ModelInfer"
+                    else grpc.unary_unary_rpc_method_handler
+                )(handler, response_serializer=response.SerializeToString)
                 for name, (handler, response) in methods.items()
             },
         )
@@ -84,31 +89,46 @@ class OipGrpcApi:
             outputs=[described(name=n, datatype=d, shape=s) for n, d, s in oip.outputs_of()],
         )
 
-    async def _infer(self, body: bytes, context: Any) -> Message:
+    async def _infer(self, _: AsyncIterator[bytes], context: Any) -> Message:
         headers = dict(context.invocation_metadata() or ())
         try:
             caller = caller_of(self._service.access, context)
         except RewardError as error:
             refuse_with(context, error)
             return pb.ModelInferResponse()
-        with self._watch.request(f"{SERVICE_NAME}/ModelInfer", caller.name, headers) as seen:
+        with (
+            self._watch.request(f"{SERVICE_NAME}/ModelInfer", caller.name, headers) as seen,
+            self._service.arrival(caller) as arrival,
+        ):
             try:
-                return await self._score(body, context, caller, seen)
+                with self._intake.entered("calls"):
+                    body = await self._intake.read(context)
+                    arrival.hold(len(body))
+                    limits = self._service.limits
+                    asked, items = await arrival.parse(lambda body=body: _parse(body, limits))
+                    del body
+                    return await self._score(asked, items, context, arrival, seen)
             except Exception as error:  # the boundary: whatever it is, the caller gets a status
                 seen.failure = as_reward_error(error)
         refuse_with(context, seen.failure)
         return pb.ModelInferResponse()
 
-    async def _score(self, body: bytes, context: Any, caller: Caller, seen: Seen) -> Message:
-        asked = await self._service.in_thread(lambda: _read(pb.ModelInferRequest, body))
-        items = await self._service.in_thread(lambda: oip.items_from(_tensors(asked)))
+    async def _score(
+        self,
+        asked: pb.ModelInferRequest,
+        items: tuple[Item, ...],
+        context: Any,
+        arrival: Arrival,
+        seen: Seen,
+    ) -> Message:
         name = asked.model_name
         self._info(name, asked.model_version)
         seen.request = ScoreRequest("", (ScorerSelector(name, asked.model_version),), items)
         left_s = context.time_remaining()
         response = await self._service.score(
             seen.request,
-            caller=caller,
+            caller=arrival.caller,
+            arrived_bytes=arrival.held_bytes,
             deadline_s=left_s if left_s is not None and math.isfinite(left_s) else None,
         )
         response = redacted_response(response)
@@ -167,6 +187,19 @@ def _fill(message: pb.ModelInferResponse, outputs: Sequence[oip.Output], *, is_r
                 entry.contents.bytes_contents.append(value)
             else:
                 entry.contents.fp64_contents.append(math.nan if value is None else value)
+
+
+def _parse(body: bytes, limits: RequestLimits) -> tuple[pb.ModelInferRequest, tuple[Item, ...]]:
+    """The request without its pixels, and its items."""
+    check_message(body, limits, pb.ModelInferRequest.DESCRIPTOR)
+    asked = _read(pb.ModelInferRequest, body)
+    items = oip.items_from(_tensors(asked))
+    is_raw = bool(asked.raw_input_contents)
+    asked.ClearField("inputs")
+    asked.ClearField("raw_input_contents")
+    if is_raw:
+        asked.raw_input_contents.append(b"")  # the form in which outputs are wanted
+    return asked, items
 
 
 def _read(kind: Any, body: bytes) -> Any:

@@ -15,10 +15,11 @@ from fastapi.responses import JSONResponse, Response
 
 from reward_client._validation import unknown_scorer
 from reward_client.errors import STATUS, Code, InvalidArgument, NotFound, RewardError
-from reward_client.types import ScoreRequest, ScorerInfo, ScorerSelector
+from reward_client.types import Item, ScoreRequest, ScorerInfo, ScorerSelector
 from reward_server.api.dialects import oip
 from reward_server.api.dialects.context import Context, Dialect
 from reward_server.api.dialects.json_bodies import as_text, list_at, read_object, text_at
+from reward_server.api.errors import BodyTooLarge, http_status
 from reward_server.limits import RequestLimits
 from reward_server.service import RewardService
 
@@ -82,10 +83,10 @@ class OipHttpApi:
         """Score a batch."""
 
         async def answer(context: Context) -> Response:
-            body = await context.body()
             header = http.headers.get(HEADER)
-            asked = await self._service.in_thread(lambda: parse(body, header, context.limits))
-            items = await self._service.in_thread(lambda: oip.items_from(asked.tensors))
+            asked, items = await context.read(
+                lambda body: _asked_and_items(parse(body, header, context.limits))
+            )
             self._info(name, version)
             request = ScoreRequest("", (ScorerSelector(name, version),), items)
             result = (await context.score(request)).results[name]
@@ -102,6 +103,10 @@ class OipHttpApi:
         if version and version != infos[name].version:
             raise NotFound(f"scorer {name!r} has no version {version!r:.60}")
         return infos[name]
+
+
+def _asked_and_items(asked: Infer) -> tuple[Infer, tuple[Item, ...]]:
+    return asked, oip.items_from(asked.tensors)
 
 
 def parse(body: bytes, json_length: str | None, limits: RequestLimits) -> Infer:
@@ -190,7 +195,9 @@ def _answer(head: dict[str, Any], outputs: list[oip.Output], asked: Infer) -> Re
 
 
 def _failure(error: RewardError) -> Response:
-    status = 400 if error.code is Code.INVALID_ARGUMENT else STATUS[error.code].http
+    status = http_status(error)
+    if error.code is Code.INVALID_ARGUMENT and not isinstance(error, BodyTooLarge):
+        status = 400
     headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))

@@ -56,9 +56,8 @@ class PickleApi:
 
     async def _score(self, context: Context, scorer: str) -> Response:
         service = self._dialect.service
-        body = await context.body()
         limits = PickleLimits(max_bytes=service.config.server.max_message_bytes)
-        asked = await service.in_thread(lambda: pickle_messages.parse(body, limits))
+        asked = await context.read(lambda body: pickle_messages.parse(body, limits))
         request = ScoreRequest("", (self._selector(scorer),), asked.items)
         response = await context.score(request)
         result = response.results[scorer]

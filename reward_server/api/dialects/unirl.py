@@ -21,7 +21,7 @@ from reward_client.errors import STATUS, Code, InvalidArgument, NotFound, Reward
 from reward_client.types import Item, ScoreRequest, ScorerResult, ScorerSelector, SpecKind
 from reward_server.api.dialects.context import Context, Dialect
 from reward_server.api.dialects.json_bodies import as_text, image_at, list_at, read_object, text_at
-from reward_server.api.errors import error_response
+from reward_server.api.errors import BodyTooLarge, error_response, http_status
 from reward_server.limits import RequestLimits
 from reward_server.service import RewardService
 
@@ -72,8 +72,7 @@ class UniRLApi:
         return await self._dialect.answer(http, self._score, _failure)
 
     async def _score(self, context: Context) -> Response:
-        body = await context.body()
-        entries = await self._service.in_thread(lambda: parse(body, context.limits))
+        entries = await context.read(lambda body: parse(body, context.limits))
         names = [info.name for info in self._service.infos()]
         for name in dict.fromkeys(name for entry in entries for name in entry.rewards):
             if name not in names:
@@ -201,5 +200,6 @@ def _metrics(result: ScorerResult, place: int) -> dict[str, float]:
 def _failure(error: RewardError) -> Response:
     # The original's word for an unknown reward or a bad request is 400 with `detail`.
     if isinstance(error, NotFound | InvalidArgument):
-        return JSONResponse({"detail": error.message}, 400)
+        status = http_status(error) if isinstance(error, BodyTooLarge) else 400
+        return JSONResponse({"detail": error.message}, status)
     return error_response(error)
