@@ -181,6 +181,7 @@ ERRORS: Responses = {
         Code.INTERNAL: "A bug of the server.",
     }.items()
 }
+ERRORS[413] = answers(Error, "The body is over the limit: split it.")
 # Of what needs a key but nothing else.
 NOT_ALLOWED: Responses = {
     status: ERRORS[status]

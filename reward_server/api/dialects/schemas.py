@@ -142,6 +142,7 @@ _FF, _UNIRL, _OIP = "Flow-Factory", "UniRL", "Open Inference Protocol v2"
 _OIP_ERRORS: Responses = {
     **{status: answers(OipError, row["description"]) for status, row in ERRORS.items()},
     400: answers(OipError, "The request is wrong."),
+    413: answers(OipError, "The body is over the limit."),
 }
 _OIP_NOT_FOUND: Responses = {404: _OIP_ERRORS[404], 422: _OIP_ERRORS[422]}
 
@@ -171,7 +172,11 @@ UNIRL_SCORE = _route(
     _UNIRL,
     "Score a batch whose entries may want different rewards",
     UniRLResponse,
-    {**ERRORS, 400: answers(UniRLDetail, "The request as a whole is wrong.")},
+    {
+        **ERRORS,
+        400: answers(UniRLDetail, "The request as a whole is wrong."),
+        413: answers(UniRLDetail, "The body is over the limit."),
+    },
     UniRLRequest,
 )
 OIP_SERVER = _route(_OIP, "What this server is", OipServer, {})
