@@ -64,7 +64,7 @@ def context_for(model: FlowModel, name: str, old: Ema, **changes: float | str) -
     table = {"clip_low": 0.02, "clip_high": 0.03, "kl_beta": 0.0, "noise_levels": 3, **changes}
     own = {key: table[key] for key in table if key in kind_of_settings.model_fields}
     loss = kind_of_settings.model_validate({"algorithm": name, **own})
-    return LossContext(model, config, loss, old if entry.old else None)
+    return LossContext(model, config, loss, old if entry.old_decay else None)
 
 
 def moved(model: FlowModel, seed: int = 0, size: float = 0.02) -> Ema:
@@ -155,6 +155,42 @@ WEIGH: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "huber": lambda e, t: t * ((e + 1e-10).sqrt() - 1e-5),
     "ghuber": lambda e, t: t * ((e + 1e-10).pow(0.25) - 1e-10**0.25) / 0.25,
 }
+
+
+def test_nft_is_the_official_loss(model: FlowModel, old: Ema) -> None:
+    """Written down from the loop of NVlabs/DiffusionNFT, scripts/train_nft_sd3.py."""
+    beta, advantage_max, kl_beta = 0.7, 2.0, 0.3
+    batch = sampled(model, [1.0, -1.0, 0.5, 3.0, -9.0], [True, True, True, False, True])
+    kept = batch.select([0, 1, 2, 4])
+    at = points(kept, 3, own_sources(kept))
+    with torch.no_grad(), old.swap():
+        before = [predict(model, kept, point) for point in at]
+    with torch.no_grad(), model.reference():
+        base = [predict(model, kept, point) for point in at]
+    r = ((kept.advantage / advantage_max) / 2 + 0.5).clamp(0, 1)
+    assert r.min() == 0  # clipped
+    loss = torch.zeros(())
+    for point, v_old, v_ref in zip(at, before, base, strict=True):
+        v, t = predict(model, kept, point), point.t[:, None, None, None]
+
+        def error(u: Tensor, point: Point = point, t: Tensor = t) -> Tensor:
+            difference = point.x_t - t * u - point.x0
+            with torch.no_grad():
+                weight = difference.abs().mean((1, 2, 3), keepdim=True).clip(min=1e-5)
+            return (difference**2 / weight).mean((1, 2, 3))
+
+        positive = error(beta * v + (1 - beta) * v_old)
+        negative = error((1 + beta) * v_old - beta * v)
+        each = r * positive / beta + (1 - r) * negative / beta
+        distance = ((v - v_ref) ** 2).mean((1, 2, 3))
+        loss = loss + ((each * advantage_max).mean() + kl_beta * distance.mean()) / 3
+    expected = gradients(model, loss)
+    context = context_for(model, "nft", old, nft_beta=beta, kl_beta=kl_beta)
+    context = replace(context, advantage_max=advantage_max)
+    assert_close(update_gradients(context, [batch]), expected)
+    # In parts of any size.
+    parts = [batch.select(rows) for rows in ([0, 3], [4, 2], [1])]
+    assert_close(update_gradients(context, parts), expected)
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)

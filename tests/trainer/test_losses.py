@@ -79,4 +79,3 @@ def test_nft_decay_of_the_old_policy() -> None:
     assert old_decay(0) == 0
     assert old_decay(100) == pytest.approx(0.1)
     assert old_decay(10_000) == 0.5
-    assert old_decay(80, flat=75, rate=0.0075, maximum=0.999) == pytest.approx(0.0375)

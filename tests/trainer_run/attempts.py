@@ -24,7 +24,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from reward_client import Item
-from tests.trainer_run import evaluate_tiny, warm
+from tests.trainer_run import evaluate_tiny, two_ranks, warm
 from tests.trainer_run.fake_service import score_pixels, service_with
 from trainer import cli
 from trainer.config.load import parse
@@ -173,6 +173,9 @@ JOBS: dict[str, Callable[..., int]] = {
     "evaluate": evaluate_tiny.one_rank,
     "cli": command_line,
     "launch": launch,
+    "experts": two_ranks.experts,
+    "unused": two_ranks.unused,
+    "evaluate_without_service": two_ranks.evaluate_without_service,
 }
 
 

@@ -2,7 +2,8 @@
 
 A_i = (r_i - mean of its group) / (std + eps), where std is the group's or that of all rewards.
 Items that failed are neither numbers nor zeros: they take no part in any mean or std, get the
-advantage 0 and are marked invalid, so that the loss leaves them out.
+advantage 0 and are marked invalid, so that the loss leaves them out. So are, if asked for, the
+items of constant groups: they teach nothing, and would only dilute the others.
 
 Some losses want a choice instead of a number. It is made here, from A, because only here whole
 groups are seen; a constant group offers none:
@@ -33,7 +34,8 @@ class Advantages:
     Attributes:
         values: (N,) float64; 0 for failed items and for members of constant groups.
         valid: (N,) bool, False for failed items.
-        used: (N,) bool, what the loss averages over: the valid items, or the chosen ones of them.
+        used: (N,) bool, what the loss averages over: the valid items, without those of constant
+            groups if they are skipped, or the chosen ones.
         groups: (N,) number of each item's group, in order of appearance.
         stats: Plain numbers for the log, see ``advantages``.
     """
@@ -67,6 +69,11 @@ def _normalise(rewards: Floats, codes: NDArray[np.int64], valid: Bools, std: Std
         if not constant:
             out[members] = (values - values.mean()) / ((spread if std == "group" else total) + eps)
     return out, np.array(spreads)
+
+
+def _differing(relative: Floats, codes: NDArray[np.int64], valid: Bools) -> Bools:
+    """Whether the group of each item has members with different advantages, (N,)."""
+    return np.bincount(codes, weights=(relative != 0) & valid)[codes] > 0
 
 
 def _choose(
@@ -107,6 +114,7 @@ def advantages(
     clip: float | None = 5.0,
     mode: Mode = "relative",
     temperature: float = 1.0,
+    skip_constant_groups: bool = False,
 ) -> Advantages:
     """Turn the rewards of one epoch into advantages.
 
@@ -125,6 +133,8 @@ def advantages(
         mode: What the losses get, see the module's head; the choice is made before clipping,
             ``softmax`` is of the clipped values.
         temperature: Of ``softmax``, > 0.
+        skip_constant_groups: Leave items out of the loss whose whole group has the same advantage;
+            the modes that choose do so in any case.
 
     Returns:
         Values, masks, groups and stats: ``reward_mean``, ``reward_std`` (of valid items, weighted
@@ -170,6 +180,8 @@ def advantages(
     # Clipping makes ties: best and worst are looked for without it.
     ranked = out if mode in ("best", "best_worst") else bounded
     final, used = _choose(ranked, codes, ok, mode, temperature)
+    if skip_constant_groups:
+        used = used & _differing(out, codes, ok)
     good = total[ok]
     stats = {
         "reward_mean": float(good.mean()) if good.size else None,

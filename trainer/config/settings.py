@@ -173,7 +173,8 @@ class BatchSettings(Section):
     optimizer_steps_per_epoch: Positive = 2
     """Updates per epoch; the images are divided evenly between them, the rest is accumulation."""
     skip_constant_groups: bool = True
-    """Leave out batches whose images all have advantage 0 (their KL term as well)."""
+    """Leave out the images of prompts whose rewards are all equal: nothing is learnt from them, and
+    they count in neither the policy's loss nor the KL."""
 
 
 class OptimSettings(Section):

@@ -11,12 +11,14 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
     FlowMatchEulerDiscreteScheduler,
 )
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from trainer.models.adapter import Adapter
 from trainer.models.base import Conditioning, Experts, ModelOptions
 from trainer.models.family import decode_video, expanded, frozen, guides, sequence_length
 from trainer.models.loading import load_pipeline
 from trainer.models.schedule import euler_sigmas
+from trainer.parallel.world import on_any_process
 
 HIGH, LOW = "transformer", "transformer_2"
 EXPERTS: dict[Experts, tuple[str, ...]] = {
@@ -56,7 +58,7 @@ class Wan:
         self.networks: tuple[str, ...] = (
             (HIGH,) if self._boundary is None else EXPERTS[options.experts]
         )
-        for name in (HIGH, LOW):
+        for name in {HIGH, LOW} - set(self.networks):
             if getattr(pipe, name) is not None:
                 frozen(getattr(pipe, name), torch.device(options.device))
 
@@ -115,22 +117,25 @@ class Wan:
     ) -> Tensor:
         """With classifier-free guidance, alike for both experts: v_u + guidance_scale (v_c - v_u).
 
-        Two forward passes, as in the pipeline: a doubled batch of videos would not fit.
+        Two forward passes, as in the pipeline: a doubled batch of videos would not fit. A sharded
+        expert is called by all processes or none, for its weights are gathered from all of them: a
+        process without rows for it passes one, of which nothing is kept.
         """
         time = sigma * self.pipe.scheduler.config.num_train_timesteps
         without = expanded(negative, len(x)) if guides(guidance_scale) else None
         out = torch.zeros_like(x, dtype=torch.float32)
         for expert, index in self._shares(network, time):
-            part = (expert, x[index], time[index])
-            v = self._forward(*part, cond.index_select(index))
+            rows = index if len(index) else index.new_zeros(1)
+            part = (expert, x[rows], time[rows])
+            v = self._forward(*part, cond.index_select(rows))
             if without is not None:
-                v_without = self._forward(*part, without.index_select(index))
+                v_without = self._forward(*part, without.index_select(rows))
                 v = v_without + guidance_scale * (v - v_without)
-            out = out.index_copy(0, index, v)
+            out = out.index_copy(0, index, v[: len(index)])
         return out
 
     def _shares(self, network: Any, time: Tensor) -> list[tuple[Any, Tensor]]:
-        """Who predicts which rows of a batch."""
+        """The experts to call, in this order on every process, and the rows that each predicts."""
         rows = torch.arange(len(time), device=time.device)
         if self._boundary is None:
             return [(network, rows)]
@@ -141,9 +146,16 @@ class Wan:
         else:
             high, low = getattr(self.pipe, HIGH), network
         noisy = time >= self._boundary * self.pipe.scheduler.config.num_train_timesteps
-        return [
-            (who, part) for who, part in ((high, rows[noisy]), (low, rows[~noisy])) if len(part)
-        ]
+        shares = ((high, rows[noisy]), (low, rows[~noisy]))
+        called = [len(part) > 0 for _, part in shares]
+        sharded = [isinstance(expert, FSDPModule) for expert, _ in shares]
+        if any(sharded):
+            anywhere = on_any_process(called)
+            called = [
+                here or (there and shared)
+                for here, there, shared in zip(called, anywhere, sharded, strict=True)
+            ]
+        return [share for share, is_called in zip(shares, called, strict=True) if is_called]
 
     def _forward(self, expert: Any, x: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
         if self.pipe.config.expand_timesteps:

@@ -9,7 +9,7 @@ exact weights are needed. Sharded models (FSDP2) are in `trainer.parallel.shardi
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -46,12 +46,10 @@ class World:
     Attributes:
         rank: its number, 0 is the one that writes files.
         size: how many there are.
-        local_rank: its number on this machine, which is also its GPU.
     """
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0
 
     @property
     def is_main(self) -> bool:
@@ -79,7 +77,7 @@ class World:
                     "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo",
                     timeout=timedelta(seconds=timeout_s),
                 )
-        return World(dist.get_rank(), size, int(environment.get("LOCAL_RANK", "0")))
+        return World(dist.get_rank(), size)
 
     def leave(self) -> None:
         """End the group, if there is one."""
@@ -141,27 +139,32 @@ class World:
         return value if self.size == 1 else float(sum(self.gather(value)))
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Add up the gradients of all processes in place; missing ones count as zero."""
+        """Add up the gradients of all processes in place; missing ones count as zero.
+
+        A parameter without a gradient on any process keeps none: the optimiser skips it, as it does
+        with one process, instead of moving it by momentum and weight decay.
+        """
         if self.size == 1:
             return
         trained = list(parameters)
-        for parameter in trained:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        flat = torch.cat([p.grad.flatten() for p in trained if p.grad is not None])
+        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+        present = parts[0].new_tensor([p.grad is not None for p in trained])
+        flat = torch.cat([*(part.flatten() for part in parts), present])
         with _peers():
             dist.all_reduce(flat)
-        offset = 0
-        for parameter in trained:
-            count = parameter.numel()
-            parameter.grad = flat[offset : offset + count].view_as(parameter)
-            offset += count
+        *sums, present = flat.split([*(p.numel() for p in trained), len(trained)])
+        for parameter, total, count in zip(trained, sums, present.tolist(), strict=True):
+            parameter.grad = total.view_as(parameter) if count else None
 
-    def barrier(self) -> None:
-        """Wait for all processes."""
-        if self.size > 1:
-            with _peers():
-                dist.barrier()
+
+def on_any_process(flags: Sequence[bool]) -> list[bool]:
+    """For each flag, whether it is set on any process; all processes have to call this."""
+    if not dist.is_initialized():
+        return list(flags)
+    found = torch.tensor(flags, dtype=torch.uint8)
+    with _peers():
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return found.bool().tolist()
 
 
 def shared(error: TrainerError) -> TrainerError:

@@ -19,9 +19,8 @@ from trainer.algorithm.sde import (
     log_prob,
     transition,
 )
-from trainer.algorithm.windows import window
 from trainer.models.base import Conditioning, FlowModel
-from trainer.rollout.noise import NoiseKey
+from trainer.rollout.noise import NoiseKey, generator
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +76,22 @@ class RolloutConfig:
         return self.log_prob_form or OFFICIAL_LOG_PROB.get(self.kind, "gaussian")
 
 
-def draw_window(config: RolloutConfig, seed: int, epoch: int, batch: int = 0) -> tuple[int, ...]:
-    """The stochastic steps of one batch, see ``trainer.algorithm.windows``; none for ``ode``."""
+def draw_window(config: RolloutConfig, seed: int, epoch: int) -> tuple[int, ...]:
+    """The stochastic steps of an epoch: a run of consecutive ones, drawn anew for every epoch.
+
+    It is the same for all images of the epoch (Flow-GRPO-Fast draws one per batch): a reward
+    depends on where the noise is added, and is compared within groups and over the epoch.
+
+    Returns:
+        ``window_size`` steps, or all that are allowed; none for ``ode``.
+    """
     if config.kind == "ode":
         return ()
     first, end = config.allowed
     size = config.window_size or end - first
-    return window((first, end), size, seed=seed, epoch=epoch, batch=batch)
+    source = generator("window", seed, epoch)
+    start = int(torch.randint(first, end - size + 1, (1,), generator=source))
+    return tuple(range(start, start + size))
 
 
 @dataclass(frozen=True, slots=True)

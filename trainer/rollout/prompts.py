@@ -2,8 +2,8 @@
 
 Everything is a function of the settings, the seed and the epoch: nothing is drawn ahead and nothing
 has to be stored to resume. Each drawn prompt is a group of `images_per_prompt` images; the images
-of an epoch are numbered group by group. A prompt is drawn at most once per epoch while there are
-enough of them, so that groups never merge. Sampling batches are runs of images, updates are runs of
+of an epoch are numbered group by group. A prompt that is drawn twice makes two groups. Sampling
+batches are runs of images, updates are runs of
 batches: what an update learns from does not depend on the number of processes.
 """
 
@@ -34,23 +34,39 @@ class Draw:
 
 
 def draw_prompts(
-    probabilities: Sequence[float], count: int, *, seed: int, epoch: int
+    probabilities: Sequence[float],
+    categories: Sequence[str],
+    count: int,
+    *,
+    seed: int,
+    epoch: int,
 ) -> tuple[int, ...]:
-    """Indices of the epoch's prompts, drawn by weight and without repetition where possible.
+    """Indices of the epoch's prompts, by systematic sampling (Madow 1949).
 
-    With more draws than prompts of positive weight, everything is drawn once per round. The order
-    is shuffled: drawing without repetition puts the likelier prompts, and so the easier update,
-    first.
+    Prompt i comes count * p_i times on average, and in each epoch that number rounded down or up;
+    so does each category as a whole. (Drawing one after another without repetition would take less
+    than their share from the likelier prompts.)
+
+    Args:
+        probabilities: p_i of each prompt of the training file; they add up to 1.
+        categories: the category of each prompt.
+        count: how many prompts are drawn.
+        seed: the run's seed.
+        epoch: number of the epoch.
+
+    Returns:
+        `count` indices in random order.
     """
-    weights = torch.tensor(probabilities, dtype=torch.float64)
     source = generator("prompts", seed, epoch)
-    available = int((weights > 0).sum())
-    chosen: list[int] = []
-    while len(chosen) < count:
-        size = min(count - len(chosen), available)
-        chosen += torch.multinomial(weights, size, generator=source).tolist()
-    order = torch.randperm(len(chosen), generator=source).tolist()
-    return tuple(chosen[place] for place in order)
+    shuffled: list[int] = torch.randperm(len(probabilities), generator=source).tolist()
+    # Prompts lie on a line, each as long as it is likely, category by category; marks at distance 1
+    # from a random start choose those that they fall on.
+    line = sorted((i for i in shuffled if probabilities[i] > 0), key=lambda i: categories[i])
+    ends = torch.tensor([probabilities[i] for i in line], dtype=torch.float64).cumsum(0)
+    start = torch.rand((), generator=source, dtype=torch.float64)
+    marks = (start + torch.arange(count)) * (ends[-1] / count)
+    places = torch.searchsorted(ends, marks, right=True).clamp(max=len(line) - 1).tolist()
+    return tuple(line[places[i]] for i in torch.randperm(count, generator=source).tolist())
 
 
 def draws(

@@ -54,6 +54,7 @@ def train_epoch(run: Run) -> dict[str, Any]:
     with _timed(times, "rollout"):
         prompts = draw_prompts(
             run.probabilities,
+            [prompt.group for prompt in run.train],
             settings.batch.prompts_per_epoch,
             seed=settings.run.seed,
             epoch=epoch,
@@ -66,12 +67,14 @@ def train_epoch(run: Run) -> dict[str, Any]:
     found = epoch_advantages(settings, scores)
     with _timed(times, "train"):
         updates = [update(run, train_batches(run, batches, found, negative)) for batches in sampled]
+        run.updater.end_epoch()
     names = [term.name for term in settings.rewards.train]
     total = len(scores.values[names[0]])
     return {
         "kind": "train",
         "epoch": epoch + 1,
         "updates": run.progress.updates,
+        "window": list(sampled[0][0].batch.steps),
         "reward": {name: _mean(scores.values[name]) for name in names},
         "categories": _by_category(run, prompts, scores.values[names[0]]),
         "advantage": dict(found.stats),
@@ -138,7 +141,7 @@ def sample_batch(run: Run, images: Sequence[Draw], number: int, negative: Condit
         [image.key for image in images],
         run.updater.config,
         latent_shape=run.model.latent_shape(*settings.sampling.size),
-        window=draw_window(run.updater.config, settings.run.seed, epoch, number),
+        window=draw_window(run.updater.config, settings.run.seed, epoch),
         negative=negative,
     )
     decoded = run.model.decode(batch.final)

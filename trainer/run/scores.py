@@ -78,6 +78,7 @@ def epoch_advantages(settings: Settings, scores: Scores) -> Advantages:
         clip=settings.advantage.clip,
         mode=LOSSES[loss.algorithm].advantage,
         temperature=loss.rwr_temperature if isinstance(loss, RwrSettings) else 1.0,
+        skip_constant_groups=settings.batch.skip_constant_groups,
     )
 
 

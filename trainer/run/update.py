@@ -18,7 +18,6 @@ from torch.distributed.tensor import DTensor
 
 from trainer.algorithm.losses import LOSSES, LossContext, TrainBatch
 from trainer.algorithm.losses.base import rows_of
-from trainer.algorithm.losses.nft import old_decay
 from trainer.config.load import rollout_config, training_guidance
 from trainer.config.settings import OptimSettings, Settings
 from trainer.models.base import Conditioning, FlowModel
@@ -111,11 +110,6 @@ def learning_rate(optim: OptimSettings, update: int) -> float:
     return optim.lr * rise * fall
 
 
-def informative(batch: TrainBatch) -> bool:
-    """Whether any image of the batch pushes the policy anywhere."""
-    return bool((batch.valid & (batch.advantage != 0)).any())
-
-
 def split(batch: TrainBatch, size: int) -> Iterator[TrainBatch]:
     """Slices of at most `size` images."""
     total = len(batch.rollout)
@@ -133,7 +127,7 @@ class Updater:
         parameters: what is trained, by name.
         config: how the rollout samples.
         updates: optimiser updates done so far.
-        old: the sampling policy's weights, for losses that ask for them (`LossEntry.old`).
+        old: the sampling policy's weights, for losses that ask for them (`LossEntry.old_decay`).
         scaler: the scale of the loss, in float16.
     """
 
@@ -145,7 +139,7 @@ class Updater:
         self._entry = LOSSES[settings.loss.algorithm]
         self.parameters = dict(model.trainable_parameters())
         self.updates = 0
-        self.old = Ema(self.parameters) if self._entry.old else None
+        self.old = Ema(self.parameters) if self._entry.old_decay else None
         half = resolve(settings.model.dtype, model.device) == torch.float16
         self.scaler = LossScale(model.device.type) if half else None
         self._sharded = parallel(settings, world.size, model.device) == "fsdp"
@@ -162,12 +156,12 @@ class Updater:
 
     def sampling(self) -> AbstractContextManager[None]:
         """Inside, the model has the weights that images are sampled with."""
-        if self.old is None:
-            return nullcontext()
-        if self._entry.old == "trailing":
-            return self.old.swap()
-        self.old.blend(0.0)
-        return nullcontext()
+        return nullcontext() if self.old is None else self.old.swap()
+
+    def end_epoch(self) -> None:
+        """Let the sampling policy follow, once the last update of an epoch is done."""
+        if self.old is not None and self._entry.old_decay is not None:
+            self.old.blend(self._entry.old_decay(self.updates))
 
     def renew(
         self, record: RolloutBatch, cond: Conditioning, negative: Conditioning
@@ -207,8 +201,6 @@ class Updater:
         size = self.settings.batch.train_batch_size
         parts = [part for batch in batches for part in split(batch, size or len(batch.rollout))]
         counts = [int(part.valid.sum()) for part in parts]
-        if self.settings.batch.skip_constant_groups:
-            counts = [n if informative(p) else 0 for n, p in zip(counts, parts, strict=True)]
         total = self._world.sum(float(sum(counts)))
         busy = [count > 0 for count in counts]
         if self._sharded:
@@ -254,8 +246,6 @@ class Updater:
         elif finite:
             self.optimizer.step()
         self.updates += 1
-        if self.old is not None and self._entry.old == "trailing":
-            self.old.blend(old_decay(self.updates))
         metrics = log.read(self._world)
         if finite:
             metrics["grad_norm"] = float(norm)

@@ -88,7 +88,7 @@ def evaluate_target(
     world = World.join(environment, device.type)
     service = connect(settings.rewards, environment)
     try:
-        service.check(all_terms(settings))
+        world.everywhere(lambda: service.check(all_terms(settings)))
         found = evaluate_run(
             target.load(device),
             prompts,

@@ -5,13 +5,13 @@ from trainer.algorithm.losses.base import Loss, LossContext, LossEntry, Term, Tr
 from trainer.algorithm.losses.dpo import dpo, exchange
 from trainer.algorithm.losses.grpo import grpo, grpo_guard
 from trainer.algorithm.losses.matching import matching
-from trainer.algorithm.losses.nft import nft
+from trainer.algorithm.losses.nft import nft, old_decay
 
 LOSSES: dict[str, LossEntry] = {
     "grpo": LossEntry(grpo, "steps"),
     "grpo_guard": LossEntry(grpo_guard, "steps", keep_means=True),
-    "nft": LossEntry(nft, "images", old="trailing"),
-    "awm": LossEntry(awm, "images", old="epoch"),
+    "nft": LossEntry(nft, "images", old_decay=old_decay),
+    "awm": LossEntry(awm, "images", old_decay=lambda updates: 0.0),
     "dpo": LossEntry(dpo, "images", "best_worst", reference=True, prepare=exchange),
     "sft": LossEntry(matching, "images", "best"),
     "rwr": LossEntry(matching, "images", "softmax"),

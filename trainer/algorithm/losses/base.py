@@ -1,8 +1,8 @@
 """What a loss is: a generator of terms over one micro-batch of a rollout.
 
 Each term is back-propagated as soon as it is made, so that the graph of one forward pass is alive
-at a time. The terms of a micro-batch add up to its mean loss; a loop that spreads one optimiser
-step over M micro-batches divides by M.
+at a time. The terms of a micro-batch add up to its mean over the valid images; an update that is
+made of several weighs each by its share of all valid images.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -74,7 +74,7 @@ class LossContext(Generic[L_co]):
         model: The policy.
         rollout: How the images were sampled; its guidance is that of training.
         loss: The loss's settings.
-        old: The sampling policy's weights, for losses that ask for them (``LossEntry.old``).
+        old: The sampling policy's weights, for losses that ask for them (``LossEntry.old_decay``).
         advantage_max: The bound at which advantages were clipped; scales nft's rewards.
     """
 
@@ -130,9 +130,9 @@ class LossEntry:
             which deterministic sampling makes.
         advantage: What the advantages of its images mean, see ``trainer.algorithm.advantages``.
         keep_means: The rollout has to store the means of its steps.
-        old: A copy of the sampling policy's weights. ``epoch``: the weights at the start of the
-            epoch. ``trailing``: weights that follow the policy from update to update
-            (``losses.nft.old_decay``), and that images are sampled with.
+        old_decay: For losses that need the old policy, a copy of the weights that images are
+            sampled with. After the last update of an epoch it becomes d * old + (1 - d) * policy;
+            this gives d for the number of updates so far.
         reference: The loss itself compares with the reference model, whatever ``kl_beta`` is.
         prepare: Called before every update.
     """
@@ -141,6 +141,6 @@ class LossEntry:
     learns_from: Literal["steps", "images"]
     advantage: Mode = "relative"
     keep_means: bool = False
-    old: Literal["", "epoch", "trailing"] = ""
+    old_decay: Callable[[int], float] | None = None
     reference: bool = False
     prepare: Prepare | None = None

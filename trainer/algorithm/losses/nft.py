@@ -6,8 +6,8 @@ r = clip(A / (2 A_max) + 1/2, 0, 1) the loss draws v towards good images and awa
     v+ = beta v + (1 - beta) v_old          v- = (1 + beta) v_old - beta v
     L  = A_max [r L(v+) + (1 - r) L(v-)] / beta,     L(u) = |x_t - t u - x_0|^2 / weight(u)
 
-Images have to be sampled with the old policy (``with old.swap():`` around the rollout); after
-every update ``old.blend(old_decay(step))`` follows.
+Images are sampled with the old policy, which is the same in all updates of an epoch; after the last
+one it follows the policy: ``old.blend(old_decay(updates))``.
 """
 
 from collections.abc import Iterator
@@ -20,9 +20,9 @@ from trainer.algorithm.losses.images import Point, Velocities, image_terms, squa
 from trainer.config.settings import NftSettings
 
 
-def old_decay(step: int, flat: int = 0, rate: float = 0.001, maximum: float = 0.5) -> float:
-    """How much of the old policy is kept after update ``step`` (official type 1 by default)."""
-    return min(max(step - flat, 0) * rate, maximum)
+def old_decay(updates: int) -> float:
+    """How much of the old policy is kept after an epoch, by updates so far (official type 1)."""
+    return min(0.001 * updates, 0.5)
 
 
 def _x0_error(v: Tensor, point: Point) -> Tensor:
