@@ -153,7 +153,7 @@ def gradients(
     """The gradient of every group of some epochs without its KL term, (groups, parameters)."""
     config, entry = rollout_config(settings), LOSSES[settings.loss.algorithm]
     parameters = dict(model.trainable_parameters())
-    old = Ema(parameters) if entry.old else None
+    old = Ema(parameters) if entry.old_decay else None
     loss = settings.loss.model_copy(update={"kl_beta": 0.0})
     context = LossContext(model, config, loss, old)
     found: list[Tensor] = []
@@ -177,7 +177,8 @@ def sampled(
     config, size = rollout_config(settings), settings.batch.images_per_prompt
     prompts, _ = load_prompts(settings, lambda text: None)
     weights = category_probabilities(prompts, settings.task.category_weights)
-    numbers = draw_prompts(weights, settings.batch.prompts_per_epoch, seed=0, epoch=epoch)
+    categories, count = [prompt.group for prompt in prompts], settings.batch.prompts_per_epoch
+    numbers = draw_prompts(weights, categories, count, seed=0, epoch=epoch)
     images = draws(numbers, size, seed=0, epoch=epoch, group_noise=settings.sampling.group_noise)
     shape = model.latent_shape(*settings.sampling.size)
     records, conds, pending = [], [], []
