@@ -176,10 +176,10 @@ def test_the_commands_write_files_that_the_tasks_read(
     assert call(monkeypatch, "data", "geneval", *more, "--ratio", "counting=1,colors=3") == 0
     rows = [json.loads(line) for line in train.read_text(encoding="utf-8").splitlines()]
     assert Counter(row["tag"] for row in rows) == {"counting": 100, "colors": 300}
-    assert not check_overlap(TASKS["geneval"](train), TASKS["geneval"](test))
+    assert not check_overlap(TASKS["geneval"](train, print), TASKS["geneval"](test, print))
     words = tmp_path / "ocr.jsonl"
     assert call(monkeypatch, "data", "ocr", "--count", "24", "--test", "--out", str(words)) == 0
-    assert len(TASKS["ocr"](words)) == 24
+    assert len(TASKS["ocr"](words, print)) == 24
     assert call(monkeypatch, "data", "geneval", "--out", str(train), "--ratio", "counting") == 2
     assert "write name=share" in capsys.readouterr().err
     assert call(monkeypatch, "data", "pull", "genevla") == 2
