@@ -25,8 +25,8 @@ from statistics import fmean
 from typing import Annotated, Any
 
 import typer
+from contact_sheet import labelled
 
-from trainer.report.images import labelled
 from trainer.report.svg import Axes, Series, line_document, moving_average
 
 PRESET = "mini_geneval_grpo"

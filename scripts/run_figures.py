@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from contact_sheet import labelled
 from PIL import Image
-
-from trainer.report.images import labelled
 
 COLORS = ("#2b59e0", "#1f9d63", "#8a63d2", "#c98a00", "#d6336c", "#0c8599", "#868e96")
 HEIGHT_PX, TOP_PX, BOTTOM_PX = 370, 34, 320

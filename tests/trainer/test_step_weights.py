@@ -6,8 +6,7 @@ import torch
 
 from trainer.algorithm import sde
 from trainer.algorithm.losses import LossContext, TrainBatch
-from trainer.algorithm.losses.grpo import step_advantages
-from trainer.algorithm.step_weights import step_weights
+from trainer.algorithm.losses.grpo import step_advantages, step_weights
 from trainer.config.settings import GrpoSettings
 from trainer.models.base import Conditioning
 from trainer.rollout.policy import RolloutBatch, RolloutConfig

@@ -16,7 +16,7 @@ from trainer.errors import ConfigError
 from trainer.report.data import load_run, verdict, watched
 from trainer.report.images import cut, load_png, save_picture, save_png, sheet, strip
 from trainer.report.page import write_report
-from trainer.report.svg import Axes, Series, area_chart, line_chart, moving_average, ticks
+from trainer.report.svg import Axes, Series, line_chart, moving_average, ticks
 
 
 def estimate(mean: float, half: float = 0.02) -> dict[str, Any]:
@@ -192,13 +192,11 @@ def test_ticks_are_few_ordered_and_inside(low: float, span: float) -> None:
 def test_charts_survive_gaps_single_points_and_nothing() -> None:
     assert line_chart([Series("a", [], [])]) == ""
     assert line_chart([Series("a", [1], [None])]) == ""
-    assert area_chart([]) == ""
     for chart in (
         line_chart([Series("a", [1], [2.0])]),
         line_chart(
             [Series("a<", [1, 2], [0.0, None], [0.0, None], [0.0, 1.0])], Axes(band=(-1, 1))
         ),
-        area_chart([Series("a", [1, 2], [1.0, None]), Series("b", [1, 2], [2.0, 2.0], color=2)]),
     ):
         ElementTree.fromstring(chart[: chart.index("</svg>") + 6])
         assert "nan" not in chart

@@ -1,47 +1,27 @@
 """Flow models by family, one file each."""
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 from trainer.models.base import FlowModel, ModelOptions
 
-# Families are imported on use: diffusers takes seconds, and most of the trainer does not need it.
+Load = Callable[[str | Path, ModelOptions], FlowModel]
 
 
-def _sd3(path_or_id: str | Path, options: ModelOptions) -> FlowModel:
-    from trainer.models import sd3
+def _family(module: str) -> Load:
+    """The `load` of a family, imported on use: diffusers takes seconds, and is not always needed."""
 
-    return sd3.load(path_or_id, options)
+    def load(path_or_id: str | Path, options: ModelOptions) -> FlowModel:
+        return import_module(f"trainer.models.{module}").load(path_or_id, options)
 
-
-def _flux(path_or_id: str | Path, options: ModelOptions) -> FlowModel:
-    from trainer.models import flux
-
-    return flux.load(path_or_id, options)
+    return load
 
 
-def _qwen_image(path_or_id: str | Path, options: ModelOptions) -> FlowModel:
-    from trainer.models import qwen_image
-
-    return qwen_image.load(path_or_id, options)
-
-
-def _z_image(path_or_id: str | Path, options: ModelOptions) -> FlowModel:
-    from trainer.models import z_image
-
-    return z_image.load(path_or_id, options)
-
-
-def _wan(path_or_id: str | Path, options: ModelOptions) -> FlowModel:
-    from trainer.models import wan
-
-    return wan.load(path_or_id, options)
-
-
-MODELS: dict[str, Callable[[str | Path, ModelOptions], FlowModel]] = {
-    "sd3": _sd3,
-    "flux": _flux,
-    "qwen_image": _qwen_image,
-    "z_image": _z_image,
-    "wan": _wan,
+MODELS: dict[str, Load] = {
+    "sd3": _family("sd3"),
+    "flux": _family("flux"),
+    "qwen_image": _family("qwen_image"),
+    "z_image": _family("z_image"),
+    "wan": _family("wan"),
 }

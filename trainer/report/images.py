@@ -1,20 +1,16 @@
 """Images and videos of a run as files: contact sheets of fixed prompts and seeds."""
 
 import io
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PilImage
-from PIL import ImageDraw, ImageFont
 
 Pixels = NDArray[np.uint8]
 STRIP_FRAMES = 5
 FRAMES_PER_S = 16  # Wan's
-CELL_PX, LABEL_PX, CAPTION_PX = 128, 92, 54
-CAPTION_CHARS = 19
 
 
 def sheet(images: Sequence[Pixels], columns: int, gap_px: int = 2) -> Pixels:
@@ -44,34 +40,6 @@ def cut(pixels: Pixels, columns: int, rows: int = 1, gap_px: int = 2) -> list[Pi
         for top in range(0, rows * down, down)
         for left in range(0, columns * right, right)
     ]
-
-
-def labelled(rows: Sequence[tuple[str, Path]], prompts: Sequence[str]) -> PilImage.Image:
-    """Sheets of one row under each other, enlarged, for a page: names at the left, prompts on top.
-
-    Args:
-        rows: name and file of each sheet, an image per prompt.
-        prompts: what is drawn, by column.
-    """
-    size = (LABEL_PX + CELL_PX * len(prompts), CAPTION_PX + CELL_PX * len(rows))
-    out = PilImage.new("RGB", size, "white")
-    pen, font = ImageDraw.Draw(out), ImageFont.load_default(size=13)
-    for column, text in enumerate(prompts):
-        pen.text((LABEL_PX + CELL_PX * column + 4, 4), _wrapped(text), "#333", font)
-    for number, (name, file) in enumerate(rows):
-        top = CAPTION_PX + CELL_PX * number
-        pen.text((6, top + CELL_PX // 2 - 8), name, "#333", font)
-        for column, image in enumerate(cut(load_png(file), len(prompts))):
-            tile = PilImage.fromarray(image)
-            tile = tile.resize((CELL_PX - 4, CELL_PX - 4), PilImage.Resampling.NEAREST)
-            out.paste(tile, (LABEL_PX + CELL_PX * column, top))
-    return out
-
-
-def _wrapped(text: str) -> str:
-    """A prompt in short lines, without GenEval's opening."""
-    words = text.removeprefix("a photo of ")
-    return "\n".join(textwrap.wrap(words, CAPTION_CHARS))
 
 
 def strip(picture: Pixels) -> Pixels:

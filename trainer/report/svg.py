@@ -1,4 +1,4 @@
-"""Line and area charts as inline SVG: no scripts, no fonts, no assets; colours come from the page.
+"""Line charts as inline SVG: no scripts, no fonts, no assets; colours come from the page.
 
 Colours are CSS variables (`--s1` to `--s6`, `--grid`, `--ink`), so that a chart follows the page's
 light or dark theme.
@@ -115,30 +115,6 @@ def line_document(series: Sequence[Series], axes: Axes | None = None) -> str:
         f'height="{height}"><style>{_ALONE}</style><rect width="100%" height="100%" fill="#fff"/>'
         f"{inner}{legend}</svg>\n"
     )
-
-
-def area_chart(series: Sequence[Series], axes: Axes | None = None) -> str:
-    """Draw series stacked on each other; all share their positions."""
-    axes = axes or Axes(y_min=0)
-    if not series or not series[0].x:
-        return ""
-    base = [0.0] * len(series[0].x)
-    layers = []
-    for line in series:
-        top = [low + (value or 0.0) for low, value in zip(base, line.y, strict=True)]
-        layers.append((line, base, top))
-        base = top
-    scale = _Scale.fit([Series("", series[0].x, base)], axes)
-    parts = [_frame(scale, axes)]
-    for line, low, high in layers:
-        forth = [(x, y) for x, y in zip(line.x, high, strict=True)]
-        back = [(x, y) for x, y in zip(line.x, low, strict=True)][::-1]
-        points = " ".join(f"{scale.x(x):.1f},{scale.y(y):.1f}" for x, y in forth + back)
-        parts.append(
-            f'<polygon points="{points}" fill="var(--s{line.color})" opacity=".8">'
-            f"<title>{escape(line.name)}</title></polygon>"
-        )
-    return _svg(parts, series)
 
 
 @dataclass(frozen=True, slots=True)

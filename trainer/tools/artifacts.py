@@ -140,7 +140,6 @@ class Choice:
         preset: preset or .toml file, for what is no run.
         checkpoint: which of a run's: `latest`, `best` or a folder's name.
         base: the untrained model instead.
-        url: address of the reward service (REWARD_URL), or an empty text.
         measure: what an evaluation measures instead of what the settings say.
         overrides: `section.key=value` texts; come last.
     """
@@ -148,7 +147,6 @@ class Choice:
     preset: str = ""
     checkpoint: str = checkpoints.LATEST
     base: bool = False
-    url: str = ""
     measure: Measure = field(default_factory=Measure)
     overrides: Sequence[str] = ()
 
@@ -244,11 +242,9 @@ def _resolved(run_dir: Path) -> dict[str, Any]:
 
 
 def _settings(table: dict[str, Any], choice: Choice, *, untrained: bool = False) -> Settings:
-    url = {"url": choice.url} if choice.url else {}
-    merged = {**table, "rewards": {**table.get("rewards", {}), **url}}
     # Nothing is trained here, so that nothing has to be kept beside a model that is the base.
     own = ["loss.kl_beta=0.0", "eval.kl_steps=0"] if untrained else []
-    return parse(apply_overrides(merged, [*own, *choice.overrides]))
+    return parse(apply_overrides(table, [*own, *choice.overrides]))
 
 
 def _is_hub_id(place: str) -> bool:

@@ -7,15 +7,15 @@ on one side.
 """
 
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from trainer.algorithm.losses.base import LossContext, Term, TrainBatch
-from trainer.algorithm.sde import kl
-from trainer.algorithm.step_weights import step_weights
+from trainer.algorithm.sde import kl, transition
 from trainer.config.settings import GrpoSettings
-from trainer.rollout.policy import PolicyStep, recompute
+from trainer.rollout.policy import PolicyStep, RolloutConfig, recompute
 
 
 def masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:
@@ -77,6 +77,41 @@ def grpo_loss(
     metrics = ratio_metrics(log_ratio, ratio, clip_low, clip_high, valid)
     metrics["policy_loss"] = loss.detach()
     return loss, metrics
+
+
+def step_weights(
+    scheme: Literal["uniform", "noise"], config: RolloutConfig, sigmas: Tensor
+) -> Tensor:
+    """How much every sampling step counts in the policy gradient.
+
+    The advantage of an image is the same at all its steps, which differ by orders of magnitude in
+    how much their noise moves the image, and with it in their gradient.
+
+    Args:
+        scheme: ``uniform``: 1. ``noise``: the standard deviation that the step adds, divided by
+            its mean over the steps that may lie in the window (TempFlow-GRPO, arXiv:2508.04324
+            eq. 8).
+        config: How the images were sampled.
+        sigmas: (num_steps + 1,) schedule.
+
+    Returns:
+        (num_steps,) float32, on the CPU.
+    """
+    if scheme == "uniform":
+        return torch.ones(config.num_steps)
+    first, end = config.allowed
+    x = torch.zeros(config.num_steps, 1)
+    step = transition(
+        config.kind,
+        x,
+        x,
+        sigmas[:-1],
+        sigmas[1:],
+        noise_level=config.noise_level,
+        sigma_max=sigmas[1].item(),
+    )
+    std = step.std.flatten()
+    return std / std[first:end].mean()
 
 
 def step_advantages(context: LossContext[GrpoSettings], batch: TrainBatch, place: int) -> Tensor:
