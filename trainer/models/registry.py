@@ -10,7 +10,7 @@ Load = Callable[[str | Path, ModelOptions], FlowModel]
 
 
 def _family(module: str) -> Load:
-    """The `load` of a family, imported on use: diffusers takes seconds, and is not always needed."""
+    """The `load` of a family, imported on use: diffusers takes seconds to import."""
 
     def load(path_or_id: str | Path, options: ModelOptions) -> FlowModel:
         return import_module(f"trainer.models.{module}").load(path_or_id, options)
