@@ -18,8 +18,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from reward_client.errors import Code
 from reward_server.scorers.base import ItemFailure, ItemScore, Outcome, ScoreInput, SelfTestError
-from reward_server.scorers.hpsv3 import batching, network, pixels, template
-from reward_server.scorers.hpsv3.scorer import FILES, HpsV3Scorer
+from reward_server.scorers.hpsv3 import network, pixels, template
+from reward_server.scorers.hpsv3.scorer import FILES, HpsV3Scorer, groups
 from reward_server.weights.store import MissingWeights
 
 # The chat template of Qwen/Qwen2-VL-7B-Instruct, without its branch for videos.
@@ -239,7 +239,7 @@ def test_groups_hold_everything_once_within_the_budget() -> None:
     for _ in range(50):
         lengths = rng.integers(1, 100, rng.integers(0, 30)).tolist()
         budget = int(rng.integers(1, 400))
-        found = batching.groups(lengths, budget)
+        found = groups(lengths, budget)
         assert sorted(i for group in found for i in group) == list(range(len(lengths)))
         for group in found:
             assert len(group) == 1 or len(group) * max(lengths[i] for i in group) <= budget

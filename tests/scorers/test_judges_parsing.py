@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reward_server.scorers.base import ItemScore
-from reward_server.scorers.judges import answers, parsing, prompts
+from reward_server.scorers.judges import parsing, prompts
 from reward_server.scorers.judges.definitions import JUDGES, spec_of
 from reward_server.scorers.judges.parsing import Reply, Unreadable
 
@@ -156,7 +156,7 @@ def test_yes_no_refuses_what_is_no_answer(tops: list[tuple[str, float]], says: s
 )
 def test_answers_that_do_not_fit_the_api_are_unreadable(answer: object) -> None:
     with pytest.raises(Unreadable):
-        answers.reply_of(answer)
+        parsing.reply_of(answer)
 
 
 def test_transforms_are_the_documented_scales() -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from reward_server.scorers import golden, tools, torch_tools
 from reward_server.scorers.base import ItemFailure, ItemScore, Outcome, ScoreInput, ScorerSpec, raw
-from reward_server.scorers.hpsv3 import batching, network, pixels, template
+from reward_server.scorers.hpsv3 import network, pixels, template
 from reward_server.weights import store
 
 CHECKPOINT = "HPSv3.safetensors"
@@ -114,7 +114,7 @@ class HpsV3Scorer:
     def fingerprint(self) -> str:
         """Digest over code, weights, types and library versions."""
         facts = {"version": self.spec.version, "weights": self._digest, **self._facts}
-        modules = [network, pixels, template, batching, sys.modules[__name__]]
+        modules = [network, pixels, template, sys.modules[__name__]]
         return tools.digest(modules, facts)
 
     def golden_items(self) -> list[ScoreInput]:
@@ -138,7 +138,7 @@ class HpsV3Scorer:
         outcomes: list[Outcome | _Prepared] = [self._prepared(item) for item in batch]
         todo = [i for i, found in enumerate(outcomes) if isinstance(found, _Prepared)]
         ready = [found for found in outcomes if isinstance(found, _Prepared)]
-        for group in batching.groups([len(p.ids) for p in ready], self._batch_tokens):
+        for group in groups([len(p.ids) for p in ready], self._batch_tokens):
             values = self._forward([ready[i] for i in group])
             for i, (mu, sigma) in zip(group, values, strict=True):
                 shown = {"tokens": len(ready[i].ids), "patches": list(ready[i].grid)}
@@ -208,3 +208,24 @@ def _tokenizer(folder: Path, embeddings: int) -> Any:
     if len(tokenizer.encode(template.IMAGE_TOKEN, add_special_tokens=False)) != 1:
         raise ValueError(f"not Qwen2-VL's tokenizer: it has no {template.IMAGE_TOKEN}")
     return tokenizer
+
+
+def groups(lengths: Sequence[int], budget_tokens: int) -> list[list[int]]:
+    """Indices of items that share a forward pass, longest first; padded tokens bound its memory.
+
+    Args:
+        lengths: tokens per item.
+        budget_tokens: most that a group may hold after padding to its longest item; an item beyond
+            it runs alone.
+
+    Returns:
+        Every index exactly once.
+    """
+    found: list[list[int]] = []
+    longest = 0
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if not found or (len(found[-1]) + 1) * longest > budget_tokens:
+            found.append([])
+            longest = lengths[index]
+        found[-1].append(index)
+    return found

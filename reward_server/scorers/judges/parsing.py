@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 LOW, HIGH = 1.0, 5.0
 # With less probability than this on Yes and No together, the model did not answer the question.
@@ -142,3 +143,32 @@ def _agreed(values: Sequence[float], label: str) -> float:
     if len(set(values)) > 1:
         raise Unreadable(f"{len(values)} different values of {label!r}: {values[0]:g}, ...")
     return values[0]
+
+
+def reply_of(answer: Any) -> Reply:
+    """The first choice of an answer.
+
+    Raises:
+        Unreadable: the answer is not what the API promises.
+    """
+    try:
+        choice = answer["choices"][0]
+        text = choice["message"].get("content") or ""
+        cut = choice.get("finish_reason") == "length"
+        logprobs = choice.get("logprobs")
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise Unreadable("the answer has no choices[0].message") from error
+    if not isinstance(text, str):
+        raise Unreadable(f"the answer's content is {type(text).__name__}, not text")
+    return Reply(text, cut, _first_token(logprobs))
+
+
+def _first_token(logprobs: Any) -> tuple[tuple[str, float], ...]:
+    if not logprobs:
+        return ()
+    try:
+        content = logprobs["content"]
+        candidates = content[0]["top_logprobs"] if content else []
+        return tuple((str(c["token"]), float(c["logprob"])) for c in candidates)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise Unreadable("the answer's log-probabilities are malformed") from error

@@ -27,7 +27,7 @@ from reward_server.scorers.base import (
     ScorerSpec,
     SelfTestError,
 )
-from reward_server.scorers.judges import answers, definitions, parsing, pictures, prompts
+from reward_server.scorers.judges import definitions, parsing, pictures, prompts
 from reward_server.scorers.judges.endpoint import Endpoint, shortened
 from reward_server.scorers.judges.options import EndpointOptions
 from reward_server.scorers.judges.parsing import Reply, Unreadable
@@ -128,7 +128,7 @@ class JudgeScorer:
             "card": json.dumps(self._card, sort_keys=True),
             "pillow": PIL.__version__,
         }
-        modules = [definitions, prompts, parsing, answers, pictures, sys.modules[__name__]]
+        modules = [definitions, prompts, parsing, pictures, sys.modules[__name__]]
         return tools.digest(modules, facts)
 
     def self_test(self) -> None:
@@ -185,7 +185,7 @@ class JudgeScorer:
     def _read(self, answer: Any, *, details: bool) -> Outcome:
         reply = Reply("")
         try:
-            reply = answers.reply_of(answer)
+            reply = parsing.reply_of(answer)
             verdict = self._judge.parse(reply)
         except Unreadable as error:
             said = shortened(reply.text or json.dumps(answer, default=str))
