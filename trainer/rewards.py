@@ -76,13 +76,11 @@ class Scores:
         outputs: the same for everything that the scorers gave: the score as `scorer`, its
             untransformed value as `scorer.raw`, components as `scorer.component`.
         errors: how often which error occurred, for the log.
-        wait_ms: from the request to the answer, retries included.
         fingerprints: what computed the scores, by scorer: one, or several if the service changed.
     """
 
     values: Mapping[str, MaskedArray]
     errors: Mapping[str, int]
-    wait_ms: float
     fingerprints: Mapping[str, tuple[str, ...]]
     outputs: Mapping[str, MaskedArray]
 
@@ -98,8 +96,7 @@ def merge(parts: Sequence[Scores]) -> Scores:
         errors.update(part.errors)
     values = {name: np.ma.concatenate([p.values[name] for p in parts]) for name in parts[0].values}
     fingerprints = joined(part.fingerprints for part in parts)
-    wait_ms = max(part.wait_ms for part in parts)
-    return Scores(values, dict(errors), wait_ms, fingerprints, _merged_outputs(parts))
+    return Scores(values, dict(errors), fingerprints, _merged_outputs(parts))
 
 
 def _merged_outputs(parts: Sequence[Scores]) -> dict[str, MaskedArray]:
@@ -228,7 +225,7 @@ class RewardService:
         if finite.all():
             return self._request(items, terms, priority)
         count = int((~finite).sum())
-        lost = _all_failed(NOT_FINITE, count, terms, 0.0)
+        lost = _all_failed(NOT_FINITE, count, terms)
         if not items:
             return lost
         both = merge([self._request(items, terms, priority), lost])
@@ -245,7 +242,7 @@ class RewardService:
     ) -> Scores:
         started = self._clock()
         while True:
-            outcome = self._attempt(items, terms, priority, started)
+            outcome = self._attempt(items, terms, priority)
             if isinstance(outcome, Scores):
                 return outcome
             if self._closed.is_set() or self._clock() - started >= self._settings.patience_s:
@@ -260,7 +257,6 @@ class RewardService:
         items: Sequence[Item],
         terms: Sequence[RewardTerm],
         priority: Priority,
-        started: float,
     ) -> "Scores | RewardError":
         """One call of the client, which retries by itself; an error is returned if it may pass."""
         try:
@@ -272,12 +268,12 @@ class RewardService:
         except (DeadlineExceeded, Internal) as error:
             # A slow or broken answer costs this batch; max_failed_fraction says when to stop.
             reason = f"{error.code.value}: {error.message}"
-            return _all_failed(reason, len(items), terms, (self._clock() - started) * 1e3)
+            return _all_failed(reason, len(items), terms)
         except RewardError as error:
             raise ServiceError(
                 f"the reward service at {self._settings.url} refused a request: {error.message}"
             ) from error
-        return _read(response, len(items), terms, (self._clock() - started) * 1e3)
+        return _read(response, len(items), terms)
 
     def close(self) -> None:
         """Drop what is queued, cancel what is under way and close the connections."""
@@ -317,14 +313,12 @@ def connect(
     return RewardService(client, settings)
 
 
-def _all_failed(reason: str, count: int, terms: Sequence[RewardTerm], wait_ms: float) -> Scores:
+def _all_failed(reason: str, count: int, terms: Sequence[RewardTerm]) -> Scores:
     values = {term.name: _masked([None] * count) for term in terms}
-    return Scores(values, {reason: count}, wait_ms, {}, {})
+    return Scores(values, {reason: count}, {}, {})
 
 
-def _read(
-    response: ScoreResponse, count: int, terms: Sequence[RewardTerm], wait_ms: float
-) -> Scores:
+def _read(response: ScoreResponse, count: int, terms: Sequence[RewardTerm]) -> Scores:
     errors: Counter[str] = Counter()
     for result in response.results.values():
         errors.update(
@@ -333,7 +327,7 @@ def _read(
     values = {term.name: _column(response.results[term.scorer], term, count) for term in terms}
     fingerprints = {name: (result.fingerprint,) for name, result in response.results.items()}
     outputs = {k: v for result in response.results.values() for k, v in _outputs(result).items()}
-    return Scores(values, dict(errors), wait_ms, fingerprints, outputs)
+    return Scores(values, dict(errors), fingerprints, outputs)
 
 
 def _outputs(result: ScorerResult) -> dict[str, MaskedArray]:

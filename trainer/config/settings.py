@@ -217,15 +217,20 @@ class ImageLossSettings(LossSettings):
     """Noise levels per image and update, at most the steps of the rollout."""
 
 
-class GrpoSettings(LossSettings):
-    """The clipped policy gradient on stochastic steps (grpo), and GRPO-Guard."""
+class ClipSettings(LossSettings):
+    """What the losses with a ratio have."""
 
-    algorithm: Literal["grpo", "grpo_guard"] = "grpo"
-    """Key of `trainer.algorithm.losses.LOSSES`."""
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 1e-4
     """The ratio is clipped below 1 - clip_low."""
     clip_high: Annotated[float, Field(gt=0)] = 1e-4
     """The ratio is clipped above 1 + clip_high."""
+
+
+class GrpoSettings(ClipSettings):
+    """The clipped policy gradient on stochastic steps (grpo), and GRPO-Guard."""
+
+    algorithm: Literal["grpo", "grpo_guard"] = "grpo"
+    """Key of `trainer.algorithm.losses.LOSSES`."""
     kl_form: Literal["mean", "mean_dt", "velocity"] = "mean"
     """`mean`: the official code (beta 0.04); `mean_dt`: the paper's formula; `velocity`: squared
     distance of the velocities."""
@@ -243,15 +248,11 @@ class NftSettings(ImageLossSettings):
     """Strength of the guidance between the old and the new policy."""
 
 
-class AwmSettings(ImageLossSettings):
+class AwmSettings(ImageLossSettings, ClipSettings):
     """Advantage-weighted matching."""
 
     algorithm: Literal["awm"] = "awm"
     """`awm`."""
-    clip_low: Annotated[float, Field(gt=0, lt=1)] = 1e-4
-    """The ratio is clipped below 1 - clip_low."""
-    clip_high: Annotated[float, Field(gt=0)] = 1e-4
-    """The ratio is clipped above 1 + clip_high."""
     awm_weighting: Literal["uniform", "t", "t2", "huber", "ghuber"] = "uniform"
     """How the matching error at a noise level counts."""
 
@@ -380,9 +381,7 @@ class EvalSettings(Section):
     curve_images_per_prompt: Positive = 1
     """Images of each prompt in the evaluations in between."""
     num_prompts: Count = 0
-    """Prompts, evenly over the categories, before and after; 0: all of the test file."""
-    curve_num_prompts: Count = 0
-    """Prompts of the evaluations in between; 0: as before and after."""
+    """Prompts, evenly over the categories; 0: all of the test file."""
     batch_size: Positive = 64
     """Images sampled at once, per process."""
     seed: int = 1234

@@ -84,7 +84,6 @@ def plan(
     return out
 
 
-@torch.no_grad()
 def sample_ode(
     model: FlowModel,
     cond: Conditioning,
@@ -95,8 +94,15 @@ def sample_ode(
     negative: Conditioning | None = None,
 ) -> Tensor:
     """Integrate starting noise (B, ...) to final latents by Euler steps."""
-    guidance = Guidance(guidance_scale, negative)
-    return _integrate(model, cond, x, num_steps, guidance, ())[0]
+    return sample_and_compare(
+        model,
+        cond,
+        x,
+        num_steps,
+        compared_steps=0,
+        guidance_scale=guidance_scale,
+        negative=negative,
+    )[0]
 
 
 @torch.no_grad()
@@ -118,51 +124,32 @@ def sample_and_compare(
     forward pass.
 
     Args:
-        model: The policy, which has a reference.
+        model: The policy, which has a reference where steps are compared.
         cond: B encoded prompts.
         x: Starting noise (B, ...).
         num_steps: Euler steps.
-        compared_steps: At how many of them, at least 1 and at most all; more take all.
+        compared_steps: At how many of them; more than there are take all.
         guidance_scale: Classifier-free guidance of both models.
         negative: Used with guidance only.
 
     Returns:
         The final latents, and the distances (B,), float32, exactly 0 for the base itself.
     """
-    at = spread_steps(num_steps, compared_steps)
-    return _integrate(model, cond, x, num_steps, Guidance(guidance_scale, negative), at)
+    compared = spread_steps(num_steps, compared_steps)
+    sigmas = model.sigmas(num_steps, tuple(x.shape[1:]))
+    distance = torch.zeros(len(x), device=x.device)
+    for index in range(num_steps):
+        sigma, sigma_next = sigmas[index].to(x.device), sigmas[index + 1].to(x.device)
+        v = model.velocity(x, sigma, cond, guidance_scale, negative)
+        if index in compared:
+            with model.reference():
+                base = model.velocity(x, sigma, cond, guidance_scale, negative)
+            distance += ((v - base) ** 2).flatten(1).mean(1) / len(compared)
+        x = ode(x, v, sigma, sigma_next, noise_level=0.0, sigma_max=1.0).mean
+    return x, distance
 
 
 def spread_steps(num_steps: int, count: int) -> tuple[int, ...]:
     """`count` of the steps 0 to num_steps - 1, evenly, each once; all if there are fewer."""
     taken = min(num_steps, count)
     return tuple(int((place + 0.5) * num_steps / taken) for place in range(taken))
-
-
-@dataclass(frozen=True, slots=True)
-class Guidance:
-    """Classifier-free guidance: its scale, and what it moves away from (unless the scale is 1)."""
-
-    scale: float
-    negative: Conditioning | None
-
-
-def _integrate(
-    model: FlowModel,
-    cond: Conditioning,
-    x: Tensor,
-    num_steps: int,
-    guidance: Guidance,
-    compared: Sequence[int],
-) -> tuple[Tensor, Tensor]:
-    sigmas = model.sigmas(num_steps, tuple(x.shape[1:]))
-    distance = torch.zeros(len(x), device=x.device)
-    for index in range(num_steps):
-        sigma, sigma_next = sigmas[index].to(x.device), sigmas[index + 1].to(x.device)
-        v = model.velocity(x, sigma, cond, guidance.scale, guidance.negative)
-        if index in compared:
-            with model.reference():
-                base = model.velocity(x, sigma, cond, guidance.scale, guidance.negative)
-            distance += ((v - base) ** 2).flatten(1).mean(1) / len(compared)
-        x = ode(x, v, sigma, sigma_next, noise_level=0.0, sigma_max=1.0).mean
-    return x, distance

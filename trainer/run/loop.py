@@ -139,7 +139,6 @@ def evaluate(run: Run, phase: str) -> Evaluation:
     full = phase != "curve"
     begin = time.perf_counter()
     shown = spread(run.test, settings.samples_shown) if settings.samples_shown else []
-    count = settings.num_prompts if full else settings.curve_num_prompts or settings.num_prompts
     with averaged(run):
         found = evaluate_run(
             run.model,
@@ -147,7 +146,7 @@ def evaluate(run: Run, phase: str) -> Evaluation:
             run.service,
             run.settings,
             run.world,
-            indices=sorted({*spread(run.test, count), *shown}),
+            indices=sorted({*spread(run.test, settings.num_prompts), *shown}),
             images_per_prompt=(
                 settings.images_per_prompt if full else settings.curve_images_per_prompt
             ),
