@@ -23,7 +23,7 @@ _RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
 
 
 class _Again(Exception):
-    """An attempt came to nothing for a reason that the next one may not meet."""
+    """A transient failure: worth another attempt."""
 
 
 def pull(

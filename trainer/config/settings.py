@@ -63,7 +63,7 @@ class RunSettings(Section):
     tf32: bool = False
     """Multiply float32 matrices on CUDA with TF32: faster, 10 bits of mantissa."""
     stop_on_alarm: bool = False
-    """Save and end when an alarm begins (eval.alarm_fall); the same command goes on all the same.
+    """Save and end when an alarm begins (eval.alarm_fall); run the command again to resume.
     """
 
 

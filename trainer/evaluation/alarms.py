@@ -219,7 +219,7 @@ def _judge(found: list[Alarm], pair: _Pair, rules: Rules, epochs: Sequence[Row])
 
 
 def _fallen(pair: _Pair, threshold: float, *, surely: bool = True) -> bool:
-    """Whether a value lies at least `threshold` of what it was below it, and `surely` so."""
+    """True if the value fell by `threshold` (relative), beyond both intervals if `surely`."""
     old, new = pair.before, pair.now
     if old["mean"] is None or new["mean"] is None:
         return False

@@ -59,7 +59,7 @@ def plan(
     """The batches of one process.
 
     Every process gets equally many, since weights that are sharded over processes are gathered in
-    each forward pass: who has nothing left repeats the first batches without keeping them. All
+    each forward pass: idle processes repeat the first batches and discard them. All
     images of a prompt are with one process, which can compare them with each other.
 
     Args:

@@ -68,7 +68,7 @@ class Family(Protocol):
 
 
 def frozen(module: nn.Module, device: torch.device) -> nn.Module:
-    """Move a module that is not trained, and see to it that it never is."""
+    """Move a module and freeze it."""
     return module.requires_grad_(False).eval().to(device)
 
 

@@ -23,7 +23,7 @@ def euler_sigmas(
     Returns:
         (num_steps + 1,) float32 on the CPU, 1 down to 0.
     """
-    # A scheduler of its own: the pipeline's is also used by whoever samples with the pipeline.
+    # A scheduler of its own: the pipeline's own is used where the pipeline samples.
     scheduler: Any = FlowMatchEulerDiscreteScheduler.from_config(config)
     if sigmas is None:
         scheduler.set_timesteps(num_steps, mu=mu)

@@ -138,7 +138,7 @@ def whole(tensors: Mapping[str, Tensor], *, keep: bool = True) -> dict[str, Tens
 
     Args:
         tensors: plain tensors or shards.
-        keep: whether this process wants them; others help to put them together and get nothing.
+        keep: whether this process wants them; others only take part in the gather.
     """
     out = {}
     for name, tensor in tensors.items():

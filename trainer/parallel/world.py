@@ -1,4 +1,4 @@
-"""The processes of a run. With one process everything here is the identity.
+"""The processes of a run. With one process every call is a no-op.
 
 Started by `torchrun`, which sets RANK, WORLD_SIZE and LOCAL_RANK. Where every process has the whole
 model, gradients are added up by one all_reduce of one flat buffer per update; nothing wraps it.
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @contextmanager
 def _peers() -> Iterator[None]:
-    """A collective; one line instead of the backend's words when another process is gone."""
+    """Turn an error of the backend into `PeerLost`: another process is gone."""
     try:
         yield
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Random numbers that depend on what they are for, never on what was drawn before.
+"""Keyed random numbers: a generator for each seed, epoch, prompt, image and step.
 
 Every image owns generators keyed by (seed, epoch, prompt index, sample index), so that an image is
 the same whatever batch, process or resumed run it is made in. They run on the CPU: the numbers

@@ -193,7 +193,7 @@ def train_run(
                 stop=stop,
             ) as run:
                 if world.on_main(lambda: reopen(run_dir)):
-                    # Whoever starts a run again that an alarm has ended wants it to go on.
+                    # A run that an alarm has ended goes on when it is started again.
                     run.progress.alarmed = ""
                 reason = train(run)
                 if reason:

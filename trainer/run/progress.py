@@ -132,7 +132,7 @@ def finished(run_dir: Path, settings: Settings) -> dict[str, Any] | None:
 
 
 def reopen(run_dir: Path) -> bool:
-    """A run that had ended goes on: its result is no longer one. Whether it had ended."""
+    """Delete the result of a run that goes on; return whether there was one."""
     ended = (run_dir / RESULT).is_file()
     with storing(f"{run_dir / RESULT}"):
         (run_dir / RESULT).unlink(missing_ok=True)

@@ -49,7 +49,7 @@ def stop_signals(say: Callable[[str], None]) -> Iterator[Callable[[], int]]:
 
 
 def _leave_to_watcher(number: int, frame: object) -> None:
-    """Keeps Python from its default; the number reaches the watcher through the pipe."""
+    """No-op: the watcher thread reads the signal from the pipe."""
 
 
 def _watch(reading: int, asked: list[int], say: Callable[[str], None]) -> None:

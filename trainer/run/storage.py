@@ -1,4 +1,4 @@
-"""Writing to disks that may be full, and files that are whole or not there."""
+"""Atomic writes; errors of the disk as `StorageError`."""
 
 import errno
 import hashlib
@@ -24,7 +24,7 @@ HINTS = {
 
 @contextmanager
 def storing(what: str) -> Iterator[None]:
-    """Give one line for what the disk refuses.
+    """Turn an `OSError` into a `StorageError` of one line.
 
     Args:
         what: names what is written, with its place.

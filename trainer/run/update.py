@@ -121,7 +121,7 @@ def split(batch: TrainBatch, size: int) -> Iterator[TrainBatch]:
 
 
 class Updater:
-    """The optimiser and what an update is.
+    """Owns the optimiser and runs updates.
 
     Attributes:
         parameters: what is trained, by name.

@@ -61,7 +61,7 @@ ImageLoss = Callable[[TrainBatch, Point, Velocities, int], tuple[Tensor, dict[st
 
 
 def used(batch: TrainBatch) -> TrainBatch:
-    """The images that the loss uses; at least one, so that every process does as many passes."""
+    """The images that the loss uses; at least one row, so that processes stay in step."""
     rows = batch.valid.nonzero().flatten().tolist() or [0]
     return batch if len(rows) == len(batch.rollout) else batch.select(rows)
 
