@@ -60,7 +60,7 @@ class ScoreRequest(BaseModel):
     request_id: str = Field("", description="repeat it on a retry")
     scorers: list[Selector] = Field(min_length=1)
     items: list[Item] = Field(min_length=1)
-    priority: Priority = Priority.TRAIN
+    priority: Priority = Priority.EVAL
     include_details: bool = False
 
 
@@ -69,6 +69,7 @@ class ScoreForm(BaseModel):
     scorers: str = Field(description="names, separated by commas")
     prompt: str = ""
     spec: str = Field("", description='JSON: {"geneval": {...}} or {"ocr": {...}}')
+    priority: Priority = Priority.EVAL
     include_details: bool = False
 
 

@@ -200,7 +200,8 @@ def test_a_client_with_one_item_does_not_wait_for_one_with_many(server: Server) 
         with RewardClient(server.http_url, attempts=1) as client:
             sent = items(["ok"])
             before = waiting(server)
-            watched.answered(sent, client.score(sent, ["slow"]))
+            response = client.score(sent, ["slow"], priority=Priority.TRAIN)
+            watched.answered(sent, response)
             passed = before - waiting(server)
         # The batch that runs and its own are ahead of it; some more pass while this test asks.
         assert passed <= before / 2, f"{passed} of {before} items went first"
