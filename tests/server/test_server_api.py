@@ -220,6 +220,35 @@ def test_score_stream_answers_as_ready(channel: grpc.Channel) -> None:
     assert by_id["1"].response.results[0].scores == [10.0]
 
 
+def test_a_message_of_a_stream_says_how_long_it_is_waited_for(
+    server: Server, channel: grpc.Channel
+) -> None:
+    stub = reward_pb2_grpc.RewardServiceStub(channel)
+    sent = convert.request_to_proto(
+        ScoreRequest("late", (ScorerSelector("slow"),), tuple(items(["x"] * 64)))
+    )
+    sent.timeout_ms = 300
+    before = server.metric("reward_batch_items_sum", scorer="slow")
+    (answer,) = stub.ScoreStream(iter([sent]), timeout=60)
+    late = {answer.error.code} if answer.HasField("error") else set()
+    late |= {status.code for result in answer.response.results for status in result.status}
+    assert late == {pb.ItemStatus.DEADLINE_EXCEEDED}
+    # Nothing is computed for a caller that has left.
+    eventually(lambda: server.metric("reward_queue_items", scorer="slow") == 0, 5)
+    assert server.metric("reward_batch_items_sum", scorer="slow") - before < 64
+
+
+def test_a_client_that_leaves_its_stream_leaves_no_work_behind(server: Server) -> None:
+    before = server.metric("reward_batch_items_sum", scorer="slow")
+    with RewardClient(server.grpc_url) as client:
+        found = list(client.score_stream(items(["x"] * 64), ["slow"], deadline_s=0.3))
+    assert {scored.errors["slow"].code for scored in found if scored.errors} == {
+        Code.DEADLINE_EXCEEDED
+    }
+    eventually(lambda: server.metric("reward_queue_items", scorer="slow") == 0, 5)
+    assert server.metric("reward_batch_items_sum", scorer="slow") - before < 64
+
+
 def test_health_and_reflection(channel: grpc.Channel) -> None:
     stub: Any = health_pb2_grpc.HealthStub(channel)
     for name in ("", "reward.v1.RewardService", "jpeg", "mean"):
