@@ -176,6 +176,15 @@ def test_a_forgotten_category_is_named_although_watched_rewards_hold(tmp_path: P
     assert "category_weights" in found["text"]
 
 
+def test_a_run_of_another_version_is_one_line(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", {"sharpness": 0.78, "purity": 0.95})
+    table = json.loads((folder / "config.json").read_text())
+    table["settings"]["loss"]["gone"] = 1
+    (folder / "config.json").write_text(json.dumps(table))
+    with pytest.raises(ConfigError, match=r"config\.json: unknown setting loss\.gone"):
+        write_report(folder)
+
+
 def test_a_folder_without_a_run_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no run"):
         write_report(tmp_path)

@@ -147,12 +147,21 @@ def parse(table: Mapping[str, Any], *, source: str = "settings", world_size: int
     Raises:
         ConfigError: see `load`.
     """
-    try:
-        settings = Settings.model_validate(table)
-    except ValidationError as error:
-        raise ConfigError(f"{source}: {_explain(error)}") from None
+    settings = validated(table, source=source)
     _check(settings, world_size)
     return settings
+
+
+def validated(table: Mapping[str, Any], *, source: str) -> Settings:
+    """Settings that were written down, without asking whether they fit this machine.
+
+    Raises:
+        ConfigError: an unknown setting or a wrong value, as of another version.
+    """
+    try:
+        return Settings.model_validate(table)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_explain(error)}") from None
 
 
 def _override(table: dict[str, Any], text: str) -> None:

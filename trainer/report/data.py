@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.config.load import validated
 from trainer.config.settings import Settings
 from trainer.errors import ConfigError
 from trainer.evaluation.alarms import ADVICE, Alarm, Rules, active, alarms, text
@@ -92,8 +93,12 @@ def load_run(run_dir: Path, until_epoch: int | None = None) -> RunData:
 
 
 def settings_of(run: RunData) -> Settings:
-    """The run's settings as the trainer knows them."""
-    return Settings.model_validate(run.settings)
+    """The run's settings as the trainer knows them.
+
+    Raises:
+        ConfigError: another version wrote them.
+    """
+    return validated(run.settings, source=f"{run.run_dir / RESOLVED}")
 
 
 def found_alarms(run: RunData) -> tuple[Alarm, ...]:
