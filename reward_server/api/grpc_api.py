@@ -26,7 +26,7 @@ from reward_client.types import ScoreRequest
 from reward_server.api.dialects import oip_grpc
 from reward_server.api.dialects.oip_grpc import OipGrpcApi
 from reward_server.api.errors import as_reward_error, redacted_infos, redacted_response
-from reward_server.api.grpc_guard import KeysAtTheDoor, caller_of, refuse_with
+from reward_server.api.grpc_guard import ApiKeyInterceptor, caller_of, refuse_with
 from reward_server.api.grpc_intake import Intake
 from reward_server.config import ServerConfig
 from reward_server.limits import RequestLimits, check_message
@@ -58,7 +58,7 @@ class GrpcApi:
         self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
         self._changed = asyncio.Event()
         self._server = grpc.aio.server(
-            interceptors=[KeysAtTheDoor(service.access, service.metrics)],
+            interceptors=[ApiKeyInterceptor(service.access, service.metrics)],
             options=[
                 ("grpc.max_receive_message_length", config.max_message_bytes),
                 ("grpc.max_send_message_length", -1),

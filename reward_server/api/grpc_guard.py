@@ -19,7 +19,7 @@ from reward_server.security.access import Access, Caller
 _OPEN_METHODS = "/grpc.health.v1.Health/"
 
 
-class KeysAtTheDoor(grpc.aio.ServerInterceptor):
+class ApiKeyInterceptor(grpc.aio.ServerInterceptor):
     """No valid key, no call, on whichever service."""
 
     def __init__(self, access: Access, metrics: Metrics) -> None:

@@ -8,7 +8,7 @@ from starlette.types import ASGIApp
 
 from reward_server.api.dialects.routes import add_routes, port_apps
 from reward_server.api.http_api import create_app
-from reward_server.api.http_guard import KeysAtTheDoor
+from reward_server.api.http_guard import ApiKeyMiddleware
 from reward_server.config import Config
 from reward_server.service import RewardService
 
@@ -44,5 +44,5 @@ def http_apps(service: RewardService, config: Config) -> tuple[HttpApp, ...]:
             for name, address, app in port_apps(service)
         ]
     return tuple(
-        replace(app, app=KeysAtTheDoor(app.app, service.access, service.metrics)) for app in apps
+        replace(app, app=ApiKeyMiddleware(app.app, service.access, service.metrics)) for app in apps
     )

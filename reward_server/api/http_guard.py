@@ -21,7 +21,7 @@ CERTIFICATE_NAME = "certificate_name"
 _STATE_KEY = "reward_caller"
 
 
-class KeysAtTheDoor:
+class ApiKeyMiddleware:
     """ASGI middleware: rejects requests without a valid API key."""
 
     def __init__(self, app: ASGIApp, access: Access, metrics: Metrics) -> None:

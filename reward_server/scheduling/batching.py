@@ -39,7 +39,7 @@ class Job:
         priority: the class.
         pixels: of all its images and references together.
         arrival_s: when it came, on the caller's monotonic clock.
-        deadline_s: the result is not needed after this; infinity for none.
+        deadline_at_s: the result is not needed after this; infinity for none.
         alone: must not share a batch (its last batch died with the worker: it may be the cause).
     """
 
@@ -48,12 +48,12 @@ class Job:
     priority: Priority
     pixels: int
     arrival_s: float
-    deadline_s: float = math.inf
+    deadline_at_s: float = math.inf
     alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class BatchLimits:
     """What a batch may hold and how long a job may wait for it.
 
     Attributes:
@@ -75,7 +75,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Shares:
+class FairShares:
     """How much each client has had: virtual time by client (pixels), and the clock of the queue.
 
     A client that was idle joins at `clock`: idleness earns no credit.
@@ -99,10 +99,10 @@ class Plan:
     batch: tuple[int, ...]
     expired: tuple[int, ...]
     wake_at_s: float | None
-    shares: Shares
+    shares: FairShares
 
 
-def plan(jobs: Sequence[Job], limits: Limits, shares: Shares, now_s: float) -> Plan:
+def plan(jobs: Sequence[Job], limits: BatchLimits, shares: FairShares, now_s: float) -> Plan:
     """Choose the next batch of a free worker.
 
     Args:
@@ -111,7 +111,7 @@ def plan(jobs: Sequence[Job], limits: Limits, shares: Shares, now_s: float) -> P
         shares: from the previous plan of this queue.
         now_s: on the clock of `Job.arrival_s`.
     """
-    expired = tuple(sorted(job.key for job in jobs if job.deadline_s <= now_s))
+    expired = tuple(sorted(job.key for job in jobs if job.deadline_at_s <= now_s))
     gone = frozenset(expired)
     waiting = [job for job in jobs if job.key not in gone]
     if not waiting:
@@ -124,22 +124,24 @@ def plan(jobs: Sequence[Job], limits: Limits, shares: Shares, now_s: float) -> P
     return Plan(batch, expired, now_s, _charged(shares, chosen, waiting))
 
 
-def _ordered(waiting: list[Job], limits: Limits, shares: Shares, now_s: float) -> list[Job]:
+def _ordered(
+    waiting: list[Job], limits: BatchLimits, shares: FairShares, now_s: float
+) -> list[Job]:
     def rank(job: Job) -> int:
         return _RANK[job.priority] - int(max(0.0, now_s - job.arrival_s) / limits.starvation_s)
 
-    own_order = sorted(waiting, key=lambda job: (rank(job), job.deadline_s, job.key))
+    own_order = sorted(waiting, key=lambda job: (rank(job), job.deadline_at_s, job.key))
     turn = {job.client: shares.by_client.get(job.client, shares.clock) for job in waiting}
     keyed = []
     for job in own_order:
         start = max(turn[job.client], shares.clock)
         turn[job.client] = start + _cost_px(job)
-        keyed.append((rank(job), start, job.deadline_s, job.key, job))
+        keyed.append((rank(job), start, job.deadline_at_s, job.key, job))
     keyed.sort(key=lambda entry: entry[:4])
     return [entry[4] for entry in keyed]
 
 
-def _fill(ordered: list[Job], limits: Limits) -> tuple[list[Job], bool]:
+def _fill(ordered: list[Job], limits: BatchLimits) -> tuple[list[Job], bool]:
     """The longest prefix within the limits, and whether there is no room for more."""
     first = ordered[0]
     if first.alone or first.pixels >= limits.max_pixels:
@@ -154,21 +156,21 @@ def _fill(ordered: list[Job], limits: Limits) -> tuple[list[Job], bool]:
     return chosen, len(chosen) == limits.max_items or pixels == limits.max_pixels
 
 
-def _release_at_s(job: Job, limits: Limits) -> float:
+def _release_at_s(job: Job, limits: BatchLimits) -> float:
     # Waiting for company must not cost a job its chance: max_wait_s stays in hand.
-    latest = job.deadline_s - limits.max_wait_s
+    latest = job.deadline_at_s - limits.max_wait_s
     return max(job.arrival_s, min(job.arrival_s + limits.max_wait_s, latest))
 
 
 def _next_expiry_s(waiting: list[Job]) -> float:
-    return min(job.deadline_s for job in waiting)
+    return min(job.deadline_at_s for job in waiting)
 
 
 def _cost_px(job: Job) -> int:
     return job.pixels + _COST_PER_JOB_PX
 
 
-def _charged(shares: Shares, chosen: list[Job], waiting: list[Job]) -> Shares:
+def _charged(shares: FairShares, chosen: list[Job], waiting: list[Job]) -> FairShares:
     turn = dict(shares.by_client)
     for job in chosen:
         start = max(turn.get(job.client, shares.clock), shares.clock)
@@ -180,4 +182,4 @@ def _charged(shares: Shares, chosen: list[Job], waiting: list[Job]) -> Shares:
     floor = min((turn.get(client, shares.clock) for client in left), default=max(turn.values()))
     clock = max(shares.clock, floor)
     kept = {client: value for client, value in turn.items() if value > clock}
-    return Shares(clock, kept)
+    return FairShares(clock, kept)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from reward_client.errors import Code
 from reward_server.observability.metrics import Metrics
-from reward_server.scheduling.batching import Job, Limits, Shares, plan
+from reward_server.scheduling.batching import BatchLimits, FairShares, Job, plan
 from reward_server.scheduling.gather import within
 from reward_server.workers.ipc import BatchDone, Failure, ItemMessage, Score
 
@@ -107,7 +107,7 @@ class WorkQueue:
         self._metrics = metrics
         self._waiting: dict[int, Work] = {}
         self._running = 0
-        self._shares = Shares()
+        self._shares = FairShares()
         self._changed = asyncio.Event()
         self._batches = itertools.count(1)
 
@@ -134,7 +134,7 @@ class WorkQueue:
                 work.answer.cancel()
         self._notify()
 
-    async def take(self, limits: Limits) -> list[Work]:
+    async def take(self, limits: BatchLimits) -> list[Work]:
         """Wait for the next batch; at least one item, in order of arrival."""
         while True:
             changed = self._changed

@@ -92,7 +92,7 @@ def _work(order: Order, found: DecodedItem, info: ScorerInfo, transform: str, ke
             priority=order.request.priority,
             pixels=found.pixels,
             arrival_s=time.monotonic(),
-            deadline_s=order.deadline_at_s,
+            deadline_at_s=order.deadline_at_s,
         ),
         message=ItemMessage(
             prompt=found.item.prompt,

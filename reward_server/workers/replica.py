@@ -16,7 +16,7 @@ from reward_client.errors import Code
 from reward_client.types import ReplicaInfo
 from reward_server.config import ScorerConfig
 from reward_server.observability.metrics import Metrics
-from reward_server.scheduling.batching import Limits
+from reward_server.scheduling.batching import BatchLimits
 from reward_server.scheduling.gather import within
 from reward_server.scheduling.queue import Work, Worker, WorkQueue
 from reward_server.workers.ipc import BatchDone, Failure, Hello, Ready, Score
@@ -209,7 +209,7 @@ class Replica:
             await worker.kill()
 
     async def _next_batch(self, worker: WorkerProcess) -> list[Work] | None:
-        limits = Limits(
+        limits = BatchLimits(
             self._config.max_batch_items, self._max_pixels, self._config.max_wait_ms / 1e3
         )
         taking = asyncio.create_task(self._queue.take(limits))

@@ -12,11 +12,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from reward_client.types import Priority
 from reward_server.observability.metrics import Metrics
-from reward_server.scheduling.batching import Job, Limits
+from reward_server.scheduling.batching import BatchLimits, Job
 from reward_server.scheduling.queue import MAX_CRASHES, Answer, Work, WorkQueue
 from reward_server.workers.ipc import BatchDone, Failure, ItemMessage, Score
 
-LIMITS = Limits(max_items=4, max_pixels=60, max_wait_s=0.0)
+LIMITS = BatchLimits(max_items=4, max_pixels=60, max_wait_s=0.0)
 
 
 class QueueMachine(RuleBasedStateMachine):
@@ -52,9 +52,9 @@ class QueueMachine(RuleBasedStateMachine):
         for client in clients:
             key = len(self.works)
             now_s = self.loop.time()
-            deadline_s = now_s - 1.0 if is_late else math.inf
+            deadline_at_s = now_s - 1.0 if is_late else math.inf
             work = Work(
-                Job(key, client, priority, pixels, now_s, deadline_s),
+                Job(key, client, priority, pixels, now_s, deadline_at_s),
                 ItemMessage("", [], [], None, "raw"),
                 [np.zeros((1, 1, 3), np.uint8)],
                 False,
@@ -70,7 +70,7 @@ class QueueMachine(RuleBasedStateMachine):
         async def attempt() -> list[Work]:
             return await asyncio.wait_for(self.queue.take(LIMITS), 0.02)
 
-        alive = [work for work in self.waiting() if work.job.deadline_s == math.inf]
+        alive = [work for work in self.waiting() if work.job.deadline_at_s == math.inf]
         try:
             batch = self.run(attempt())
         except asyncio.TimeoutError:
@@ -137,7 +137,7 @@ class QueueMachine(RuleBasedStateMachine):
             if isinstance(answer.outcome, Score):
                 assert answer.outcome.score == key, "the score of another item"
                 assert key not in self.left
-                assert work.job.deadline_s == math.inf
+                assert work.job.deadline_at_s == math.inf
         gauge = self.metrics.registry.get_sample_value("reward_queue_items", {"scorer": "machine"})
         if gauge is not None:
             assert gauge == len(self.waiting()) + sum(len(batch) for batch in self.running)
@@ -145,7 +145,7 @@ class QueueMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if hasattr(self, "loop"):
             # Whatever state it is in, a worker that never fails gets all that is left.
-            while self.running or any(w.job.deadline_s == math.inf for w in self.waiting()):
+            while self.running or any(w.job.deadline_at_s == math.inf for w in self.waiting()):
                 if not self.running:
                     self.take()
                 batch = self.running.pop()

@@ -21,7 +21,7 @@ from server_process import BAD, HEADER, Server, eventually, grey, is_running, it
 from reward_client import Item, Priority, RewardClient, RewardError
 from reward_server.observability.requests import BURST_LINES, LINES_PER_S, LogBudget
 from reward_server.observability.score_window import WINDOW_SCORES, ScoreWindow
-from reward_server.scheduling.batching import Job, Limits
+from reward_server.scheduling.batching import BatchLimits, Job
 
 TOML = f"""{HEADER}slow_request_s = 2
 [scorers.mean]
@@ -261,7 +261,7 @@ def test_fill_is_the_share_of_the_nearer_limit(
     max_items: int, max_pixels: int, sizes: list[int]
 ) -> None:
     batch = [Job(i, "", Priority.TRAIN, size, 0.0) for i, size in enumerate(sizes)]
-    fill = Limits(max_items, max_pixels, 0.0).fill(batch)
+    fill = BatchLimits(max_items, max_pixels, 0.0).fill(batch)
     assert 0 <= fill <= 1
     assert fill == min(1, max(len(sizes) / max_items, sum(sizes) / max_pixels))
 
