@@ -164,6 +164,7 @@ def test_a_new_version_that_cannot_start_leaves_the_old_one(server: Server) -> N
 
 def test_keys_that_need_a_restart_are_named(server: Server) -> None:
     with unharmed(server), server.client(attempts=1) as client:
+        client.score(items(["ok"]), ["kept"])  # from here on it knows what the server accepts
         config = server.log_file.parent / "config.toml"
         changed = "max_items = 2\ndecode_threads = 3\n"
         config.write_text(HEADER + changed + KEPT + SLOW)
