@@ -138,6 +138,9 @@ class ScorerConfig(_Section):
     replicas: int = Field(1, ge=1, le=64, description="worker processes per device")
     python: str = Field("", description="interpreter of the workers; default: the server's own")
     options: dict[str, Any] = Field(default_factory=dict, description="passed to the scorer")
+    env: list[str] = Field(
+        default_factory=list, description="names of more environment variables for the workers"
+    )
     threads: int = Field(0, ge=0, description="CPU threads per worker; 0: 1 on cpu, 4 on cuda")
     max_batch_items: int = Field(16, ge=1, description="items per batch")
     max_batch_pixels: int = Field(16 << 20, ge=1, description="pixels per batch")

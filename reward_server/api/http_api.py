@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from pathlib import Path
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from reward_client import _tracing
 from reward_client._transports.base import DEADLINE_HEADER, PROTOBUF_TYPE
 from reward_client._wire import convert, json_mirror
-from reward_client.errors import Cancelled, Code, InvalidArgument
+from reward_client.errors import Cancelled, InvalidArgument, NotFound
 from reward_client.types import ScoreRequest, ScoreResponse, ScorerInfo
 from reward_server.api import schemas
 from reward_server.api.bodies import parse_form, parse_json, parse_protobuf, read_body
@@ -28,13 +30,14 @@ from reward_server.api.errors import (
     redacted_response,
 )
 from reward_server.api.http_guard import caller_of, is_known
+from reward_server.api.pages import add_pages
 from reward_server.limits import RequestLimits
 from reward_server.observability.requests import RequestWatch
 from reward_server.observability.telemetry import NO_TELEMETRY
 from reward_server.scheduling.arrival import Arrival
 from reward_server.service import RewardService
 
-_PAGE = Path(__file__).with_name("page.html")
+_MAX_PATH_CHARS = 200
 
 
 def create_app(service: RewardService, max_message_bytes: int) -> FastAPI:
@@ -43,6 +46,7 @@ def create_app(service: RewardService, max_message_bytes: int) -> FastAPI:
         title="flow-reward",
         version="1",
         description=schemas.DESCRIPTION,
+        docs_url=None,
         redoc_url=None,
         telemetry=NO_TELEMETRY,
     )
@@ -64,8 +68,8 @@ def create_app(service: RewardService, max_message_bytes: int) -> FastAPI:
     ):
         kind = PlainTextResponse if path == "/metrics" else JSONResponse
         app.add_api_route(path, endpoint, response_class=kind, summary=summary, responses=answers)
-    app.add_api_route("/", api.page, methods=["GET"], include_in_schema=False)
-    app.add_exception_handler(404, api.no_such_page)
+    add_pages(app)
+    app.add_exception_handler(HTTPException, refused_by_the_framework)
     schemas.describe_bodies(app, schemas.BODIES)
     return app
 
@@ -139,20 +143,6 @@ class _HttpApi:
     async def metrics(self) -> Response:
         return Response(self._service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
-    async def page(self) -> Response:
-        return HTMLResponse(_PAGE.read_text(encoding="utf-8"))
-
-    async def no_such_page(self, request: Request, error: Exception) -> Response:
-        body = {
-            "error": {
-                "code": Code.NOT_FOUND.value,
-                "message": f"no such path {request.url.path!r}: see /docs",
-                "retryable": False,
-                "items": [],
-            }
-        }
-        return JSONResponse(body, 404)
-
     async def _parse_unless_disconnected(self, request: Request, arrival: Arrival) -> ScoreRequest:
         try:
             return await self._parse(request, arrival)
@@ -176,6 +166,22 @@ class _HttpApi:
             )
         body = await read_body(request, self._max_message_bytes, arrival)
         return await arrival.parse(lambda: parse(body, self._service.limits))
+
+
+async def refused_by_the_framework(request: Request, error: Exception) -> Response:
+    """What no handler of ours has seen (404, 405), in the shape of all other errors."""
+    assert isinstance(error, HTTPException)
+    path = request.url.path[:_MAX_PATH_CHARS]
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        return error_response(NotFound(f"no such path {path!r}: see /docs"))
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = Headers(error.headers or {}).get("allow")
+        message = f"{request.method} is not allowed on {path!r}: use {allowed or 'another method'}"
+    else:
+        message = f"{path!r}: {error.detail}"
+    refusal = error_response(InvalidArgument(message), error.status_code)
+    refusal.headers.update(error.headers or {})
+    return refusal
 
 
 def _serialised(response: ScoreResponse, is_binary: bool) -> tuple[bytes, str]:

@@ -43,6 +43,12 @@ def http_apps(service: RewardService, config: Config) -> tuple[HttpApp, ...]:
             HttpApp(f"legacy_{name}", address, f"[server] legacy_ports.{name}", app)
             for name, address, app in port_apps(service)
         ]
+    server = config.server
+    is_local = not (server.keys_file or server.tls_client_ca_file or server.allow_unauthenticated)
     return tuple(
-        replace(app, app=ApiKeyMiddleware(app.app, service.access, service.metrics)) for app in apps
+        replace(
+            app,
+            app=ApiKeyMiddleware(app.app, service.access, service.metrics, is_local=is_local),
+        )
+        for app in apps
     )

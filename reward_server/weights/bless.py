@@ -19,7 +19,7 @@ from reward_server.scorers.base import SelfTestError
 from reward_server.scorers.golden_checks import compare
 from reward_server.scorers.golden_file import Golden
 from reward_server.weights.files import WeightsError
-from reward_server.workers.process import worker_environment
+from reward_server.workers.process import passed_on, worker_environment
 
 
 class BlessError(WeightsError):
@@ -117,7 +117,7 @@ def _measure(path: str, section: ScorerConfig) -> Measured:
         try:
             subprocess.run(
                 [python, "-m", "reward_server.weights.bless_worker", str(request), str(result)],
-                env=worker_environment(os.environ, device, threads),
+                env=worker_environment(os.environ, device, threads, passed_on(section)),
                 stdin=subprocess.DEVNULL,
                 timeout=section.start_timeout_s,
                 check=False,

@@ -40,6 +40,19 @@ from reward_server.workers.ipc import (
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _WORKER = "reward_server.workers.worker"
+_PASSED = frozenset(
+    [
+        *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "VIRTUAL_ENV"),
+        *("LD_LIBRARY_PATH", "LD_PRELOAD", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"),
+        *("XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"),
+        "REWARD_MODELS_DIR",
+    ]
+)
+_PASSED_PREFIXES = (
+    *("LC_", "PYTHON", "CONDA_", "MALLOC_", "CUDA_", "NVIDIA_", "HIP_", "ROCR_", "ROCM_", "HSA_"),
+    *("NCCL_", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "TORCH", "PYTORCH_", "TRITON_"),
+    *("ORT_", "PADDLE_", "FLAGS_"),
+)
 _LINE_LIMIT_BYTES = 64 << 10
 _LAST_MESSAGE_S = 1.0  # for what a process sent, or printed, before it exited
 # The config names an interpreter that cannot run; any other error of the operating system may pass.
@@ -114,7 +127,7 @@ class WorkerProcess:
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=output_end,
                     stderr=output_end,
-                    env=worker_environment(os.environ, device, threads),
+                    env=worker_environment(os.environ, device, threads, passed_on(config)),
                     # Ctrl-C is for the server, which then drains its workers.
                     start_new_session=True,
                 )
@@ -280,9 +293,33 @@ def _with_refs(message: ItemMessage, refs: Iterator[ImageRef]) -> ItemMessage:
     )
 
 
-def worker_environment(environment: Mapping[str, str], device: str, threads: int) -> dict[str, str]:
-    """The environment of a worker: its one GPU visible, its threads bounded, our code found."""
-    env = dict(environment)
+def passed_on(config: ScorerConfig) -> list[str]:
+    """Variables that a scorer's workers get besides the usual ones, as its table names them."""
+    named = config.options.get("api_key_env", "")  # of the judges
+    return [*config.env, *([named] if isinstance(named, str) and named else [])]
+
+
+def worker_environment(
+    environment: Mapping[str, str], device: str, threads: int, extra: Sequence[str] = ()
+) -> dict[str, str]:
+    """The environment of a worker: its one GPU visible, its threads bounded, our code found.
+
+    Tokens and keys of the server stay with the server: only variables of the system, of Python, of
+    GPUs and of numerical libraries are passed on.
+
+    Args:
+        environment: of the server.
+        device: "cpu" or "cuda:N".
+        threads: CPU threads.
+        extra: names of more variables to pass on.
+    """
+    env = {
+        name: value
+        for name, value in environment.items()
+        if name in _PASSED or name.startswith(_PASSED_PREFIXES) or name in extra
+    }
+    # As nvidia-smi counts; by default CUDA puts the fastest first.
+    env.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     for name in _THREAD_VARIABLES:
         env[name] = str(threads)
     env["CUDA_VISIBLE_DEVICES"] = _visible_device(environment.get("CUDA_VISIBLE_DEVICES"), device)

@@ -278,3 +278,10 @@ class OfThisProcess(Mean):
 
     def fingerprint(self) -> str:
         return f"{os.getpid():064d}"
+
+
+class Environment(Mean):
+    """Explains a score by the names of its environment variables."""
+
+    def one(self, item: ScoreInput, details: bool) -> Outcome:
+        return ItemScore(1.0, details={"names": sorted(os.environ)})

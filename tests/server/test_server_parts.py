@@ -6,18 +6,20 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from server_process import BAD, ROOT
+from server_process import BAD, ROOT, items, running
 
+from reward_server.config import ScorerConfig
 from reward_server.scorers import load_scorer_class
 from reward_server.scorers.base import ScoreInput
 from reward_server.workers import ipc
 from reward_server.workers.isolation import IsolatingRunner
-from reward_server.workers.process import worker_environment
+from reward_server.workers.process import passed_on, worker_environment
 
 shapes = st.lists(
     st.tuples(st.integers(1, 40), st.integers(1, 40)).map(lambda s: (*s, 3)), max_size=6
@@ -104,6 +106,29 @@ def test_a_worker_sees_its_one_device_and_few_threads() -> None:
     assert worker_environment(base, "cpu", 1)["CUDA_VISIBLE_DEVICES"] == ""
     assert worker_environment({}, "cuda:3", 1)["CUDA_VISIBLE_DEVICES"] == "3"
     assert worker_environment({}, "cpu", 1)["PYTHONPATH"].startswith(str(ROOT))
+
+
+def test_a_worker_gets_no_secrets_but_those_its_table_names() -> None:
+    base = {"HF_TOKEN": "s", "AWS_SECRET_ACCESS_KEY": "s", "JUDGE_KEY": "s", "LAB": "1"}
+    base |= {"REWARD_API_KEY": "s", "REWARD_SERVER__SERVER__HTTP": "off", "LC_ALL": "C"}
+    assert set(base) & set(worker_environment(base, "cpu", 1)) == {"LC_ALL"}
+    section = ScorerConfig.model_validate({"env": ["LAB"], "options": {"api_key_env": "JUDGE_KEY"}})
+    env = worker_environment(base, "cpu", 1, passed_on(section))
+    assert set(base) & set(env) == {"LC_ALL", "LAB", "JUDGE_KEY"}
+    assert env["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+
+
+def test_a_running_worker_has_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    monkeypatch.setenv("JUDGE_KEY", "secret")
+    toml = '[scorers.shown]\nscorer = "tests.scorers_bad.bad:Environment"\nenv = ["JUDGE_KEY"]\n'
+    with running(tmp_path, toml, wait_for=("shown",)) as server, server.client() as client:
+        answer = client.score(items(["a"]), ["shown"], include_details=True)
+        details = answer.results["shown"].details
+    assert details is not None
+    assert details[0] is not None
+    assert "HF_TOKEN" not in details[0]["names"]
+    assert {"JUDGE_KEY", "PATH"} <= set(details[0]["names"])
 
 
 def test_the_worker_imports_no_protobuf_and_no_web_framework() -> None:
