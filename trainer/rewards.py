@@ -17,6 +17,7 @@ from numpy.ma import MaskedArray
 from numpy.typing import NDArray
 
 from reward_client import (
+    Code,
     DeadlineExceeded,
     Image,
     Internal,
@@ -147,6 +148,7 @@ class RewardService:
         self._settings = settings
         self._clock = clock
         self._closed = Event()
+        self._inputs: dict[str, tuple[str, ...]] = {}
         self._pause = pause or self._closed.wait
         self._pool = ThreadPoolExecutor(settings.requests_in_flight, thread_name_prefix="rewards")
 
@@ -175,6 +177,7 @@ class RewardService:
                     f"scorer {term.scorer!r} has no transform {term.transform!r}; "
                     f"it has {', '.join(offered)}"
                 )
+        self._inputs = {name: tuple(known[name].inputs) for name in names}
         return {name: known[name].fingerprint for name in names}
 
     def submit(
@@ -199,20 +202,41 @@ class RewardService:
         Returns:
             A future of `Scores`; raises `ServiceLost` or `ServiceError`.
         """
-        images = decoded.uint8
-        stacks = images if images.ndim == 5 else images[:, None]
-        items = [
-            Item(
-                id=f"{tag}-{index}",
-                prompt=prompt.text,
-                images=tuple(Image.from_array(frame) for frame in frames),
-                spec=prompt.spec,
-                spec_kind=prompt.spec_kind,
-            )
-            for index, (frames, prompt) in enumerate(zip(stacks, prompts, strict=True))
-            if decoded.finite[index]
-        ]
+        items = _items(decoded, prompts, tag)
         return self._pool.submit(self._finite, items, decoded.finite, tuple(terms), priority)
+
+    def refused(
+        self, decoded: Decoded, prompts: Sequence[Prompt], terms: Sequence[RewardTerm]
+    ) -> dict[int, str]:
+        """Which images the service finds fault with, and why; nothing where it does not answer now.
+
+        Raises:
+            ServiceError: it refuses the request as a whole.
+        """
+        items = _items(decoded, prompts, "trial")
+        try:
+            response = self._client.score(
+                items, selectors(terms), deadline_s=self._settings.deadline_s
+            )
+        except RewardError as error:
+            if error.retryable or isinstance(error, DeadlineExceeded):
+                return {}
+            raise self._refusal(error) from error
+        return {
+            index: f"{result.name}: {error.message}"
+            for result in response.results.values()
+            for index, error in result.errors.items()
+            if error.code is Code.INVALID_ARGUMENT
+        }
+
+    def reads_specs(self, scorer: str) -> bool:
+        """Whether a scorer needs more of an item than picture and prompt; known after `check`."""
+        return any(name.startswith("spec.") for name in self._inputs.get(scorer, ()))
+
+    def _refusal(self, error: RewardError) -> ServiceError:
+        return ServiceError(
+            f"the reward service at {self._settings.url} refused a request: {error.message}"
+        )
 
     def _finite(
         self,
@@ -264,15 +288,15 @@ class RewardService:
                 items, selectors(terms), priority=priority, deadline_s=self._settings.deadline_s
             )
         except (Unavailable, ResourceExhausted) as error:
+            if not error.retryable:
+                raise self._refusal(error) from error
             return error
         except (DeadlineExceeded, Internal) as error:
             # A slow or broken answer costs this batch; max_failed_fraction says when to stop.
             reason = f"{error.code.value}: {error.message}"
             return _all_failed(reason, len(items), terms)
         except RewardError as error:
-            raise ServiceError(
-                f"the reward service at {self._settings.url} refused a request: {error.message}"
-            ) from error
+            raise self._refusal(error) from error
         return _read(response, len(items), terms)
 
     def close(self) -> None:
@@ -311,6 +335,23 @@ def connect(
     except (ValueError, RewardError) as error:
         raise ConfigError(f"rewards.url={settings.url}: {error}") from None
     return RewardService(client, settings)
+
+
+def _items(decoded: Decoded, prompts: Sequence[Prompt], tag: str) -> list[Item]:
+    """One item per image that is finite; a video has a picture per frame."""
+    images = decoded.uint8
+    stacks = images if images.ndim == 5 else images[:, None]
+    return [
+        Item(
+            id=f"{tag}-{index}",
+            prompt=prompt.text,
+            images=tuple(Image.from_array(frame) for frame in frames),
+            spec=prompt.spec,
+            spec_kind=prompt.spec_kind,
+        )
+        for index, (frames, prompt) in enumerate(zip(stacks, prompts, strict=True))
+        if decoded.finite[index]
+    ]
 
 
 def _all_failed(reason: str, count: int, terms: Sequence[RewardTerm]) -> Scores:

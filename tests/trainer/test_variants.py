@@ -46,7 +46,9 @@ def test_every_way_to_store_weights_loads(
     expected = MODELS["sd3"](plain, options).trainable_parameters()
     found = MODELS["sd3"](folder, options).trainable_parameters()
     assert all(torch.equal(found[name], value) for name, value in expected.items())
-    assert network_parameters(folder) == sum(value.numel() for value in expected.values())
+    # Headers count buffers as well.
+    assert network_parameters(folder) == network_parameters(plain)
+    assert network_parameters(folder) >= sum(value.numel() for value in expected.values())
 
 
 def test_plain_weights_come_before_a_variant_and_are_counted_once(

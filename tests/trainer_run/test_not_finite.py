@@ -44,7 +44,8 @@ def test_a_run_scores_only_what_is_finite(table: dict[str, Any], algorithm: str)
 
     def score(name: str, item: Any) -> float:
         data = item.images[0].data
-        scored.append(len(set(data)))
+        if not item.id.startswith("trial"):
+            scored.append(len(set(data)))
         return float(sum(data) % 97)
 
     train_run(settings, environment={}, open_service=service_with(score), say=lambda text: None)

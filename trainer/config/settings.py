@@ -82,6 +82,10 @@ class ModelSettings(Section):
     """Rank of the adapters."""
     lora_alpha: Positive = 64
     """Adapters are scaled by alpha / rank."""
+    lora_path: str = ""
+    """A LoRA that training goes on from: a folder or file as diffusers or peft writes it. Its
+    update is what the adapters begin as, whatever its alpha; its rank is at most `lora_rank`. KL
+    and reference are those of the base model without it."""
     lora_targets: tuple[str, ...] = ()
     """Name endings of the layers that get an adapter; empty: the family's attention layers."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"

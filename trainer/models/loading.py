@@ -140,14 +140,15 @@ def _variant(folder: Path) -> str | None:
     return next((variant for variant in found if variant), None)
 
 
-def _looks_like_path(path_or_id: str | Path) -> bool:
+def looks_like_path(path_or_id: str | Path) -> bool:
+    """Whether it is a path on this machine rather than a hub id."""
     # Hub ids are OWNER/NAME.
     text = str(path_or_id)
     return isinstance(path_or_id, Path) or text.startswith((".", "/", "~")) or text.count("/") != 1
 
 
 def _how_to_get(path_or_id: str | Path) -> str:
-    if _looks_like_path(path_or_id):
+    if looks_like_path(path_or_id):
         return "download the pipeline with `hf download OWNER/NAME --local-dir FOLDER`"
     return (
         f"accept the licence on the model's page if it has one, run `hf auth login`, then "
@@ -164,7 +165,7 @@ def _find_index(path_or_id: str | Path, folder: Path) -> Path:
                 f"{folder} is not a pipeline folder (no {INDEX}); {_how_to_get(folder)}"
             )
         return folder / INDEX
-    if _looks_like_path(path_or_id):
+    if looks_like_path(path_or_id):
         raise FileNotFoundError(f"{folder}: no such folder; {_how_to_get(path_or_id)}")
     try:
         return Path(hf_hub_download(str(path_or_id), INDEX))

@@ -7,7 +7,8 @@ import torch
 from trainer.config.load import keeps_reference, resolve_path
 from trainer.config.settings import Settings
 from trainer.data import TASKS, check_overlap, without
-from trainer.errors import ConfigError, DataError
+from trainer.errors import CheckpointError, ConfigError, DataError
+from trainer.models import lora_file
 from trainer.models.base import FlowModel, LoraSpec, ModelOptions
 from trainer.models.precision import resolve
 from trainer.models.registry import MODELS
@@ -54,6 +55,7 @@ def load_model(settings: Settings, device: torch.device, *, parked: bool = False
     """
     chosen = settings.model
     place = resolve_path(chosen.path)
+    start = starting_lora(settings)
     options = ModelOptions(
         finetune=chosen.finetune,
         trained_layers=chosen.trained_layers,
@@ -75,10 +77,36 @@ def load_model(settings: Settings, device: torch.device, *, parked: bool = False
         first = str(error).strip().splitlines()[0]
         raise ConfigError(f"model.path={chosen.path}: {first}") from error
     try:
+        if start is not None:
+            parameters = model.trainable_parameters()
+            lora_file.start_from(start, parameters, chosen.lora_rank, chosen.lora_alpha)
+    except CheckpointError as error:
+        raise ConfigError(f"model.lora_path={chosen.lora_path}: {error}") from None
+    try:
         model.latent_shape(*settings.sampling.size)
     except ValueError as error:
         raise ConfigError(f"sampling: {error}") from error
     return model
+
+
+def starting_lora(settings: Settings) -> lora_file.LoraFile | None:
+    """The LoRA that a run begins with.
+
+    Raises:
+        ConfigError: there is none at `model.lora_path`, or all weights are trained.
+    """
+    chosen = settings.model
+    if not chosen.lora_path:
+        return None
+    if chosen.finetune != "lora":
+        raise ConfigError(
+            "model.lora_path is where adapters begin; with model.finetune=full merge the LoRA into "
+            "the pipeline and name that as model.path"
+        )
+    try:
+        return lora_file.read(resolve_path(chosen.lora_path))
+    except CheckpointError as error:
+        raise ConfigError(f"model.lora_path: {error}") from None
 
 
 def encode_all(

@@ -1,7 +1,7 @@
 """Open a run: check data and service, load the model, resume where a checkpoint is."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,9 @@ from trainer.run.progress import (
 )
 from trainer.run.state import Run, averaged
 from trainer.run.storage import storing
+from trainer.run.trial import trial
 from trainer.run.update import Updater
+from trainer.types import Prompt
 
 
 def check_world(settings: Settings, before: int, world: World, say: Callable[[str], None]) -> None:
@@ -214,6 +216,15 @@ def _held(run_dir: Path, world: World, say: Callable[[str], None]) -> Iterator[N
         yield
 
 
+def _scorers(
+    service: RewardService, settings: Settings, prompts: Sequence[Prompt], world: World
+) -> dict[str, str]:
+    """The fingerprints of the scorers, which take what this run will send."""
+    scorers = world.everywhere(lambda: service.check(all_terms(settings)))
+    world.on_main(lambda: trial(service, settings, prompts))
+    return scorers
+
+
 @contextmanager
 def opened(
     settings: Settings,
@@ -233,7 +244,7 @@ def opened(
     service = open_service(settings.rewards)
     log: MetricsLog | None = None
     try:
-        scorers = world.everywhere(lambda: service.check(all_terms(settings)))
+        scorers = _scorers(service, settings, [*train_prompts, *test_prompts], world)
         stored, warnings = world.on_main(lambda: checkpoints.load_latest(run_dir))
         for line in warnings:
             say(f"warning: {line}; going back to the checkpoint before it")

@@ -22,12 +22,12 @@ from trainer.config.load import apply_overrides, parse
 from trainer.config.preset import read
 from trainer.config.settings import RewardTerm, Settings
 from trainer.errors import ConfigError, did_you_mean
+from trainer.models import lora_file
 from trainer.models.base import FlowModel
 from trainer.models.loading import INDEX
 from trainer.run import checkpoint as checkpoints
 from trainer.run.inputs import load_model
 from trainer.run.progress import RESOLVED
-from trainer.tools import lora_file
 
 # The presets that say how a task is evaluated: for the miniature, and for everything else.
 TASK_PRESETS: Mapping[str, tuple[str, str]] = {
@@ -164,14 +164,16 @@ def find(place: str, choice: Choice) -> Target:
     if (folder / checkpoints.PROGRESS).is_file():
         whole = folder.resolve()
         return _run(whole.parent.parent, whole.name, choice)
-    if (folder / lora_file.NAME).is_file():
+    if folder.name == checkpoints.BEST and folder.is_file():
+        return _run(folder.parent.parent, checkpoints.BEST, choice)
+    if lora_file.find(folder):
         return _lora(folder, choice)
     if (folder / "transformer" / "config.json").is_file() and not (folder / INDEX).is_file():
         return _full(folder, choice)
     if not (folder / INDEX).is_file() and (folder.exists() or not _is_hub_id(place)):
         raise ConfigError(
             f"{place} holds no run (there is no {RESOLVED}), no checkpoint, no LoRA "
-            f"({lora_file.NAME}) and no pipeline ({INDEX})"
+            f"({lora_file.NAME}, or peft's {lora_file.PEFT_NAME}) and no pipeline ({INDEX})"
         )
     table = _preset_table(place, choice)
     table.setdefault("model", {})["path"] = place
@@ -184,19 +186,23 @@ def _run(run_dir: Path, checkpoint: str, choice: Choice) -> Target:
         settings = _settings(table, choice, untrained=True)
         return Target(f"{run_dir.name}, base", settings, epoch=0)
     stored = checkpoints.find(run_dir, checkpoint)
+    # The checkpoint holds what became of the LoRA that the run began with.
+    table.setdefault("model", {})["lora_path"] = ""
     settings, epoch = _settings(table, choice), int(stored.progress["epoch"])
     weights = stored.tensors["ema" if settings.ema.enabled else "trained"]
     return Target(f"{run_dir.name}, epoch {epoch}", settings, weights, epoch)
 
 
 def _lora(folder: Path, choice: Choice) -> Target:
-    found = lora_file.read(folder / lora_file.NAME)
+    found = lora_file.read(folder)
     table = _table_beside(folder, choice)
     table.setdefault("model", {}).update(
         finetune="lora",
         lora_rank=found.rank,
-        lora_alpha=found.alpha,
+        lora_alpha=found.rank,
         lora_targets=list(found.targets),
+        **({"experts": "low_noise"} if found.second_only else {}),
+        **({} if choice.base else {"lora_path": ""}),
     )
     if choice.base:
         settings = _settings(table, choice, untrained=True)

@@ -6,12 +6,12 @@ from typing import Any
 
 from trainer.config.settings import Settings
 from trainer.errors import ConfigError
+from trainer.models import lora_file
 from trainer.parallel.world import setup_torch
 from trainer.report.card import write_card
 from trainer.report.snippets import load_pipeline
 from trainer.run.checkpoint import LATEST
 from trainer.tools.artifacts import Choice, find
-from trainer.tools.lora_file import NAME
 
 
 def export_run(run_dir: Path, out: Path, *, checkpoint: str = LATEST, whole: bool = False) -> Path:
@@ -35,11 +35,11 @@ def export_run(run_dir: Path, out: Path, *, checkpoint: str = LATEST, whole: boo
     model.save(out, model.trainable_parameters())
     write_card(run_dir, out, epoch=target.epoch, whole=whole)
     if whole:
-        _complete(out, target.settings)
+        complete(out, target.settings)
     return out
 
 
-def _complete(folder: Path, settings: Settings) -> None:
+def complete(folder: Path, settings: Settings) -> None:
     """Put the base pipeline around the weights that are in a folder."""
     from diffusers import AutoModel  # pyright: ignore[reportPrivateImportUsage]
 
@@ -48,11 +48,15 @@ def _complete(folder: Path, settings: Settings) -> None:
         for path in sorted(folder.glob("*/config.json"))
     }
     pipe = load_pipeline(settings, **networks)
-    if not networks:
-        pipe.load_lora_weights(str(folder))
-        pipe.fuse_lora()
+    adapters = {} if networks else lora_file.find(folder)
+    for name, file in adapters.items():
+        second = {"load_into_transformer_2": True} if name == lora_file.SECOND else {}
+        pipe.load_lora_weights(str(file.parent), **second)
+    if adapters:
+        pipe.fuse_lora(components=list(adapters))
         pipe.unload_lora_weights()
-        (folder / NAME).unlink()
+    for file in adapters.values():
+        file.unlink()
     for name in networks:
         shutil.rmtree(folder / name)
     pipe.save_pretrained(folder)

@@ -1,6 +1,6 @@
 """What is known of a run before it loads anything: its arithmetic, and what would stop it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,13 +13,15 @@ from trainer.config.load import keeps_reference, resolve_path
 from trainer.config.settings import Settings
 from trainer.config.toml import differences, toml
 from trainer.data import category_probabilities
-from trainer.errors import TrainerError
+from trainer.errors import ConfigError, ServiceError, TrainerError
 from trainer.evaluation.held_out import all_terms
-from trainer.models.loading import in_cache, network_parameters
+from trainer.models.loading import in_cache, looks_like_path, network_parameters
 from trainer.rewards import connect
 from trainer.run import checkpoint as checkpoints
-from trainer.run.inputs import load_prompts
+from trainer.run.inputs import load_prompts, starting_lora
 from trainer.run.progress import finished
+from trainer.run.trial import trial
+from trainer.types import Prompt
 
 _PATIENCE_S = 2.0
 _GB = 1e9
@@ -169,27 +171,31 @@ def checks(
         gpus: processes of the run.
         gpu_gb: memory of one GPU in 10^9 bytes; 0: that of this machine's, if it has one.
     """
-    yield _prompts(settings)
+    found, prompts = _prompts(settings)
+    yield found
     yield from _model(settings, gpus, gpu_gb)
-    yield _service(settings, environment)
+    yield _service(settings, environment, prompts)
     yield _folder(settings)
 
 
-def _prompts(settings: Settings) -> Found:
+def _prompts(settings: Settings) -> tuple[Found, list[Prompt]]:
     said: list[str] = []
     try:
         train, test = load_prompts(settings, said.append)
         category_probabilities(train, settings.task.category_weights)
     except TrainerError as error:
-        return Found("prompts", str(error), stops=True)
+        return Found("prompts", str(error), stops=True), []
     rows = sum(prompt.rows for prompt in train)
     text = f"{len(train):,} to train on ({rows:,} rows), {len(test):,} held out"
-    return Found("prompts", "; ".join([text, *said]))
+    return Found("prompts", "; ".join([text, *said])), [*train, *test]
 
 
 def _model(settings: Settings, gpus: int, gpu_gb: float) -> Iterator[Found]:
     name = settings.model.path
     folder = resolve_path(name)
+    if not folder.is_dir() and (folder.exists() or looks_like_path(name)):
+        yield Found("model", f"model.path={name} is no folder of a pipeline", stops=True)
+        return
     if not folder.is_dir():
         cached = in_cache(name)
         if cached is None:
@@ -204,6 +210,11 @@ def _model(settings: Settings, gpus: int, gpu_gb: float) -> Iterator[Found]:
     try:
         count = network_parameters(folder, both=settings.model.experts == "both")
     except ValueError as error:
+        yield Found("model", str(error), stops=True)
+        return
+    try:
+        starting_lora(settings)
+    except ConfigError as error:
         yield Found("model", str(error), stops=True)
         return
     yield Found("model", f"{name}: {count / 1e9:.3g} billion parameters in the network")
@@ -241,16 +252,22 @@ def _gpu_gb() -> float:
     return torch.cuda.get_device_properties(0).total_memory / _GB
 
 
-def _service(settings: Settings, environment: Mapping[str, str]) -> Found:
+def _service(
+    settings: Settings, environment: Mapping[str, str], prompts: Sequence[Prompt]
+) -> Found:
     quick = settings.rewards.model_copy(update={"patience_s": _PATIENCE_S})
     try:
         service = connect(quick, environment)
         try:
             service.check(all_terms(settings))
+            if prompts:
+                trial(service, settings, prompts)
         finally:
             service.close()
-    except TrainerError as error:
+    except ServiceError as error:
         return Found("rewards", str(error), ok=False)
+    except ConfigError as error:
+        return Found("rewards", str(error), stops=True)
     return Found("rewards", f"{settings.rewards.url} is ready with every scorer")
 
 

@@ -1,0 +1,106 @@
+"""What a real server would refuse is known before anything is sampled."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from server_process import HEADER, Server, running
+
+from trainer.config.load import parse
+from trainer.config.settings import Settings
+from trainer.errors import ConfigError
+from trainer.evaluation.held_out import all_terms
+from trainer.rewards import RewardService, connect
+from trainer.run.trial import covering, trial
+from trainer.tools.plan import checks
+from trainer.types import Prompt
+
+TOML = HEADER + "max_message_bytes = 1000000\n[scorers.geneval]\n[scorers.ocr]\n[scorers.jpeg]\n"
+STAR = {"class": "star", "count": 1}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("server")
+    with running(folder, TOML, wait_for=("geneval", "ocr", "jpeg")) as found:
+        yield found
+
+
+def settings_for(url: str, scorer: str, table: dict[str, Any], **sampling: int) -> Settings:
+    table["rewards"] = {"url": url, "train": [{"scorer": scorer}], "patience_s": 20.0}
+    table["sampling"] |= sampling
+    return parse(table)
+
+
+def connected(settings: Settings) -> RewardService:
+    service = connect(settings.rewards)
+    service.check(all_terms(settings))
+    return service
+
+
+def geneval(text: str, tag: str = "counting", **clause: Any) -> Prompt:
+    return Prompt(text, {"tag": tag, "include": [{**STAR, **clause}]}, "geneval", tag)
+
+
+def ocr(target: str) -> Prompt:
+    return Prompt(f'a sign "{target}"', {"target": target}, "ocr")
+
+
+GOOD = [geneval(f"{n} stars", count=n) for n in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("scorer", "prompts", "says"),
+    [
+        ("geneval", [*GOOD, geneval("a penguin", **{"class": "penguin"})], "unknown 'penguin'"),
+        ("geneval", [*GOOD, geneval("a Star", **{"class": "Star"})], "did you mean 'star'"),
+        ("geneval", [*GOOD, geneval("a grey star", color="grey")], "color: unknown 'grey'"),
+        ("geneval", [*GOOD, geneval("my star", tag="mine")], "tag: unknown 'mine'"),
+        ("geneval", [Prompt("a star")], "needs a GenEval metadata row"),
+        ("ocr", [ocr("STOP"), ocr("\u0421\u0422\u041e\u041f")], "cannot read: \u043e"),
+    ],
+)
+def test_rows_that_the_server_refuses_are_named(
+    server: Server, table: dict[str, Any], scorer: str, prompts: list[Prompt], says: str
+) -> None:
+    settings = settings_for(server.grpc_url, scorer, table)
+    service = connected(settings)
+    try:
+        with pytest.raises(ConfigError) as caught:
+            trial(service, settings, prompts)
+        assert says in str(caught.value)
+        assert repr(prompts[-1].text) in str(caught.value)
+        trial(service, settings, [ocr("STOP")] if scorer == "ocr" else GOOD)
+    finally:
+        service.close()
+
+
+def test_a_picture_that_no_message_can_hold_is_refused_at_the_start(
+    server: Server, table: dict[str, Any]
+) -> None:
+    settings = settings_for(server.grpc_url, "jpeg", table, resolution_px=1024)
+    service = connected(settings)
+    try:
+        with pytest.raises(ConfigError, match=r"3\d* bytes.*max_message_bytes.*1024x1024 px"):
+            trial(service, settings, GOOD)
+    finally:
+        service.close()
+
+
+def test_the_dry_run_says_so_too(server: Server, table: dict[str, Any], tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(
+        '{"prompt": "a penguin", "tag": "counting", "include": [{"class": "penguin", "count": 1}]}'
+    )
+    table["task"] = {"name": "geneval", "train": str(rows), "test": str(rows), "overlap": "allow"}
+    settings = settings_for(server.grpc_url, "geneval", table)
+    found = {one.what: one for one in checks(settings, {}, gpus=1, gpu_gb=0.0)}
+    assert found["rewards"].stops
+    assert "unknown 'penguin'" in found["rewards"].text
+
+
+def test_few_rows_have_everything_that_many_ask_for() -> None:
+    prompts = [geneval(f"{c} {i}", color=c) for i in range(50) for c in ("red", "blue")]
+    assert [prompt.text for prompt in covering(prompts)] == ["red 0", "blue 0"]
+    assert covering([ocr("STOP"), ocr("GO"), ocr("Caf\u00e9"), ocr("\u00e9")]) == [ocr("Caf\u00e9")]
