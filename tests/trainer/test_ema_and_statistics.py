@@ -61,7 +61,7 @@ def test_summary_per_group_and_overall() -> None:
     found = summarise(scores, [0, 0, 1, 1, 2, 2], ["one", "one", "two"])
     assert found.failed == 1
     assert found.groups["one"].mean == pytest.approx(2 / 3)
-    assert found.groups["one"].count == 3
+    assert found.groups["one"].n == 3
     assert found.groups["two"].mean == 1.0
     assert found.overall.mean == pytest.approx(0.8)
     assert found.mean_of_groups.mean == pytest.approx((2 / 3 + 1) / 2)

@@ -4,7 +4,6 @@ Everything that can be wrong with the settings alone is found here, before anyth
 """
 
 import copy
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,10 @@ from pydantic_core import ErrorDetails
 import miniature
 from trainer.algorithm.losses import LOSSES
 from trainer.config.geometry import geometry
-from trainer.config.preset import preset_path, read, switch_loss
+from trainer.config.preset import preset_path, read, switch_loss, tomllib
 from trainer.config.settings import LOSS_SETTINGS, Settings
 from trainer.errors import ConfigError, did_you_mean
 from trainer.rollout.policy import RolloutConfig
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
 MINIATURE = Path(miniature.__file__).parent
 

@@ -8,7 +8,7 @@ there before it shows in a reward.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -23,12 +23,12 @@ from trainer.types import Prompt
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean with its 95 % bootstrap interval; ``count`` images were scored."""
+    """A mean with its 95 % bootstrap interval; ``n`` images were scored."""
 
     mean: float
     low: float
     high: float
-    count: int
+    n: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,15 +258,6 @@ def summary_row(
         return {"mean": None, "low": None, "high": None, "n": 0, "categories": {}}
     found = summarise(scores, index, [prompt.group or "all" for prompt in prompts])
     return {
-        **_plain(found.mean_of_groups),
-        "categories": {name: _plain(row) for name, row in found.groups.items()},
-    }
-
-
-def _plain(estimate: Estimate) -> dict[str, Any]:
-    return {
-        "mean": estimate.mean,
-        "low": estimate.low,
-        "high": estimate.high,
-        "n": estimate.count,
+        **asdict(found.mean_of_groups),
+        "categories": {name: asdict(row) for name, row in found.groups.items()},
     }

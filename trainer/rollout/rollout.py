@@ -8,9 +8,7 @@ from torch import Tensor
 from trainer.algorithm.sde import log_prob, sample
 from trainer.models.base import Conditioning, FlowModel
 from trainer.rollout.noise import NoiseKey, distinct_starts, initial_noise, step_noise
-from trainer.rollout.policy import RolloutBatch, RolloutConfig, draw_window, policy_step
-
-__all__ = ["RolloutBatch", "RolloutConfig", "draw_window", "rollout"]
+from trainer.rollout.policy import RolloutBatch, RolloutConfig, policy_step
 
 
 def _check_window(chosen: tuple[int, ...], config: RolloutConfig) -> None:

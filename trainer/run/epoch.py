@@ -19,8 +19,9 @@ from trainer.algorithm.advantages import Advantages
 from trainer.algorithm.losses import TrainBatch
 from trainer.models.base import Conditioning
 from trainer.rewards import Scores
+from trainer.rollout.policy import RolloutBatch, draw_window
 from trainer.rollout.prompts import Draw, draw_prompts, draws, share_out
-from trainer.rollout.rollout import RolloutBatch, draw_window, rollout
+from trainer.rollout.rollout import rollout
 from trainer.run.scores import epoch_advantages, epoch_scores
 from trainer.run.state import Run, check_stop
 

@@ -117,7 +117,6 @@ class Prepare(Protocol):
             batches: All micro-batches of the update on this process.
             gather: Collects one value from every process, on every process.
         """
-        ...
 
 
 @dataclass(frozen=True, slots=True)
