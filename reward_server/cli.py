@@ -45,9 +45,40 @@ def main() -> None:
     app()
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from reward_server.observability.build_info import build_info
+
+        found = build_info()
+        typer.echo(f"reward-server {found.version} {found.revision}".rstrip())
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Rewards for generated images, over gRPC and HTTP."""
+
+
 @app.command()
 def serve(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[SCORER]...", help="Only these; default: all.")
+    ] = None,
     config: ConfigOption = None,
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="HTTP on 127.0.0.1, instead of --http."),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="'cpu' or 'cuda:N' for all scorers, whatever the config says.")
+    ] = "",
     http: Annotated[str, typer.Option(help="HOST:PORT of the HTTP API, or 'off'.")] = "",
     grpc: Annotated[str, typer.Option(help="HOST:PORT of the gRPC API, or 'off'.")] = "",
     scorers: Annotated[str, typer.Option(help="Only these, separated by commas.")] = "",
@@ -70,12 +101,16 @@ def serve(
     from reward_server.observability import logs
     from reward_server.observability.telemetry import TelemetryError
 
+    if port is not None and http:
+        _fail("--port and --http name the same address: leave one out")
+    http = f"127.0.0.1:{port}" if port is not None else http
+    scorers = ",".join([*(names or ()), *_names(scorers)])
     overrides = {"HTTP": f"'{http}'" if http else "", "GRPC": f"'{grpc}'" if grpc else ""}
     overrides["LEGACY"] = "true" if legacy else ""
     overrides["ALLOW_UNAUTHENTICATED"] = "true" if allow_unauthenticated else ""
-    loaded = _load(config, scorers, overrides)
+    loaded = _load(config, scorers, overrides, device)
     level = logs.configure(loaded.server.log_level, loaded.server.log_format)
-    again = partial(_read_config, config, scorers, overrides)
+    again = partial(_read_config, config, scorers, overrides, device)
     try:
         asyncio.run(serve_async(loaded, port_file, again, level))
     except (AddressInUse, ConfigError, TelemetryError, OSError) as error:
@@ -182,22 +217,28 @@ def show(config: ConfigOption = None) -> None:
 
 
 def _load(
-    path: Path | None, scorers: str = "", overrides: Mapping[str, str] = NO_OVERRIDES
+    path: Path | None,
+    scorers: str = "",
+    overrides: Mapping[str, str] = NO_OVERRIDES,
+    device: str = "",
 ) -> Config:
     try:
-        return _read_config(path, scorers, overrides)
+        return _read_config(path, scorers, overrides, device)
     except ConfigError as error:
         _fail(str(error))
 
 
-def _read_config(path: Path | None, scorers: str, overrides: Mapping[str, str]) -> Config:
+def _read_config(
+    path: Path | None, scorers: str, overrides: Mapping[str, str], device: str
+) -> Config:
     """Read a config; `overrides` are keys of [server] as TOML text, empty for none."""
     environment = dict(os.environ)
     for key, value in overrides.items():
         if value:
             environment[f"{configuration.ENV_PREFIX}SERVER__{key}"] = value
     loaded = configuration.load(path, environment)
-    return configuration.select(loaded, _names(scorers)) if scorers else loaded
+    chosen = configuration.select(loaded, _names(scorers)) if scorers else loaded
+    return configuration.on_device(chosen, device) if device else chosen
 
 
 def _names(text: str) -> list[str]:

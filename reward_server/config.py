@@ -188,7 +188,23 @@ class Config(_Section):
     """Everything."""
 
     server: ServerConfig = Field(default_factory=lambda: ServerConfig.model_validate({}))
+    defaults: ScorerConfig = Field(default_factory=lambda: ScorerConfig.model_validate({}))
     scorers: dict[str, ScorerConfig] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _put_defaults_under(cls, tables: Any) -> Any:
+        """Fill what a scorer's table leaves out from [defaults]; upstream ones run elsewhere."""
+        defaults, scorers = tables.get("defaults"), tables.get("scorers")
+        if not isinstance(defaults, dict) or not isinstance(scorers, dict):
+            return tables
+        filled = {
+            name: {**defaults, **table}
+            if isinstance(table, dict) and "upstream" not in table
+            else table
+            for name, table in scorers.items()
+        }
+        return {**tables, "scorers": filled}
 
     @model_validator(mode="after")
     def _check_scorers(self) -> Config:
@@ -259,7 +275,7 @@ def load(path: Path | None = None, env: Mapping[str, str] | None = None) -> Conf
 
 
 def select(config: Config, names: list[str]) -> Config:
-    """Keep only the named scorers; a built-in scorer without a table gets the defaults.
+    """Keep only the named scorers; a built-in scorer without a table gets [defaults].
 
     Raises:
         ConfigError: a name that is neither configured nor built in.
@@ -269,7 +285,7 @@ def select(config: Config, names: list[str]) -> Config:
         if name in config.scorers:
             chosen[name] = config.scorers[name]
         elif name in SCORERS:
-            chosen[name] = ScorerConfig.model_validate({})
+            chosen[name] = config.defaults
         else:
             known = sorted({*config.scorers, *SCORERS})
             raise ConfigError(
@@ -279,6 +295,23 @@ def select(config: Config, names: list[str]) -> Config:
     if not chosen:
         raise ConfigError("--scorers: name at least one scorer, separated by commas")
     return config.model_copy(update={"scorers": chosen})
+
+
+def on_device(config: Config, device: str) -> Config:
+    """Have all scorers of this host run on one device, whatever their tables say.
+
+    Raises:
+        ConfigError: no such kind of device.
+    """
+    try:
+        checked = ScorerConfig.model_validate({"device": device}).device
+    except ValidationError as error:
+        raise ConfigError(f"--device: {_one_line(error).partition(': ')[2]}") from error
+    moved = {
+        name: section if section.targets else section.model_copy(update={"device": checked})
+        for name, section in config.scorers.items()
+    }
+    return config.model_copy(update={"scorers": moved})
 
 
 def _override(tables: dict[str, Any], variable: str, text: str) -> None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from server_process import ROOT, eventually, run_cli
 from typer.testing import CliRunner
 
+from reward_client import RewardClient
 from reward_server import config
 from reward_server.cli import app
 from reward_server.config import ConfigError
@@ -93,3 +99,46 @@ def test_config_commands(tmp_path: Path) -> None:
     unreachable = CliRunner().invoke(app, ["scorers", "--url", "grpc://127.0.0.1:9"])
     assert unreachable.exit_code == 2
     assert unreachable.stderr.count("\n") == 1
+
+
+def test_defaults_lie_under_the_tables_of_local_scorers(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(
+        '[defaults]\ndevice = "cuda:1"\nmax_batch_items = 4\n[scorers.jpeg]\n'
+        '[scorers.ocr]\ndevice = "cpu"\n[scorers.far]\nupstream = "there:1"\n'
+    )
+    found = config.load(file, {"REWARD_SERVER__DEFAULTS__TIMEOUT_S": "7"})
+    assert found.scorers["jpeg"].devices == ("cuda:1",)
+    assert found.scorers["ocr"].devices == ("cpu",)
+    assert [found.scorers[n].max_batch_items for n in ("jpeg", "ocr", "far")] == [4, 4, 16]
+    assert found.scorers["ocr"].timeout_s == 7
+    # A built-in scorer without a table gets them too.
+    assert config.select(found, ["pickscore"]).scorers["pickscore"].devices == ("cuda:1",)
+    file.write_text("[defaults]\ndevise = 'cpu'\n[scorers.jpeg]\n")
+    with pytest.raises(ConfigError, match="did you mean 'device'"):
+        config.load(file)
+
+
+def test_one_device_for_all_scorers() -> None:
+    moved = config.on_device(config.select(config.load(), ["jpeg", "pickscore"]), "cuda:3")
+    assert {section.devices for section in moved.scorers.values()} == {("cuda:3",)}
+    with pytest.raises(ConfigError, match="--device: device 'gpu' is not 'cpu'"):
+        config.on_device(moved, "gpu")
+
+
+def test_serving_named_scorers_needs_no_file(tmp_path: Path) -> None:
+    assert re.match(r"reward-server \d+\.\d+", run_cli("--version").stdout)
+    ports = tmp_path / "ports.json"
+    command = [sys.executable, "-m", "reward_server", "serve", "jpeg", "--device", "cpu"]
+    command += ["--port", "0", "--grpc", "127.0.0.1:0", "--port-file", str(ports)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    try:
+        eventually(ports.exists, 60)
+        with RewardClient(f"http://127.0.0.1:{json.loads(ports.read_text())['http']}") as client:
+            assert [info.name for info in client.list_scorers()] == ["jpeg"]
+    finally:
+        process.terminate()
+        process.wait(30)
+    both = run_cli("serve", "jpeg", "--port", "1", "--http", "127.0.0.1:2")
+    assert both.returncode == 2
+    assert "leave one out" in both.stderr
