@@ -97,13 +97,16 @@ class GrpcTransport:
         try:
             return await method(body, timeout=timeout_s, metadata=pairs)
         except grpc.aio.AioRpcError as error:
-            raise _reward_error(self._url, error) from error
+            failure = _reward_error(self._url, error)
         except grpc.aio.UsageError as error:
             raise _closed(self._url) from error
         except asyncio.CancelledError:
             if self._is_closed:  # which cancels its calls
                 raise _closed(self._url) from None
             raise
+        # Not from gRPC's error: its traceback holds the call, and that the connection, even after
+        # `close`, for as long as a caller keeps the error.
+        raise failure
 
 
 class _Stream:
