@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -17,8 +18,14 @@ from reward_client._wire import convert
 from reward_client.codec import DecodeLimits
 from reward_client.geneval_spec import parse as parse_spec
 from reward_client.types import ScoreRequest, ScorerSelector
+from reward_server._pb.inference.v2 import inference_pb2
 from reward_server.api.bodies import parse_form, parse_json, parse_protobuf
+from reward_server.api.dialects import oip, oip_grpc, oip_http
 from reward_server.limits import RequestLimits, item_limit_problem
+from reward_server.scheduling.admission import Admission
+from reward_server.scheduling.arrival import Arrival
+from reward_server.scheduling.threads import FairThreads
+from reward_server.security.access import Caller
 from tests.fuzz.harness import Target
 from tests.fuzz.pickles import PICKLE
 
@@ -123,6 +130,8 @@ def _json_seeds() -> Sequence[bytes]:
 
 
 def _form(loop: asyncio.AbstractEventLoop) -> Callable[[bytes], None]:
+    admission, threads = Admission(1, 1 << 30), FairThreads(1, "fuzz")
+
     def run(data: bytes) -> None:
         async def receive() -> dict[str, object]:
             return {"type": "http.request", "body": data, "more_body": False}
@@ -130,9 +139,38 @@ def _form(loop: asyncio.AbstractEventLoop) -> Callable[[bytes], None]:
         headers = [(b"content-type", b"multipart/form-data; boundary=bound")]
         scope = {"type": "http", "method": "POST", "headers": headers, "path": "/"}
         request = Request(scope, receive)  # pyright: ignore[reportArgumentType]
-        _checked(loop.run_until_complete(parse_form(request, 1 << 16, _REQUEST_LIMITS)))
+        arrival = Arrival(admission, threads, Caller("fuzz"))
+        _checked(loop.run_until_complete(parse_form(request, 1 << 16, _REQUEST_LIMITS, arrival)))
 
     return run
+
+
+def _tensors(data: bytes) -> None:
+    oip.items_from(oip_http.parse(data, None, _REQUEST_LIMITS).tensors)
+
+
+def _tensor_seeds() -> Sequence[bytes]:
+    image = base64.b64encode(_pictures(Encoding.PNG)[0]).decode()
+    inputs = [
+        {"name": "IMAGE", "datatype": "BYTES", "shape": [1], "data": [image]},
+        {"name": "PROMPT", "datatype": "BYTES", "shape": [1], "data": ["a sign"]},
+        {"name": "METADATA", "datatype": "BYTES", "shape": [1], "data": [json.dumps({})]},
+    ]
+    pixels = {"name": "IMAGE", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": [1, 2, 3]}
+    return [json.dumps({"id": "x", "inputs": one}).encode() for one in (inputs, [pixels])]
+
+
+def _tensor_message(data: bytes) -> None:
+    oip_grpc.parse(data, _REQUEST_LIMITS)
+
+
+def _tensor_message_seeds() -> Sequence[bytes]:
+    raw = inference_pb2.ModelInferRequest(model_name="m", raw_input_contents=[bytes(3)])
+    raw.inputs.add(name="IMAGE", datatype="UINT8", shape=[1, 1, 1, 3])
+    listed = inference_pb2.ModelInferRequest(model_name="m")
+    image = listed.inputs.add(name="IMAGE", datatype="BYTES", shape=[1])
+    image.contents.bytes_contents.append(_pictures(Encoding.PNG)[0])
+    return [raw.SerializeToString(), listed.SerializeToString()]
 
 
 def _form_seeds() -> Sequence[bytes]:
@@ -193,6 +231,13 @@ TARGETS: Mapping[str, Target] = {
         _form_seeds,
         (InvalidArgument,),
         (b"--bound\r\n", b"--bound--", b"\r\n", b'name="', b'filename="', b"Content-Type: a/b\r\n"),
+    ),
+    "oip_http": Target(_tensors, _tensor_seeds, (InvalidArgument,), _JSON_TOKENS),
+    "oip_grpc": Target(
+        _tensor_message,
+        _tensor_message_seeds,
+        (InvalidArgument,),
+        (b"\x2a\x00", b"\x3a\x00", b"\xff" * 9 + b"\x01"),
     ),
     "pickle": PICKLE,
     "geneval_spec": Target(

@@ -17,8 +17,11 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from legacy_server import geneval_batch, jpeg, mean_of
 from server_process import Server
 
+from reward_client.errors import InvalidArgument
 from reward_server._pb.inference.v2 import inference_pb2 as pb
 from reward_server._pb.inference.v2 import inference_pb2_grpc
+from reward_server.api.dialects import oip_grpc
+from reward_server.limits import RequestLimits
 
 
 @pytest.fixture(scope="module")
@@ -231,6 +234,12 @@ def test_grpc_raw_pixels_and_bad_requests(stub: Any) -> None:
     cut.inputs.add(name="IMAGE", datatype="BYTES", shape=[1])
     with pytest.raises(grpc.RpcError, match="element 0 is cut off"):
         stub.ModelInfer(cut, timeout=30)
+
+
+def test_grpc_millions_of_empty_tensors_are_refused_before_they_are_built() -> None:
+    bomb = b"\x2a\x00" * 1_000_000
+    with pytest.raises(InvalidArgument, match="more than 400000 fields"):
+        oip_grpc.parse(bomb, RequestLimits())
 
 
 def test_reflection_names_the_service(server: Server) -> None:

@@ -105,7 +105,7 @@ class OipGrpcApi:
                     body = await self._intake.read(context)
                     arrival.hold(len(body))
                     limits = self._service.limits
-                    asked, items = await arrival.parse(lambda body=body: _parse(body, limits))
+                    asked, items = await arrival.parse(lambda body=body: parse(body, limits))
                     del body
                     return await self._score(asked, items, context, arrival, seen)
             except Exception as error:  # the boundary: whatever it is, the caller gets a status
@@ -189,8 +189,8 @@ def _fill(message: pb.ModelInferResponse, outputs: Sequence[oip.Output], *, is_r
                 entry.contents.fp64_contents.append(math.nan if value is None else value)
 
 
-def _parse(body: bytes, limits: RequestLimits) -> tuple[pb.ModelInferRequest, tuple[Item, ...]]:
-    """The request without its pixels, and its items."""
+def parse(body: bytes, limits: RequestLimits) -> tuple[pb.ModelInferRequest, tuple[Item, ...]]:
+    """The request without its pixels, and its items; raises InvalidArgument."""
     check_message(body, limits, pb.ModelInferRequest.DESCRIPTOR)
     asked = _read(pb.ModelInferRequest, body)
     items = oip.items_from(_tensors(asked))
