@@ -255,6 +255,17 @@ def test_a_scale_up_to_1_is_no_guidance(case: Case, folders: dict[str, Path]) ->
 
 
 @named
+def test_prompts_that_are_cut_are_named(case: Case, folders: dict[str, Path]) -> None:
+    model = load(case, folders[case.name])
+    short, long = "a star", "a star " * 60
+    assert model.cut_prompts([short, long, f"{long} and a heart"]) == [long, f"{long} and a heart"]
+    assert model.cut_prompts([short]) == []
+    one, other = (model.encode_prompts([text]) for text in (long, f"{long} and a heart"))
+    same = [torch.equal(one[name], other[name]) for name in one.tensors]
+    assert all(same), "what is cut changes nothing"
+
+
+@named
 def test_half_precision_computes_close_to_float32(case: Case, folders: dict[str, Path]) -> None:
     exact = images(case, load(case, folders[case.name])).unit
     # Every second family in the other type.

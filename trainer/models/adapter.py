@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +75,9 @@ class PromptCache:
         return self._encode(prompt).to("cpu")
 
 
+TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
+
+
 class Adapter:
     """Makes a ``FlowModel`` of a family."""
 
@@ -125,6 +129,27 @@ class Adapter:
     def can_cache(self, prompts: Sequence[str]) -> bool:
         """Whether all these prompts stay in memory once they are encoded."""
         return self._prompts.fits(prompts)
+
+    def cut_prompts(self, prompts: Sequence[str]) -> list[str]:
+        """Those of which every encoder reads only the beginning; to be asked before they leave.
+
+        Longer ones are encoded like their beginnings: what follows changes nothing.
+        """
+        found = [getattr(self._family.pipe, name, None) for name in TOKENIZERS]
+        tokenizers = [tokenizer for tokenizer in found if tokenizer is not None]
+        # A token is a byte at least, so that most prompts need not be looked at.
+        left = [prompt for prompt in prompts if len(prompt.encode()) + 2 > self._most(tokenizers)]
+        for tokenizer in tokenizers:
+            most = self._most([tokenizer])
+            left = [prompt for prompt in left if len(tokenizer(prompt)["input_ids"]) > most]
+        return left
+
+    def _most(self, tokenizers: Sequence[Any]) -> int:
+        """Tokens that one of these encoders reads: CLIP its own number, a language model as set."""
+        return max(
+            t.model_max_length if "CLIP" in type(t).__name__ else self._options.max_sequence_length
+            for t in tokenizers
+        )
 
     def drop_encoders(self) -> None:
         """Free the text encoders; afterwards only cached prompts can be encoded."""

@@ -228,6 +228,10 @@ class FlowModel(Protocol):
     def can_cache(self, prompts: Sequence[str]) -> bool:
         """Whether all these prompts stay in memory once they are encoded."""
 
+    def cut_prompts(self, prompts: Sequence[str]) -> list[str]:
+        """Those of which every encoder reads only the beginning; to be asked before they leave."""
+        ...
+
     def drop_encoders(self) -> None:
         """Free the text encoders; afterwards only cached prompts can be encoded."""
 

@@ -120,6 +120,14 @@ def encode_all(
         settings: the run's settings.
         say: prints one line.
     """
+    if cut := model.cut_prompts(list(dict.fromkeys(texts))):
+        say(
+            f"warning: {len(cut)} prompts are longer than the text encoders read "
+            f"(model.max_sequence_length={settings.model.max_sequence_length}); their ends change "
+            f"nothing, e.g. {cut[0]!r:.200}"
+        )
+    if settings.model.keep_encoders:
+        return
     if not model.can_cache(texts):
         say(
             f"the text encoders stay in memory: {len(set(texts)):,} encoded prompts need more than "

@@ -293,9 +293,8 @@ def opened(
                 )
 
         world.on_main(open_log)
-        if not settings.model.keep_encoders:
-            texts = [prompt.text for prompt in (*train_prompts, *test_prompts)]
-            encode_all(model, [*texts, settings.sampling.negative_prompt], settings, say)
+        texts = [prompt.text for prompt in (*train_prompts, *test_prompts)]
+        encode_all(model, [*texts, settings.sampling.negative_prompt], settings, say)
         yield Run(
             settings=settings,
             run_dir=run_dir,
