@@ -119,7 +119,10 @@ def serve(
 
 @app.command()
 def score(
-    images: Annotated[list[Path], typer.Argument(help="PNG, JPEG, WebP or QOI files.")],
+    images: Annotated[
+        list[Path],
+        typer.Argument(help="PNG, JPEG, WebP or QOI files, or folders in GenEval's layout."),
+    ],
     scorers: Annotated[str, typer.Option(help="Names, separated by commas.")],
     prompt: Annotated[str, typer.Option(help="The text the images were made from.")] = "",
     spec: Annotated[
@@ -141,14 +144,19 @@ def score(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The whole response as JSON.")] = False,
 ) -> None:
-    """Score image files, with a running server or here; exit status 1 if one has no score."""
+    """Score image files, with a running server or here; exit status 1 if one has no score.
+
+    A folder that GenEval's generation has written (NNNNN/samples/*.png beside
+    NNNNN/metadata.jsonl) is scored row by row, with the means of its categories below.
+    """
     from reward_server.commands import scoring, tables
 
     names = _names(scorers)
     if url and (local or config):
         _fail("--url asks a server; leave it out, or leave out --local and --config")
     try:
-        items = scoring.items_of(images, prompt, spec)
+        files = scoring.files_of(images)
+        items = scoring.items_of(files, prompt, spec)
         if explain is not None:
             explain.mkdir(parents=True, exist_ok=True)
         if local or config or not (url or scoring.is_listening(DEFAULT_URL)):
@@ -161,8 +169,9 @@ def score(
         if as_json:
             typer.echo(json.dumps(json_mirror.response_to_json(response), indent=2))
         else:
-            tables.show_scores(images, response)
-        for file in scoring.write_explanations(explain, images, items, response) if explain else ():
+            tables.show_scores(items, response)
+            tables.show_categories(items, response)
+        for file in scoring.write_explanations(explain, files, items, response) if explain else ():
             scoring.note(f"wrote {file}")
     except RewardError as error:
         _fail(error.message)

@@ -36,21 +36,52 @@ from reward_server.observability.metrics import Metrics
 from reward_server.security.access import Caller
 from reward_server.service import RewardService
 
+ROW = "metadata.jsonl"
 _KNOCK_TIMEOUT_S = 1.0
+_COUNTS = ("max_items", "max_queue_items")
 
 
-def items_of(paths: Sequence[Path], prompt: str, spec: str) -> list[Item]:
-    """One item per image file, all with the same prompt and spec.
+def files_of(paths: Sequence[Path]) -> list[Path]:
+    """The image files among paths, and those in folders as GenEval's generation writes them.
 
     Raises:
-        InvalidArgument: a file is not an image, or `spec` is not a JSON object.
+        InvalidArgument: a folder without NNNNN/metadata.jsonl and NNNNN/samples/.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            files.append(path)
+            continue
+        rows = sorted([*path.glob(ROW), *path.glob(f"*/{ROW}")])
+        found = [file for row in rows for file in sorted(row.parent.glob("samples/*.*"))]
+        if not found:
+            raise InvalidArgument(
+                f"{path}: a folder is read as GenEval writes it, NNNNN/{ROW} beside"
+                " NNNNN/samples/*.png; this one has none: name image files"
+            )
+        files += found
+    return files
+
+
+def items_of(files: Sequence[Path], prompt: str, spec: str) -> list[Item]:
+    """One item per image file, all with the same prompt and spec; GenEval's have their own.
+
+    Raises:
+        InvalidArgument: a file is not an image, or `spec` or a row is not a JSON object.
         OSError: a file cannot be read.
     """
-    kind, row = _spec(spec)
-    return [
-        Item(f"{index}:{path.name}", prompt, (Image.from_file(path),), (), row, kind)
-        for index, path in enumerate(paths)
-    ]
+    kind, row = _spec(spec, "--spec")
+    items = []
+    for index, file in enumerate(files):
+        beside = file.parent.parent / ROW
+        if file.parent.name == "samples" and beside.is_file() and not (prompt or spec):
+            own_kind, own = _spec(beside.read_text(encoding="utf-8-sig").strip(), str(beside))
+            text, label = str((own or {}).get("prompt", "")), f"{beside.parent.name}/{file.name}"
+        else:
+            own_kind, own, text, label = kind, row, prompt, file.name
+        image = Image.from_file(file)
+        items.append(Item(f"{index}:{label}", text, (image,), (), own, own_kind))
+    return items
 
 
 def is_listening(url: str) -> bool:
@@ -85,6 +116,9 @@ def ask_here(items: Sequence[Item], config: Config) -> ScoreResponse:
     # What goes wrong is in the answer; a user wants it once.
     logs.configure("critical", "console")
     selectors = tuple(ScorerSelector(name) for name in config.scorers)
+    # One caller, one request: the limits that share a server out are not for it.
+    most = {name: max(getattr(config.server, name), len(items)) for name in _COUNTS}
+    config = config.model_copy(update={"server": config.server.model_copy(update=most)})
     request = ScoreRequest(uuid.uuid4().hex, selectors, tuple(items), include_details=True)
     return score_here(config, request)
 
@@ -148,15 +182,15 @@ def write_explanations(
     return written
 
 
-def _spec(text: str) -> tuple[SpecKind | None, Mapping[str, Any] | None]:
+def _spec(text: str, where: str) -> tuple[SpecKind | None, Mapping[str, Any] | None]:
     if not text:
         return None, None
     try:
         row = json.loads(text)
     except ValueError as error:
-        raise InvalidArgument(f"--spec is not JSON: {error}") from error
+        raise InvalidArgument(f"{where} is not JSON: {error}") from error
     if not isinstance(row, dict):
-        raise InvalidArgument(f"--spec must be a JSON object, got {type(row).__name__}")
+        raise InvalidArgument(f"{where} must be a JSON object, got {type(row).__name__}")
     if "include" in row:
         return "geneval", row
     return ("ocr", row) if set(row) == {"target"} else ("metadata", row)

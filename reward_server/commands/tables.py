@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reward_client.errors import RewardError
-from reward_client.types import ScoreResponse, ScorerInfo
+from reward_client.types import Item, ScoreResponse, ScorerInfo
 from reward_server.commands.explain import reasons
 from reward_server.commands.scoring import findings
 
@@ -24,10 +24,11 @@ _WIDTH_COLUMNS = 160
 _REFRESH_S = 1.0
 
 
-def show_scores(paths: Sequence[Path], response: ScoreResponse) -> None:
+def show_scores(items: Sequence[Item], response: ScoreResponse) -> None:
     """Print one table per scorer, score and components per image, and below it what went wrong."""
     console = _console()
-    by_image = [findings(response, index) for index in range(len(paths))]
+    by_image = [findings(response, index) for index in range(len(items))]
+    names_of = [item.id.partition(":")[2] for item in items]
     for position, result in enumerate(response.results.values()):
         names = list(result.components)
         table = Table(
@@ -37,18 +38,51 @@ def show_scores(paths: Sequence[Path], response: ScoreResponse) -> None:
         for name in ("score", *names):
             table.add_column(name, justify="right", no_wrap=True)
         notes: list[Text] = []
-        for path, found in zip(paths, by_image, strict=True):
+        for label, found in zip(names_of, by_image, strict=True):
             finding = found[position]
             if finding.score is None:
-                table.add_row(Text(path.name), Text("failed", "red"), *(Text("-") for _ in names))
-                notes.append(Text(f"{path.name}: {finding.error}", "red"))
+                table.add_row(Text(label), Text("failed", "red"), *(Text("-") for _ in names))
+                notes.append(Text(f"{label}: {finding.error}", "red"))
                 continue
             values = [finding.score, *(finding.components[name] for name in names)]
-            table.add_row(Text(path.name), *(Text(f"{value:.6g}") for value in values))
-            notes += [Text(f"{path.name}: {reason}") for reason in reasons(finding.details or {})]
+            table.add_row(Text(label), *(Text(f"{value:.6g}") for value in values))
+            notes += [Text(f"{label}: {reason}") for reason in reasons(finding.details or {})]
         console.print(table)
         for note in notes:
             console.print(note, soft_wrap=True)
+
+
+def show_categories(items: Sequence[Item], response: ScoreResponse) -> None:
+    """Print the mean of every column by the tag of GenEval rows; nothing without two of them.
+
+    The last row is the mean of the categories, as the benchmark states it; failed images count in
+    no mean.
+    """
+    tags: dict[str, list[int]] = {}
+    for index, item in enumerate(items):
+        if item.spec_kind == "geneval" and item.spec is not None:
+            tags.setdefault(str(item.spec["tag"]), []).append(index)
+    if len({json.dumps(item.spec, sort_keys=True) for item in items}) < 2 or not tags:
+        return
+    for result in response.results.values():
+        columns = {"score": result.scores, **result.components}
+        table = Table(title=f"{result.name} by category", title_justify="left")
+        table.add_column("category")
+        for name in ("images", "failed", *columns):
+            table.add_column(name, justify="right", no_wrap=True)
+        means: dict[str, list[float]] = {name: [] for name in columns}
+        for tag, rows in sorted(tags.items()):
+            found = {n: [v for i in rows if (v := c[i]) is not None] for n, c in columns.items()}
+            failed = len(rows) - len(found["score"])
+            shown = []
+            for name, values in found.items():
+                if values:
+                    means[name].append(sum(values) / len(values))
+                shown.append(f"{means[name][-1]:.4f}" if values else "-")
+            table.add_row(tag, str(len(rows)), str(failed), *shown)
+        over = [f"{sum(values) / len(values):.4f}" if values else "-" for values in means.values()]
+        table.add_row("mean of categories", str(len(items)), "", *over)
+        _console().print(table)
 
 
 def show_scorers(infos: Sequence[ScorerInfo]) -> None:

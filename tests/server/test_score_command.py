@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +50,36 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     toml = "[scorers.geneval]\n[scorers.ocr]\noptions = { sessions = 1 }\n"
     with running(tmp_path_factory.mktemp("s"), toml, wait_for=("geneval", "ocr")) as server:
         yield server
+
+
+def test_a_folder_of_geneval_is_scored_by_one_command(server: Server, tmp_path: Path) -> None:
+    rows = [
+        ("red", {"tag": "colors", "include": [{"class": "star", "count": 1, "color": "red"}]}),
+        ("red", {"tag": "single_object", "include": [{"class": "star", "count": 1}]}),
+        ("blue", {"tag": "colors", "include": [{"class": "star", "count": 1, "color": "red"}]}),
+    ]
+    for number, (color, row) in enumerate(rows):
+        place = tmp_path / f"{number:05d}"
+        (place / "samples").mkdir(parents=True)
+        picture = PIL.Image.fromarray(shapes.drawing("star", color, 32, 32, 14))
+        picture.save(place / "samples" / "0000.png")
+        (place / "metadata.jsonl").write_text(json.dumps({**row, "prompt": "a star"}))
+        picture.save(place / "grid.png")
+    done = run_cli("score", str(tmp_path), "--scorers", "geneval", "--url", server.grpc_url)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in re.sub("[\u2502\u2503]", " ", done.stdout).splitlines()]
+    found = {line[0]: line for line in lines if line}
+    names = found["category"][3:]
+    official = 3 + names.index("official")
+    assert found["colors"][official] == "0.5000"
+    assert found["single_object"][official] == "1.0000"
+    assert "00002/0000.png" in found
+    mean = next(line for line in lines if line[:3] == ["mean", "of", "categories"])
+    assert mean[2 + official - 1] == "0.7500"
+    (tmp_path / "empty").mkdir()
+    done = run_cli("score", str(tmp_path / "empty"), "--scorers", "geneval")
+    assert done.returncode == 2
+    assert "as GenEval writes it" in done.stderr
 
 
 def test_here_and_by_a_server_are_the_same(server: Server, folder: Path) -> None:
@@ -141,7 +172,7 @@ def test_mistakes_are_one_line(arguments: list[str], words: str, folder: Path) -
     ("arguments", "words"),
     [
         (["FOLDER/text.png"], "is not a PNG, JPEG"),
-        (["FOLDER"], "Is a directory"),
+        (["FOLDER"], "a folder is read as GenEval writes it"),
         (["FOLDER/word.png", "--scorers", ","], "name at least one scorer"),
         (["FOLDER/word.png", "--spec", "{"], "--spec is not JSON"),
         (["FOLDER/word.png", "--spec", "[1]"], "--spec must be a JSON object, got list"),
