@@ -32,7 +32,7 @@ def main() -> int:
         for n, s in probe["scorers"].items()
         if s != "READY"
     ]
-    print("; ".join(["ready" if probe["ready"] else "not ready", *rows]))
+    print("; ".join(["ready", *rows] if probe["ready"] else rows))
     return 0 if probe["ready"] else 1
 
 

@@ -77,7 +77,7 @@ def test_a_volume_without_weights(images: None, clean: list[Stack], tmp_path: Pa
 
 
 def test_a_broken_self_test(images: None, clean: list[Stack], tmp_path: Path) -> None:
-    """The service stays unhealthy with the reason, and its sound scorers score all the same."""
+    """The service is healthy, for its sound scorers score; its health check gives the reason."""
     changed = {
         **DECIDES,
         "environment": {
@@ -89,12 +89,11 @@ def test_a_broken_self_test(images: None, clean: list[Stack], tmp_path: Path) ->
     }
     stack = Stack((*BASE, override(tmp_path, {"ocr": changed})))
     clean.append(stack)
-    line = failed_up(stack, "ocr")
-    assert line.startswith("make up: ocr is not healthy: ")
-    assert "broken is FAILED" in line
+    stack.up("ocr")
+    line = docker("exec", stack.containers("ocr")[0], "healthcheck")
+    assert line.startswith("ready; broken is FAILED: ")
     reason = "self-test"
     assert reason in line
-    assert "unhealthy" in stack.compose("ps").stdout
     assert reason in stack.compose("logs", "ocr").stdout
     ready = docker("exec", stack.containers("ocr")[0], "reward-server", "scorers")
     assert "READY" in ready

@@ -73,7 +73,7 @@ def test_scorers_and_gateways_drain_before_they_are_killed() -> None:
         assert service["stop_grace_period"] == "40s", name
         if name.startswith("gateway"):
             waits = {c["condition"] for c in service["depends_on"].values()}
-            assert waits == {"service_healthy"}, name
+            assert waits == {"service_started"}, name
 
 
 def test_the_secure_overlay_leaves_no_gateway_open() -> None:
