@@ -188,7 +188,7 @@ def sampled(
         conds.append(model.encode_prompts([prompt.text for prompt in chosen]))
         steps = draw_window(config, 0, epoch)
         records.append(rollout(model, conds[-1], group, config, latent_shape=shape, window=steps))
-        pixels = model.decode(records[-1].final).uint8
+        pixels = model.decode(records[-1].final)
         tag = f"e{epoch}-{place}"
         pending.append(service.submit(pixels, chosen, settings.rewards.train, tag=tag))
     scores = [future.result() for future in pending]
