@@ -158,6 +158,7 @@ def test_two_processes_killed_together_or_alone_end_with_identical_numbers(
     assert json.loads((run_dir / "result.json").read_text())["epoch"] == 7
 
 
+@pytest.mark.exhaustive
 def test_a_full_disk_is_one_line_and_costs_nothing(
     nursery: Nursery, short: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -84,6 +84,7 @@ def test_a_run_writes_everything_and_its_first_ratios_are_exactly_1(
     assert read(outcome.run_dir)[-2]["epoch"] == 5
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_kill_9_and_the_same_command_end_with_identical_numbers(
