@@ -55,14 +55,17 @@ class Client(Protocol):
         deadline_s: float | None = ...,
     ) -> ScoreResponse:
         """Score items with several scorers."""
+        ...
 
     def wait_ready(
         self, scorers: Sequence[str | ScorerSelector] = ..., timeout_s: float = ...
     ) -> tuple[ScorerInfo, ...]:
         """Wait until the scorers are ready and describe them."""
+        ...
 
     def close(self) -> None:
         """Close connections."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

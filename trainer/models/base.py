@@ -211,22 +211,28 @@ class FlowModel(Protocol):
     @property
     def transformer(self) -> nn.Module:
         """The network that is trained."""
+        ...
 
     def networks(self) -> Sequence[nn.Module]:
         """Every network that predicts, each a model of diffusers; the reference's copies too."""
+        ...
 
     @property
     def device(self) -> torch.device:
         """Where latents and conditioning have to be."""
+        ...
 
     def trainable_parameters(self) -> Mapping[str, nn.Parameter]:
         """Parameters that an optimiser may change, by stable name, in a stable order."""
+        ...
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """Encode prompts, each only once (cached); rows do not depend on the other prompts."""
+        ...
 
     def can_cache(self, prompts: Sequence[str]) -> bool:
         """Whether all these prompts stay in memory once they are encoded."""
+        ...
 
     def cut_prompts(self, prompts: Sequence[str]) -> list[str]:
         """Those of which every encoder reads only the beginning; to be asked before they leave."""
@@ -234,12 +240,15 @@ class FlowModel(Protocol):
 
     def drop_encoders(self) -> None:
         """Free the text encoders; afterwards only cached prompts can be encoded."""
+        ...
 
     def latent_shape(self, height_px: int, width_px: int, num_frames: int = 1) -> tuple[int, ...]:
         """Shape of one image's or video's latents; ValueError names the sizes there are."""
+        ...
 
     def sigmas(self, num_steps: int, latent_shape: tuple[int, ...] | None = None) -> Tensor:
         """The schedule as the family's pipeline has it: (num_steps + 1,), 1 down to 0, CPU."""
+        ...
 
     def velocity(
         self,
@@ -250,12 +259,16 @@ class FlowModel(Protocol):
         negative: Conditioning | None = None,
     ) -> Tensor:
         """Predict v = eps - x_0, float32, shape of x; sigma is 0-d or (B,)."""
+        ...
 
     def decode(self, latents: Tensor) -> Decoded:
         """Turn final latents (B, ...) into images or videos."""
+        ...
 
     def reference(self) -> AbstractContextManager[None]:
         """Inside, ``velocity`` is that of the untrained model."""
+        ...
 
     def save(self, path: Path, weights: Mapping[str, Tensor]) -> None:
         """Write whole values of all ``trainable_parameters`` as plain diffusers loads them."""
+        ...

@@ -30,12 +30,15 @@ class Family(Protocol):
 
     def encode(self, prompt: str) -> Conditioning:
         """Encode one prompt as the pipeline does; one row."""
+        ...
 
     def latent_shape(self, height_px: int, width_px: int, num_frames: int) -> tuple[int, ...]:
         """See ``FlowModel``."""
+        ...
 
     def sigmas(self, num_steps: int, latent_shape: tuple[int, ...] | None) -> Tensor:
         """See ``FlowModel``."""
+        ...
 
     def velocity(
         self,
@@ -57,9 +60,11 @@ class Family(Protocol):
             guidance_scale: Classifier-free guidance; see ``guides``.
             negative: One or B encoded negative prompts.
         """
+        ...
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents in the VAE's dtype to (B, 3, H, W) or (B, 3, F, H, W) in [-1, 1]."""
+        ...
 
 
 def frozen(module: nn.Module, device: torch.device) -> nn.Module:

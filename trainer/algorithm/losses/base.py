@@ -7,7 +7,7 @@ made of several weighs each by its share of all valid images.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -104,19 +104,9 @@ Loss = Callable[[LossContext[Any], TrainBatch], Iterator[Term]]
 Gather = Callable[[Any], list[Any]]
 
 
-class Prepare(Protocol):
-    """What some losses do before an update, without gradients."""
-
-    def __call__(
-        self, context: LossContext[Any], batches: Sequence[TrainBatch], gather: Gather
-    ) -> list[TrainBatch]:
-        """Fill in ``prepared``.
-
-        Args:
-            context: As for the loss.
-            batches: All micro-batches of the update on this process.
-            gather: Collects one value from every process, on every process.
-        """
+Prepare = Callable[[LossContext[Any], Sequence[TrainBatch], Gather], list[TrainBatch]]
+"""Fills in ``prepared`` before an update, without gradients: gets all micro-batches of the update
+on this process, and what collects one value from every process on every process."""
 
 
 @dataclass(frozen=True, slots=True)
