@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -19,7 +20,8 @@ _GENEVAL_KEYS = ("tag", "include", "exclude")
 def spec_of(row: Row | None, kind: SpecKind | None = None) -> tuple[Row | None, SpecKind | None]:
     """What a row of a dataset says to a scorer.
 
-    A value of None is not there: data sets fill the columns that a row does not have with it.
+    A value of None or NaN is not there: data sets fill the columns that a row does not have with
+    it. Values of numpy, pandas and torch become numbers, texts and lists.
     Without `kind`, a row with "include" is a GenEval row, one with "target" says what OCR is to
     read, and any other goes along as metadata. Columns of GenEval's files that are not part of the
     specification are left out.
@@ -29,7 +31,7 @@ def spec_of(row: Row | None, kind: SpecKind | None = None) -> tuple[Row | None, 
     """
     if isinstance(row, TypedSpec):
         return row.row(), row.kind
-    there = {key: value for key, value in (row or {}).items() if value is not None}
+    there = {key: value for key, value in _plain(row or {}).items() if value is not None}
     if not there:
         return None, None
     if kind is None and "include" in there and "target" in there:
@@ -42,6 +44,16 @@ def spec_of(row: Row | None, kind: SpecKind | None = None) -> tuple[Row | None, 
     if kind == "geneval":
         return {key: there[key] for key in _GENEVAL_KEYS if key in there}, kind
     return ({"target": there["target"]} if kind == "ocr" and "target" in there else there), kind
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if hasattr(value, "tolist"):  # scalars and arrays of numpy, tensors
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def items_of(

@@ -188,6 +188,11 @@ def _text(value: object, where: str) -> str:
 
 
 def _index(value: object, where: str) -> int:
+    # Columns of whole numbers come as floats where a row has none, and as texts beside texts.
+    if (isinstance(value, float) and value.is_integer()) or (
+        isinstance(value, str) and value.isdecimal()
+    ):
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
         raise InvalidArgument(f"{where}: expected a whole number >= 0, got {value!r}")
     return value
