@@ -275,7 +275,7 @@ def clause(**changes: object) -> dict[str, object]:
         ("geneval", clause(count=True), r"\['count'\]: expected a whole number"),
         ("geneval", clause(colour="red"), "unknown key 'colour'"),
         ("geneval", clause(position=["left of"]), r"\['position'\]: expected \[relation"),
-        ("geneval", clause(position=["left of", "0"]), r"\['position'\]\[1\]: expected a whole"),
+        ("geneval", clause(position=["left of", "x"]), r"\['position'\]\[1\]: expected a whole"),
         ("ocr", {}, r"\['target'\]: expected a string, got None"),
         ("ocr", {"target": "a", "lang": "en"}, "unknown key 'lang'"),
         ("metadata", {"a": {"b": [math.nan]}}, r"\['a'\]\['b'\]\[0\]: nan is not a finite"),

@@ -167,7 +167,7 @@ def _factors(path: Path) -> dict[str, tuple[Tensor, Tensor]]:
         scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
         found[layer] = pair["A"], pair["B"] * scale
     if not found:
-        raise CheckpointError(f"{path} holds no layer")
+        raise CheckpointError(f"{path} holds no LoRA in the format of diffusers or peft")
     return found
 
 
