@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from functools import cached_property
 from types import TracebackType
 from typing import Any, overload
 
-from reward_client._client import Scorers, check_counts, check_process
-from reward_client._core import DEFAULT_TIMEOUT_S, Core, Progress, Settings
-from reward_client._endpoints import EndpointState, Hedge
-from reward_client._env import Environment
+from reward_client._client import ClientBase, Scorers, check_counts
+from reward_client._core import Core, Progress
+from reward_client._endpoints import EndpointState
 from reward_client._items import Prompts, References, Specs, items_of
-from reward_client._pool import Preference, cancel
-from reward_client._tls import TlsFiles
-from reward_client._transports.base import Transport
+from reward_client._pool import cancel
 from reward_client._validation import check_timeout, make_request, selectors
 from reward_client._wire.splitting import split
-from reward_client.errors import Cancelled
 from reward_client.types import (
     Item,
     ItemScores,
@@ -29,57 +25,15 @@ from reward_client.types import (
 )
 
 
-class AsyncRewardClient:
+class AsyncRewardClient(ClientBase):
     """As `RewardClient`. It may be used in any event loop, and in several: each gets connections.
 
     `close` closes those of the loop it is called in; those of a loop that is gone are gone with it.
     """
 
-    def __init__(
-        self,
-        url: str | Sequence[str],
-        *,
-        api_key: str | None = None,
-        tls: TlsFiles | None = None,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        max_message_bytes: int | None = None,
-        max_message_items: int | None = None,
-        attempts: int | None = None,
-        prefer: Preference = "least_busy",
-        hedge: Hedge | None = None,
-        trust_env: bool = False,
-        transport: Transport | Sequence[Transport] | None = None,
-    ) -> None:
-        """Prepare a client; arguments and errors as of `RewardClient`."""
-        self._settings = Settings(
-            url,
-            api_key,
-            tls,
-            timeout_s,
-            max_message_bytes,
-            max_message_items,
-            attempts,
-            prefer,
-            hedge,
-            trust_env,
-            transport,
-        )
-        self.url = self._settings.name
-        self._pid = os.getpid()
-        self._cores: dict[asyncio.AbstractEventLoop, Core] = {}
-        self._is_closed = False
-
-    @classmethod
-    def from_env(cls, environ: Mapping[str, str] | None = None) -> AsyncRewardClient:
-        """Make a client of what the environment says; as `RewardClient.from_env`."""
-        env = Environment.read(os.environ if environ is None else environ)
-        return cls(
-            env.required_url(),
-            api_key=env.api_key,
-            tls=env.tls,
-            timeout_s=env.timeout_s,
-            trust_env=env.trust_env,
-        )
+    @cached_property
+    def _cores(self) -> dict[asyncio.AbstractEventLoop, Core]:
+        return {}
 
     @overload
     async def score(
@@ -217,13 +171,12 @@ class AsyncRewardClient:
 
     def _core(self) -> Core:
         """What belongs to the running loop."""
-        check_process(self._pid)
-        if self._is_closed:
-            raise Cancelled(f"the client for {self.url} is closed")
+        self._check_open()
         loop = asyncio.get_running_loop()
         if loop not in self._cores:
             # Connections of a loop that is gone cannot be closed, only dropped.
-            self._cores = {one: core for one, core in self._cores.items() if not one.is_closed()}
+            for gone in [one for one in self._cores if one.is_closed()]:
+                del self._cores[gone]
             self._cores[loop] = Core(self._settings)
         return self._cores[loop]
 

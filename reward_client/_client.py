@@ -12,8 +12,9 @@ import queue
 import threading
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
+from functools import cached_property
 from types import TracebackType
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from reward_client._core import DEFAULT_TIMEOUT_S, Core, Progress, Settings
 from reward_client._endpoints import EndpointState, Hedge
@@ -37,15 +38,15 @@ from reward_client.types import (
     ServerLimits,
 )
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 Scorers = Sequence[str | ScorerSelector]
 Value = TypeVar("Value")
 
 
-class RewardClient:
-    """A connection to one reward server or to several equal ones; threads may share it.
-
-    It belongs to the process that made it: after a fork its methods raise `Cancelled`.
-    """
+class ClientBase:
+    """What both clients are made of."""
 
     def __init__(
         self,
@@ -103,13 +104,11 @@ class RewardClient:
         )
         self.url = self._settings.name
         self._pid = os.getpid()
-        self._thread = LoopThread("reward-client")
         self._lock = threading.Lock()
-        self._core: Core | None = None
         self._is_closed = False
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str] | None = None) -> RewardClient:
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
         """Make a client of what the environment says.
 
         REWARD_URL (one address, or several with commas), REWARD_API_KEY, REWARD_CA_FILE,
@@ -129,6 +128,33 @@ class RewardClient:
             timeout_s=env.timeout_s,
             trust_env=env.trust_env,
         )
+
+    def _check_open(self) -> None:
+        """Refuse to work on the sockets of another process, which would hang, or on closed ones.
+
+        Raises:
+            Cancelled: the process has forked since the client was made, or `close` was called.
+        """
+        if os.getpid() != self._pid:
+            raise Cancelled(
+                f"this client belongs to process {self._pid}, this is {os.getpid()}: make a client"
+                " in each process, after the fork"
+            )
+        if self._is_closed:
+            raise Cancelled(f"the client for {self.url} is closed")
+
+
+class RewardClient(ClientBase):
+    """A connection to one reward server or to several equal ones; threads may share it.
+
+    It belongs to the process that made it: after a fork its methods raise `Cancelled`.
+    """
+
+    _core: Core | None = None
+
+    @cached_property
+    def _thread(self) -> LoopThread:
+        return LoopThread("reward-client")
 
     @overload
     def score(
@@ -329,10 +355,8 @@ class RewardClient:
         self.close()
 
     def _opened(self) -> Core:
-        check_process(self._pid)
         with self._lock:
-            if self._is_closed:
-                raise self._closed()
+            self._check_open()
             if self._core is None:
                 self._core = self._thread.submit(_open(self._settings)).result()
             return self._core
@@ -389,19 +413,6 @@ def score(
     environ = {**os.environ, **({"REWARD_URL": url} if url else {})}
     with RewardClient.from_env(environ) as client:
         return client.score(images, prompts, scorers, specs=specs, references=references)
-
-
-def check_process(pid: int) -> None:
-    """Refuse to work on the sockets of another process, which would hang.
-
-    Raises:
-        Cancelled: the process has forked since the client was made.
-    """
-    if os.getpid() != pid:
-        raise Cancelled(
-            f"this client belongs to process {pid}, this is {os.getpid()}: make a client"
-            " in each process, after the fork"
-        )
 
 
 def check_counts(items_per_message: int, in_flight: int) -> None:
