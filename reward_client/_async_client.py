@@ -12,7 +12,7 @@ from reward_client._client import ClientBase, Scorers, check_counts
 from reward_client._core import Core, Progress
 from reward_client._endpoints import EndpointState
 from reward_client._items import Prompts, References, Specs, items_of
-from reward_client._pool import cancel
+from reward_client._tasks import cancel
 from reward_client._validation import check_timeout, make_request, selectors
 from reward_client._wire.splitting import split
 from reward_client.types import (

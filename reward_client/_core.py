@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
 from reward_client import _tracing
 from reward_client._addresses import Address, Source, parse_sources
+from reward_client._call import Patience
 from reward_client._endpoints import Endpoint, EndpointState, Hedge
-from reward_client._pool import PREFERENCES, Patience, Pool, Preference, cancel
+from reward_client._pool import PREFERENCES, Pool, Preference
+from reward_client._tasks import all_of, cancel
 from reward_client._tls import TlsFiles
 from reward_client._transports import check_transport, open_transport
 from reward_client._transports.base import Calls, Transport
@@ -325,17 +327,6 @@ class Stream:
         if endpoint not in self._calls:
             self._calls[endpoint] = endpoint.transport.stream()
         return self._calls[endpoint]
-
-
-async def all_of(coroutines: Sequence[Coroutine[Any, Any, Value]]) -> list[Value]:
-    """Their results in order; the first that fails cancels the others."""
-    if len(coroutines) == 1:
-        return [await coroutines[0]]
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        await cancel(tasks)
 
 
 def _over_unary(endpoint: Endpoint) -> Calls:

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import random
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from reward_client._addresses import Address, Lookup, Source, addresses_of, look_up
+from reward_client._call import Call, Patience
 from reward_client._endpoints import SILENT_POLLS, Endpoint, EndpointState, Hedge
+from reward_client._tasks import cancel, until
 from reward_client._transports.base import Headers, Transport
 from reward_client.errors import (
     Cancelled,
-    DeadlineExceeded,
     InvalidArgument,
     RewardError,
     Unavailable,
@@ -33,74 +32,13 @@ PREFERENCES = ("least_busy", "round_robin", "first")
 _PATIENCE_S = 2.0
 _PATIENCE_SHARE = 1 / 8
 _POLL_S, _POLL_TIMEOUT_S = 1.0, 3.0
+_DEFAULT_PATIENCE = Patience()
 _RESOLVE_S, _RESOLVE_AGAIN_S = 5.0, 1.0
 # With less time left another attempt is pointless.
 _LAST_ATTEMPT_S = 0.1
 _HEDGES_AT_ONCE = 10.0
 _LATENCIES_KEPT = 256
 _LATENCIES_NEEDED = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How often to try, and how long to wait in between.
-
-    Attributes:
-        attempts: per message, one more for each further server; None tries until the deadline.
-        wait_initial_s: before a server is tried again; doubles from time to time.
-        wait_max_s: bound on that doubling; a server may ask for more with retry-after.
-        jitter: share of the wait drawn at random, so that many clients do not come back at once.
-        idle_s: how long to wait while no server may be chosen; None waits until the deadline.
-    """
-
-    attempts: int | None = None
-    wait_initial_s: float = 0.1
-    wait_max_s: float = 5.0
-    jitter: float = 0.25
-    idle_s: float | None = None
-
-
-@dataclass(slots=True)
-class _Call:
-    """A message on its way.
-
-    Attributes:
-        timeout_s: of the whole call.
-        deadline_s: when it is over, on the loop's clock.
-        weight: what it adds to a server's outstanding work.
-        allowed: which servers may get it.
-        blocked: where it must not go before when.
-        tried: where it has failed since the last wait.
-    """
-
-    timeout_s: float
-    deadline_s: float
-    wait_s: float
-    weight: int
-    allowed: Callable[[Endpoint], bool]
-    idle_until_s: float
-    blocked: dict[Endpoint, float] = field(default_factory=dict)
-    tried: set[Endpoint] = field(default_factory=set)
-    sent: int = 0
-    last_error: RewardError | None = None
-    reported: RewardError | None = None
-
-    def too_late(self) -> RewardError:
-        """The error once the deadline has passed."""
-        why = f"the last attempt failed: {self.last_error.message}" if self.last_error else ""
-        return DeadlineExceeded(
-            f"not finished within {self.timeout_s:g} s ({why or 'no attempt was answered'}): allow"
-            " more with deadline_s"
-        )
-
-    def given_up(self) -> RewardError:
-        """The latest error, which says how often it was met."""
-        error = self.last_error
-        assert error is not None
-        if self.sent > 1:
-            error.message += f" (tried {self.sent} times)"
-            error.args = (error.message,)
-        return error
 
 
 class Pool:
@@ -118,7 +56,7 @@ class Pool:
         *,
         prefer: Preference = "least_busy",
         hedge: Hedge | None = None,
-        patience: Patience = Patience(),
+        patience: Patience = _DEFAULT_PATIENCE,
         may_pass_on: Callable[[RewardError], bool] | None = None,
         is_reported: Callable[[RewardError], bool] = lambda _: False,
         lookup: Lookup = look_up,
@@ -185,7 +123,7 @@ class Pool:
         """
         now_s = asyncio.get_running_loop().time()
         idle_s = self._patience.idle_s
-        call = _Call(
+        call = Call(
             timeout_s,
             now_s + timeout_s,
             self._patience.wait_initial_s,
@@ -221,7 +159,7 @@ class Pool:
                 await cancel([watching.pop(endpoint) for endpoint in gone])
                 now_s = asyncio.get_running_loop().time()
                 is_well = self.endpoints and all(e.is_up(now_s) for e in self.endpoints)
-                await _until(self._look, _RESOLVE_S if is_well else _RESOLVE_AGAIN_S)
+                await until(self._look, _RESOLVE_S if is_well else _RESOLVE_AGAIN_S)
         finally:
             await cancel(watching.values())
 
@@ -238,7 +176,7 @@ class Pool:
     ) -> None:
         while True:
             seen(endpoint, await asyncio.shield(endpoint.poll(_POLL_TIMEOUT_S, headers)))
-            if await _until(self._look, _POLL_S):
+            if await until(self._look, _POLL_S):
                 # Many calls may fail at once; the server need not be asked as often.
                 await asyncio.sleep(_POLL_S / 5)
 
@@ -302,7 +240,7 @@ class Pool:
             self._leaving.add(task)
             task.add_done_callback(self._leaving.discard)
 
-    async def _next(self, call: _Call) -> Endpoint:
+    async def _next(self, call: Call) -> Endpoint:
         """Wait for the server that gets the next attempt; raises what there is to say."""
         clock = asyncio.get_running_loop().time
         while True:
@@ -341,7 +279,7 @@ class Pool:
 
         return min(candidates, key=rank)
 
-    async def _wait(self, call: _Call, now_s: float) -> None:
+    async def _wait(self, call: Call, now_s: float) -> None:
         """Wait until the next attempt makes sense, or there is news; raises if none does."""
         opens = [call.blocked.get(e, now_s) for e in self.endpoints if call.allowed(e)]
         if not opens and call.last_error is None:
@@ -362,21 +300,16 @@ class Pool:
         ):
             raise call.given_up()
         call.tried.clear()
-        wait_s = self._backoff_s(call)
+        wait_s = call.backoff_s(self._patience)
         if not opens:
             wait_s = min(wait_s, call.idle_until_s - now_s)
         if wait_s >= left_s:
             wait_s = left_s / 2  # once more before the deadline
         await self._sleep(max(wait_s, opens_s - now_s))
 
-    def _backoff_s(self, call: _Call) -> float:
-        wait_s = call.wait_s * (1 + self._patience.jitter * random.random())
-        call.wait_s = min(2 * call.wait_s, self._patience.wait_max_s)
-        return wait_s
-
     async def _sleep(self, wait_s: float) -> None:
         """Wait, or until there is news."""
-        await _until(self._changed, wait_s)
+        await until(self._changed, wait_s)
 
     def _poll_those_in_trouble(self, now_s: float) -> None:
         """Find out in the background whether servers are back, rather than by a message."""
@@ -389,7 +322,7 @@ class Pool:
         self,
         endpoint: Endpoint,
         attempt: Callable[[Endpoint, float], Coroutine[Any, Any, Reply]],
-        call: _Call,
+        call: Call,
     ) -> Reply:
         clock = asyncio.get_running_loop().time
         began_s = clock()
@@ -441,7 +374,7 @@ class Pool:
     async def _hedged(
         self,
         attempt: Callable[[Endpoint, float], Coroutine[Any, Any, Reply]],
-        call: _Call,
+        call: Call,
         hedge: Hedge,
     ) -> Reply:
         clock = asyncio.get_running_loop().time
@@ -484,7 +417,7 @@ class Pool:
         known = sorted(self._latencies_s)
         return known[int(0.95 * (len(known) - 1))] if len(known) >= _LATENCIES_NEEDED else None
 
-    def _spare(self, call: _Call, busy: Collection[Endpoint]) -> Endpoint | None:
+    def _spare(self, call: Call, busy: Collection[Endpoint]) -> Endpoint | None:
         """A server for a hedge."""
         now_s = asyncio.get_running_loop().time()
         if self._patience.attempts is not None and call.sent >= self._limit():
@@ -493,7 +426,7 @@ class Pool:
         spare = [e for e in spare if call.blocked.get(e, now_s) <= now_s]
         return self._pick(spare, now_s) if spare else None
 
-    def _judge(self, call: _Call, endpoint: Endpoint, error: RewardError) -> None:
+    def _judge(self, call: Call, endpoint: Endpoint, error: RewardError) -> None:
         """Learn from an attempt that failed; raises what no other attempt can mend."""
         call.last_error = error
         if not self._may_pass_on(error):
@@ -507,24 +440,6 @@ class Pool:
         until_s = now_s + (error.retry_after_s or 0.0) if error.retryable else float("inf")
         call.blocked[endpoint] = until_s
         call.tried.add(endpoint)
-
-
-async def cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
-    """Cancel tasks and wait for their end."""
-    left = list(tasks)
-    for task in left:
-        task.cancel()
-    await asyncio.gather(*left, return_exceptions=True)
-
-
-async def _until(event: asyncio.Event, wait_s: float) -> bool:
-    """Wait for an event, or so many seconds; returns whether it came."""
-    waiting = asyncio.ensure_future(event.wait())
-    try:
-        await asyncio.wait([waiting], timeout=max(0.0, wait_s))
-    finally:
-        waiting.cancel()
-    return event.is_set()
 
 
 def _is_elsewhere(error: RewardError) -> bool:

@@ -164,6 +164,8 @@ class _OpenStream:
             with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 async with self._writing:
                     await self._call.write(body)
+            if self._reader.done() and not future.done():  # it ended before this one was waiting
+                raise self._reader.result()
             return await future
         finally:
             if self._waiting.get(name) is future:

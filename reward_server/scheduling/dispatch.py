@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from reward_client import _tracing
-from reward_client._core import all_of
+from reward_client._tasks import all_of
 from reward_client.errors import ItemError, RewardError, error_for
 from reward_client.types import ScoreRequest, ScoreResponse, ScorerResult
 from reward_server.backend import Backend, Order

@@ -16,9 +16,11 @@ import structlog
 
 from reward_client import _tracing
 from reward_client._addresses import Lookup, look_up
+from reward_client._call import Patience
 from reward_client._endpoints import Endpoint
 from reward_client._pb.reward.v1 import reward_pb2 as pb
-from reward_client._pool import Patience, Pool, cancel
+from reward_client._pool import Pool
+from reward_client._tasks import cancel
 from reward_client._transports import open_transport
 from reward_client._wire.splitting import Part, Sizes, read_response
 from reward_client.errors import (

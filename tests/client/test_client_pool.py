@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reward_client._addresses import parse_sources
+from reward_client._call import Patience
 from reward_client._endpoints import Endpoint, Hedge
 from reward_client._pb.reward.v1 import reward_pb2 as pb
-from reward_client._pool import Patience, Pool
+from reward_client._pool import Pool
 from reward_client.errors import (
     DeadlineExceeded,
     Internal,
