@@ -48,7 +48,9 @@ def test_a_run_scores_only_what_is_finite(table: dict[str, Any], algorithm: str)
             scored.append(len(set(data)))
         return float(sum(data) % 97)
 
-    train_run(settings, environment={}, open_service=service_with(score), say=lambda text: None)
+    said: list[str] = []
+    train_run(settings, environment={}, open_service=service_with(score), say=said.append)
+    assert any("2 failed (NaN or infinity in the picture" in line for line in said)
     lines = (Path(settings.run.out_dir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     epoch = next(row for row in rows if row["kind"] == "train")
