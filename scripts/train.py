@@ -50,6 +50,8 @@ def main() -> int:
     args, extra = parser.parse_known_args()
     processes = _processes(args.processes, args.model)
     preset = args.preset or preset_of(args.model, args.task, processes)
+    if args.processes == "auto" and args.model != "mini":
+        preset, processes = _fitting(preset, processes)
     launcher = [sys.executable, "-m"]
     training = dict(os.environ)
     if processes > 1:
@@ -84,6 +86,23 @@ def preset_of(model: str, task: str, processes: int) -> str:
 
     name = f"{task}_{MODELS.get(model.lower(), model)}"
     return for_gpus(name, processes) if name in preset_names() else name
+
+
+def _fitting(preset: str, gpus: int) -> tuple[str, int]:
+    """The preset and the number of processes for these GPUs; says so where some stay idle."""
+    from trainer.config.preset import preset_names
+    from trainer.tools.plan import fitting
+
+    if preset not in preset_names():
+        return preset, gpus
+    chosen, processes = fitting(preset, gpus)
+    if processes < gpus:
+        print(
+            f"using {processes} of {gpus} GPUs: the images of an update of {chosen} do not divide "
+            f"by {gpus}; `flow-train presets show {chosen}` lists the numbers that fit",
+            flush=True,
+        )
+    return chosen, processes
 
 
 def _processes(text: str, model: str) -> int:

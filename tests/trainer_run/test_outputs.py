@@ -141,7 +141,7 @@ def test_every_form_of_a_result_draws_the_same_image(
     with pytest.raises(ConfigError, match="--preset"):
         find(str(out), Choice())
     preset = tmp_path / "mine.toml"
-    preset.write_text(_as_toml(run_dir), encoding="utf-8")
+    preset.write_text(as_toml(run_dir), encoding="utf-8")
     assert np.array_equal(from_run, drawn(out, preset=str(preset)))
     with pytest.raises(ConfigError, match="there is something already"):
         export_run(run_dir, out)
@@ -156,7 +156,7 @@ def test_every_form_of_a_result_draws_the_same_image(
     assert f'"{whole}"' in code
 
 
-def _as_toml(run_dir: Path) -> str:
+def as_toml(run_dir: Path) -> str:
     table = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))["settings"]
     kept = {k: v for k, v in table["model"].items() if not k.startswith("lora")}
     sections = {**table, "model": kept}
@@ -267,7 +267,7 @@ def test_a_pipeline_is_evaluated_without_a_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     preset = tmp_path / "mine.toml"
-    preset.write_text(_as_toml(runs["lora"]), encoding="utf-8")
+    preset.write_text(as_toml(runs["lora"]), encoding="utf-8")
     file, base = tmp_path / "found.json", tmp_path / "base.json"
     with fake_service(monkeypatch):
         assert call(monkeypatch, "evaluate", str(pipeline), "--preset", str(preset),

@@ -61,6 +61,18 @@ def test_the_best_size_is_chosen_for_a_number_of_gpus(gpus: int, preset: str) ->
     assert explain.for_gpus("geneval_sd35m", gpus) == f"geneval_sd35m{preset}"
 
 
+@pytest.mark.parametrize("name", ["geneval_sd35m", "pickscore_flux", "ocr_wan21_1b"])
+def test_any_number_of_gpus_can_train(name: str) -> None:
+    for gpus in (*range(1, 10), 12, 24, 31, 32):
+        chosen, used = explain.fitting(name, gpus)
+        assert 1 <= used <= gpus
+        config.load(chosen, world_size=used)
+        assert used == gpus or explain.fitting(name, used) == (chosen, used)
+    assert [explain.fitting("geneval_sd35m", gpus)[1] for gpus in (1, 2, 4, 8, 16)] == [
+        1, 2, 4, 8, 16,
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_can_be_explained_and_written_out(name: str, tmp_path: Path) -> None:
     settings = config.load(name)

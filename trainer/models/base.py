@@ -107,6 +107,8 @@ class Conditioning:
 
 
 __all__ = [
+    "HIGH",
+    "LOW",
     "Conditioning",
     "Decoded",
     "Experts",
@@ -118,6 +120,8 @@ __all__ = [
 
 Finetune = Literal["lora", "full"]
 Experts = Literal["both", "high_noise", "low_noise"]
+# The components of Wan 2.2 A14B that predict at high and at low noise; other models have the first.
+HIGH, LOW = "transformer", "transformer_2"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,13 +14,12 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from trainer.models.adapter import Adapter
-from trainer.models.base import Conditioning, Experts, ModelOptions
+from trainer.models.base import HIGH, LOW, Conditioning, Experts, ModelOptions
 from trainer.models.family import decode_video, expanded, frozen, guides, sequence_length
 from trainer.models.loading import load_pipeline
 from trainer.models.schedule import euler_sigmas
 from trainer.parallel.world import on_any_process
 
-HIGH, LOW = "transformer", "transformer_2"
 EXPERTS: dict[Experts, tuple[str, ...]] = {
     "both": (HIGH, LOW),
     "high_noise": (HIGH,),

@@ -25,7 +25,6 @@ from trainer.report.data import (
     interval,
     kl_after,
     load_run,
-    networks_in,
     scorers,
     settings_of,
     shown_pictures,
@@ -59,7 +58,6 @@ def write_card(
     settings = settings_of(run)
     pictures = _pictures(run, folder)
     (folder / CURVE).write_text(line_document(headline_series(run)), encoding="utf-8")
-    networks = () if settings.model.finetune == "lora" else networks_in(folder)
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         # The card is Markdown for people who know where it comes from; nothing is a web page.
@@ -88,7 +86,7 @@ def write_card(
         curve=CURVE,
         before_after=BEFORE_AFTER if pictures else "",
         shown=list(run.base["shown"])[:WIDGETS],
-        snippet=snippet(settings, str(folder), _prompt(run), networks, whole=whole),
+        snippet=snippet(settings, str(folder), _prompt(run), whole=whole),
         command=_command(settings),
         changes=_changes(settings),
         scorers=scorers(run),

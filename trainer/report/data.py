@@ -283,11 +283,6 @@ def interval(row: Mapping[str, Any]) -> str:
     return f"{figure(row['mean'])} ({figure(row['low'])} to {figure(row['high'])})"
 
 
-def networks_in(folder: Path) -> tuple[str, ...]:
-    """The whole networks that are in a folder of finished weights; none beside a LoRA."""
-    return tuple(sorted(path.parent.name for path in folder.glob("*/config.json")))
-
-
 def percent(value: float | None) -> str:
     """A change as a signed percentage."""
     return "-" if value is None else f"{100 * value:+.1f} %"

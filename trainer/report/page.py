@@ -26,7 +26,6 @@ from trainer.report.data import (
     found_alarms,
     interval,
     load_run,
-    networks_in,
     number,
     outputs,
     percent,
@@ -115,11 +114,8 @@ def before_after(run_dir: Path) -> Table:
 
 def _loading(run: RunData) -> str:
     settings, folder = settings_of(run), run.run_dir / "model"
-    networks = networks_in(folder)
-    if settings.model.finetune == "full":
-        networks = networks or ("transformer",)
     prompt = (run.base["shown"] or ["a photo of a star"])[0]
-    return snippet(settings, str(folder), prompt, networks)
+    return snippet(settings, str(folder), prompt)
 
 
 def samples(run: RunData) -> dict[str, Any]:

@@ -10,10 +10,10 @@ import torch
 
 from trainer.config.load import resolve_path
 from trainer.config.settings import Settings
+from trainer.models.base import HIGH, LOW
 from trainer.models.family import guides
 from trainer.models.loading import INDEX, in_cache
 
-LOW = "transformer_2"
 UNIPC = "UniPCMultistepScheduler"
 Guidance = tuple[dict[str, float], float]
 
@@ -73,7 +73,6 @@ def snippet(
     settings: Settings,
     folder: str,
     prompt: str,
-    networks: tuple[str, ...] = (),
     *,
     whole: bool = False,
 ) -> str:
@@ -83,10 +82,10 @@ def snippet(
         settings: of the run.
         folder: where the weights are: a LoRA, or a folder per network.
         prompt: what is drawn.
-        networks: names of the networks that were trained in full; empty for a LoRA.
         whole: the folder holds a complete pipeline.
     """
-    networks = () if whole else networks
+    lora = settings.model.finetune == "lora"
+    networks = () if whole or lora else trained_networks(settings)
     dtype = "float32" if settings.model.dtype == "auto" else settings.model.dtype
     lines = ["import torch", "from diffusers import DiffusionPipeline", ""]
     if networks:
@@ -102,7 +101,7 @@ def snippet(
     lines += _call(
         "pipe = DiffusionPipeline.from_pretrained", [*loaded, f"torch_dtype=torch.{dtype}"]
     )
-    if not networks and not whole:
+    if lora and not whole:
         lines += _adapters(settings, folder)
     lines += _solver(settings)
     lines += [
@@ -114,10 +113,9 @@ def snippet(
 
 def _adapters(settings: Settings, folder: str) -> list[str]:
     """Lines that load the LoRA, or that of each trained expert of Wan 2.2."""
-    both = _base_file(settings, INDEX).get(LOW, [None])[0] is not None
-    experts = settings.model.experts if both else "high_noise"
-    lines = [f"pipe.load_lora_weights({json.dumps(folder)})"] if experts != "low_noise" else []
-    if experts != "high_noise":
+    networks = trained_networks(settings)
+    lines = [f"pipe.load_lora_weights({json.dumps(folder)})"] if HIGH in networks else []
+    if LOW in networks:
         place = json.dumps(f"{folder}/{LOW}")
         lines += _call("pipe.load_lora_weights", [place, f"load_into_{LOW}=True"])
     return lines
@@ -170,6 +168,17 @@ def absent_components(settings: Settings) -> list[str]:
     """Components that the base was saved without; diffusers wants to be told so."""
     entries = _base_file(settings, INDEX)
     return [name for name, entry in entries.items() if entry == [None, None]]
+
+
+def has_two_experts(settings: Settings) -> bool:
+    """Whether the base is a Wan 2.2 with a second network for low noise."""
+    return _base_file(settings, INDEX).get(LOW, [None])[0] is not None
+
+
+def trained_networks(settings: Settings) -> tuple[str, ...]:
+    """Names of the base's components that are trained."""
+    experts = settings.model.experts if has_two_experts(settings) else "high_noise"
+    return {"both": (HIGH, LOW), "high_noise": (HIGH,), "low_noise": (LOW,)}[experts]
 
 
 def _base_file(settings: Settings, name: str) -> dict[str, Any]:

@@ -223,7 +223,9 @@ class Updater:
             share = count / total
             for term in self._entry.terms(context, part):
                 loss = term.loss * share
-                (loss if self.scaler is None else self.scaler.scaled(loss)).backward()
+                # Steps of an expert that is not trained (`model.experts`) teach nothing.
+                if loss.requires_grad:
+                    (loss if self.scaler is None else self.scaler.scaled(loss)).backward()
                 if count:
                     log.add(term.metrics, share)
         return self._step(log)

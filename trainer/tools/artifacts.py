@@ -23,8 +23,9 @@ from trainer.config.preset import read
 from trainer.config.settings import RewardTerm, Settings
 from trainer.errors import ConfigError, did_you_mean
 from trainer.models import lora_file
-from trainer.models.base import FlowModel
+from trainer.models.base import HIGH, LOW, FlowModel
 from trainer.models.loading import INDEX
+from trainer.report.snippets import has_two_experts
 from trainer.run import checkpoint as checkpoints
 from trainer.run.inputs import load_model
 from trainer.run.progress import RESOLVED
@@ -168,7 +169,7 @@ def find(place: str, choice: Choice) -> Target:
         return _run(folder.parent.parent, checkpoints.BEST, choice)
     if lora_file.find(folder):
         return _lora(folder, choice)
-    if (folder / "transformer" / "config.json").is_file() and not (folder / INDEX).is_file():
+    if _full_networks(folder) and not (folder / INDEX).is_file():
         return _full(folder, choice)
     if not (folder / INDEX).is_file() and (folder.exists() or not _is_hub_id(place)):
         raise ConfigError(
@@ -201,7 +202,7 @@ def _lora(folder: Path, choice: Choice) -> Target:
         lora_rank=found.rank,
         lora_alpha=found.rank,
         lora_targets=list(found.targets),
-        **({"experts": "low_noise"} if found.second_only else {}),
+        **_experts(table, tuple(lora_file.find(folder))),
         **({} if choice.base else {"lora_path": ""}),
     )
     if choice.base:
@@ -212,12 +213,25 @@ def _lora(folder: Path, choice: Choice) -> Target:
 
 def _full(folder: Path, choice: Choice) -> Target:
     table = _table_beside(folder, choice)
-    table.setdefault("model", {})["finetune"] = "full"
+    table.setdefault("model", {}).update(
+        finetune="full", **_experts(table, _full_networks(folder))
+    )
     if choice.base:
         settings = _settings(table, choice, untrained=True)
         return Target(f"{folder}, base", settings, preset=choice.preset)
     weights = lora_file.read_full(folder)
     return Target(str(folder), _settings(table, choice), weights, preset=choice.preset)
+
+
+def _full_networks(folder: Path) -> tuple[str, ...]:
+    return tuple(name for name in (HIGH, LOW) if (folder / name / "config.json").is_file())
+
+
+def _experts(table: Mapping[str, Any], networks: Sequence[str]) -> dict[str, str]:
+    """The setting `model.experts` of weights for these networks."""
+    if LOW in networks:
+        return {"experts": "both" if HIGH in networks else "low_noise"}
+    return {"experts": "high_noise"} if has_two_experts(parse(table)) else {}
 
 
 def _table_beside(folder: Path, choice: Choice) -> dict[str, Any]:

@@ -90,6 +90,19 @@ def for_gpus(name: str, gpus: int) -> str:
     return name
 
 
+def fitting(name: str, gpus: int) -> tuple[str, int]:
+    """The most of so many GPUs that the batch of `name`, or of one of its sizes, divides by.
+
+    Returns:
+        The preset, see `for_gpus`, and how many GPUs it can use.
+    """
+    for count in range(gpus, 1, -1):
+        chosen = for_gpus(name, count)
+        if count in world_sizes(config.load(chosen)):
+            return chosen, count
+    return for_gpus(name, 1), 1
+
+
 def _images(settings: Settings, plan: Geometry, gpus: int) -> Iterator[str]:
     batch = settings.batch
     updates = batch.optimizer_steps_per_epoch
