@@ -164,7 +164,7 @@ def evaluate(model: FlowModel, client: RewardClient, rows: Sequence[Row]) -> flo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Flow-GRPO on the miniature.")
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--prompts", type=int, default=PROMPTS, help="groups per epoch")
     parser.add_argument("--held-out", type=int, default=100, help="prompts of an evaluation")
