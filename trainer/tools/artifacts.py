@@ -213,9 +213,7 @@ def _lora(folder: Path, choice: Choice) -> Target:
 
 def _full(folder: Path, choice: Choice) -> Target:
     table = _table_beside(folder, choice)
-    table.setdefault("model", {}).update(
-        finetune="full", **_experts(table, _full_networks(folder))
-    )
+    table.setdefault("model", {}).update(finetune="full", **_experts(table, _full_networks(folder)))
     if choice.base:
         settings = _settings(table, choice, untrained=True)
         return Target(f"{folder}, base", settings, preset=choice.preset)
