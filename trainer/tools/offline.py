@@ -76,7 +76,9 @@ def evaluate_target(
         TrainerError: anything that a user can mend.
     """
     environment = os.environ if environment is None else environment
-    target = find(place, replace(choice, url=environment.get("REWARD_URL", "")))
+    url = environment.get("REWARD_URL")
+    named = [f"rewards.url={url}"] if url else []
+    target = find(place, replace(choice, overrides=[*named, *choice.overrides]))
     settings = target.settings
     prompts = TASKS[settings.task.name](resolve_path(settings.task.test), print)
     indices = spread(prompts, settings.eval.num_prompts)
