@@ -54,7 +54,8 @@ def test_frames_reach_the_service_the_sheets_and_the_report(
 
     def score(scorer: str, item: Item) -> float:
         frames = [decode(image) for image in item.images]
-        seen.append(frames)
+        if not item.id.startswith("trial"):
+            seen.append(frames)
         return float(np.mean(frames)) / 255
 
     outcome = train_run(
@@ -62,8 +63,7 @@ def test_frames_reach_the_service_the_sheets_and_the_report(
     )
     assert {len(frames) for frames in seen} == {FRAMES}
     assert {frame.shape for frames in seen for frame in frames} == {(HEIGHT, WIDTH, 3)}
-    # The first one is the blank one of the trial.
-    assert all((frames[0] != frames[-1]).any() for frames in seen[1:])
+    assert all((frames[0] != frames[-1]).any() for frames in seen)
 
     rows = read(outcome.run_dir)
     train = [row for row in rows if row["kind"] == "train"]
