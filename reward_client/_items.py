@@ -80,7 +80,8 @@ def items_of(
         raise InvalidArgument(
             'no scorer named: write score(images, prompts, scorers=["pickscore"]), or pass items'
         )
-    pictures = _pictures(images)
+    # Without a copy: nothing changes them while the caller waits for the answer.
+    pictures = _pictures(images, copy=False)
     prompts = "" if prompts is None else prompts
     texts = [prompts] * len(pictures) if isinstance(prompts, str) else list(prompts)
     return _items(pictures, texts, specs, references, None), scorers
@@ -132,10 +133,10 @@ def _items(
     return items
 
 
-def _pictures(images: Any) -> list[tuple[Image, ...]]:
+def _pictures(images: Any, *, copy: bool = True) -> list[tuple[Image, ...]]:
     """One tuple per item: a list may hold videos, which are lists or arrays of frames."""
     if isinstance(images, list | tuple):
-        return [tuple(to_images(image)) for image in images]
+        return [tuple(to_images(image, copy=copy)) for image in images]
     if getattr(images, "ndim", 4) == 5:
-        return [tuple(to_images(frames)) for frames in images]
-    return [(image,) for image in to_images(images)]
+        return [tuple(to_images(frames, copy=copy)) for frames in images]
+    return [(image,) for image in to_images(images, copy=copy)]

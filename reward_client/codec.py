@@ -35,6 +35,7 @@ _QOI_HEADER = struct.Struct(">4sIIBB")  # magic, width, height, channels, colour
 _QOI_END = b"\0" * 7 + b"\1"
 _QOI_PROBE_PIXELS = 8
 _QOI_LONGEST_RUN = 62
+_TURBO_COLOURS = frozenset({"YCbCr", "RGB", "Gray"})  # others convert differently in Pillow
 _ZSTD_WINDOW_LIMIT_BYTES = 1 << 27
 
 
@@ -86,14 +87,17 @@ def encode(array: UInt8Image, encoding: Encoding, *, quality: int = 95) -> Image
     return Image(data, encoding, width, height)
 
 
-def decode(image: Image, limits: DecodeLimits | None = None) -> UInt8Image:
-    """Decode to a writable uint8 RGB array (H, W, 3).
+def decode(
+    image: Image, limits: DecodeLimits | None = None, *, writable: bool = True
+) -> UInt8Image:
+    """Decode to a uint8 RGB array (H, W, 3).
 
     Transparency is dropped, grey and palette images are expanded, EXIF orientation is not applied.
 
     Args:
         image: in any encoding.
         limits: defaults to `DecodeLimits()`.
+        writable: False to get raw pixels without a copy, as a view of `image.data`.
 
     Raises:
         InvalidArgument: over a limit, truncated, corrupt, of another format or size than declared,
@@ -104,10 +108,15 @@ def decode(image: Image, limits: DecodeLimits | None = None) -> UInt8Image:
     if image.encoding in RAW_ENCODINGS:
         data = image.data
         if image.encoding is Encoding.RAW_U8_RGB_HWC_ZSTD:
-            data = _decompress(data, image.width * image.height * 3)
-        return np.frombuffer(data, np.uint8).reshape(image.height, image.width, 3).copy()
+            data = _decompress(bytes(data), image.width * image.height * 3)
+        pixels = np.frombuffer(data, np.uint8).reshape(image.height, image.width, 3)
+        return pixels.copy() if writable else pixels
+    if image.encoding is Encoding.JPEG and (
+        found := _decode_jpeg(bytes(image.data), width, height)
+    ):
+        return found[0]
     if image.encoding is Encoding.QOI:
-        return _decode_qoi(image.data, width, height)
+        return _decode_qoi(bytes(image.data), width, height)
     return _decode_with_pillow(image, width, height)
 
 
@@ -127,7 +136,7 @@ def checked_size(image: Image, limits: DecodeLimits | None = None) -> tuple[int,
     if image.encoding in RAW_ENCODINGS:
         _check_size(image.width, image.height, limits)
         return image.width, image.height
-    width, height = size_of(image.data, image.encoding)
+    width, height = size_of(bytes(image.data), image.encoding)
     _check_size(width, height, limits)
     _check_declared(image, width, height)
     return width, height
@@ -139,7 +148,7 @@ def is_lossy(image: Image | Encoding) -> bool:
         return image in (Encoding.JPEG, Encoding.WEBP)
     if image.encoding is Encoding.WEBP:
         # A lossless bitstream is in a VP8L chunk, a lossy one in a chunk called "VP8 ".
-        return image.data[12:16] != b"VP8L" and b"VP8 " in image.data
+        return image.data[12:16] != b"VP8L" and b"VP8 " in bytes(image.data)
     return image.encoding is Encoding.JPEG
 
 
@@ -200,6 +209,21 @@ def _decode_qoi(data: bytes, width: int, height: int) -> UInt8Image:
     if not np.array_equal(found, probe):
         raise InvalidArgument(f"the QOI data do not hold exactly {width}x{height} px")
     return np.array(pixels[:height, :, :3], dtype=np.uint8)
+
+
+def _decode_jpeg(data: bytes, width: int, height: int) -> tuple[UInt8Image] | None:
+    """The pixels, if simplejpeg is there and has no doubt about the data."""
+    try:
+        import simplejpeg
+    except ImportError:
+        return None
+    try:
+        if simplejpeg.decode_jpeg_header(data)[2] not in _TURBO_COLOURS:
+            return None
+        pixels = simplejpeg.decode_jpeg(data, strict=True)
+    except ValueError:
+        return None
+    return (pixels,) if pixels.shape == (height, width, 3) else None
 
 
 def _decode_with_pillow(image: Image, width: int, height: int) -> UInt8Image:

@@ -53,27 +53,33 @@ class Image:
     """One picture, encoded.
 
     Attributes:
-        data: the encoded bytes; for the raw encodings rows of uint8 RGB, top row first.
+        data: the encoded bytes; for the raw encodings rows of uint8 RGB, top row first. A view of
+            bytes (one axis, format "B") may stand for them as long as nothing changes behind it.
         encoding: how `data` is stored.
         width: in pixels; required for the raw encodings, otherwise 0 or the true width.
         height: in pixels; as `width`.
     """
 
-    data: bytes = field(repr=False)
+    data: bytes | memoryview = field(repr=False)
     encoding: Encoding
     width: int = 0
     height: int = 0
 
     @staticmethod
-    def from_array(array: UInt8Image) -> Image:
+    def from_array(array: UInt8Image, *, copy: bool = True) -> Image:
         """Wrap a uint8 array without compression: RGB (H, W, 3), RGBA or grey.
+
+        Args:
+            array: the pixels.
+            copy: False to refer to the array, which must not change while the image is used.
 
         Raises:
             InvalidArgument: another dtype or shape.
         """
         array = as_rgb(array)
         height, width = array.shape[:2]
-        return Image(array.tobytes(), Encoding.RAW_U8_RGB_HWC, width, height)
+        data = array.tobytes() if copy else np.ascontiguousarray(array).reshape(-1).data
+        return Image(data, Encoding.RAW_U8_RGB_HWC, width, height)
 
     @staticmethod
     def from_pil(image: PIL.Image.Image) -> Image:
@@ -96,13 +102,14 @@ class Image:
         return Image(data, sniff(data, what=f"file {str(path)!r}"))
 
 
-def to_images(pictures: Any) -> list[Image]:
+def to_images(pictures: Any, *, copy: bool = True) -> list[Image]:
     """Convert one picture, a list of them, or a batch.
 
     Args:
         pictures: Pillow images; uint8 arrays (H, W, 3) or (3, H, W), RGBA or grey; float arrays or
             tensors in [0, 1] of the same shapes; batches of these with a leading axis; `Image`; or
             a list.
+        copy: False to refer to uint8 arrays, which must not change while the images are used.
 
     Raises:
         InvalidArgument: another shape, dtype or range; NaN.
@@ -112,16 +119,16 @@ def to_images(pictures: Any) -> list[Image]:
     if hasattr(pictures, "convert") and hasattr(pictures, "getbands"):  # a Pillow image
         return [Image.from_pil(pictures)]
     if hasattr(pictures, "__array__") or hasattr(pictures, "detach"):
-        return [Image.from_array(pixels) for pixels in to_uint8(pictures)]
+        return [Image.from_array(pixels, copy=copy) for pixels in to_uint8(pictures)]
     if not isinstance(pictures, Sequence) or isinstance(pictures, str | bytes):
         kind = type(pictures).__name__
         raise InvalidArgument(f"pictures must be Pillow images, arrays or tensors, got {kind}")
-    return [to_image(picture) for picture in pictures]
+    return [to_image(picture, copy=copy) for picture in pictures]
 
 
-def to_image(picture: Any) -> Image:
-    """Convert exactly one picture; raises InvalidArgument as `to_images`."""
-    images = to_images(picture)
+def to_image(picture: Any, *, copy: bool = True) -> Image:
+    """Convert exactly one picture; arguments and errors as of `to_images`."""
+    images = to_images(picture, copy=copy)
     if len(images) != 1:
         raise InvalidArgument(f"expected one picture, got {len(images)}")
     return images[0]
@@ -219,7 +226,7 @@ def image_problem(image: Image) -> str | None:
             f"expected reward_client.Image, got {type(image).__name__}: use Image.from_array,"
             " Image.from_pil or Image.from_file"
         )
-    if not isinstance(image.data, bytes) or not image.data:
+    if not isinstance(image.data, bytes | memoryview) or not image.data:
         kind = "nothing" if image.data == b"" else type(image.data).__name__
         return f"data must be the encoded image as bytes, got {kind}"
     if image.width < 0 or image.height < 0:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from reward_client._pb.reward.v1 import reward_pb2 as pb
+from reward_client._wire.message import Message
 
 DEADLINE_HEADER = "x-reward-deadline-ms"
 RETRY_AFTER_MS_KEY = "retry-after-ms"
@@ -19,14 +20,6 @@ ERROR_INFO_KEY = "reward-error-bin"
 PROTOBUF_TYPE = "application/x-protobuf"
 
 Headers: TypeAlias = Sequence[tuple[str, str]]
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """A serialised `reward.v1.ScoreRequest` and its id."""
-
-    request_id: str
-    body: bytes
 
 
 class Calls(Protocol):

@@ -140,7 +140,7 @@ def media_header(image: Image, where: str) -> pb.Media:
 
 def _fill_image(image: Image, message: pb.Media, where: str) -> None:
     message.CopyFrom(media_header(image, where))
-    message.data = image.data
+    message.data = bytes(image.data)
 
 
 def _images_from_proto(messages: Iterable[pb.Media], where: str) -> tuple[Image, ...]:

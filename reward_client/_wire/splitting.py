@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from reward_client._pb.reward.v1 import reward_pb2 as pb
-from reward_client._transports.base import Message
 from reward_client._wire import convert
+from reward_client._wire.message import IMAGES, REFERENCES, ItemPieces, MediaPieces, Message
 from reward_client.errors import (
     Code,
     Internal,
@@ -21,8 +21,6 @@ from reward_client.errors import (
 )
 from reward_client.types import Item, ScoreRequest, ScoreResponse, ScorerResult
 
-# The numbers of the fields that hold pixels, in reward.proto.
-_ITEMS, _IMAGES, _REFERENCES, _DATA = 3, 3, 4, 1
 _HEADER_OVERHEAD_BYTES = 64  # room for the part's request id
 
 
@@ -51,10 +49,9 @@ class Sizes:
 
 
 def split(request: ScoreRequest, sizes: Sizes) -> list[Part]:
-    """Cut a request into serialised messages, keeping the order of items.
+    """Cut a request into messages, keeping the order of items.
 
-    A request that fits keeps its id; the parts of a larger one are `<id>/0`, `<id>/1`, ... Pixels
-    are copied once, into the message.
+    A request that fits keeps its id; the parts of a larger one are `<id>/0`, `<id>/1`, ...
 
     Raises:
         InvalidArgument: one item alone does not fit, or a spec does not fit its kind.
@@ -62,9 +59,9 @@ def split(request: ScoreRequest, sizes: Sizes) -> list[Part]:
     header = convert.request_to_proto(dataclasses.replace(request, items=()))
     overhead = header.ByteSize() + _HEADER_OVERHEAD_BYTES
     bounds, used = [0], 0
-    chunks = [_chunks_of(item) for item in request.items]
-    for index, of_item in enumerate(chunks):
-        size = sum(map(len, of_item))
+    items = [_pieces_of(item) for item in request.items]
+    for index, item in enumerate(items):
+        size = sum(map(len, item.chunks()))
         if size > sizes.item_bytes - overhead:
             problem = (
                 f"item {request.items[index].id!r} takes {size} bytes, a message may have"
@@ -78,37 +75,25 @@ def split(request: ScoreRequest, sizes: Sizes) -> list[Part]:
             bounds.append(index)
             used = 0
         used += size
-    bounds.append(len(chunks))
+    bounds.append(len(items))
     parts = []
     for number, (start, stop) in enumerate(itertools.pairwise(bounds)):
         if len(bounds) > 2:
             header.request_id = f"{request.request_id}/{number}"
-        body = [header.SerializeToString(), *itertools.chain.from_iterable(chunks[start:stop])]
-        parts.append(Part(Message(header.request_id, b"".join(body)), start, stop))
+        message = Message(header.request_id, header.SerializeToString(), items[start:stop])
+        parts.append(Part(message, start, stop))
     return parts
 
 
-def _chunks_of(item: Item) -> list[bytes]:
-    """The field `items` of a request for one item; the image data are not copied."""
+def _pieces_of(item: Item) -> ItemPieces:
     rest = convert.item_to_proto(dataclasses.replace(item, images=(), references=()))
-    chunks = [rest.SerializeToString()]
-    for number, images in ((_IMAGES, item.images), (_REFERENCES, item.references)):
-        for image in images:
-            about = convert.media_header(image, f"item {item.id!r}").SerializeToString()
-            data = _prefix(_DATA, len(image.data))
-            length = len(about) + len(data) + len(image.data)
-            chunks += [_prefix(number, length) + about + data, image.data]
-    return [_prefix(_ITEMS, sum(map(len, chunks))), *chunks]
-
-
-def _prefix(number: int, length: int) -> bytes:
-    """Tag and length of a field of the wire type LEN (protobuf's encoding)."""
-    prefix = bytearray([number << 3 | 2])
-    while length > 0x7F:
-        prefix.append(length & 0x7F | 0x80)
-        length >>= 7
-    prefix.append(length)
-    return bytes(prefix)
+    where = f"item {item.id!r}"
+    media = tuple(
+        MediaPieces(number, convert.media_header(image, where).SerializeToString(), image)
+        for number, images in ((IMAGES, item.images), (REFERENCES, item.references))
+        for image in images
+    )
+    return ItemPieces(rest.SerializeToString(), media)
 
 
 def read_response(request: ScoreRequest, part: Part, message: pb.ScoreResponse) -> ScoreResponse:

@@ -253,3 +253,49 @@ def test_other_files_are_refused(tmp_path) -> None:
     path.write_text("not an image")
     with pytest.raises(InvalidArgument, match=r"note\.png.*convert"):
         Image.from_file(path)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpeg_decodes_as_pillow_does_and_broken_ones_fail_alike(monkeypatch, mode, progressive):
+    random = np.random.default_rng(0)
+    pixels = np.indices((40, 33)).sum(0)[..., None] * np.array([3, 5, 7]) % 256
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(pixels.astype(np.uint8)).convert(mode).save(
+        buffer, "JPEG", quality=75, progressive=progressive
+    )
+    whole = buffer.getvalue()
+    files = [whole]
+    for _ in range(60):
+        broken = bytearray(whole)
+        for position in random.integers(20, len(whole), 3):
+            broken[position] ^= 1 << int(random.integers(8))
+        files.append(bytes(broken))
+    files += [whole[:end] for end in range(0, len(whole), 60)]
+    by_default = [_decoded(data) for data in files]
+    monkeypatch.setattr(codec, "_decode_jpeg", lambda *_: None)  # leaves all of them to Pillow
+    for ours, theirs in zip(by_default, [_decoded(data) for data in files], strict=True):
+        assert type(ours) is type(theirs)
+        assert isinstance(ours, str) or np.array_equal(ours, theirs)
+
+
+def _decoded(data):
+    try:
+        return codec.decode(Image(data, Encoding.JPEG))
+    except InvalidArgument as error:
+        return error.message
+
+
+def test_raw_pixels_decode_to_a_view_unless_they_are_to_be_changed():
+    image = Image.from_array(np.full((2, 3, 3), 7, np.uint8))
+    view = codec.decode(image, writable=False)
+    assert not view.flags.writeable
+    assert np.shares_memory(view, np.frombuffer(image.data, np.uint8))
+    assert codec.decode(image).flags.writeable
+
+
+def test_an_image_of_a_view_equals_one_of_a_copy_and_follows_its_array():
+    array = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)[::-1]
+    view = Image.from_array(np.ascontiguousarray(array), copy=False)
+    assert view == Image.from_array(array)
+    assert np.array_equal(codec.decode(view), array)

@@ -255,12 +255,14 @@ class ListScorersRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ListScorersResponse(_message.Message):
-    __slots__ = ("scorers", "limits")
+    __slots__ = ("scorers", "limits", "shared_memory")
     SCORERS_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
+    SHARED_MEMORY_FIELD_NUMBER: _ClassVar[int]
     scorers: _containers.RepeatedCompositeFieldContainer[ScorerInfo]
     limits: ServerLimits
-    def __init__(self, scorers: _Optional[_Iterable[_Union[ScorerInfo, _Mapping]]] = ..., limits: _Optional[_Union[ServerLimits, _Mapping]] = ...) -> None: ...
+    shared_memory: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, scorers: _Optional[_Iterable[_Union[ScorerInfo, _Mapping]]] = ..., limits: _Optional[_Union[ServerLimits, _Mapping]] = ..., shared_memory: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ServerLimits(_message.Message):
     __slots__ = ("max_message_bytes", "max_items", "max_pixels", "max_side_px", "max_frames")
