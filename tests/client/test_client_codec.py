@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reward_client import Encoding, Image, InvalidArgument
+from reward_client import Encoding, Image, InvalidArgument, codec
 from reward_client.codec import DecodeLimits, decode, encode, is_lossy
 from reward_client.images import sniff
 
