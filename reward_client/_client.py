@@ -61,6 +61,7 @@ class ClientBase:
         prefer: Preference = "least_busy",
         hedge: Hedge | None = None,
         trust_env: bool = False,
+        shared_memory: bool = True,
         transport: Transport | Sequence[Transport] | None = None,
     ) -> None:
         """Prepare a client; nothing is sent yet.
@@ -83,6 +84,8 @@ class ClientBase:
                 the earliest that is up.
             hedge: ask a second server if the first takes long; None never does.
             trust_env: use the proxies of the environment (`http_proxy`, ...), for gRPC and HTTP.
+            shared_memory: pass raw pixels to a server on this host in memory instead of messages,
+                over gRPC; up to 512 MiB of them at once.
             transport: replaces the network, one per url; then `url` is only a name in messages.
 
         Raises:
@@ -100,6 +103,7 @@ class ClientBase:
             prefer,
             hedge,
             trust_env,
+            shared_memory,
             transport,
         )
         self.url = self._settings.name

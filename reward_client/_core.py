@@ -63,6 +63,7 @@ class Settings:
     prefer: Preference
     hedge: Hedge | None
     trust_env: bool
+    shared_memory: bool
     transport: Transport | Sequence[Transport] | None
     sources: tuple[Source, ...] = field(init=False)
 
@@ -100,7 +101,13 @@ class Settings:
     def connect(self, address: Address) -> Transport:
         """Open a transport in the running event loop."""
         if self.transport is None:
-            return open_transport(address, self.api_key, self.tls, trust_env=self.trust_env)
+            return open_transport(
+                address,
+                self.api_key,
+                self.tls,
+                trust_env=self.trust_env,
+                shared_memory=self.shared_memory,
+            )
         return self._transports()[[source.address for source in self.sources].index(address)]
 
     def _transports(self) -> Sequence[Transport]:

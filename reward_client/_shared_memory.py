@@ -65,6 +65,7 @@ class SharedMemory:
                 verdict, _, rest = _line(link).partition(" ")
                 if verdict != "ok":
                     raise PermissionError(rest)
+                link.setblocking(False)
                 return cls(link, fd, rest)
             finally:
                 os.close(fd)

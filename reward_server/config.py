@@ -111,6 +111,9 @@ class ServerConfig(_Section):
     max_streams: int = Field(
         64, ge=1, description="gRPC streams at once; each may have 64 requests in flight"
     )
+    shared_memory_folder: str = Field(
+        "", description="volume shared with clients in other containers, for pixels without copies"
+    )
     slow_request_s: float = Field(
         30.0, gt=0, description="answers that take longer are logged as warnings"
     )

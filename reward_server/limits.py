@@ -6,8 +6,9 @@ nested in arrays. So the bytes are looked over first, in their own format and wi
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from reward_server.config import ServerConfig
 # Around a spec there are the request, its items, and the spec's own levels of messages.
 _DEPTH_AROUND_SPEC = 8
 _MAX_MESSAGE_DEPTH = 100  # protobuf's own
-_LENGTH_DELIMITED = 2
+LENGTH_DELIMITED = 2
 _FIXED_BYTES = {1: 8, 5: 4}
 
 
@@ -105,7 +106,8 @@ def check_message(
     """
     if len(body) <= 2 * min(limits.values, limits.items):  # a field takes two bytes at least
         return
-    _Walk(limits, kind).message(memoryview(body), kind, 0)
+    with contextlib.suppress(Malformed):
+        FieldWalk(limits, kind).message(memoryview(body), kind, 0)
 
 
 def item_limit_problem(item: Item, limits: RequestLimits) -> str | None:
@@ -159,49 +161,76 @@ def depth_of(value: object, max_depth: int) -> int | None:
     return chars
 
 
-class _Walk:
+class Malformed(ValueError):
+    """The bytes are no message of protobuf's."""
+
+
+class TooManyFields(Exception):
+    """A message has more fields than somebody in a hurry wants to look at."""
+
+
+class FieldWalk:
     """Counts the fields of a message as it lies on the wire, and stops at the limit."""
 
-    def __init__(self, limits: RequestLimits, kind: Any) -> None:
+    def __init__(self, limits: RequestLimits, kind: Any, most_fields: int | None = None) -> None:
+        """Prepare.
+
+        Args:
+            limits: that raise InvalidArgument.
+            kind: descriptor of the message.
+            most_fields: beyond which `TooManyFields` is raised.
+        """
         self._limits = limits
         self._has_items = kind is pb.ScoreRequest.DESCRIPTOR
+        self._most = min(limits.values, most_fields or limits.values)
         self._values = 0
         self._items = 0
 
-    def message(self, data: memoryview, kind: Any, depth: int) -> bool:
-        """Walk one message; returns False where it is malformed, which ends the walk."""
+    def fields(self, data: memoryview, depth: int) -> Iterator[tuple[int, memoryview, memoryview]]:
+        """The fields of one message: tag, the value of a length-delimited one, and the whole."""
         if depth > _MAX_MESSAGE_DEPTH:
             raise InvalidArgument(f"the message is nested deeper than {_MAX_MESSAGE_DEPTH}")
-        at = 0
-        while at < len(data):
+        at, size = 0, len(data)
+        while at < size:
+            begin = at
             tag, at = _varint(data, at)
-            if at < 0:
-                return False
             self._count(depth, tag >> 3)
-            wire_type = tag & 7
-            if wire_type == 0:
+            wire_type, value = tag & 7, at
+            if wire_type == LENGTH_DELIMITED:
+                length, value = _varint(data, at)
+                at = value + length
+            elif wire_type == 0:
                 _, at = _varint(data, at)
-            elif wire_type == _LENGTH_DELIMITED:
-                length, at = _varint(data, at)
-                if at < 0 or at + length > len(data):
-                    return False
-                field = kind.fields_by_number.get(tag >> 3)
-                if field is not None and field.type == FieldDescriptor.TYPE_MESSAGE:
-                    part = data[at : at + length]
-                    if not self.message(part, field.message_type, depth + 1):
-                        return False
-                at += length
-            elif wire_type in _FIXED_BYTES:
-                at += _FIXED_BYTES[wire_type]
             else:
-                return False
-            if at < 0:
-                return False
-        return True
+                at += _FIXED_BYTES.get(wire_type, size)
+            if at > size:
+                raise Malformed
+            yield tag, data[value:at], data[begin:at]
+
+    def message(self, data: memoryview, kind: Any, depth: int) -> None:
+        """Walk one message to its leaves.
+
+        Raises:
+            Malformed: it is none.
+            InvalidArgument: it is over a limit.
+            TooManyFields: it has more than the caller wants to wait for.
+        """
+        for tag, value, _ in self.fields(data, depth):
+            self.inside(kind, tag, value, depth)
+
+    def inside(self, kind: Any, tag: int, value: memoryview, depth: int) -> None:
+        """Walk what is inside of a field of a message of that kind."""
+        field = kind.fields_by_number.get(tag >> 3)
+        if field is None or tag & 7 != LENGTH_DELIMITED:
+            return
+        if field.type == FieldDescriptor.TYPE_MESSAGE:
+            self.message(value, field.message_type, depth + 1)
 
     def _count(self, depth: int, number: int) -> None:
         self._values += 1
-        if self._values > self._limits.values:
+        if self._values > self._most:
+            if self._values <= self._limits.values:
+                raise TooManyFields
             raise InvalidArgument(
                 f"the message has more than {self._limits.values} fields: split it"
             )
@@ -236,7 +265,7 @@ def _is_unicode(decoded: object) -> bool:
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    """(value, position behind it); a position of -1 if there is no varint."""
+    """(value, position behind it)."""
     value = shift = 0
     while at < len(data) and shift < 70:
         byte = data[at]
@@ -245,4 +274,4 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
         if not byte & 0x80:
             return value, at
         shift += 7
-    return 0, -1
+    raise Malformed

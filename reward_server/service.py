@@ -34,7 +34,12 @@ from reward_server.registry import Changes, Registry
 from reward_server.scheduling.admission import Admission
 from reward_server.scheduling.arrival import Arrival
 from reward_server.scheduling.cache import ResultCache
-from reward_server.scheduling.decoding import DecodedItem, decode_item, decoded_bytes
+from reward_server.scheduling.decoding import (
+    DecodedItem,
+    decode_item,
+    decoded_bytes,
+    is_raw,
+)
 from reward_server.scheduling.dispatch import Call, Dispatcher
 from reward_server.scheduling.inflight import InFlight
 from reward_server.scheduling.threads import FairThreads
@@ -47,6 +52,7 @@ from reward_server.workers.pool import ScorerPool
 
 T = TypeVar("T")
 _DRAINING_RETRY_AFTER_S = 1.0
+_LIGHT_ITEMS = 64
 
 
 class RewardService:
@@ -204,9 +210,12 @@ class RewardService:
         names, n = [backend.name for backend in backends], len(request.items)
         with_pixels = any(backend.needs_pixels for backend in backends)
         with self._registry.lease(backends):
-            sizes, errors = await self.in_thread(
-                lambda: self._examine(request, with_pixels), request, caller.name
-            )
+            if _is_light(request):
+                sizes, errors = self._examine(request, with_pixels)
+            else:
+                sizes, errors = await self.in_thread(
+                    lambda: self._examine(request, with_pixels), request, caller.name
+                )
             with (
                 self.access.charged(caller, n * len(backends)),
                 self._admission.admit(
@@ -315,17 +324,21 @@ class RewardService:
         broken: Mapping[int, ItemError],
         client: str,
     ) -> tuple[dict[int, DecodedItem], dict[int, ItemError]]:
-        found = await asyncio.gather(
-            *(
-                self._threads.run(
-                    lambda item=request.items[index]: decode_item(item, self._limits),
-                    client=client,
-                    cost=size,
-                    priority=request.priority,
-                )
-                for index, size in sizes.items()
+        async def decode(index: int) -> DecodedItem | ItemError:
+            item = request.items[index]
+            if is_raw(item):  # nothing to do but to wrap it
+                return decode_item(item, self._limits)
+            return await self._threads.run(
+                lambda: decode_item(item, self._limits),
+                client=client,
+                cost=sizes[index],
+                priority=request.priority,
             )
-        )
+
+        if all(is_raw(request.items[index]) for index in sizes):
+            found = [decode_item(request.items[index], self._limits) for index in sizes]
+        else:
+            found = await asyncio.gather(*(decode(index) for index in sizes))
         decoded, errors = {}, dict(broken)
         for index, outcome in zip(sizes, found, strict=True):
             if isinstance(outcome, ItemError):
@@ -342,6 +355,13 @@ class RewardService:
     def _notify(self) -> None:
         for listener in self._listeners:
             listener()
+
+
+def _is_light(request: ScoreRequest) -> bool:
+    """Whether a look at all items takes less than handing the request to a thread."""
+    return len(request.items) <= _LIGHT_ITEMS and all(
+        item.spec is None and is_raw(item) for item in request.items
+    )
 
 
 def _open_backend(

@@ -125,6 +125,7 @@ WAYS: dict[str, tuple[Measure, tuple[str, ...]]] = {
     "grpc qoi": (ours("ours", "grpc", Encoding.QOI), ("ours",)),
     "grpc jpeg": (ours("ours", "grpc", Encoding.JPEG, PEER_QUALITY), ("ours",)),
     "http raw": (ours("ours", "http", Encoding.RAW_U8_RGB_HWC), ("ours",)),
+    "shared memory": (ours("ours", "grpc", None), ("ours",)),
     "gateway raw": (
         ours("gateway", "grpc", Encoding.RAW_U8_RGB_HWC),
         ("gateway", "ours"),
@@ -153,16 +154,18 @@ async def _looped(opened: Callable[[Run], contextlib.AbstractAsyncContextManager
 async def _score(
     client: AsyncRewardClient, arrays: list[np.ndarray], encoding: Encoding | None, quality: int
 ) -> ScoreResponse:
+    if encoding is None:
+        return await client.score(arrays, scorers=["null"])
     if encoding is Encoding.JPEG:
         images = [Image(_peer_jpeg(array, quality), encoding) for array in arrays]
     else:
-        images = [codec.encode(a, encoding or Encoding.RAW_U8_RGB_HWC) for a in arrays]
+        images = [codec.encode(a, encoding) for a in arrays]
     items = [Item(str(index), "", (image,)) for index, image in enumerate(images)]
     return await client.score(items, ["null"])
 
 
 def _options(encoding: Encoding | None) -> dict[str, bool]:
-    return {}
+    return {"shared_memory": encoding is None}
 
 
 def _peer_jpeg(array: np.ndarray, quality: int = PEER_QUALITY) -> bytes:

@@ -37,7 +37,12 @@ def check_transport(address: Address, tls: TlsFiles | None) -> None:
 
 
 def open_transport(
-    address: Address, api_key: str | None, tls: TlsFiles | None, *, trust_env: bool
+    address: Address,
+    api_key: str | None,
+    tls: TlsFiles | None,
+    *,
+    trust_env: bool,
+    shared_memory: bool,
 ) -> Transport:
     """Open a transport in the running event loop; it connects on first use.
 
@@ -46,6 +51,7 @@ def open_transport(
         api_key: sent as `authorization: Bearer <api_key>`.
         tls: whom to trust and what to show, if not the system's roots.
         trust_env: whether proxies that the environment names are used, except on this host.
+        shared_memory: whether pixels may go through memory that a server of this host shares.
 
     Raises:
         InvalidArgument: TLS files for an address that is not encrypted, or that cannot be used.
@@ -55,7 +61,9 @@ def open_transport(
     if address.is_grpc:
         from reward_client._transports.grpc import GrpcTransport
 
-        return GrpcTransport(address, api_key, tls, trust_env=trust_env)
+        return GrpcTransport(
+            address, api_key, tls, trust_env=trust_env, shared_memory=shared_memory
+        )
     from reward_client._transports.http import HttpTransport
 
     return HttpTransport(address, api_key, tls, trust_env=trust_env)

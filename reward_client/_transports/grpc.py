@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -14,6 +15,7 @@ from google.protobuf.message import DecodeError
 from reward_client import _tracing
 from reward_client._addresses import Address
 from reward_client._pb.reward.v1 import reward_pb2 as pb
+from reward_client._shared_memory import SharedMemory
 from reward_client._tls import TlsFiles
 from reward_client._transports.base import (
     ERROR_INFO_KEY,
@@ -29,6 +31,7 @@ from reward_client.errors import (
     Cancelled,
     Code,
     DeadlineExceeded,
+    InvalidArgument,
     RewardError,
     Unavailable,
     code_from_grpc,
@@ -49,10 +52,18 @@ class GrpcTransport:
     """One channel, which reconnects by itself."""
 
     def __init__(
-        self, address: Address, api_key: str | None, tls: TlsFiles | None, *, trust_env: bool
+        self,
+        address: Address,
+        api_key: str | None,
+        tls: TlsFiles | None,
+        *,
+        trust_env: bool,
+        shared_memory: bool,
     ) -> None:
         """Open the channel; it connects on first use."""
         self._url = address.url
+        self._may_share = shared_memory
+        self._memory: SharedMemory | None = None
         self._is_closed = False
         self._pairs = (("authorization", f"Bearer {api_key}"),) if api_key else ()
         options = _options(address, trust_env)
@@ -74,12 +85,34 @@ class GrpcTransport:
     async def score(
         self, message: Message, timeout_s: float, headers: Headers = ()
     ) -> pb.ScoreResponse:
-        """Send one request; give up after `timeout_s` seconds."""
-        return await self._call(self._score, message.body, timeout_s, headers)
+        """Send one request; give up after `timeout_s` seconds.
+
+        Raw pixels go through memory that the server shares, if it is on this host.
+        """
+        if self._memory is None or not message.has_raw:
+            return await self._call(self._score, message.body, timeout_s, headers)
+        if not self._memory.is_open:
+            self._forget_memory()
+            return await self.score(message, timeout_s, headers)
+        begin_s = time.monotonic()
+        try:
+            with self._memory.borrowed() as place:
+                return await self._call(self._score, message.placed(place), timeout_s, headers)
+        except InvalidArgument:
+            # Perhaps another server has taken over the address: with the bytes the answer is final.
+            left_s = timeout_s - (time.monotonic() - begin_s)
+            answer = await self._call(self._score, message.body, left_s, headers)
+            self._forget_memory()
+            return answer
 
     async def list_scorers(self, timeout_s: float, headers: Headers = ()) -> pb.ListScorersResponse:
-        """Ask for the scorers; give up after `timeout_s` seconds."""
-        return await self._call(self._list, b"", timeout_s, headers)
+        """Ask for the scorers; give up after `timeout_s` seconds. Shares memory where it can."""
+        found: pb.ListScorersResponse = await self._call(self._list, b"", timeout_s, headers)
+        if self._memory is not None and not self._memory.is_open:
+            self._forget_memory()
+        if self._memory is None and self._may_share:
+            self._memory = SharedMemory.attach(found.shared_memory)
+        return found
 
     def stream(self) -> Calls:
         """Many small requests over one call."""
@@ -89,6 +122,12 @@ class GrpcTransport:
         """Close the channel; calls in flight are cancelled."""
         self._is_closed = True
         await self._channel.close()
+        self._forget_memory()
+
+    def _forget_memory(self) -> None:
+        memory, self._memory = self._memory, None
+        if memory is not None:
+            memory.close()
 
     async def _call(
         self, method: Callable[..., Any], body: bytes, timeout_s: float, headers: Headers

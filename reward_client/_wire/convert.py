@@ -8,8 +8,8 @@ are not finite, a status that points nowhere) raises `Internal`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeAlias, cast
 
 from reward_client._pb.reward.v1 import reward_pb2 as pb
 from reward_client._wire.specs import spec_from_proto, spec_to_proto, struct_to_dict, to_struct
@@ -37,6 +37,12 @@ from reward_client.types import (
     ScorerState,
     ServerLimits,
 )
+
+# Reads shared memory: a reference and how many bytes there must be -> the bytes.
+ReadShared: TypeAlias = Callable[[pb.SharedMemoryRef, int], bytes]
+
+_ENCODINGS = {pb.Media.Encoding.Value(e.value): e for e in Encoding}
+_PRIORITIES = {pb.ScoreRequest.Priority.Value(p.value): p for p in Priority} | {0: Priority.EVAL}
 
 # What stands in a numeric column where the item has a status; never read back.
 PLACEHOLDER = 0.0
@@ -66,21 +72,29 @@ def request_to_proto(request: ScoreRequest) -> pb.ScoreRequest:
     return message
 
 
-def request_from_proto(message: pb.ScoreRequest) -> ScoreRequest:
+def request_from_proto(
+    message: pb.ScoreRequest, items: tuple[Item, ...] | None = None
+) -> ScoreRequest:
     """Read a request as it arrived; `validation.check_request` has not been applied.
+
+    Args:
+        message: the request.
+        items: its items, if they were read already.
 
     Raises:
         InvalidArgument: an image without encoding or data, or in shared memory; an unknown
             priority. Names the item and the field.
     """
-    priority = message.priority or pb.ScoreRequest.EVAL
-    if priority not in pb.ScoreRequest.Priority.values():
-        raise InvalidArgument(f"priority {priority} is not one of TRAIN, EVAL, BULK")
+    priority = _PRIORITIES.get(message.priority)
+    if priority is None:
+        raise InvalidArgument(f"priority {message.priority} is not one of TRAIN, EVAL, BULK")
+    if items is None:
+        items = tuple(item_from_proto(item) for item in message.items)
     return ScoreRequest(
         request_id=message.request_id,
         scorers=tuple(ScorerSelector(s.name, s.version, s.transform) for s in message.scorers),
-        items=tuple(item_from_proto(item) for item in message.items),
-        priority=Priority(pb.ScoreRequest.Priority.Name(priority)),
+        items=items,
+        priority=priority,
         include_details=message.include_details,
         timeout_s=message.timeout_ms / 1e3 if message.timeout_ms > 0 else None,
     )
@@ -112,14 +126,31 @@ def _fill_item(item: Item, message: pb.Item) -> None:
         raise InvalidArgument(f"item {item.id!r} cannot be sent: {error}") from error
 
 
-def item_from_proto(message: pb.Item) -> Item:
-    """Read one item; raises InvalidArgument for an image that cannot be represented."""
+def item_from_proto(
+    message: pb.Item,
+    images: tuple[Image, ...] | None = None,
+    references: tuple[Image, ...] | None = None,
+) -> Item:
+    """Read one item; raises InvalidArgument for an image that cannot be represented.
+
+    Args:
+        message: the item.
+        images: those of the item, if they were read already.
+        references: likewise.
+    """
+
+    def read(field: str, found: Iterable[pb.Media]) -> tuple[Image, ...]:
+        return tuple(
+            image_from_proto(media, media.data, f"item {message.id!r}, {field}[{index}]")
+            for index, media in enumerate(found)
+        )
+
     spec_kind, spec = spec_from_proto(message)
     return Item(
         id=message.id,
         prompt=message.prompt,
-        images=_images_from_proto(message.images, f"item {message.id!r}, images"),
-        references=_images_from_proto(message.references, f"item {message.id!r}, references"),
+        images=read("images", message.images) if images is None else images,
+        references=read("references", message.references) if references is None else references,
         spec=spec,
         spec_kind=spec_kind,
     )
@@ -143,22 +174,48 @@ def _fill_image(image: Image, message: pb.Media, where: str) -> None:
     message.data = bytes(image.data)
 
 
-def _images_from_proto(messages: Iterable[pb.Media], where: str) -> tuple[Image, ...]:
-    images = []
-    for position, media in enumerate(messages):
-        if media.WhichOneof("source") == "shm":
-            raise InvalidArgument(
-                f"{where}[{position}]: shared memory is not accepted here: send the bytes in `data`"
-            )
-        known = media.encoding in pb.Media.Encoding.values()
-        if not known or media.encoding == pb.Media.ENCODING_UNSPECIFIED:
-            raise InvalidArgument(
-                f"{where}[{position}]: encoding {media.encoding} is not one of"
-                f" {[e.value for e in Encoding]}"
-            )
-        encoding = Encoding(pb.Media.Encoding.Name(media.encoding))
-        images.append(Image(media.data, encoding, media.width, media.height))
-    return tuple(images)
+def image_from_proto(
+    message: pb.Media,
+    data: bytes | memoryview | None,
+    where: str,
+    read_shared: ReadShared | None = None,
+) -> Image:
+    """Read one image.
+
+    Args:
+        message: all but its data.
+        data: the data; None or empty if it may be in shared memory.
+        where: names the item and the field.
+        read_shared: reads shared memory; None refuses it.
+
+    Raises:
+        InvalidArgument: the image cannot be represented, or read.
+    """
+    encoding = _ENCODINGS.get(message.encoding)
+    if encoding is None:
+        raise InvalidArgument(
+            f"{where}: encoding {message.encoding} is not one of {[e.value for e in Encoding]}"
+        )
+    if not data and message.WhichOneof("source") == "shm":
+        data = _shared(message, encoding, where, read_shared)
+    elif isinstance(data, memoryview) and encoding is not Encoding.RAW_U8_RGB_HWC:
+        data = bytes(data)  # small, and decoders want bytes
+    return Image(data or b"", encoding, message.width, message.height)
+
+
+def _shared(
+    message: pb.Media, encoding: Encoding, where: str, read_shared: ReadShared | None
+) -> bytes:
+    if read_shared is None:
+        raise InvalidArgument(
+            f"{where}: shared memory is not accepted here: send the bytes in `data`"
+        )
+    if encoding is not Encoding.RAW_U8_RGB_HWC:
+        raise InvalidArgument(f"{where}: only RAW_U8_RGB_HWC may be in shared memory")
+    try:
+        return read_shared(message.shm, message.width * message.height * 3)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{where}: {error.message}") from error
 
 
 # --- responses ------------------------------------------------------------------------------------

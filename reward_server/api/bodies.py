@@ -6,18 +6,17 @@ import uuid
 from collections.abc import AsyncGenerator
 
 from fastapi import Request
-from google.protobuf.message import DecodeError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from reward_client._pb.reward.v1 import reward_pb2 as pb
-from reward_client._wire import convert, json_mirror
+from reward_client._wire import json_mirror
 from reward_client.errors import InvalidArgument, ResourceExhausted
 from reward_client.images import Image, sniff
 from reward_client.types import Item, Priority, ScoreRequest, ScorerSelector
 from reward_server.api.errors import BodyTooLarge
-from reward_server.limits import RequestLimits, check_json_items, check_message, load_json
+from reward_server.api.messages import parse_request
+from reward_server.limits import RequestLimits, check_json_items, load_json
 from reward_server.scheduling.arrival import Arrival
 
 _MAX_UTF8_BYTES = 4
@@ -60,12 +59,7 @@ async def _admitted_parts(
 
 def parse_protobuf(body: bytes, limits: RequestLimits) -> ScoreRequest:
     """Read a serialised `reward.v1.ScoreRequest`; raises InvalidArgument."""
-    check_message(body, limits)
-    try:
-        message = pb.ScoreRequest.FromString(body)
-    except DecodeError as error:
-        raise InvalidArgument("the body is not a serialised reward.v1.ScoreRequest") from error
-    return convert.request_from_proto(message)
+    return parse_request(body, limits).request(None)
 
 
 def parse_json(body: bytes, limits: RequestLimits) -> ScoreRequest:

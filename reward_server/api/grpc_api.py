@@ -10,6 +10,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -22,15 +23,18 @@ from reward_client import _tracing
 from reward_client._pb.reward.v1 import reward_pb2 as pb
 from reward_client._wire import convert
 from reward_client.errors import InvalidArgument, ResourceExhausted, RewardError
-from reward_client.types import ScoreRequest
+from reward_client.types import ScoreRequest, ScoreResponse
 from reward_server.api.dialects import oip_grpc
 from reward_server.api.dialects.oip_grpc import OipGrpcApi
 from reward_server.api.errors import as_reward_error, redacted_infos, redacted_response
 from reward_server.api.grpc_guard import ApiKeyInterceptor, caller_of, refuse_with
 from reward_server.api.grpc_intake import Intake
+from reward_server.api.messages import parse_request
+from reward_server.api.shared_memory import SharedMemoryHost
 from reward_server.config import ServerConfig
-from reward_server.limits import RequestLimits, check_message
+from reward_server.limits import RequestLimits, TooManyFields, check_message
 from reward_server.observability.requests import RequestWatch
+from reward_server.scheduling.arrival import Arrival
 from reward_server.security.access import Caller
 from reward_server.security.tls import ServerTls
 from reward_server.service import RewardService
@@ -41,6 +45,8 @@ SCORE_SPAN = f"{SERVICE_NAME}/Score"
 _STREAM_WINDOW = 64  # requests of one stream in flight; reading pauses beyond
 _PINGS_ALLOWED_MS = 5000
 _UNREAD_BYTES = 1 << 16  # of one call
+# What is read and answered in the event loop: handing it to a thread would take longer.
+_FIELDS_AT_ONCE, _ITEMS_AT_ONCE, _SHARED_BYTES_AT_ONCE = 1000, 64, 2 << 20
 _NO_COMPRESSION = 1  # a bit per algorithm; the first means none
 _HEALTH = health_pb2.HealthCheckResponse
 
@@ -53,6 +59,9 @@ class GrpcApi:
     ) -> None:
         self._service = service
         self._tls = tls
+        self._max_message_bytes = config.max_message_bytes
+        folder = config.shared_memory_folder
+        self._shared = SharedMemoryHost(Path(folder) if folder else None)
         self._watch = RequestWatch("grpc", service.metrics, config.slow_request_s)
         self._intake = Intake(config)
         self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
@@ -103,6 +112,7 @@ class GrpcApi:
             raise OSError(f"cannot listen on {address}") from error
         if port == 0:
             raise OSError(f"cannot listen on {address}")
+        self._shared.start()
         await self._server.start()
         self._service.on_change(self._changed.set)
         self._changed.set()
@@ -115,6 +125,7 @@ class GrpcApi:
             self._health_task.cancel()
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace_s)
+        self._shared.stop()
 
     async def _keep_health(self) -> None:
         known: set[str] = set()
@@ -167,7 +178,9 @@ class GrpcApi:
             refuse_with(context, error)
             return pb.ListScorersResponse()
         infos = [i for i in redacted_infos(infos) if access.may_use(caller, i.name)]
-        return convert.infos_to_proto(infos, self._service.server_limits())
+        message = convert.infos_to_proto(infos, self._service.server_limits())
+        message.shared_memory.extend(self._shared.sockets)
+        return message
 
     async def _score_stream(
         self, _: AsyncIterator[bytes], context: Any
@@ -231,7 +244,7 @@ class GrpcApi:
                 with _tracing.span("receive"):
                     body = await read()
                     arrival.hold(len(body))
-                    seen.request = await arrival.parse(lambda body=body: _parse(body, limits))
+                    seen.request = await self._parsed(body, arrival)
                 body = b""
                 left_s = context.time_remaining()
                 response = await self._service.score(
@@ -242,17 +255,41 @@ class GrpcApi:
                     deadline_s=left_s if left_s is not None and math.isfinite(left_s) else None,
                     via=hop.via,
                 )
-                message = await self._service.in_thread(
-                    lambda: convert.response_to_proto(redacted_response(response)),
-                    seen.request,
-                    caller.name,
-                )
+                message = await self._message(response, seen.request, caller.name)
             except Exception as error:  # the boundary: whatever it is, the caller gets a status
                 seen.failure = as_reward_error(error)
                 known = seen.request.request_id if seen.request else _request_id(body, limits)
                 return known, seen.failure
             seen.response = response
             return response.request_id, message
+
+    async def _parsed(self, body: bytes, arrival: Arrival) -> ScoreRequest:
+        """Read a request: at once if that is a matter of a millisecond, else in a thread."""
+        limits = self._service.limits
+        try:
+            parsed = parse_request(body, limits, _FIELDS_AT_ONCE)
+        except TooManyFields:
+            parsed = await arrival.parse(lambda: parse_request(body, limits))
+        size = len(body) + parsed.shared_bytes
+        if size > self._max_message_bytes:
+            raise InvalidArgument(
+                f"the request has {size} bytes with its shared memory, the limit is"
+                f" {self._max_message_bytes}: split it"
+            )
+        arrival.hold(size)
+        if parsed.shared_bytes > _SHARED_BYTES_AT_ONCE:
+            return await arrival.parse(lambda: parsed.request(self._shared.read))
+        return parsed.request(self._shared.read)
+
+    async def _message(
+        self, response: ScoreResponse, request: ScoreRequest, client: str
+    ) -> pb.ScoreResponse:
+        """Build the answer: at once if it is small, else in a thread."""
+        if len(request.items) <= _ITEMS_AT_ONCE and not request.include_details:
+            return convert.response_to_proto(redacted_response(response))
+        return await self._service.in_thread(
+            lambda: convert.response_to_proto(redacted_response(response)), request, client
+        )
 
 
 class _TaskSet:
@@ -280,15 +317,6 @@ class _TaskSet:
 
 def _hop(context: Any, caller: Caller) -> Hop:
     return read_hop(context.invocation_metadata(), caller.name)
-
-
-def _parse(body: bytes, limits: RequestLimits) -> ScoreRequest:
-    check_message(body, limits)
-    try:
-        message = pb.ScoreRequest.FromString(body)
-    except DecodeError as error:
-        raise InvalidArgument("the message is not a reward.v1.ScoreRequest") from error
-    return convert.request_from_proto(message)
 
 
 def _headers(context: Any) -> dict[str, Any]:

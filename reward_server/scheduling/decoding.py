@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from reward_client import codec
 from reward_client.codec import DecodeLimits
 from reward_client.errors import Code, ItemError, RewardError
-from reward_client.images import Image, UInt8Image
+from reward_client.images import Encoding, Image, UInt8Image
 from reward_client.types import Item
 
 
@@ -32,6 +32,12 @@ class DecodedItem:
     def pixels(self) -> int:
         """Pixels of all images and references."""
         return sum(a.shape[0] * a.shape[1] for a in (*self.images, *self.references))
+
+
+def is_raw(item: Item) -> bool:
+    """Whether there is nothing to decode."""
+    raw = Encoding.RAW_U8_RGB_HWC
+    return all(image.encoding is raw for image in (*item.images, *item.references))
 
 
 def decode_item(item: Item, limits: DecodeLimits) -> DecodedItem | ItemError:
@@ -73,7 +79,7 @@ def _size(image: Image, limits: DecodeLimits) -> tuple[int, int] | str:
 
 def _decode(image: Image, limits: DecodeLimits) -> UInt8Image | str:
     try:
-        return codec.decode(image, limits)
+        return codec.decode(image, limits, writable=False)
     except RewardError as error:
         return error.message
 
