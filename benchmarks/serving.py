@@ -55,7 +55,7 @@ class Sample:
 
 def main() -> None:
     """Measure, print tables and ratios, check bounds."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="what the wire costs")
     parser.add_argument("--seconds", type=float, default=2.0, help="per measurement")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--ways", nargs="*", choices=list(WAYS), default=list(WAYS))

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import grpc.aio
 import numpy as np
@@ -164,7 +165,7 @@ async def _score(
     return await client.score(items, ["null"])
 
 
-def _options(encoding: Encoding | None) -> dict[str, bool]:
+def _options(encoding: Encoding | None) -> dict[str, Any]:
     return {"shared_memory": encoding is None}
 
 

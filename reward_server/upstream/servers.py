@@ -140,7 +140,11 @@ class Servers:
             self._pool = Pool(
                 self._route.sources(),
                 lambda address: open_transport(
-                    address, self._route.api_key, self._route.tls, trust_env=False
+                    address,
+                    self._route.api_key,
+                    self._route.tls,
+                    trust_env=False,
+                    shared_memory=True,
                 ),
                 prefer="least_busy" if self._route.policy == "least_loaded" else "round_robin",
                 patience=Patience(_MAX_ATTEMPTS, idle_s=self._route.wait_s),
