@@ -244,7 +244,7 @@ def test_files_are_told_by_their_content(encoding: Encoding, tmp_path) -> None:
     encoded = encode(noise(6, 7), encoding)
     path.write_bytes(encoded.data)
     image = Image.from_file(path)
-    assert image.encoding is encoding is sniff(encoded.data)
+    assert image.encoding is encoding is sniff(bytes(encoded.data))
     np.testing.assert_array_equal(decode(image), decode(encoded))
 
 
