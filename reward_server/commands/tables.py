@@ -82,7 +82,9 @@ def show_categories(items: Sequence[Item], response: ScoreResponse) -> None:
             table.add_row(tag, str(len(rows)), str(failed), *shown)
         over = [f"{sum(values) / len(values):.4f}" if values else "-" for values in means.values()]
         table.add_row("mean of categories", str(len(items)), "", *over)
-        _console().print(table)
+        # A narrow terminal wraps lines; cut categories and numbers would be lost.
+        needed = Console(width=_WIDTH_COLUMNS).measure(table).maximum
+        _console(at_least_columns=needed).print(table)
 
 
 def show_scorers(infos: Sequence[ScorerInfo]) -> None:
@@ -132,6 +134,7 @@ def _scorer_table(infos: Sequence[ScorerInfo]) -> Table:
     return table
 
 
-def _console() -> Console:
+def _console(*, at_least_columns: int = 0) -> Console:
     fits = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(width=None if fits else _WIDTH_COLUMNS)
+    console = Console(width=None if fits else _WIDTH_COLUMNS)
+    return console if console.width >= at_least_columns else Console(width=at_least_columns)

@@ -52,7 +52,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-def test_a_folder_of_geneval_is_scored_by_one_command(server: Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize("columns", ["80", "160"])
+def test_a_folder_of_geneval_is_scored_by_one_command(
+    server: Server, tmp_path: Path, columns: str
+) -> None:
     rows = [
         ("red", {"tag": "colors", "include": [{"class": "star", "count": 1, "color": "red"}]}),
         ("red", {"tag": "single_object", "include": [{"class": "star", "count": 1}]}),
@@ -65,7 +68,8 @@ def test_a_folder_of_geneval_is_scored_by_one_command(server: Server, tmp_path: 
         picture.save(place / "samples" / "0000.png")
         (place / "metadata.jsonl").write_text(json.dumps({**row, "prompt": "a star"}))
         picture.save(place / "grid.png")
-    done = run_cli("score", str(tmp_path), "--scorers", "geneval", "--url", server.grpc_url)
+    where = ("--scorers", "geneval", "--url", server.grpc_url)
+    done = run_cli("score", str(tmp_path), *where, COLUMNS=columns)
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in re.sub("[\u2502\u2503]", " ", done.stdout).splitlines()]
     found = {line[0]: line for line in lines if line}
