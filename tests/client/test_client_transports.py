@@ -211,7 +211,7 @@ def test_wait_ready_waits_for_the_named_scorers(script: Script, call: Call) -> N
     script.infos = [describe("a", "READY"), describe("b", "STARTING")]
     assert [info.name for info in call(script.url, "wait_ready", ["a"])] == ["a"]
     with pytest.raises(Unavailable, match="b is STARTING"):
-        call(script.url, "wait_ready", timeout_s=0.4)
+        call(script.url, "wait_ready", timeout_s=1.5)
 
 
 def test_wait_ready_does_not_wait_for_what_has_failed(script: Script, call: Call) -> None:

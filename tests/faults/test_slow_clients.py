@@ -28,7 +28,7 @@ max_message_bytes = 4194304
 [scorers.mean]
 scorer = "{BAD}:Mean"
 """
-POST = b"POST /v1/score HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-protobuf\r\n"
+POST = b"POST /v1/score HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/x-protobuf\r\n"
 
 
 @pytest.fixture(scope="module")
