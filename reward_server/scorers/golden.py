@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -80,13 +80,25 @@ class GoldenScorer(Protocol):
         ...
 
 
-def self_test(scorer: GoldenScorer) -> None:
+@runtime_checkable
+class Coarse(Protocol):
+    """A scorer whose own scores are decisions, too coarse to compare; its subject's are not."""
+
+    spec: ScorerSpec
+
+    def golden_subject(self) -> GoldenScorer:
+        """What is measured instead."""
+        ...
+
+
+def self_test(scorer: GoldenScorer | Coarse) -> None:
     """Score the golden items and compare with what was blessed for these weights.
 
     Raises:
         SelfTestError: nothing is recorded for these weights, or a check fails; the message says
             which, and the likely cause.
     """
+    scorer = subject(scorer)
     found = measure(scorer)
     name, digest = scorer.spec.name, scorer.weights_digest()
     try:
@@ -102,7 +114,7 @@ def self_test(scorer: GoldenScorer) -> None:
     compare(name, found, recorded, scorer.golden_tolerance)
 
 
-def measure(scorer: GoldenScorer) -> Golden:
+def measure(scorer: GoldenScorer | Coarse) -> Golden:
     """Score the golden items, with the checks that need no recorded numbers.
 
     Raises:
@@ -126,12 +138,9 @@ def measure(scorer: GoldenScorer) -> Golden:
     return Golden(found.raw, found.components, _digest(items), scorer.fingerprint())
 
 
-def subject(scorer: GoldenScorer) -> GoldenScorer:
-    """What is measured: the scorer, or what its `golden_subject()` returns.
-
-    A scorer whose own scores are too coarse to compare (decisions) has that method.
-    """
-    return getattr(scorer, "golden_subject", lambda: scorer)()
+def subject(scorer: GoldenScorer | Coarse) -> GoldenScorer:
+    """What is measured: the scorer, or what its `golden_subject()` returns."""
+    return scorer.golden_subject() if isinstance(scorer, Coarse) else scorer
 
 
 def pictures(size_px: int = 256) -> list[UInt8Image]:

@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -105,7 +106,7 @@ def test_every_scorer_has_a_row_and_a_health_name_of_its_own(pod: Server) -> Non
     assert status(pod, "/readyz?scorer=absent") == 503
     serving, not_serving = (health_pb2.HealthCheckResponse.ServingStatus.Value(n) for n in STATES)
     with grpc.insecure_channel(pod.grpc_url.removeprefix("grpc://")) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
+        stub: Any = health_pb2_grpc.HealthStub(channel)
         for name, expected in {
             "": serving,
             "reward.v1.RewardService": serving,

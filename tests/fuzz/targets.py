@@ -46,9 +46,11 @@ def _pixels(height: int, width: int) -> np.ndarray:
 
 
 def _pictures(encoding: Encoding) -> Sequence[bytes]:
-    found = [codec.encode(_pixels(h, w), encoding).data for h, w in ((1, 1), (9, 7), (24, 16))]
+    found = [
+        bytes(codec.encode(_pixels(h, w), encoding).data) for h, w in ((1, 1), (9, 7), (24, 16))
+    ]
     flat = np.full((40, 30, 3), 77, np.uint8)
-    found.append(codec.encode(flat, encoding).data)
+    found.append(bytes(codec.encode(flat, encoding).data))
     variants: dict[Encoding, list[tuple[str, dict[str, object]]]] = {
         Encoding.PNG: [("P", {}), ("L", {}), ("RGBA", {}), ("1", {})],
         Encoding.JPEG: [("L", {}), ("RGB", {"progressive": True}), ("CMYK", {})],
@@ -178,7 +180,7 @@ def _form_seeds() -> Sequence[bytes]:
         head = f'--bound\r\nContent-Disposition: form-data; name="{name}"{extra}\r\n\r\n'
         return head.encode() + content + b"\r\n"
 
-    png = codec.encode(_pixels(4, 4), Encoding.PNG).data
+    png = bytes(codec.encode(_pixels(4, 4), Encoding.PNG).data)
     spec = json.dumps({"geneval": _ROW}).encode()
     image = part("images", png, '; filename="a.png"')
     end = b"--bound--\r\n"

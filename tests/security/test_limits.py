@@ -112,7 +112,7 @@ ITEM_LIMITS = [
 
 def padded_png(size: int) -> Image:
     """A PNG of exactly so many bytes: a private chunk fills it up."""
-    data = picture(4, 4).data
+    data = bytes(picture(4, 4).data)
     filler = bytes(size - len(data) - 12)
     chunk = struct.pack(">I", len(filler)) + b"fiLr" + filler
     chunk += struct.pack(">I", zlib.crc32(b"fiLr" + filler))
@@ -398,7 +398,7 @@ def test_a_jpeg_of_a_thousand_scans_is_refused() -> None:
 
 def test_qoi_must_hold_every_pixel() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (9, 5, 3), np.uint8)
-    data = codec.encode(pixels, Encoding.QOI).data
+    data = bytes(codec.encode(pixels, Encoding.QOI).data)
     np.testing.assert_array_equal(codec.decode(Image(data, Encoding.QOI)), pixels)
     for cut in (data[:-12] + data[-8:], data[:14] + data[18:], data[:-8] + b"\xfeabc" + data[-8:]):
         with pytest.raises(InvalidArgument, match="QOI"):

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 from tests.trainer_run.fake_service import service_with
@@ -21,7 +20,7 @@ def overflowing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The autoencoder gives NaN for the first picture of every batch of two or more."""
     whole = AutoencoderKL.decode
 
-    def decode(self: Any, latents: torch.Tensor, **options: Any) -> Any:
+    def decode(self: Any, latents: Any, **options: Any) -> Any:
         (pictures,) = whole(self, latents, **options)
         if len(pictures) > 1:
             pictures[0] = float("nan")
