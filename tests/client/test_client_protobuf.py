@@ -58,7 +58,7 @@ def test_the_client_requires_nothing_that_pins_protobuf_high() -> None:
     assert "grpcio-health-checking" not in grpc[1]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("protobuf", VERSIONS)
 def test_the_client_scores_beside(
     protobuf: str, grpc_script: Script, http_script: Script, tmp_path: Path
