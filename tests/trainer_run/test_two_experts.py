@@ -64,11 +64,7 @@ def velocities(model: FlowModel) -> tuple[torch.Tensor, ...]:
         ("lora", "both"),
         ("lora", "low_noise"),
         ("lora", "high_noise"),
-        pytest.param(
-            "full",
-            "low_noise",
-            marks=pytest.mark.xfail(reason="its complete pipeline is not that of the run: open"),
-        ),
+        ("full", "low_noise"),
     ],
 )
 def test_what_a_run_hands_over_has_every_trained_expert(

@@ -96,11 +96,17 @@ def snippet(
             f"{name} = AutoModel.from_pretrained("
             f'{json.dumps(folder)}, subfolder="{name}", torch_dtype=torch.{dtype})'
         )
-        loaded.append(f"{name}={name}")
+        if name != LOW:
+            loaded.append(f"{name}={name}")
     loaded += [f"{name}=None" for name in absent_components(settings)]
     lines += _call(
         "pipe = DiffusionPipeline.from_pretrained", [*loaded, f"torch_dtype=torch.{dtype}"]
     )
+    if LOW in networks:
+        lines += [
+            "# Optional in this pipeline, so `from_pretrained` ignores one that is passed to it.",
+            f"pipe.register_modules({LOW}={LOW})",
+        ]
     if lora and not whole:
         lines += _adapters(settings, folder)
     lines += _solver(settings)
@@ -195,11 +201,15 @@ def load_pipeline(settings: Settings, **components: Any) -> Any:
 
     place = resolve_path(settings.model.path)
     absent = dict.fromkeys(absent_components(settings))
-    return DiffusionPipeline.from_pretrained(
+    pipe = DiffusionPipeline.from_pretrained(
         str(place if place.exists() else settings.model.path),
         torch_dtype=torch.float32,
         **{**absent, **components},
     )
+    # The generic class ignores components that are optional in the pipeline's own, as Wan's
+    # second expert is.
+    pipe.register_modules(**components)
+    return pipe
 
 
 def _call(head: str, arguments: list[str]) -> list[str]:
