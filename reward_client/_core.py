@@ -340,11 +340,6 @@ def _over_unary(endpoint: Endpoint) -> Calls:
     return endpoint.transport
 
 
-def _least(one: int, other: int) -> int:
-    """The smaller of two limits, where 0 is none."""
-    return min(one, other) if one and other else one or other
-
-
 def _wanted(
     infos: Sequence[ScorerInfo], names: Sequence[str], url: str
 ) -> tuple[ScorerInfo, ...] | RewardError:
