@@ -81,7 +81,7 @@ def test_deterministic_steps_have_no_density() -> None:
 
 def test_gradient_flows_through_the_mean_only() -> None:
     x, v, x_next = torch.randn(3, 2, 4, 4, requires_grad=True)
-    step = sde.flow_sde(x.detach(), v, 0.8, 0.6, noise_level=0.7, sigma_max=0.9)
+    step = sde.transition("flow_sde", x.detach(), v, 0.8, 0.6, noise_level=0.7, sigma_max=0.9)
     (grad_v, grad_next) = torch.autograd.grad(
         sde.log_prob(x_next, step).sum(), [v, x_next], allow_unused=True
     )
@@ -96,7 +96,7 @@ def test_dance_is_the_score_formula() -> None:
     clean = x - sigma * v
     score = -(x - (1 - sigma) * clean) / sigma**2
     dt = sigma_next - sigma
-    step = sde.dance(x, v, sigma, sigma_next, noise_level=eta, sigma_max=0.9)
+    step = sde.transition("dance", x, v, sigma, sigma_next, noise_level=eta, sigma_max=0.9)
     torch.testing.assert_close(step.mean, x + dt * v - 0.5 * eta**2 * score * dt)
     torch.testing.assert_close(step.std.flatten(), torch.full((2,), eta * math.sqrt(-dt)).double())
 
@@ -113,7 +113,9 @@ def test_linear_is_the_official_step_of_wan() -> None:
             x * (1 + deviation**2 / (2 * sigma) * dt)
             + v * (1 + deviation**2 * (1 - sigma) / (2 * sigma)) * dt
         )
-        step = sde.linear(x, v, sigma, sigmas[i + 1], noise_level=1.0, sigma_max=sigmas[1])
+        step = sde.transition(
+            "linear", x, v, sigma, sigmas[i + 1], noise_level=1.0, sigma_max=sigmas[1]
+        )
         torch.testing.assert_close(step.mean, mean)
         torch.testing.assert_close(step.std.flatten(), (deviation * (-dt).sqrt()).expand(2))
 
@@ -131,12 +133,12 @@ def test_sigma_per_sample_equals_one_at_a_time() -> None:
             assert torch.equal(together.mean[i], alone.mean[0])
             assert torch.equal(together.std[i], alone.std[0])
     with pytest.raises(ValueError, match="shape"):
-        sde.ode(x, v, torch.ones(2), 0.5, noise_level=0, sigma_max=1)
+        sde.transition("ode", x, v, torch.ones(2), 0.5, noise_level=0, sigma_max=1)
 
 
 def test_first_step_uses_sigma_max_in_the_denominator_only() -> None:
     x, v = torch.randn(2, 1, 4)
-    step = sde.flow_sde(x, v, 1.0, 0.9, noise_level=0.7, sigma_max=0.9)
+    step = sde.transition("flow_sde", x, v, 1.0, 0.9, noise_level=0.7, sigma_max=0.9)
     assert step.std.item() == pytest.approx(0.7 * math.sqrt(1 / (1 - 0.9)) * math.sqrt(0.1))
 
 
@@ -217,7 +219,8 @@ def test_official_kl_divides_by_the_deviation_without_dt() -> None:
     x, v, v_ref = torch.randn(3, 2, 4, 4)
     sigma, sigma_next, a = 0.8, 0.6, 0.7
     step, other = (
-        sde.flow_sde(x, u, sigma, sigma_next, noise_level=a, sigma_max=0.9) for u in (v, v_ref)
+        sde.transition("flow_sde", x, u, sigma, sigma_next, noise_level=a, sigma_max=0.9)
+        for u in (v, v_ref)
     )
     rate = a * math.sqrt(sigma / (1 - sigma))
     expected = ((step.mean - other.mean) ** 2).mean((1, 2)) / (2 * rate**2)
@@ -246,4 +249,4 @@ def test_unknown_names_are_refused() -> None:
     with pytest.raises(ValueError, match="gaussian"):
         sde.log_prob(step.mean, step, "other")  # pyright: ignore
     with pytest.raises(ValueError, match="noise level"):
-        sde.cps(x, x, 0.5, 0.4, noise_level=1.1, sigma_max=0.9)
+        sde.transition("cps", x, x, 0.5, 0.4, noise_level=1.1, sigma_max=0.9)

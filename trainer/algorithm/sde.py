@@ -32,8 +32,9 @@ For ``cps`` the official deviation already is the full one: there official means
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -55,21 +56,25 @@ class Transition:
     std: Tensor
 
 
-class TransitionFn(Protocol):
-    """The signature that every transition shares; see ``flow_sde``."""
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a transition is computed from; everything in float32 or wider.
 
-    def __call__(
-        self,
-        x: Tensor,
-        v: Tensor,
-        sigma: Scalar,
-        sigma_next: Scalar,
-        *,
-        noise_level: float,
-        sigma_max: Scalar,
-    ) -> Transition:
-        """Return the Gaussian of the next latents."""
-        ...
+    Attributes:
+        x: Latents at sigma, (B, ...).
+        v: Predicted velocity, shape of x.
+        sigma: Noise level in (0, 1], (B, 1, ...).
+        sigma_next: Next noise level in [0, sigma), (B, 1, ...).
+        sigma_max: ``sigmas[1]`` of the schedule, below 1; (B, 1, ...).
+        noise_level: a >= 0; 0 gives the ODE.
+    """
+
+    x: Tensor
+    v: Tensor
+    sigma: Tensor
+    sigma_next: Tensor
+    sigma_max: Tensor
+    noise_level: float
 
 
 def _wide(value: Tensor) -> Tensor:
@@ -87,123 +92,60 @@ def _per_sample(value: Scalar, like: Tensor) -> Tensor:
     return tensor.expand(like.shape[0]).reshape(-1, *(1,) * (like.ndim - 1))
 
 
-def _langevin(
-    x: Tensor, v: Tensor, sigma: Tensor, sigma_next: Tensor, diffusion: Tensor
-) -> Transition:
-    dt = sigma_next - sigma
+def _langevin(step: Step, diffusion: Tensor) -> Transition:
+    sigma, dt = step.sigma, step.sigma_next - step.sigma
     correction = diffusion**2 / (2 * sigma)
     # Grouped as in the official code, so that float32 rounding is the same.
-    mean = x * (1 + correction * dt) + v * (1 + correction * (1 - sigma)) * dt
+    mean = step.x * (1 + correction * dt) + step.v * (1 + correction * (1 - sigma)) * dt
     return Transition(mean, diffusion * torch.sqrt(-dt))
 
 
-def flow_sde(
-    x: Tensor,
-    v: Tensor,
-    sigma: Scalar,
-    sigma_next: Scalar,
-    *,
-    noise_level: float,
-    sigma_max: Scalar,
-) -> Transition:
+def flow_sde(step: Step) -> Transition:
     """Flow-GRPO's SDE (eq. 9).
 
     At sigma = 1 the coefficient is infinite; as in the official code, the denominator (and only
-    that) then uses ``sigma_max``, the second entry of the schedule.
-
-    Args:
-        x: Latents at sigma, (B, ...).
-        v: Predicted velocity, shape of x.
-        sigma: Noise level in (0, 1], a number or (B,).
-        sigma_next: Next noise level in [0, sigma), a number or (B,).
-        noise_level: a >= 0; 0 gives the ODE.
-        sigma_max: ``sigmas[1]`` of the schedule, below 1.
-
-    Returns:
-        Mean and full standard deviation of the next latents.
+    that) then uses ``sigma_max``.
     """
-    x, v = _wide(x), _wide(v)
-    s, s_next, s_max = (_per_sample(value, x) for value in (sigma, sigma_next, sigma_max))
-    diffusion = torch.sqrt(s / (1 - torch.where(s == 1, s_max, s))) * noise_level
-    return _langevin(x, v, s, s_next, diffusion)
+    s = step.sigma
+    diffusion = torch.sqrt(s / (1 - torch.where(s == 1, step.sigma_max, s))) * step.noise_level
+    return _langevin(step, diffusion)
 
 
-def dance(
-    x: Tensor,
-    v: Tensor,
-    sigma: Scalar,
-    sigma_next: Scalar,
-    *,
-    noise_level: float,
-    sigma_max: Scalar,
-) -> Transition:
-    """DanceGRPO's SDE: a constant diffusion coefficient. Arguments as ``flow_sde``."""
-    del sigma_max
-    x, v = _wide(x), _wide(v)
-    s, s_next = _per_sample(sigma, x), _per_sample(sigma_next, x)
-    return _langevin(x, v, s, s_next, torch.full_like(s, noise_level))
+def dance(step: Step) -> Transition:
+    """DanceGRPO's SDE: a constant diffusion coefficient."""
+    return _langevin(step, torch.full_like(step.sigma, step.noise_level))
 
 
-def linear(
-    x: Tensor,
-    v: Tensor,
-    sigma: Scalar,
-    sigma_next: Scalar,
-    *,
-    noise_level: float,
-    sigma_max: Scalar,
-) -> Transition:
+def linear(step: Step) -> Transition:
     """An SDE whose noise fades with sigma, so that late steps keep fine detail and motion.
 
-    The official code for Wan has no noise level: it is this with 1. Arguments as ``flow_sde``.
+    The official code for Wan has no noise level: it is this with 1.
     """
-    x, v = _wide(x), _wide(v)
-    s, s_next, s_max = (_per_sample(value, x) for value in (sigma, sigma_next, sigma_max))
-    return _langevin(x, v, s, s_next, noise_level * s_max * s)
+    return _langevin(step, step.noise_level * step.sigma_max * step.sigma)
 
 
-def cps(
-    x: Tensor,
-    v: Tensor,
-    sigma: Scalar,
-    sigma_next: Scalar,
-    *,
-    noise_level: float,
-    sigma_max: Scalar,
-) -> Transition:
-    """Coefficient-preserving sampling; deterministic where sigma_next is 0. As ``flow_sde``.
+def cps(step: Step) -> Transition:
+    """Coefficient-preserving sampling; deterministic where sigma_next is 0.
 
     Raises:
         ValueError: noise_level outside [0, 1], where the coefficients are not defined.
     """
-    del sigma_max
-    if not 0 <= noise_level <= 1:
-        raise ValueError(f"cps needs a noise level in [0, 1], not {noise_level}")
-    x, v = _wide(x), _wide(v)
-    s, s_next = _per_sample(sigma, x), _per_sample(sigma_next, x)
-    std = s_next * math.sin(noise_level * math.pi / 2)
+    if not 0 <= step.noise_level <= 1:
+        raise ValueError(f"cps needs a noise level in [0, 1], not {step.noise_level}")
+    x, v, s, s_next = step.x, step.v, step.sigma, step.sigma_next
+    std = s_next * math.sin(step.noise_level * math.pi / 2)
     data, noise = x - s * v, x + (1 - s) * v
     kept = torch.sqrt((s_next**2 - std**2).clamp_min(0))
     return Transition((1 - s_next) * data + kept * noise, std)
 
 
-def ode(
-    x: Tensor,
-    v: Tensor,
-    sigma: Scalar,
-    sigma_next: Scalar,
-    *,
-    noise_level: float,
-    sigma_max: Scalar,
-) -> Transition:
+def ode(step: Step) -> Transition:
     """A deterministic Euler step; ``noise_level`` and ``sigma_max`` are not used."""
-    del noise_level, sigma_max
-    x, v = _wide(x), _wide(v)
-    s, s_next = _per_sample(sigma, x), _per_sample(sigma_next, x)
-    return Transition(x + (s_next - s) * v, torch.zeros_like(s))
+    mean = step.x + (step.sigma_next - step.sigma) * step.v
+    return Transition(mean, torch.zeros_like(step.sigma))
 
 
-TRANSITIONS: dict[str, TransitionFn] = {
+TRANSITIONS: dict[str, Callable[[Step], Transition]] = {
     "flow_sde": flow_sde,
     "cps": cps,
     "dance": dance,
@@ -230,14 +172,25 @@ def transition(
     noise_level: float,
     sigma_max: Scalar,
 ) -> Transition:
-    """Apply the transition called ``kind``; arguments as ``flow_sde``.
+    """Return the Gaussian of the next latents.
+
+    Args:
+        kind: Key of ``TRANSITIONS``.
+        x: Latents at sigma, (B, ...).
+        v: Predicted velocity, shape of x.
+        sigma: Noise level in (0, 1], a number or (B,).
+        sigma_next: Next noise level in [0, sigma), a number or (B,).
+        noise_level: a >= 0; 0 gives the ODE.
+        sigma_max: ``sigmas[1]`` of the schedule, below 1.
 
     Raises:
-        ValueError: Unknown kind.
+        ValueError: Unknown kind, or noise levels of another shape.
     """
     if kind not in TRANSITIONS:
         raise ValueError(f"unknown transition {kind!r}; one of {', '.join(TRANSITIONS)}")
-    return TRANSITIONS[kind](x, v, sigma, sigma_next, noise_level=noise_level, sigma_max=sigma_max)
+    x, v = _wide(x), _wide(v)
+    s, s_next, s_max = (_per_sample(level, x) for level in (sigma, sigma_next, sigma_max))
+    return TRANSITIONS[kind](Step(x, v, s, s_next, s_max, noise_level))
 
 
 def sample(step: Transition, noise: Tensor) -> Tensor:

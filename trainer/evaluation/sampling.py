@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.algorithm.sde import ode
+from trainer.algorithm.sde import transition
 from trainer.models.base import Conditioning, FlowModel
 from trainer.types import Prompt
 
@@ -145,7 +145,7 @@ def sample_and_compare(
             with model.reference():
                 base = model.velocity(x, sigma, cond, guidance_scale, negative)
             distance += ((v - base) ** 2).flatten(1).mean(1) / len(compared)
-        x = ode(x, v, sigma, sigma_next, noise_level=0.0, sigma_max=1.0).mean
+        x = transition("ode", x, v, sigma, sigma_next, noise_level=0.0, sigma_max=1.0).mean
     return x, distance
 
 
