@@ -14,7 +14,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 from reward_client._pb.reward.v1 import reward_pb2 as pb
 from reward_client._wire.message import Place
@@ -52,8 +52,8 @@ class SharedMemory:
 
     @classmethod
     def _attach(cls, address: str) -> SharedMemory:
-        link = socket.socket(socket.AF_UNIX)
-        try:
+        with ExitStack() as on_failure:
+            link = on_failure.enter_context(socket.socket(socket.AF_UNIX))
             link.settimeout(_ATTACH_TIMEOUT_S)
             link.connect(socket_address(address))
             if peer_uid(link) not in (os.geteuid(), 0):
@@ -66,12 +66,11 @@ class SharedMemory:
                 if verdict != "ok":
                     raise PermissionError(rest)
                 link.setblocking(False)
-                return cls(link, fd, rest)
+                memory = cls(link, fd, rest)
             finally:
                 os.close(fd)
-        except BaseException:
-            link.close()
-            raise
+            on_failure.pop_all()
+            return memory
 
     @property
     def is_open(self) -> bool:

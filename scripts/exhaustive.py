@@ -8,6 +8,7 @@ change of the trainer does not rebuild containers.
 import argparse
 import hashlib
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -96,7 +97,7 @@ def main() -> int:
             continue
         print(f"== {group.name}: {group.command}", flush=True)
         start = time.monotonic()
-        status = subprocess.run(group.command, shell=True, cwd=ROOT, check=False).returncode
+        status = subprocess.run(shlex.split(group.command), cwd=ROOT, check=False).returncode
         print(
             f"== {group.name}: exit status {status}, {time.monotonic() - start:.0f} s", flush=True
         )

@@ -94,6 +94,7 @@ class Replica:
         self._asked_to_retry = asyncio.Event()
         self._backoff_s = _BACKOFF_FIRST_S
         self._next_test_s = 0.0
+        self._held: list[tuple[list[Work], BatchDone]] = []
         self._max_pixels = config.max_batch_pixels
         self._pace = Pace(config.timeout_s)
 
@@ -149,20 +150,18 @@ class Replica:
         self._starts += 1
         self._log = self._log.bind(pid=worker.pid)
         self._log.info("worker started")
-        try:
-            hello, ready = await within(self._config.start_timeout_s, _introduction(worker))
+        async with contextlib.AsyncExitStack() as on_failure:
+            on_failure.push_async_callback(worker.kill)
+            try:
+                hello, ready = await within(self._config.start_timeout_s, _introduction(worker))
+            except asyncio.TimeoutError as error:
+                limit = f"{self._config.start_timeout_s:g} s"
+                raise WorkerDied(f"not ready within start_timeout_s = {limit}") from error
             self._check_fingerprint(ready.fingerprint)
-        except asyncio.TimeoutError as error:
-            await worker.kill()
-            limit = f"{self._config.start_timeout_s:g} s"
-            raise WorkerDied(f"not ready within start_timeout_s = {limit}") from error
-        except BaseException:
-            await worker.kill()
-            raise
-        guard = MemoryGuard(worker.pid, self._config.memory_limit_bytes)
-        if excess := guard.excess():
-            await worker.kill()
-            raise WorkerRefused(f"{excess}, before its first batch: raise it", permanent=True)
+            guard = MemoryGuard(worker.pid, self._config.memory_limit_bytes)
+            if excess := guard.excess():
+                raise WorkerRefused(f"{excess}, before its first batch: raise it", permanent=True)
+            on_failure.pop_all()
         self.described = Described(hello, ready.fingerprint)
         self._device_memory_bytes = ready.device_memory_bytes
         self._pace.tested(ready.self_test_s)
@@ -207,27 +206,38 @@ class Replica:
             raise
         finally:
             await worker.kill()
+            self._queue.requeue(self._take_held(), self.last_error)
 
     async def _next_batch(self, worker: WorkerProcess) -> list[Work] | None:
+        """The next batch; empty once a self-test is due, None if the worker is gone."""
         limits = BatchLimits(
             self._config.max_batch_items, self._max_pixels, self._config.max_wait_ms / 1e3
         )
         taking = asyncio.create_task(self._queue.take(limits))
+        test_in_s = max(self._next_test_s - time.monotonic(), 0.0) if self._held else None
         try:
-            await asyncio.wait({taking, worker.exited}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                {taking, worker.exited}, timeout=test_in_s, return_when=asyncio.FIRST_COMPLETED
+            )
         except asyncio.CancelledError:
             if taking.done() and not taking.cancelled():
                 self._queue.requeue(taking.result(), "the server stops")
             raise
         finally:
             taking.cancel()
-        return taking.result() if taking.done() else None
+        if taking.done():
+            return taking.result()
+        return None if worker.exited.done() else []
 
     async def _run_batch(self, worker: WorkerProcess, works: list[Work], guard: MemoryGuard) -> str:
         limit_s = self._pace.limit_s(len(works))
         try:
-            done = await within(limit_s, _guarded_score(worker, works, guard))
-            problem = await self._problem_after(worker, done)
+            if works:
+                done = await within(limit_s, _guarded_score(worker, works, guard))
+                self._pace.ran(len(works), done.compute_s)
+                self._finish(worker, works, done)
+                works = []
+            problem = await self._problem_of(worker)
         except _Runaway as error:
             self.last_error = f"{error}, inside a batch"
             cause = "memory"
@@ -248,51 +258,63 @@ class Replica:
             self._queue.requeue(works, "the server stops")
             raise
         else:
-            self._pace.ran(len(works), done.compute_s)
-            # What a broken device failed runs again elsewhere; what it had scored before stays.
-            works = self._finish(worker, works, done, keep_failed=bool(problem))
             if not problem:
                 return ""
             self.last_error = problem
             cause = "self_test"
         # Before the requeue, so that no second worker can run the items at the same time.
         await worker.kill()
+        works = [*works, *self._take_held()]
         kept = self._queue.requeue(works, self.last_error)
         self._log.warning("batch lost", items=len(works), requeued=kept, reason=self.last_error)
         return cause
 
-    async def _problem_after(self, worker: WorkerProcess, done: BatchDone) -> str:
-        """Why the worker cannot be trusted after a batch; empty if it can.
+    async def _problem_of(self, worker: WorkerProcess) -> str:
+        """Why the worker cannot be trusted any more; empty if it can, or nothing is in doubt.
 
-        After a sticky error of the device everything fails, from one item of a batch on. If the
-        last item failed inside the scorer, the self-test distinguishes a bad item from a broken
-        device. It runs for at most a tenth of the time, whatever callers send.
+        After a sticky error of the device everything fails, from one item of a batch on. So what
+        failed inside the scorer at the end of a batch is held until it is known whose fault it was:
+        a later batch that ends well, or a self-test, answers it; a self-test that fails runs it
+        again, once, on another worker. While items wait, self-tests take at most a tenth of the
+        time, whatever callers send.
         """
         now_s = time.monotonic()
-        if not _failed_inside(done.outcomes[-1]) or now_s < self._next_test_s:
+        if not self._held or (now_s < self._next_test_s and self._queue.waiting_items):
             return ""
         problem = await within(self._config.start_timeout_s, worker.self_test())
         end_s = time.monotonic()
         self._next_test_s = end_s + 10 * (end_s - now_s)
+        if not problem:
+            self._answer_held(worker)
         return problem
 
-    def _finish(
-        self, worker: WorkerProcess, works: list[Work], done: BatchDone, *, keep_failed: bool
-    ) -> list[Work]:
-        """Hand out the outcomes; `keep_failed` returns the items that failed inside instead."""
-        kept = {i for i, o in enumerate(done.outcomes) if keep_failed and _failed_inside(o)}
-        good = [i for i in range(len(works)) if i not in kept]
-        fingerprint = self.described.fingerprint if self.described else ""
-        runner = Worker(str(self._index), self._device, worker.pid, fingerprint)
-        outcomes = [done.outcomes[i] for i in good]
-        self._queue.finish(
-            [works[i] for i in good], msgspec.structs.replace(done, outcomes=outcomes), runner
-        )
+    def _finish(self, worker: WorkerProcess, works: list[Work], done: BatchDone) -> None:
+        """Hand out the outcomes of a batch, or hold those that a broken device may have caused."""
+        if _failed_inside(done.outcomes[-1]):
+            doubtful = [i for i, outcome in enumerate(done.outcomes) if _failed_inside(outcome)]
+            self._held.append(_part(works, done, doubtful))
+            sound = [i for i in range(len(works)) if i not in set(doubtful)]
+            works, done = _part(works, done, sound)
+        else:
+            self._answer_held(worker)
+        self._queue.finish(works, done, self._runner(worker))
         self._device_memory_bytes = done.device_memory_bytes
         if done.max_pixels and done.max_pixels < self._max_pixels:
             self._max_pixels = done.max_pixels
             self._log.warning("out of device memory", new_max_batch_pixels=done.max_pixels)
-        return [works[i] for i in sorted(kept)]
+
+    def _answer_held(self, worker: WorkerProcess) -> None:
+        for works, done in self._held:
+            self._queue.finish(works, done, self._runner(worker))
+        self._held = []
+
+    def _take_held(self) -> list[Work]:
+        held, self._held = self._held, []
+        return [work for works, _ in held for work in works]
+
+    def _runner(self, worker: WorkerProcess) -> Worker:
+        fingerprint = self.described.fingerprint if self.described else ""
+        return Worker(str(self._index), self._device, worker.pid, fingerprint)
 
     def _lost(self, cause: str, reason: str, *, permanent: bool = False) -> None:
         self._losses += 1
@@ -366,6 +388,13 @@ class Pace:
 
 def _failed_inside(outcome: Score | Failure) -> bool:
     return isinstance(outcome, Failure) and outcome.code == Code.INTERNAL.value
+
+
+def _part(
+    works: Sequence[Work], done: BatchDone, indices: Sequence[int]
+) -> tuple[list[Work], BatchDone]:
+    outcomes = [done.outcomes[i] for i in indices]
+    return [works[i] for i in indices], msgspec.structs.replace(done, outcomes=outcomes)
 
 
 async def _introduction(worker: WorkerProcess) -> tuple[Hello, Ready]:

@@ -14,6 +14,7 @@ import pytest
 from server_process import BAD, Server, eventually, items, running
 
 from reward_client import Code, RewardClient
+from reward_client.types import ScorerResult
 from reward_server.config import ScorerConfig
 from reward_server.observability.metrics import Metrics
 from reward_server.scheduling.cache import ResultCache
@@ -24,6 +25,10 @@ TOML = f"""
 [scorers.breakable]
 scorer = "{BAD}:Breakable"
 max_wait_ms = 50
+[scorers.breakable_in_a_window]
+scorer = "{BAD}:Breakable"
+options = {{ self_test_s = 0.5 }}
+max_batch_items = 2
 [scorers.busy]
 scorer = "{BAD}:BusyAtFirst"
 options = {{ marker = "MARKER" }}
@@ -43,7 +48,7 @@ replicas = 2
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("replicas")
     toml = TOML.replace("MARKER", str(folder / "marker"))
-    ready = ("breakable", "slow", "forker", "twins")
+    ready = ("breakable", "breakable_in_a_window", "slow", "forker", "twins")
     with running(folder, toml, wait_for=ready) as server:
         yield server
 
@@ -80,6 +85,36 @@ def test_items_of_a_device_that_broke_before_run_again(
     assert found.errors == {}
     assert found.scores == tuple(10.0 + i for i in range(8))
     assert restarts(server, "breakable", "self_test") - before == 1
+
+
+def test_a_device_that_breaks_between_two_self_tests_costs_no_item(
+    server: Server, client: RewardClient
+) -> None:
+    name = "breakable_in_a_window"
+    before = restarts(server, name, "self_test")
+
+    def score(*prompts: str) -> ScorerResult:
+        return client.score(items(list(prompts)), [name]).results[name]
+
+    def bad_items(*prompts: str) -> set[int]:
+        found = score(*prompts).errors
+        assert {error.code for error in found.values()} <= {Code.INTERNAL}
+        return set(found)
+
+    # The device works: failures are the items' own, whether a batch or a self-test shows it.
+    begin_s = time.monotonic()
+    assert bad_items("raise") == {0}
+    assert bad_items("raise", "raise", "ok", "raise") == {0, 1, 3}
+    assert bad_items("raise", "ok", "ok", "ok") == {0}
+    assert bad_items("raise", "raise", "raise", "raise", "raise") == {0, 1, 2, 3, 4}
+    assert time.monotonic() - begin_s < 5.0  # nothing waits for the next regular self-test
+    assert restarts(server, name, "self_test") == before
+    # A self-test has just passed, the next one is not due for seconds.
+    assert score("break later").errors == {}
+    found = score(*["ok"] * 8)
+    assert found.errors == {}
+    assert found.scores == tuple(10.0 + i for i in range(8))
+    assert restarts(server, name, "self_test") - before == 1
 
 
 def test_a_self_test_that_could_not_run_is_tried_again(

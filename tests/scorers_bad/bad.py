@@ -210,14 +210,16 @@ class Parent(Mean):
         return super().one(item, details)
 
 
-class Breakable(Mean):
+class Breakable(Obedient):
     """Its "device" breaks for good with the prompt "break", or silently after "break later"."""
 
-    def __init__(self) -> None:
+    def __init__(self, self_test_s: float = 0.0) -> None:
         super().__init__()
         self._is_broken = False
+        self._self_test_s = self_test_s
 
     def self_test(self) -> None:
+        time.sleep(self._self_test_s)
         self._touch_device()
 
     def score(self, batch: Sequence[ScoreInput], *, details: bool) -> list[Outcome]:
