@@ -37,6 +37,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from trainer.algorithm.advantages import advantages
+from trainer.algorithm.ema import Ema
 from trainer.algorithm.losses import LOSSES, LossContext, TrainBatch
 from trainer.config.load import load, rollout_config
 from trainer.config.settings import Settings
@@ -46,7 +47,6 @@ from trainer.rewards import RewardService, connect
 from trainer.rollout.policy import draw_window
 from trainer.rollout.prompts import draw_prompts, draws
 from trainer.rollout.rollout import rollout
-from trainer.run.ema import Ema
 from trainer.run.inputs import load_model, load_prompts
 
 PRESET = "mini_geneval_grpo"

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from tiny_parts import PROMPTS, SIDE_PX
 from torch import Tensor
 
+from trainer.algorithm.ema import Ema
 from trainer.algorithm.losses import LOSSES, LossContext, TrainBatch
 from trainer.algorithm.losses.awm import awm_log_prob
 from trainer.algorithm.losses.dpo import pair_sources
@@ -20,7 +21,7 @@ from trainer.models.registry import MODELS
 from trainer.rollout.noise import NoiseKey
 from trainer.rollout.policy import RolloutConfig, draw_window
 from trainer.rollout.rollout import rollout
-from trainer.run.ema import Ema
+from trainer.run.checkpoint import restore_parameters
 
 Gradients = dict[str, Tensor]
 ON_IMAGES = [name for name, entry in LOSSES.items() if entry.learns_from == "images"]
@@ -82,7 +83,7 @@ def old(model: FlowModel):
     """The sampling policy; the trained one has moved on. Both are as before after the test."""
     kept = moved(model)
     yield kept
-    kept.swap_in()
+    restore_parameters(model.trainable_parameters(), kept.values)
 
 
 def gradients(model: FlowModel, loss: Tensor) -> Gradients:
@@ -401,7 +402,7 @@ def test_a_step_goes_towards_good_images_and_away_from_bad_ones(
         for key, value in step.items():
             model.trainable_parameters()[key].sub_(size * value)
     after = badness()
-    start.swap_in()
+    restore_parameters(model.trainable_parameters(), start.values)
     assert (after < before) == good
 
 

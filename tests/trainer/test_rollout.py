@@ -6,6 +6,7 @@ import torch
 from tiny_parts import PROMPTS, SIDE_PX
 
 from trainer.algorithm.advantages import advantages
+from trainer.algorithm.ema import Ema
 from trainer.algorithm.losses import LOSSES, LossContext, TrainBatch
 from trainer.config.settings import LOSS_SETTINGS
 from trainer.evaluation.sampling import sample_ode
@@ -14,7 +15,6 @@ from trainer.models.registry import MODELS
 from trainer.rollout.noise import NoiseKey, derive_seed, initial_noise
 from trainer.rollout.policy import RolloutConfig, draw_window, recompute, refresh
 from trainer.rollout.rollout import rollout
-from trainer.run.ema import Ema
 
 KEYS = [NoiseKey(0, 3, i % 3, i) for i in range(4)]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from trainer.algorithm.ema import Ema
 from trainer.config.load import geometry
 from trainer.config.settings import RewardSettings, Settings
 from trainer.data import category_probabilities, fingerprint
@@ -20,7 +21,6 @@ from trainer.parallel.sharding import parallel, prepare_networks, whole
 from trainer.parallel.world import World, setup_torch
 from trainer.rewards import RewardService, connect
 from trainer.run import checkpoint as checkpoints
-from trainer.run.ema import Ema
 from trainer.run.inputs import encode_all, load_model, load_prompts
 from trainer.run.log import METRICS, MetricsLog, newest, read, take_note, versions, write_json
 from trainer.run.loop import train
@@ -109,7 +109,7 @@ def restore(
     )
     for name, average in (("ema", ema), ("old", updater.old)):
         if average is not None:
-            average.load_state_dict(stored.tensors[name])
+            checkpoints.restore_parameters(average.values, stored.tensors[name])
     prefix = f"{world.rank}|"
     random_state = {
         name.removeprefix(prefix): value

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from trainer.algorithm.ema import Ema
 from trainer.config.settings import Settings
 from trainer.errors import Stopped
 from trainer.models.base import FlowModel
@@ -15,7 +16,6 @@ from trainer.parallel.sharding import whole
 from trainer.parallel.world import World
 from trainer.rewards import RewardService
 from trainer.run import checkpoint as checkpoints
-from trainer.run.ema import Ema
 from trainer.run.log import MetricsLog, take_note
 from trainer.run.progress import Progress
 from trainer.run.storage import storing
@@ -105,7 +105,7 @@ def _tensors(run: Run) -> dict[str, Mapping[str, Tensor]]:
     }
     for name, average in (("ema", run.ema), ("old", updater.old)):
         if average is not None:
-            tensors[name] = average.state_dict()
+            tensors[name] = average.values
     if updater.scaler is not None:
         tensors["scaler"] = updater.scaler.state()
     return tensors

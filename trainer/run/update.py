@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from trainer.algorithm.ema import Ema
 from trainer.algorithm.losses import LOSSES, LossContext, TrainBatch
 from trainer.algorithm.losses.base import rows_of
 from trainer.config.load import rollout_config, training_guidance
@@ -25,7 +26,6 @@ from trainer.models.precision import resolve
 from trainer.parallel.sharding import parallel
 from trainer.parallel.world import World
 from trainer.rollout.policy import RolloutBatch, chunks, refresh
-from trainer.run.ema import Ema
 
 
 class LossScale:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from trainer.algorithm.advantages import Mode
+from trainer.algorithm.ema import Ema
 from trainer.config.settings import LossSettings
 from trainer.models.base import Conditioning, FlowModel
 from trainer.rollout.policy import RolloutBatch, RolloutConfig
-from trainer.run.ema import Ema
 
 L_co = TypeVar("L_co", bound=LossSettings, covariant=True)
 
@@ -26,6 +26,14 @@ def rows_of(negative: Conditioning | None, rows: Sequence[int]) -> Conditioning 
     if negative is None or len(negative) == 1:
         return negative
     return negative.index_select(rows)
+
+
+def masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:
+    """Mean of (B,) values over the valid ones; 0 (with a graph) when none is valid."""
+    if valid is None:
+        return values.mean()
+    kept = torch.where(valid, values, torch.zeros_like(values))
+    return kept.sum() / valid.sum().clamp_min(1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.algorithm.losses.base import Gather, LossContext, Term, TrainBatch
-from trainer.algorithm.losses.grpo import masked_mean
+from trainer.algorithm.losses.base import Gather, LossContext, Term, TrainBatch, masked_mean
 from trainer.algorithm.losses.images import (
     Point,
     Velocities,

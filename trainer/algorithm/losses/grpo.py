@@ -12,18 +12,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trainer.algorithm.losses.base import LossContext, Term, TrainBatch
+from trainer.algorithm.losses.base import LossContext, Term, TrainBatch, masked_mean
 from trainer.algorithm.sde import kl, transition
 from trainer.config.settings import GrpoSettings
 from trainer.rollout.policy import PolicyStep, RolloutConfig, recompute
-
-
-def masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:
-    """Mean of (B,) values over the valid ones; 0 (with a graph) when none is valid."""
-    if valid is None:
-        return values.mean()
-    kept = torch.where(valid, values, torch.zeros_like(values))
-    return kept.sum() / valid.sum().clamp_min(1)
 
 
 def ratio_metrics(

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.algorithm.losses.base import LossContext, Term, TrainBatch
-from trainer.algorithm.losses.grpo import masked_mean
+from trainer.algorithm.ema import Ema
+from trainer.algorithm.losses.base import LossContext, Term, TrainBatch, masked_mean
 from trainer.config.settings import ImageLossSettings, LossSettings
 from trainer.rollout.noise import draw
-from trainer.run.ema import Ema
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from trainer.algorithm.losses.base import LossContext, Term, TrainBatch
-from trainer.algorithm.losses.grpo import masked_mean
+from trainer.algorithm.losses.base import LossContext, Term, TrainBatch, masked_mean
 from trainer.algorithm.losses.images import Point, Velocities, image_terms, squared_distance
 from trainer.config.settings import NftSettings
 
