@@ -65,7 +65,26 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ServerConfig(_Section):
+class RequestLimits(_Section):
+    """The keys of `[server]` that bound one request."""
+
+    max_message_bytes: int = Field(
+        32 << 20, ge=1 << 16, description="bytes per request as it arrives (base64 is a third more)"
+    )
+    max_items: int = Field(512, ge=1, description="items per request")
+    max_frames: int = Field(512, ge=1, description="images of one item, and its references")
+    max_prompt_chars: int = Field(1 << 16, ge=1, description="characters of one prompt")
+    max_id_chars: int = Field(1024, ge=64, description="characters of the id of an item or request")
+    max_spec_depth: int = Field(
+        32, ge=1, le=64, description="levels of lists and objects in one item's spec"
+    )
+    max_spec_chars: int = Field(
+        1 << 18, ge=1, description="one item's spec: text, keys, and one for every other value"
+    )
+    max_values: int = Field(400_000, ge=1000, description="fields or JSON values of one request")
+
+
+class ServerConfig(RequestLimits):
     """The `[server]` table."""
 
     http: Address = Field("127.0.0.1:8000", description="HOST:PORT of the HTTP API, or 'off'")
@@ -83,21 +102,11 @@ class ServerConfig(_Section):
     log_format: Literal["auto", "console", "json"] = Field(
         "auto", description="auto: console on a terminal, JSON lines otherwise"
     )
-    max_items: int = Field(512, ge=1, description="items per request")
-    max_message_bytes: int = Field(
-        32 << 20, ge=1 << 16, description="bytes per request as it arrives (base64 is a third more)"
-    )
     max_queue_items: int = Field(4096, ge=1, description="items held at once, per scorer")
     max_queue_bytes: int = Field(2 << 30, ge=1 << 16, description="decoded pixels held, in bytes")
     max_image_bytes: int = Field(64 << 20, ge=1, description="bytes of one encoded image")
     max_image_pixels: int = Field(4096 * 4096, ge=1, description="pixels of one image")
     max_image_side_px: int = Field(16384, ge=1, description="width and height of one image")
-    max_frames: int = Field(512, ge=1, description="images of one item, and its references")
-    max_prompt_chars: int = Field(1 << 16, ge=1, description="characters of one prompt")
-    max_id_chars: int = Field(1024, ge=64, description="characters of the id of an item or request")
-    max_spec_depth: int = Field(32, ge=1, le=64, description="levels of one item's spec")
-    max_spec_chars: int = Field(1 << 18, ge=1, description="size of one item's spec")
-    max_values: int = Field(400_000, ge=1000, description="fields or JSON values of one request")
     default_deadline_s: float = Field(
         300.0, gt=0, description="for requests that come without a deadline"
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -17,49 +16,13 @@ from google.protobuf.descriptor import FieldDescriptor
 from reward_client._pb.reward.v1 import reward_pb2 as pb
 from reward_client.errors import InvalidArgument
 from reward_client.types import Item
-from reward_server.config import ServerConfig
+from reward_server.config import RequestLimits
 
 # Around a spec there are the request, its items, and the spec's own levels of messages.
 _DEPTH_AROUND_SPEC = 8
 _MAX_MESSAGE_DEPTH = 100  # protobuf's own
 LENGTH_DELIMITED = 2
 _FIXED_BYTES = {1: 8, 5: 4}
-
-
-@dataclass(frozen=True, slots=True)
-class RequestLimits:
-    """Bounds of one request.
-
-    Attributes:
-        items: per request.
-        frames: images of one item, and likewise references.
-        prompt_chars: of one prompt.
-        id_chars: of one item's id, and of the request's.
-        spec_depth: levels of lists and objects in one spec.
-        spec_chars: of one spec: text, keys, and one for every other value.
-        values: fields or JSON values in a whole request.
-    """
-
-    items: int = 512
-    frames: int = 512
-    prompt_chars: int = 1 << 16
-    id_chars: int = 1024
-    spec_depth: int = 32
-    spec_chars: int = 1 << 18
-    values: int = 400_000
-
-    @classmethod
-    def of(cls, server: ServerConfig) -> RequestLimits:
-        """The limits that a config sets."""
-        return cls(
-            items=server.max_items,
-            frames=server.max_frames,
-            prompt_chars=server.max_prompt_chars,
-            id_chars=server.max_id_chars,
-            spec_depth=server.max_spec_depth,
-            spec_chars=server.max_spec_chars,
-            values=server.max_values,
-        )
 
 
 def load_json(body: bytes, limits: RequestLimits) -> Any:
@@ -70,9 +33,9 @@ def load_json(body: bytes, limits: RequestLimits) -> Any:
     """
     # Inside of strings these count too; base64 has none of them, prompts have few.
     values = body.count(b",") + body.count(b"[") + body.count(b"{")
-    if values > limits.values:
+    if values > limits.max_values:
         raise InvalidArgument(
-            f"the body has about {values} JSON values, the limit is {limits.values}: split it"
+            f"the body has about {values} JSON values, the limit is {limits.max_values}: split it"
         )
     try:
         decoded = json.loads(body, parse_constant=_refuse_constant)
@@ -80,7 +43,7 @@ def load_json(body: bytes, limits: RequestLimits) -> Any:
         raise _too_deep("the body", limits) from error
     except ValueError as error:
         raise InvalidArgument(f"the body is not JSON: {error}") from error
-    if depth_of(decoded, limits.spec_depth + _DEPTH_AROUND_SPEC) is None:
+    if depth_of(decoded, limits.max_spec_depth + _DEPTH_AROUND_SPEC) is None:
         raise _too_deep("the body", limits)
     if b"\\u" in body and not _is_unicode(decoded):
         raise InvalidArgument("the body has half a surrogate pair in a string: send valid Unicode")
@@ -104,7 +67,9 @@ def check_message(
     Raises:
         InvalidArgument: too many items, too many fields in total, or nested too deeply.
     """
-    if len(body) <= 2 * min(limits.values, limits.items):  # a field takes two bytes at least
+    if len(body) <= 2 * min(
+        limits.max_values, limits.max_items
+    ):  # a field takes two bytes at least
         return
     with contextlib.suppress(Malformed):
         FieldWalk(limits, kind).message(memoryview(body), kind, 0)
@@ -112,20 +77,17 @@ def check_message(
 
 def item_limit_problem(item: Item, limits: RequestLimits) -> str | None:
     """Which limit an item exceeds, in one line that names item and field, or None."""
-    if len(item.id) > limits.id_chars:
-        start = item.id[:40]
-        return (
-            f"item {start!r}...: id has {len(item.id)} characters, the limit is {limits.id_chars}"
-        )
+    if len(item.id) > limits.max_id_chars:
+        start, limit = item.id[:40], limits.max_id_chars
+        return f"item {start!r}...: id has {len(item.id)} characters, the limit is {limit}"
     where = f"item {item.id!r}"
-    if len(item.prompt) > limits.prompt_chars:
-        return (
-            f"{where}: prompt has {len(item.prompt)} characters, the limit is {limits.prompt_chars}"
-        )
+    if len(item.prompt) > limits.max_prompt_chars:
+        limit = limits.max_prompt_chars
+        return f"{where}: prompt has {len(item.prompt)} characters, the limit is {limit}"
     for field, images in (("images", item.images), ("references", item.references)):
-        if len(images) > limits.frames:
+        if len(images) > limits.max_frames:
             return (
-                f"{where}: {field} has {len(images)} pictures, the limit is {limits.frames}:"
+                f"{where}: {field} has {len(images)} pictures, the limit is {limits.max_frames}:"
                 " send fewer frames"
             )
     return _spec_problem(item, limits) if item.spec is not None else None
@@ -133,11 +95,11 @@ def item_limit_problem(item: Item, limits: RequestLimits) -> str | None:
 
 def _spec_problem(item: Item, limits: RequestLimits) -> str | None:
     where = f"item {item.id!r}"
-    chars = depth_of(dict(item.spec or {}), limits.spec_depth)
+    chars = depth_of(dict(item.spec or {}), limits.max_spec_depth)
     if chars is None:
-        return f"{where}: spec is nested deeper than {limits.spec_depth}"
-    if chars > limits.spec_chars:
-        return f"{where}: spec has {chars} characters, the limit is {limits.spec_chars}"
+        return f"{where}: spec is nested deeper than {limits.max_spec_depth}"
+    if chars > limits.max_spec_chars:
+        return f"{where}: spec has {chars} characters, the limit is {limits.max_spec_chars}"
     return None
 
 
@@ -182,7 +144,7 @@ class FieldWalk:
         """
         self._limits = limits
         self._has_items = kind is pb.ScoreRequest.DESCRIPTOR
-        self._most = min(limits.values, most_fields or limits.values)
+        self._most = min(limits.max_values, most_fields or limits.max_values)
         self._values = 0
         self._items = 0
 
@@ -229,10 +191,10 @@ class FieldWalk:
     def _count(self, depth: int, number: int) -> None:
         self._values += 1
         if self._values > self._most:
-            if self._values <= self._limits.values:
+            if self._values <= self._limits.max_values:
                 raise TooManyFields
             raise InvalidArgument(
-                f"the message has more than {self._limits.values} fields: split it"
+                f"the message has more than {self._limits.max_values} fields: split it"
             )
         if self._has_items and depth == 0 and number == pb.ScoreRequest.ITEMS_FIELD_NUMBER:
             self._items += 1
@@ -240,9 +202,9 @@ class FieldWalk:
 
 
 def _check_items(n: int, limits: RequestLimits) -> None:
-    if n > limits.items:
+    if n > limits.max_items:
         raise InvalidArgument(
-            f"the request has more items than the limit of {limits.items}: split it"
+            f"the request has more items than the limit of {limits.max_items}: split it"
         )
 
 
@@ -251,7 +213,7 @@ def _refuse_constant(name: str) -> float:
 
 
 def _too_deep(what: str, limits: RequestLimits) -> InvalidArgument:
-    depth = limits.spec_depth + _DEPTH_AROUND_SPEC
+    depth = limits.max_spec_depth + _DEPTH_AROUND_SPEC
     return InvalidArgument(f"{what} is JSON nested deeper than {depth}")
 
 

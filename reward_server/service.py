@@ -27,8 +27,8 @@ from reward_client.types import (
     ServerLimits,
 )
 from reward_server.backend import Backend
-from reward_server.config import Config, ScorerConfig
-from reward_server.limits import RequestLimits, item_limit_problem
+from reward_server.config import Config, RequestLimits, ScorerConfig
+from reward_server.limits import item_limit_problem
 from reward_server.observability.metrics import Metrics
 from reward_server.registry import Changes, Registry
 from reward_server.scheduling.admission import Admission
@@ -91,11 +91,15 @@ class RewardService:
             max_pixels=server.max_image_pixels,
             max_side_px=server.max_image_side_px,
         )
-        self.limits = RequestLimits.of(server)
         self._threads = FairThreads(server.decode_threads, "decode")
         self._inflight = InFlight()
         self._dispatcher = Dispatcher(metrics)
         self._draining = False
+
+    @property
+    def limits(self) -> RequestLimits:
+        """What a request may hold."""
+        return self.config.server
 
     def start(self) -> None:
         """Start all workers; returns at once, `infos` reports their state."""
@@ -237,10 +241,10 @@ class RewardService:
         """Raise InvalidArgument for what needs no look at the items."""
         check_selectors(request.scorers)
         limit = self.config.server.max_items
-        if len(request.request_id) > self.limits.id_chars:
+        if len(request.request_id) > self.limits.max_id_chars:
             raise InvalidArgument(
                 f"request_id has {len(request.request_id)} characters, the limit is"
-                f" {self.limits.id_chars}"
+                f" {self.limits.max_id_chars}"
             )
         if len(request.items) > limit:
             raise InvalidArgument(

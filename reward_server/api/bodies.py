@@ -16,7 +16,8 @@ from reward_client.images import Image, sniff
 from reward_client.types import Item, Priority, ScoreRequest, ScorerSelector
 from reward_server.api.errors import BodyTooLarge
 from reward_server.api.messages import parse_request
-from reward_server.limits import RequestLimits, check_json_items, load_json
+from reward_server.config import RequestLimits
+from reward_server.limits import check_json_items, load_json
 from reward_server.scheduling.arrival import Arrival
 
 _MAX_UTF8_BYTES = 4
@@ -69,9 +70,7 @@ def parse_json(body: bytes, limits: RequestLimits) -> ScoreRequest:
     return json_mirror.request_from_json(decoded)
 
 
-async def parse_form(
-    request: Request, limit_bytes: int, limits: RequestLimits, arrival: Arrival
-) -> ScoreRequest:
+async def parse_form(request: Request, limits: RequestLimits, arrival: Arrival) -> ScoreRequest:
     """Read a form for people with curl: files `images`, texts `prompt`, `scorers`, `spec`.
 
     One file is one item. `prompt` and `spec` are given once for all files, or once per file.
@@ -82,10 +81,10 @@ async def parse_form(
     """
     parser = _FormInMemory(
         request.headers,
-        _admitted_parts(request, limit_bytes, arrival),
-        max_files=limits.items,
-        max_fields=2 * limits.items + len(_FORM_FIELDS),
-        max_part_size=max(limits.spec_chars, limits.prompt_chars) * _MAX_UTF8_BYTES,
+        _admitted_parts(request, limits.max_message_bytes, arrival),
+        max_files=limits.max_items,
+        max_fields=2 * limits.max_items + len(_FORM_FIELDS),
+        max_part_size=max(limits.max_spec_chars, limits.max_prompt_chars) * _MAX_UTF8_BYTES,
     )
     try:
         form = await parser.parse()

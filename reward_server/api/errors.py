@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import lru_cache
+from http import HTTPStatus
 
 import structlog
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 
 from reward_client._wire import json_mirror
 from reward_client.errors import (
@@ -18,6 +22,7 @@ from reward_client.errors import (
     Internal,
     InvalidArgument,
     ItemError,
+    NotFound,
     RewardError,
     error_for,
 )
@@ -54,6 +59,36 @@ def error_response(error: RewardError, status: int | None = None) -> Response:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
         headers["retry-after-ms"] = str(math.ceil(1e3 * error.retry_after_s))
     return JSONResponse(json_mirror.error_to_json(error), status or http_status(error), headers)
+
+
+_MAX_PATH_CHARS = 200
+
+
+def answer_framework_errors(
+    app: FastAPI, respond: Callable[[RewardError, int], Response], hint: str
+) -> None:
+    """Answer what no handler of ours has seen (404, 405) in the shape of all other errors.
+
+    Args:
+        app: the application.
+        respond: makes the response of an error, with a status.
+        hint: where the paths that exist are found.
+    """
+
+    async def refused(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        path, headers = request.url.path[:_MAX_PATH_CHARS], Headers(error.headers or {})
+        refusal: RewardError = InvalidArgument(f"{path!r}: {error.detail}")
+        if error.status_code == HTTPStatus.NOT_FOUND:
+            refusal = NotFound(f"no such path {path!r}: {hint}")
+        elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            allowed = headers.get("allow") or "another method"
+            refusal = InvalidArgument(f"{request.method} is not allowed on {path!r}: use {allowed}")
+        response = respond(refusal, error.status_code)
+        response.headers.update(headers)
+        return response
+
+    app.add_exception_handler(HTTPException, refused)
 
 
 # An absolute path of two parts or more; not the path of a URL.

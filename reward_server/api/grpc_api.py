@@ -7,7 +7,6 @@ that health answers at once however large the messages are.
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,12 +26,12 @@ from reward_client.types import ScoreRequest, ScoreResponse
 from reward_server.api.dialects import oip_grpc
 from reward_server.api.dialects.oip_grpc import OipGrpcApi
 from reward_server.api.errors import as_reward_error, redacted_infos, redacted_response
-from reward_server.api.grpc_guard import ApiKeyInterceptor, caller_of, refuse_with
+from reward_server.api.grpc_guard import ApiKeyInterceptor, caller_of, refuse_with, time_left_s
 from reward_server.api.grpc_intake import Intake
 from reward_server.api.messages import parse_request
 from reward_server.api.shared_memory import SharedMemoryHost
-from reward_server.config import ServerConfig
-from reward_server.limits import RequestLimits, TooManyFields, check_message
+from reward_server.config import RequestLimits, ServerConfig
+from reward_server.limits import TooManyFields, check_message
 from reward_server.observability.requests import RequestWatch
 from reward_server.scheduling.arrival import Arrival
 from reward_server.security.access import Caller
@@ -246,13 +245,11 @@ class GrpcApi:
                     arrival.hold(len(body))
                     seen.request = await self._parsed(body, arrival)
                 body = b""
-                left_s = context.time_remaining()
                 response = await self._service.score(
                     seen.request,
                     caller=caller,
                     arrived_bytes=arrival.held_bytes,
-                    # Without a deadline grpc.aio says None or an effectively infinite value.
-                    deadline_s=left_s if left_s is not None and math.isfinite(left_s) else None,
+                    deadline_s=time_left_s(context),
                     via=hop.via,
                 )
                 message = await self._message(response, seen.request, caller.name)

@@ -56,6 +56,13 @@ def caller_of(access: Access, context: Any) -> Caller:
     return access.identify(_authorization(context.invocation_metadata()), peer)
 
 
+def time_left_s(context: Any) -> float | None:
+    """Seconds until the deadline of a call; None if it has none."""
+    left_s = context.time_remaining()
+    # Without a deadline grpc.aio says None or an effectively infinite value.
+    return left_s if left_s is not None and math.isfinite(left_s) else None
+
+
 def refuse_with(context: Any, error: RewardError) -> None:
     """Give a call an error status, with the details in its trailers; no client reads its response.
 

@@ -4,43 +4,28 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.datastructures import Headers
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
-from reward_client import _tracing
 from reward_client._transports.base import DEADLINE_HEADER, PROTOBUF_TYPE
 from reward_client._wire import convert, json_mirror
-from reward_client.errors import Cancelled, InvalidArgument, NotFound
+from reward_client.errors import InvalidArgument
 from reward_client.types import ScoreRequest, ScoreResponse, ScorerInfo
 from reward_server.api import schemas
-from reward_server.api.bodies import parse_form, parse_json, parse_protobuf, read_body
-from reward_server.api.callers import unless_disconnected
-from reward_server.api.errors import (
-    as_reward_error,
-    error_response,
-    redacted_infos,
-    redacted_response,
-)
+from reward_server.api.bodies import parse_json, parse_protobuf
+from reward_server.api.errors import answer_framework_errors, error_response, redacted_infos
+from reward_server.api.exchange import Exchange, HttpDialect
 from reward_server.api.http_guard import caller_of, is_known
 from reward_server.api.pages import add_pages
-from reward_server.limits import RequestLimits
-from reward_server.observability.requests import RequestWatch
 from reward_server.observability.telemetry import NO_TELEMETRY
-from reward_server.scheduling.arrival import Arrival
 from reward_server.service import RewardService
 
-_MAX_PATH_CHARS = 200
 
-
-def create_app(service: RewardService, max_message_bytes: int) -> FastAPI:
+def create_app(service: RewardService) -> FastAPI:
     """The ASGI application over a service; it starts and stops nothing."""
     app = FastAPI(
         title="flow-reward",
@@ -50,7 +35,7 @@ def create_app(service: RewardService, max_message_bytes: int) -> FastAPI:
         redoc_url=None,
         telemetry=NO_TELEMETRY,
     )
-    api = _HttpApi(service, max_message_bytes)
+    api = _HttpApi(service)
     app.add_api_route(
         "/v1/score",
         api.score,
@@ -69,44 +54,25 @@ def create_app(service: RewardService, max_message_bytes: int) -> FastAPI:
         kind = PlainTextResponse if path == "/metrics" else JSONResponse
         app.add_api_route(path, endpoint, response_class=kind, summary=summary, responses=answers)
     add_pages(app)
-    app.add_exception_handler(HTTPException, refused_by_the_framework)
+    answer_framework_errors(app, error_response, "see /docs")
     schemas.describe_bodies(app, schemas.BODIES)
     return app
 
 
 class _HttpApi:
-    def __init__(self, service: RewardService, max_message_bytes: int) -> None:
+    def __init__(self, service: RewardService) -> None:
         self._service = service
-        self._watch = RequestWatch("http", service.metrics, service.config.server.slow_request_s)
-        self._max_message_bytes = max_message_bytes
+        self._dialect = HttpDialect(service, "http", "POST /v1/score", error_response)
 
-    async def score(self, request: Request) -> Response:
-        is_binary = PROTOBUF_TYPE in request.headers.get("content-type", "")
-        caller = caller_of(request)
-        with self._watch.request("POST /v1/score", caller.name, request.headers) as seen:
-            try:
-                with self._service.arrival(caller) as arrival:
-                    with _tracing.span("receive"):
-                        seen.request = await self._parse_unless_disconnected(request, arrival)
-                    response = await unless_disconnected(
-                        request,
-                        self._service.score(
-                            seen.request,
-                            caller=caller,
-                            arrived_bytes=arrival.held_bytes,
-                            deadline_s=_deadline_s(request),
-                        ),
-                    )
-                    content, media_type = await self._service.in_thread(
-                        lambda: _serialised(redacted_response(response), is_binary),
-                        seen.request,
-                        caller.name,
-                    )
-            except Exception as error:  # the boundary: whatever it is, the caller gets a status
-                seen.failure = as_reward_error(error)
-                return error_response(seen.failure)
-            seen.response = response
-            return Response(content, media_type=media_type)
+    async def score(self, http: Request) -> Response:
+        return await self._dialect.answer(http, self._score)
+
+    async def _score(self, exchange: Exchange) -> Response:
+        headers = exchange.http.headers
+        response = await exchange.score(await _read(exchange), _deadline_s(headers))
+        is_binary = PROTOBUF_TYPE in headers.get("content-type", "")
+        content, media_type = await exchange.in_thread(lambda: _serialised(response, is_binary))
+        return Response(content, media_type=media_type)
 
     async def scorers(self, request: Request) -> Response:
         access, caller = self._service.access, caller_of(request)
@@ -143,45 +109,18 @@ class _HttpApi:
     async def metrics(self) -> Response:
         return Response(self._service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
-    async def _parse_unless_disconnected(self, request: Request, arrival: Arrival) -> ScoreRequest:
-        try:
-            return await self._parse(request, arrival)
-        except ClientDisconnect as error:
-            raise Cancelled("the caller hung up before the request was complete") from error
 
-    async def _parse(self, request: Request, arrival: Arrival) -> ScoreRequest:
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind == "multipart/form-data":
-            return await parse_form(request, self._max_message_bytes, self._service.limits, arrival)
-        parsers: dict[str, Callable[[bytes, RequestLimits], ScoreRequest]] = {
-            PROTOBUF_TYPE: parse_protobuf,
-            "application/json": parse_json,
-            "": parse_json,
-        }
-        parse = parsers.get(kind)
-        if parse is None:
-            raise InvalidArgument(
-                f"content-type {kind!r} is not accepted: send application/json,"
-                f" multipart/form-data or {PROTOBUF_TYPE}"
-            )
-        body = await read_body(request, self._max_message_bytes, arrival)
-        return await arrival.parse(lambda: parse(body, self._service.limits))
-
-
-async def refused_by_the_framework(request: Request, error: Exception) -> Response:
-    """What no handler of ours has seen (404, 405), in the shape of all other errors."""
-    assert isinstance(error, HTTPException)
-    path = request.url.path[:_MAX_PATH_CHARS]
-    if error.status_code == HTTPStatus.NOT_FOUND:
-        return error_response(NotFound(f"no such path {path!r}: see /docs"))
-    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        allowed = Headers(error.headers or {}).get("allow")
-        message = f"{request.method} is not allowed on {path!r}: use {allowed or 'another method'}"
-    else:
-        message = f"{path!r}: {error.detail}"
-    refusal = error_response(InvalidArgument(message), error.status_code)
-    refusal.headers.update(error.headers or {})
-    return refusal
+async def _read(exchange: Exchange) -> ScoreRequest:
+    kind = exchange.http.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        return await exchange.read_form()
+    if kind not in (PROTOBUF_TYPE, "application/json", ""):
+        raise InvalidArgument(
+            f"content-type {kind!r} is not accepted: send application/json,"
+            f" multipart/form-data or {PROTOBUF_TYPE}"
+        )
+    parse = parse_protobuf if kind == PROTOBUF_TYPE else parse_json
+    return await exchange.read(lambda body: parse(body, exchange.limits))
 
 
 def _serialised(response: ScoreResponse, is_binary: bool) -> tuple[bytes, str]:
@@ -191,8 +130,8 @@ def _serialised(response: ScoreResponse, is_binary: bool) -> tuple[bytes, str]:
     return json.dumps(body, allow_nan=False).encode(), "application/json"
 
 
-def _deadline_s(request: Request) -> float | None:
-    text = request.headers.get(DEADLINE_HEADER)
+def _deadline_s(headers: Headers) -> float | None:
+    text = headers.get(DEADLINE_HEADER)
     if text is None:
         return None
     try:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
+from fastapi.responses import Response
 from starlette.types import ASGIApp
 
+from reward_client.errors import RewardError
+from reward_server.api.dialects.pickle_api import failure
 from reward_server.api.dialects.routes import add_routes, port_apps
+from reward_server.api.errors import error_response
 from reward_server.api.http_api import create_app
 from reward_server.api.http_guard import ApiKeyMiddleware
 from reward_server.config import Config
@@ -30,25 +35,23 @@ class HttpApp:
     app: ASGIApp
 
 
-def http_apps(service: RewardService, config: Config) -> tuple[HttpApp, ...]:
+def http_apps(service: RewardService, config: Config) -> list[HttpApp]:
     """The HTTP API unless it is off, and with `legacy` one application per legacy port."""
-    apps: list[HttpApp] = []
-    if config.server.http != "off":
-        app = create_app(service, config.server.max_message_bytes)
-        if config.server.legacy:
-            add_routes(app, service)
-        apps.append(HttpApp("http", config.server.http, "--http HOST:PORT", app))
-    if config.server.legacy:
-        apps += [
-            HttpApp(f"legacy_{name}", address, f"[server] legacy_ports.{name}", app)
-            for name, address, app in port_apps(service)
-        ]
     server = config.server
     is_local = not (server.keys_file or server.tls_client_ca_file or server.allow_unauthenticated)
-    return tuple(
-        replace(
-            app,
-            app=ApiKeyMiddleware(app.app, service.access, service.metrics, is_local=is_local),
-        )
-        for app in apps
-    )
+
+    def guarded(app: ASGIApp, respond: Callable[[RewardError], Response]) -> ASGIApp:
+        return ApiKeyMiddleware(app, service.access, service.metrics, respond, is_local=is_local)
+
+    apps: list[HttpApp] = []
+    if server.http != "off":
+        app = create_app(service)
+        if server.legacy:
+            add_routes(app, service)
+        hint = "--http HOST:PORT"
+        apps.append(HttpApp("http", server.http, hint, guarded(app, error_response)))
+    if server.legacy:
+        for name, address, app in port_apps(service):
+            hint = f"[server] legacy_ports.{name}"
+            apps.append(HttpApp(f"legacy_{name}", address, hint, guarded(app, failure)))
+    return apps

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, MutableMapping
-from types import MappingProxyType
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
 from fastapi import Request
+from fastapi.responses import Response
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from reward_client.errors import PermissionDenied, RewardError, Unauthenticated
 from reward_server.api import pages
-from reward_server.api.errors import error_response
 from reward_server.observability.metrics import Metrics
 from reward_server.security.access import Access, Caller
 from reward_server.security.exposure import is_loopback
@@ -32,7 +31,13 @@ class ApiKeyMiddleware:
     """ASGI middleware: rejects requests without a valid API key."""
 
     def __init__(
-        self, app: ASGIApp, access: Access, metrics: Metrics, *, is_local: bool = False
+        self,
+        app: ASGIApp,
+        access: Access,
+        metrics: Metrics,
+        respond: Callable[[RewardError], Response],
+        *,
+        is_local: bool,
     ) -> None:
         """Guard an application.
 
@@ -40,6 +45,7 @@ class ApiKeyMiddleware:
             app: what is guarded.
             access: the keys.
             metrics: where refusals are counted.
+            respond: words an error as the application does.
             is_local: whether it serves whatever runs on this host and nothing else. A browser does,
                 and with it the web pages of others: they are refused.
         """
@@ -47,6 +53,7 @@ class ApiKeyMiddleware:
         self._is_local = is_local
         self._access = access
         self._metrics = metrics
+        self._respond = respond
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -60,7 +67,7 @@ class ApiKeyMiddleware:
                 " keys_file, or allow_unauthenticated = true behind a proxy of yours"
             )
             self._metrics.requests.labels("http", error.code.value).inc()
-            await _refuse(error, scope, receive, send)
+            await self._refuse(error, {})(scope, receive, send)
             return
         authorization = headers.get("authorization")
         state: MutableMapping[str, Any] = scope.setdefault("state", {})
@@ -69,22 +76,16 @@ class ApiKeyMiddleware:
         except Unauthenticated as error:
             if scope["path"] not in OPEN_PATHS:
                 self._metrics.requests.labels("http", error.code.value).inc()
-                await _refuse(error, scope, receive, send, {"WWW-Authenticate": "Bearer"})
+                refusal = self._refuse(error, {"WWW-Authenticate": "Bearer"})
+                await refusal(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
-
-async def _refuse(
-    error: RewardError,
-    scope: Scope,
-    receive: Receive,
-    send: Send,
-    headers: Mapping[str, str] = MappingProxyType({}),
-) -> None:
-    refusal = error_response(error)
-    # The body has not been read and will not be.
-    refusal.headers.update({**headers, "Connection": "close"})
-    await refusal(scope, receive, send)
+    def _refuse(self, error: RewardError, headers: Mapping[str, str]) -> Response:
+        refusal = self._respond(error)
+        # The body has not been read and will not be.
+        refusal.headers.update({**headers, "Connection": "close"})
+        return refusal
 
 
 def foreign(headers: Mapping[str, str]) -> str | None:

@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import socket
 import ssl
+from collections.abc import Iterator
 
+import uvicorn
 from starlette.types import ASGIApp
 
-from reward_server.api.http_server import HttpServer
-from reward_server.api.timeouts import protocol_with_timeouts
+from reward_server.api.http_connection import bounded_protocol
 
 
 class AddressInUse(Exception):
@@ -30,7 +31,7 @@ class HttpListener:
 
     def __init__(self, address: str, hint: str) -> None:
         self._socket = bind(address, hint)
-        self._server: HttpServer | None = None
+        self._server: uvicorn.Server | None = None
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -46,8 +47,18 @@ class HttpListener:
         tls: ssl.SSLContext | None,
     ) -> None:
         """Serve the application; returns at once."""
-        protocol = protocol_with_timeouts(client_timeout_s, max_connections)
-        self._server = HttpServer(app, protocol, tls)
+        config = uvicorn.Config(
+            app,
+            http=bounded_protocol(client_timeout_s, max_connections),
+            ws="none",
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+        )
+        config.load()
+        # A context of our own, so that a renewed certificate can be loaded into it.
+        config.ssl = tls
+        self._server = _Server(config)
         self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]))
 
     async def stop(self, grace_s: float) -> None:
@@ -57,6 +68,14 @@ class HttpListener:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._task, grace_s)
         self._socket.close()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: the server drains first and stops it afterwards."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
 
 
 def bind(address: str, hint: str) -> socket.socket:

@@ -18,7 +18,8 @@ from reward_client._wire.message import DATA, IMAGES, ITEMS, REFERENCES, SHM
 from reward_client.errors import InvalidArgument
 from reward_client.images import Image
 from reward_client.types import Item, ScoreRequest
-from reward_server.limits import LENGTH_DELIMITED, FieldWalk, Malformed, RequestLimits
+from reward_server.config import RequestLimits
+from reward_server.limits import LENGTH_DELIMITED, FieldWalk, Malformed
 
 # Tags of the fields that hold pixels, or what does.
 _ITEM, _DATA, _SHM = (number << 3 | LENGTH_DELIMITED for number in (ITEMS, DATA, SHM))

@@ -20,8 +20,9 @@ from reward_client.geneval_spec import parse as parse_spec
 from reward_client.types import ScoreRequest, ScorerSelector
 from reward_server._pb.inference.v2 import inference_pb2
 from reward_server.api.bodies import parse_form, parse_json, parse_protobuf
-from reward_server.api.dialects import oip, oip_grpc, oip_http
-from reward_server.limits import RequestLimits, item_limit_problem
+from reward_server.api.dialects import flow_factory, oip, oip_grpc, oip_http, unirl
+from reward_server.config import RequestLimits
+from reward_server.limits import item_limit_problem
 from reward_server.scheduling.admission import Admission
 from reward_server.scheduling.arrival import Arrival
 from reward_server.scheduling.threads import FairThreads
@@ -30,7 +31,10 @@ from tests.fuzz.harness import Target
 from tests.fuzz.pickles import PICKLE
 
 _LIMITS = DecodeLimits(max_bytes=1 << 16, max_pixels=1 << 14, max_side_px=1 << 9)
-_REQUEST_LIMITS = RequestLimits(items=16, frames=8, values=5000)
+_JPEG = ScorerSelector("jpeg", "1", "raw")
+_REQUEST_LIMITS = RequestLimits.model_construct(
+    max_items=16, max_frames=8, max_values=5000, max_message_bytes=1 << 16
+)
 _ROW = {
     "tag": "position",
     "include": [
@@ -110,10 +114,9 @@ def _requests() -> list[ScoreRequest]:
     rows = Item("b", "p", (picture,), (), _ROW, "geneval")
     text = Item("c", 'a sign "STOP"', (picture,), (), {"target": "STOP"}, "ocr")
     free = Item("d", "", (raw,), (), {"a": [1, {"b": None}], "c": "d"}, "metadata")
-    selectors = (ScorerSelector("jpeg", "1", "raw"),)
     return [
-        ScoreRequest("r", selectors, (plain, rows)),
-        ScoreRequest("r", selectors, (text, free), include_details=True),
+        ScoreRequest("r", (_JPEG,), (plain, rows)),
+        ScoreRequest("r", (_JPEG,), (text, free), include_details=True),
     ]
 
 
@@ -142,7 +145,7 @@ def _form(loop: asyncio.AbstractEventLoop) -> Callable[[bytes], None]:
         scope = {"type": "http", "method": "POST", "headers": headers, "path": "/"}
         request = Request(scope, receive)  # pyright: ignore[reportArgumentType]
         arrival = Arrival(admission, threads, Caller("fuzz"))
-        _checked(loop.run_until_complete(parse_form(request, 1 << 16, _REQUEST_LIMITS, arrival)))
+        _checked(loop.run_until_complete(parse_form(request, _REQUEST_LIMITS, arrival)))
 
     return run
 
@@ -173,6 +176,38 @@ def _tensor_message_seeds() -> Sequence[bytes]:
     image = listed.inputs.add(name="IMAGE", datatype="BYTES", shape=[1])
     image.contents.bytes_contents.append(_pictures(Encoding.PNG)[0])
     return [raw.SerializeToString(), listed.SerializeToString()]
+
+
+def _flow_factory(data: bytes) -> None:
+    _checked(ScoreRequest("r", (_JPEG,), flow_factory.parse(data, _REQUEST_LIMITS)))
+
+
+def _flow_factory_seeds() -> Sequence[bytes]:
+    image = base64.b64encode(_pictures(Encoding.PNG)[0]).decode()
+    messages = (
+        {"prompt": ["a", "b"], "image": [image] * 2, "condition_images": [[image], []]},
+        {"prompt": ["a"], "video": [[image] * 2], "image": None, "kwargs": {"x": 1}},
+    )
+    return [json.dumps(message).encode() for message in messages]
+
+
+def _unirl(data: bytes) -> None:
+    entries = unirl.parse(data, _REQUEST_LIMITS)
+    items = [entry.item for entry in entries if isinstance(entry.item, Item)]
+    if items:
+        _checked(ScoreRequest("r", (_JPEG,), tuple(items)))
+
+
+def _unirl_seeds() -> Sequence[bytes]:
+    turn = {"text": "p", "image_b64": base64.b64encode(_pictures(Encoding.PNG)[0]).decode()}
+    row = {"history": [turn], "required_rewards": ["a", "b"], "metadata": _ROW, "group_id": "g"}
+    entries = (
+        row,
+        {"history": [turn, turn], "required_rewards": ["a"], "metadata": {"target": "STOP"}},
+        {"history": [{"text": "p", "video_path": "/x"}], "required_rewards": ["a"]},
+    )
+    message = {"protocol_version": "1", "requests": entries}
+    return [json.dumps(message).encode(), json.dumps({"requests": [row]}).encode()]
 
 
 def _form_seeds() -> Sequence[bytes]:
@@ -233,6 +268,18 @@ TARGETS: Mapping[str, Target] = {
         _form_seeds,
         (InvalidArgument,),
         (b"--bound\r\n", b"--bound--", b"\r\n", b'name="', b'filename="', b"Content-Type: a/b\r\n"),
+    ),
+    "flow_factory": Target(
+        _flow_factory,
+        _flow_factory_seeds,
+        (InvalidArgument,),
+        (*_JSON_TOKENS, b'"video":', b'"condition_videos":', b'"prompt":'),
+    ),
+    "unirl": Target(
+        _unirl,
+        _unirl_seeds,
+        (InvalidArgument,),
+        (*_JSON_TOKENS, b'"history":', b'"metadata":', b'"scorer_version":'),
     ),
     "oip_http": Target(_tensors, _tensor_seeds, (InvalidArgument,), _JSON_TOKENS),
     "oip_grpc": Target(

@@ -21,7 +21,7 @@ from reward_client.errors import InvalidArgument
 from reward_server._pb.inference.v2 import inference_pb2 as pb
 from reward_server._pb.inference.v2 import inference_pb2_grpc
 from reward_server.api.dialects import oip_grpc
-from reward_server.limits import RequestLimits
+from reward_server.config import RequestLimits
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +239,7 @@ def test_grpc_raw_pixels_and_bad_requests(stub: Any) -> None:
 def test_grpc_millions_of_empty_tensors_are_refused_before_they_are_built() -> None:
     bomb = b"\x2a\x00" * 1_000_000
     with pytest.raises(InvalidArgument, match="more than 400000 fields"):
-        oip_grpc.parse(bomb, RequestLimits())
+        oip_grpc.parse(bomb, RequestLimits.model_construct())
 
 
 def test_reflection_names_the_service(server: Server) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import pickle
 import threading
@@ -179,8 +180,29 @@ def test_only_post_exists(server: Server) -> None:
         port = server.ports["legacy_deqa"]
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
         connection.request("GET", path)
-        assert connection.getresponse().status == status
+        assert error_of(connection, status).startswith(("no such path", "GET is not allowed"))
         connection.close()
+
+
+def test_every_error_of_a_port_is_a_pickle(server: Server) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.ports["legacy_deqa"], timeout=30)
+    connection.request("POST", "/", b"", {"Host": "evil.example"})
+    assert "for another host" in error_of(connection, 403)
+    connection.close()
+    connection = http.client.HTTPConnection("127.0.0.1", server.ports["http"], timeout=30)
+    connection.request("GET", "/compat/pickle/deqa")  # of a port with an API that speaks JSON
+    assert json.loads(connection.getresponse().read())["error"]["code"] == "INVALID_ARGUMENT"
+    connection.close()
+
+
+def error_of(connection: http.client.HTTPConnection, status: int) -> str:
+    response = connection.getresponse()
+    body = response.read()
+    assert response.status == status
+    assert response.headers["content-type"] == "application/octet-stream"
+    found = pickle.loads(body)
+    assert list(found) == ["error"]
+    return found["error"]
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,8 @@ from reward_client._wire import (
     convert,
 )
 from reward_client.types import ScoreRequest
-from reward_server.limits import RequestLimits, check_message, depth_of, load_json
+from reward_server.config import RequestLimits
+from reward_server.limits import check_message, depth_of, load_json
 
 TOML = """
 [server]
@@ -411,11 +412,11 @@ def test_qoi_must_hold_every_pixel() -> None:
 def test_the_walk_lets_pass_what_protobuf_reads() -> None:
     request = ScoreRequest("r", (ScorerSelector("bright"),), tuple(items(["a"] * 8)))
     sent = convert.request_to_proto(request).SerializeToString()
-    check_message(sent, RequestLimits(items=8, values=100))
+    check_message(sent, RequestLimits.model_construct(max_items=8, max_values=100))
     with pytest.raises(InvalidArgument, match="limit of 7"):
-        check_message(sent, RequestLimits(items=7))
+        check_message(sent, RequestLimits.model_construct(max_items=7))
     with pytest.raises(InvalidArgument, match="more than 20 fields"):
-        check_message(sent, RequestLimits(items=8, values=20))
+        check_message(sent, RequestLimits.model_construct(max_items=8, max_values=20))
 
 
 def test_depth_is_counted_without_recursion() -> None:
@@ -431,11 +432,11 @@ def test_depth_is_counted_without_recursion() -> None:
 
 def test_load_json_is_json() -> None:
     value = {"a": [1, 2.5, None, True, "x,[{"], "b": {}}
-    assert load_json(json.dumps(value).encode(), RequestLimits()) == value
-    assert load_json(rb'"\ud83d\ude00"', RequestLimits()) == "\U0001f600"
+    assert load_json(json.dumps(value).encode(), RequestLimits.model_construct()) == value
+    assert load_json(rb'"\ud83d\ude00"', RequestLimits.model_construct()) == "\U0001f600"
     for text in (rb'"\ud800"', rb'{"\udfff": 1}', rb'[["a\ud83d b"]]'):
         with pytest.raises(InvalidArgument, match="surrogate"):  # found by fuzzing
-            load_json(text, RequestLimits())
+            load_json(text, RequestLimits.model_construct())
 
 
 def test_a_number_beyond_all_numbers_is_refused(server: Server) -> None:

@@ -16,11 +16,11 @@ from fastapi.responses import JSONResponse, Response
 from reward_client.errors import STATUS, Code, InvalidArgument, RewardError
 from reward_client.images import Image
 from reward_client.types import Item, ScoreRequest, ScorerSelector
-from reward_server.api.dialects.context import Context, Dialect
 from reward_server.api.dialects.json_bodies import as_text, image_at, list_at, read_object
 from reward_server.api.dialects.whole import whole_error
 from reward_server.api.errors import error_response
-from reward_server.limits import RequestLimits
+from reward_server.api.exchange import Exchange, HttpDialect
+from reward_server.config import RequestLimits
 from reward_server.service import RewardService
 
 _CLIENT_WAITS_S = 60.0
@@ -34,7 +34,8 @@ class FlowFactoryApi:
 
     def __init__(self, service: RewardService) -> None:
         self._service = service
-        self._dialect = Dialect(service, "flow_factory", _CLIENT_WAITS_S - _TIME_TO_SAY_SO_S)
+        waits_s = _CLIENT_WAITS_S - _TIME_TO_SAY_SO_S
+        self._dialect = HttpDialect(service, "flow_factory", "POST flow_factory", _failure, waits_s)
 
     async def health(self, scorer: str) -> Response:
         """2xx if the scorer is ready; the client asks once, and gives up on anything else."""
@@ -48,15 +49,15 @@ class FlowFactoryApi:
     async def compute(self, http: Request, scorer: str) -> Response:
         """Score a batch of images or videos."""
 
-        async def answer(context: Context) -> Response:
-            items = await context.read(lambda body: parse(body, context.limits))
+        async def answer(exchange: Exchange) -> Response:
+            items = await exchange.read(lambda body: parse(body, exchange.limits))
             request = ScoreRequest("", (ScorerSelector(scorer),), items)
-            result = (await context.score(request)).results[scorer]
+            result = (await exchange.score(request)).results[scorer]
             if (error := whole_error(result)) is not None:
                 raise error
             return Response(json.dumps({"rewards": result.scores}), media_type="application/json")
 
-        return await self._dialect.answer(http, answer, _failure)
+        return await self._dialect.answer(http, answer)
 
 
 def parse(body: bytes, limits: RequestLimits) -> tuple[Item, ...]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from reward_client.errors import InvalidArgument
 from reward_client.images import Image, sniff
-from reward_server.limits import RequestLimits, load_json
+from reward_server.config import RequestLimits
+from reward_server.limits import load_json
 
 
 def read_object(body: bytes, limits: RequestLimits) -> dict[str, Any]:

@@ -18,12 +18,13 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from reward_client._validation import unknown_scorer
 from reward_client._wire import json_mirror
-from reward_client.errors import InvalidArgument
+from reward_client.errors import InvalidArgument, NotFound
 from reward_client.images import Encoding, Image, sniff
 from reward_client.types import Item, ScorerInfo, ScorerResult
 from reward_server.api.dialects.whole import whole_error
@@ -60,6 +61,16 @@ class Output:
     name: str
     datatype: str
     values: Column
+
+
+def model_of(infos: Iterable[ScorerInfo], name: str, version: str) -> ScorerInfo:
+    """The scorer that a caller names; raises NotFound, also for a version that is not served."""
+    found = {info.name: info for info in infos}
+    if name not in found:
+        raise unknown_scorer(name, sorted(found))
+    if version and version != found[name].version:
+        raise NotFound(f"scorer {name!r} has no version {version!r:.60}")
+    return found[name]
 
 
 def inputs_of(info: ScorerInfo) -> list[tuple[str, str, list[int]]]:

@@ -9,15 +9,15 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from reward_client._validation import unknown_scorer
-from reward_client.errors import InvalidArgument, NotFound, RewardError
-from reward_client.types import Item, ScoreRequest, ScorerInfo, ScorerSelector
+from reward_client.errors import InvalidArgument, RewardError
+from reward_client.types import Item, ScoreRequest, ScorerSelector
 from reward_server._pb.inference.v2 import inference_pb2 as pb
 from reward_server.api.dialects import oip
 from reward_server.api.errors import as_reward_error, redacted_response
-from reward_server.api.grpc_guard import caller_of, refuse_with
+from reward_server.api.grpc_guard import caller_of, refuse_with, time_left_s
 from reward_server.api.grpc_intake import Intake
-from reward_server.limits import RequestLimits, check_message
+from reward_server.config import RequestLimits
+from reward_server.limits import check_message
 from reward_server.observability.requests import RequestWatch, Seen
 from reward_server.scheduling.arrival import Arrival
 from reward_server.service import RewardService
@@ -67,7 +67,7 @@ class OipGrpcApi:
     async def _model_ready(self, body: bytes, context: Any) -> Message:
         try:
             asked = _read(pb.ModelReadyRequest, body)
-            info = self._info(asked.name, asked.version)
+            info = oip.model_of(self._service.infos(), asked.name, asked.version)
         except RewardError as error:
             refuse_with(context, error)
             return pb.ModelReadyResponse()
@@ -76,7 +76,7 @@ class OipGrpcApi:
     async def _model(self, body: bytes, context: Any) -> Message:
         try:
             asked = _read(pb.ModelMetadataRequest, body)
-            info = self._info(asked.name, asked.version)
+            info = oip.model_of(self._service.infos(), asked.name, asked.version)
         except RewardError as error:
             refuse_with(context, error)
             return pb.ModelMetadataResponse()
@@ -122,14 +122,13 @@ class OipGrpcApi:
         seen: Seen,
     ) -> Message:
         name = asked.model_name
-        self._info(name, asked.model_version)
+        oip.model_of(self._service.infos(), name, asked.model_version)
         seen.request = ScoreRequest("", (ScorerSelector(name, asked.model_version),), items)
-        left_s = context.time_remaining()
         response = await self._service.score(
             seen.request,
             caller=arrival.caller,
             arrived_bytes=arrival.held_bytes,
-            deadline_s=left_s if left_s is not None and math.isfinite(left_s) else None,
+            deadline_s=time_left_s(context),
         )
         response = redacted_response(response)
         result = response.results[name]
@@ -138,14 +137,6 @@ class OipGrpcApi:
         message = pb.ModelInferResponse(model_name=name, model_version=result.version, id=asked.id)
         _fill(message, outputs, is_raw=bool(asked.raw_input_contents))
         return message
-
-    def _info(self, name: str, version: str) -> ScorerInfo:
-        infos = {info.name: info for info in self._service.infos()}
-        if name not in infos:
-            raise unknown_scorer(name, sorted(infos))
-        if version and version != infos[name].version:
-            raise NotFound(f"scorer {name!r} has no version {version!r:.60}")
-        return infos[name]
 
 
 def _tensors(asked: pb.ModelInferRequest) -> list[oip.Tensor]:

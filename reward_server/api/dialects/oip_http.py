@@ -13,18 +13,16 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
-from reward_client._validation import unknown_scorer
 from reward_client.errors import STATUS, Code, InvalidArgument, NotFound, RewardError
-from reward_client.types import Item, ScoreRequest, ScorerInfo, ScorerSelector
+from reward_client.types import Item, ScoreRequest, ScorerSelector
 from reward_server.api.dialects import oip
-from reward_server.api.dialects.context import Context, Dialect
 from reward_server.api.dialects.json_bodies import as_text, list_at, read_object, text_at
 from reward_server.api.errors import BodyTooLarge, http_status
-from reward_server.limits import RequestLimits
+from reward_server.api.exchange import Exchange, HttpDialect
+from reward_server.config import RequestLimits
 from reward_server.service import RewardService
 
 HEADER = "inference-header-content-length"
-_NO_LIMIT_OF_OURS_S = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +40,7 @@ class OipHttpApi:
 
     def __init__(self, service: RewardService) -> None:
         self._service = service
-        self._dialect = Dialect(service, "oip", _NO_LIMIT_OF_OURS_S)
+        self._dialect = HttpDialect(service, "oip", "POST oip", _failure)
 
     async def server(self) -> Response:
         """What this server is."""
@@ -61,7 +59,7 @@ class OipHttpApi:
     async def model(self, name: str, version: str = "") -> Response:
         """What a scorer takes and gives."""
         try:
-            info = self._info(name, version)
+            info = oip.model_of(self._service.infos(), name, version)
         except NotFound as error:
             return _failure(error)
         body: dict[str, Any] = {"name": info.name, "platform": oip.PLATFORM}
@@ -73,7 +71,7 @@ class OipHttpApi:
     async def model_ready(self, name: str, version: str = "") -> Response:
         """Whether a scorer is ready."""
         try:
-            ready = self._info(name, version).state == "READY"
+            ready = oip.model_of(self._service.infos(), name, version).state == "READY"
         except NotFound as error:
             return _failure(error)
         status = 200 if ready else STATUS[Code.UNAVAILABLE].http
@@ -82,27 +80,19 @@ class OipHttpApi:
     async def infer(self, http: Request, name: str, version: str = "") -> Response:
         """Score a batch."""
 
-        async def answer(context: Context) -> Response:
+        async def answer(exchange: Exchange) -> Response:
             header = http.headers.get(HEADER)
-            asked, items = await context.read(
-                lambda body: _asked_and_items(parse(body, header, context.limits))
+            asked, items = await exchange.read(
+                lambda body: _asked_and_items(parse(body, header, exchange.limits))
             )
-            self._info(name, version)
+            oip.model_of(self._service.infos(), name, version)
             request = ScoreRequest("", (ScorerSelector(name, version),), items)
-            result = (await context.score(request)).results[name]
+            result = (await exchange.score(request)).results[name]
             outputs = oip.outputs_from(result, list(asked.outputs))
             head = {"model_name": name, "model_version": result.version, "id": asked.id}
             return _answer(head, outputs, asked)
 
-        return await self._dialect.answer(http, answer, _failure)
-
-    def _info(self, name: str, version: str) -> ScorerInfo:
-        infos = {info.name: info for info in self._service.infos()}
-        if name not in infos:
-            raise unknown_scorer(name, sorted(infos))
-        if version and version != infos[name].version:
-            raise NotFound(f"scorer {name!r} has no version {version!r:.60}")
-        return infos[name]
+        return await self._dialect.answer(http, answer)
 
 
 def _asked_and_items(asked: Infer) -> tuple[Infer, tuple[Item, ...]]:

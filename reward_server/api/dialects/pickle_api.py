@@ -17,9 +17,9 @@ from fastapi.responses import Response
 from reward_client.errors import STATUS, Code, RewardError, Unavailable
 from reward_client.types import ScoreRequest, ScorerSelector
 from reward_server.api.dialects import pickle_messages
-from reward_server.api.dialects.context import Context, Dialect
 from reward_server.api.dialects.pickles.machine import PickleLimits
 from reward_server.api.dialects.whole import whole_error
+from reward_server.api.exchange import Exchange, HttpDialect
 from reward_server.service import RewardService
 
 PICKLE_TYPE = "application/octet-stream"
@@ -44,26 +44,22 @@ class PickleApi:
     """The pickle dialects of every scorer."""
 
     def __init__(self, service: RewardService) -> None:
-        self._dialect = Dialect(service, "pickle", _CLIENTS_WAIT_S - _TIME_TO_SAY_SO_S)
+        waits_s = _CLIENTS_WAIT_S - _TIME_TO_SAY_SO_S
+        self._dialect = HttpDialect(service, "pickle", "POST pickle", failure, waits_s)
 
     async def post(self, http: Request, scorer: str) -> Response:
         """Score the images of one request with one scorer."""
 
-        async def answer(context: Context) -> Response:
-            return await self._score(context, scorer)
+        async def answer(exchange: Exchange) -> Response:
+            limits = PickleLimits(max_bytes=exchange.limits.max_message_bytes)
+            asked = await exchange.read(lambda body: pickle_messages.parse(body, limits))
+            request = ScoreRequest("", (self._selector(scorer),), asked.items)
+            result = (await exchange.score(request)).results[scorer]
+            if (error := whole_error(result)) is not None:
+                raise error
+            return Response(pickle_messages.answer(result, asked.tags), media_type=PICKLE_TYPE)
 
-        return await self._dialect.answer(http, answer, _failure)
-
-    async def _score(self, context: Context, scorer: str) -> Response:
-        service = self._dialect.service
-        limits = PickleLimits(max_bytes=service.config.server.max_message_bytes)
-        asked = await context.read(lambda body: pickle_messages.parse(body, limits))
-        request = ScoreRequest("", (self._selector(scorer),), asked.items)
-        response = await context.score(request)
-        result = response.results[scorer]
-        if (error := whole_error(result)) is not None:
-            raise error
-        return Response(pickle_messages.answer(result, asked.tags), media_type=PICKLE_TYPE)
+        return await self._dialect.answer(http, answer)
 
     def _selector(self, scorer: str) -> ScorerSelector:
         """The scorer, with the transform of the config, or what flow_grpo's runs were made with."""
@@ -77,8 +73,9 @@ class PickleApi:
         return ScorerSelector(scorer, transform=chosen)
 
 
-def _failure(error: RewardError) -> Response:
-    status = status_of(error)
+def failure(error: RewardError, status: int | None = None) -> Response:
+    """The pickle, the status (by default `status_of`) and Retry-After of an error."""
+    status = status or status_of(error)
     headers: dict[str, Any] = {}
     if status == _COME_BACK:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s or _RETRY_AFTER_S)))

@@ -8,8 +8,9 @@ from starlette.types import ASGIApp
 from reward_server.api.dialects import schemas
 from reward_server.api.dialects.flow_factory import FlowFactoryApi
 from reward_server.api.dialects.oip_http import OipHttpApi
-from reward_server.api.dialects.pickle_api import PickleApi
+from reward_server.api.dialects.pickle_api import PickleApi, failure
 from reward_server.api.dialects.unirl import UniRLApi
+from reward_server.api.errors import answer_framework_errors
 from reward_server.api.schemas import describe_bodies
 from reward_server.observability.telemetry import NO_TELEMETRY
 from reward_server.service import RewardService
@@ -61,4 +62,5 @@ def _pickle_port(service: RewardService, scorer: str) -> FastAPI:
         return await api.post(http, scorer)
 
     app.add_api_route("/", post, methods=["POST"], response_class=Response)
+    answer_framework_errors(app, failure, "POST to /")
     return app

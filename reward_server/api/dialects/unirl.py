@@ -19,10 +19,10 @@ from reward_client._validation import unknown_scorer
 from reward_client._wire import specs
 from reward_client.errors import STATUS, Code, InvalidArgument, NotFound, RewardError
 from reward_client.types import Item, ScoreRequest, ScorerResult, ScorerSelector, SpecKind
-from reward_server.api.dialects.context import Context, Dialect
 from reward_server.api.dialects.json_bodies import as_text, image_at, list_at, read_object, text_at
 from reward_server.api.errors import BodyTooLarge, error_response, http_status
-from reward_server.limits import RequestLimits
+from reward_server.api.exchange import Exchange, HttpDialect
+from reward_server.config import RequestLimits
 from reward_server.service import RewardService
 
 PROTOCOL = "1"
@@ -52,7 +52,8 @@ class UniRLApi:
 
     def __init__(self, service: RewardService) -> None:
         self._service = service
-        self._dialect = Dialect(service, "unirl", _CLIENT_WAITS_S - _TIME_TO_SAY_SO_S)
+        waits_s = _CLIENT_WAITS_S - _TIME_TO_SAY_SO_S
+        self._dialect = HttpDialect(service, "unirl", "POST unirl", _failure, waits_s)
 
     async def health(self) -> Response:
         """200 once every scorer is ready; the client reads the names from `rewards`."""
@@ -69,10 +70,10 @@ class UniRLApi:
 
     async def score(self, http: Request) -> Response:
         """Score a batch whose entries may want different rewards."""
-        return await self._dialect.answer(http, self._score, _failure)
+        return await self._dialect.answer(http, self._score)
 
-    async def _score(self, context: Context) -> Response:
-        entries = await context.read(lambda body: parse(body, context.limits))
+    async def _score(self, exchange: Exchange) -> Response:
+        entries = await exchange.read(lambda body: parse(body, exchange.limits))
         names = [info.name for info in self._service.infos()]
         for name in dict.fromkeys(name for entry in entries for name in entry.rewards):
             if name not in names:
@@ -83,7 +84,7 @@ class UniRLApi:
             if isinstance(entry.item, str):
                 errors[i] = dict.fromkeys(entry.rewards, entry.item)
         for rewards, indices in _alike(entries).items():
-            await self._fill(context, rewards, {i: entries[i] for i in indices}, results, errors)
+            await self._fill(exchange, rewards, {i: entries[i] for i in indices}, results, errors)
         answer = {
             "results": results,
             "errors": errors,
@@ -94,7 +95,7 @@ class UniRLApi:
 
     async def _fill(
         self,
-        context: Context,
+        exchange: Exchange,
         rewards: tuple[str, ...],
         entries: Mapping[int, Asked],
         results: list[dict[str, dict[str, float]]],
@@ -103,7 +104,7 @@ class UniRLApi:
         items = tuple(e.item for e in entries.values() if isinstance(e.item, Item))
         request = ScoreRequest("", tuple(map(ScorerSelector, rewards)), items)
         try:
-            response = await context.score(request)
+            response = await exchange.score(request)
         except RewardError as error:
             if error.retry_after_s is not None or not error.items:
                 raise

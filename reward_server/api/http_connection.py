@@ -1,4 +1,4 @@
-"""uvicorn's HTTP/1.1 connection with bounds on how slow a client may be.
+"""uvicorn's HTTP/1.1 connection: bounds on how slow a client may be, the name of its certificate.
 
 uvicorn waits for ever for the rest of a request, and for a client that does not read. Here a
 connection is closed that does not send a whole request within `timeout_s`, that does not take what
@@ -11,13 +11,16 @@ import asyncio
 from typing import Any
 
 import h11
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from reward_server.api.http_guard import CERTIFICATE_NAME
 
-def protocol_with_timeouts(timeout_s: float, max_connections: int) -> type[H11Protocol]:
+
+def bounded_protocol(timeout_s: float, max_connections: int) -> type[H11Protocol]:
     """The class of connections to give to `uvicorn.Config(http=...)`."""
 
-    class ProtocolWithTimeouts(H11Protocol):
+    class BoundedProtocol(H11Protocol):
         _reading: asyncio.TimerHandle | None = None
         _writing: asyncio.TimerHandle | None = None
 
@@ -25,8 +28,12 @@ def protocol_with_timeouts(timeout_s: float, max_connections: int) -> type[H11Pr
             super().connection_made(transport)
             if len(self.connections) > max_connections:
                 transport.abort()
-            else:
-                self._watch_reading()
+                return
+            tls = transport.get_extra_info("ssl_object")
+            name = _name(tls.getpeercert()) if tls is not None else None
+            if name is not None:
+                self.app = _Named(self.app, name)
+            self._watch_reading()
 
         def connection_lost(self, exc: Exception | None) -> None:
             for timer in (self._reading, self._writing):
@@ -72,4 +79,26 @@ def protocol_with_timeouts(timeout_s: float, max_connections: int) -> type[H11Pr
             if self.transport.get_write_buffer_size() > 0:
                 self.transport.abort()
 
-    return ProtocolWithTimeouts
+    return BoundedProtocol
+
+
+class _Named:
+    """The application, with the name of the client certificate in its scope."""
+
+    def __init__(self, app: Any, name: str) -> None:
+        self._app = app
+        self._name = name
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[CERTIFICATE_NAME] = self._name
+        await self._app(scope, receive, send)
+
+
+def _name(certificate: Any) -> str | None:
+    """The first alternative name, else the common name; as gRPC names its callers."""
+    if not certificate:
+        return None
+    for _, value in certificate.get("subjectAltName", ()):
+        return str(value)
+    pairs = [pair for part in certificate.get("subject", ()) for pair in part]
+    return next((value for key, value in pairs if key == "commonName"), None)
