@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image as PilImage
 from PIL import ImageDraw, ImageFont
 
-from trainer.report.images import cut, load_png
+from trainer.images import cut, load_png
 
 CELL_PX, LABEL_PX, CAPTION_PX = 128, 92, 54
 CAPTION_CHARS = 19

@@ -177,9 +177,9 @@ def evaluate(
     changed. torchrun shares the work out over processes.
     """
     quiet_libraries()
-    from trainer.report.table import as_json, tables
     from trainer.tools.artifacts import Choice, Measure
     from trainer.tools.offline import evaluate_target
+    from trainer.tools.table import as_json, tables
 
     own = [f"eval.images_per_prompt={images}"] if images else []
     choice = Choice(

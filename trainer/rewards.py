@@ -5,15 +5,12 @@ a whole, or a service that stays away longer than the patience, ends the run wit
 """
 
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from threading import Event
-from typing import Protocol
 
 import numpy as np
-from numpy.ma import MaskedArray
 from numpy.typing import NDArray
 
 from reward_client import (
@@ -24,95 +21,16 @@ from reward_client import (
     Item,
     Priority,
     ResourceExhausted,
+    RewardClient,
     RewardError,
-    ScoreResponse,
-    ScorerInfo,
-    ScorerResult,
     ScorerSelector,
     Unavailable,
 )
 from trainer.config.settings import RewardSettings, RewardTerm
 from trainer.errors import ConfigError, ServiceError, ServiceLost
 from trainer.models.base import Decoded
-from trainer.run.log import joined
+from trainer.scores import NOT_FINITE, Scores, all_failed, among, read_response
 from trainer.types import Prompt
-
-NOT_FINITE = (
-    "NaN or infinity in the picture: the model overflowed (model.dtype) or has diverged; not scored"
-)
-
-
-class Client(Protocol):
-    """What is needed of `reward_client.RewardClient`."""
-
-    def score(
-        self,
-        items: Sequence[Item],
-        scorers: Sequence[str | ScorerSelector],
-        /,
-        *,
-        priority: Priority = ...,
-        deadline_s: float | None = ...,
-    ) -> ScoreResponse:
-        """Score items with several scorers."""
-        ...
-
-    def wait_ready(
-        self, scorers: Sequence[str | ScorerSelector] = ..., timeout_s: float = ...
-    ) -> tuple[ScorerInfo, ...]:
-        """Wait until the scorers are ready and describe them."""
-        ...
-
-    def close(self) -> None:
-        """Close connections."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """Scores of N images.
-
-    Attributes:
-        values: N float64 per term name, masked where the item failed.
-        outputs: the same for everything that the scorers gave: the score as `scorer`, its
-            untransformed value as `scorer.raw`, components as `scorer.component`.
-        errors: how often which error occurred, for the log.
-        fingerprints: what computed the scores, by scorer: one, or several if the service changed.
-    """
-
-    values: Mapping[str, MaskedArray]
-    errors: Mapping[str, int]
-    fingerprints: Mapping[str, tuple[str, ...]]
-    outputs: Mapping[str, MaskedArray]
-
-    def valid(self, names: Sequence[str]) -> NDArray[np.bool_]:
-        """(N,) whether every one of these terms has a value."""
-        return ~np.any([np.ma.getmaskarray(self.values[name]) for name in names], axis=0)
-
-
-def merge(parts: Sequence[Scores]) -> Scores:
-    """Concatenate the scores of several batches, in order."""
-    errors: Counter[str] = Counter()
-    for part in parts:
-        errors.update(part.errors)
-    values = {name: np.ma.concatenate([p.values[name] for p in parts]) for name in parts[0].values}
-    fingerprints = joined(part.fingerprints for part in parts)
-    return Scores(values, dict(errors), fingerprints, _merged_outputs(parts))
-
-
-def _merged_outputs(parts: Sequence[Scores]) -> dict[str, MaskedArray]:
-    """A batch that failed as a whole lacks names that others have: there it has no scores."""
-    counts = [len(next(iter(part.values.values()))) for part in parts]
-    names = dict.fromkeys(name for part in parts for name in part.outputs)
-    return {
-        name: np.ma.concatenate(
-            [
-                part.outputs[name] if name in part.outputs else _masked([None] * count)
-                for part, count in zip(parts, counts, strict=True)
-            ]
-        )
-        for name in names
-    }
 
 
 def selectors(terms: Sequence[RewardTerm]) -> tuple[ScorerSelector, ...]:
@@ -138,7 +56,7 @@ class RewardService:
 
     def __init__(
         self,
-        client: Client,
+        client: RewardClient,
         settings: RewardSettings,
         *,
         clock: Callable[[], float] = time.monotonic,
@@ -248,17 +166,15 @@ class RewardService:
         """The scores of the items that were sent, and none for the other images."""
         if finite.all():
             return self._request(items, terms, priority)
-        count = int((~finite).sum())
-        lost = _all_failed(NOT_FINITE, count, terms)
+        lost = int((~finite).sum())
         if not items:
-            return lost
-        both = merge([self._request(items, terms, priority), lost])
-        # Back to the order of the images: `both` has those that were sent first.
-        place = np.argsort(np.argsort(~finite, kind="stable"))
+            return all_failed(NOT_FINITE, lost, terms)
+        found = self._request(items, terms, priority)
         return replace(
-            both,
-            values={name: column[place] for name, column in both.values.items()},
-            outputs={name: column[place] for name, column in both.outputs.items()},
+            found,
+            values={name: among(column, finite) for name, column in found.values.items()},
+            outputs={name: among(column, finite) for name, column in found.outputs.items()},
+            errors={**found.errors, NOT_FINITE: lost},
         )
 
     def _request(
@@ -294,10 +210,10 @@ class RewardService:
         except (DeadlineExceeded, Internal) as error:
             # A slow or broken answer costs this batch; max_failed_fraction says when to stop.
             reason = f"{error.code.value}: {error.message}"
-            return _all_failed(reason, len(items), terms)
+            return all_failed(reason, len(items), terms)
         except RewardError as error:
             raise self._refusal(error) from error
-        return _read(response, len(items), terms)
+        return read_response(response, len(items), terms)
 
     def close(self) -> None:
         """Drop what is queued, cancel what is under way and close the connections."""
@@ -319,7 +235,6 @@ def connect(
     Raises:
         ConfigError: an address that is not understood, or a variable that is malformed.
     """
-    from reward_client import RewardClient
     from reward_client._env import Environment
 
     try:
@@ -352,46 +267,3 @@ def _items(decoded: Decoded, prompts: Sequence[Prompt], tag: str) -> list[Item]:
         for index, (frames, prompt) in enumerate(zip(stacks, prompts, strict=True))
         if decoded.finite[index]
     ]
-
-
-def _all_failed(reason: str, count: int, terms: Sequence[RewardTerm]) -> Scores:
-    values = {term.name: _masked([None] * count) for term in terms}
-    return Scores(values, {reason: count}, {}, {})
-
-
-def _read(response: ScoreResponse, count: int, terms: Sequence[RewardTerm]) -> Scores:
-    errors: Counter[str] = Counter()
-    for result in response.results.values():
-        errors.update(
-            f"{result.name}: {item.code.value}: {item.message}" for item in result.errors.values()
-        )
-    values = {term.name: _column(response.results[term.scorer], term, count) for term in terms}
-    fingerprints = {name: (result.fingerprint,) for name, result in response.results.items()}
-    outputs = {k: v for result in response.results.values() for k, v in _outputs(result).items()}
-    return Scores(values, dict(errors), fingerprints, outputs)
-
-
-def _outputs(result: ScorerResult) -> dict[str, MaskedArray]:
-    columns = {result.name: result.scores, f"{result.name}.raw": result.raw}
-    columns |= {f"{result.name}.{name}": column for name, column in result.components.items()}
-    return {name: _masked(column) for name, column in columns.items()}
-
-
-def _column(result: ScorerResult, term: RewardTerm, count: int) -> MaskedArray:
-    column = result.scores
-    if term.component:
-        if term.component not in result.components:
-            if len(result.errors) == count:
-                return _masked([None] * count)
-            raise ConfigError(
-                f"scorer {term.scorer!r} has no component {term.component!r}; it has "
-                f"{', '.join(sorted(result.components)) or 'none'}"
-            )
-        column = result.components[term.component]
-    return _masked(column)
-
-
-def _masked(column: Sequence[float | None]) -> MaskedArray:
-    """Float64, masked where there is no score."""
-    data = [0.0 if value is None else value for value in column]
-    return MaskedArray(data, mask=[value is None for value in column], dtype=np.float64)

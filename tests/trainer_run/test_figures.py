@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from tests.trainer_run.test_report import make_run
-from trainer.report.images import load_png
+from trainer.images import load_png
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 SCRIPT, EXPERIMENTS = SCRIPTS / "run_figures.py", SCRIPTS / "experiments.py"

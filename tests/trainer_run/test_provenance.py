@@ -13,8 +13,9 @@ from trainer.config.load import parse
 from trainer.config.settings import RewardSettings
 from trainer.report.page import write_report
 from trainer.rewards import RewardService
-from trainer.run.log import history, joined, newest, read, take_note
+from trainer.run.log import read
 from trainer.run.open import train_run
+from trainer.scores import history, joined, newest, take_note
 
 BOTH = ("brightness", "contrast")
 

@@ -13,8 +13,8 @@ from PIL import Image as PilImage
 
 from trainer.config.load import load
 from trainer.errors import ConfigError
+from trainer.images import cut, load_png, save_picture, save_png, sheet, strip
 from trainer.report.data import load_run, verdict, watched
-from trainer.report.images import cut, load_png, save_picture, save_png, sheet, strip
 from trainer.report.page import write_report
 from trainer.report.svg import Axes, Series, line_chart, moving_average, ticks
 

@@ -14,7 +14,8 @@ from tests.trainer_run.fake_service import score_pixels, service_with
 from trainer.config.settings import RewardSettings, RewardTerm
 from trainer.errors import ConfigError, ServiceError, ServiceLost
 from trainer.models.base import Decoded
-from trainer.rewards import Scores, connect, merge, selectors
+from trainer.rewards import connect, selectors
+from trainer.scores import Scores, merge
 from trainer.types import Prompt
 
 BRIGHT, CONTRAST = RewardTerm(scorer="brightness"), RewardTerm(scorer="contrast", label="c")

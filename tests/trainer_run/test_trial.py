@@ -10,7 +10,6 @@ from server_process import HEADER, Server, running
 from trainer.config.load import parse
 from trainer.config.settings import Settings
 from trainer.errors import ConfigError
-from trainer.evaluation.held_out import all_terms
 from trainer.rewards import RewardService, connect
 from trainer.run.trial import covering, trial
 from trainer.tools.plan import checks
@@ -35,7 +34,7 @@ def settings_for(url: str, scorer: str, table: dict[str, Any], **sampling: int) 
 
 def connected(settings: Settings) -> RewardService:
     service = connect(settings.rewards)
-    service.check(all_terms(settings))
+    service.check(settings.terms)
     return service
 
 

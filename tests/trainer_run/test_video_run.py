@@ -13,7 +13,7 @@ from tests.trainer.tiny_wan import build
 from tests.trainer_run.fake_service import service_with
 from trainer.config.load import parse
 from trainer.errors import ConfigError
-from trainer.report.images import STRIP_FRAMES, cut, load_png
+from trainer.images import STRIP_FRAMES, cut, load_png
 from trainer.report.page import write_report
 from trainer.run.log import read
 from trainer.run.open import train_run

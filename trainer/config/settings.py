@@ -446,6 +446,17 @@ class Settings(Section):
     task: TaskSettings = TaskSettings()
     logging: LoggingSettings = LoggingSettings()
 
+    @property
+    def measured(self) -> tuple[RewardTerm, ...]:
+        """What evaluations measure; the first is the headline."""
+        return self.eval.metrics or self.rewards.train
+
+    @property
+    def terms(self) -> tuple[RewardTerm, ...]:
+        """Every term that the run ever asks for, each name once."""
+        terms = (*self.rewards.train, *self.measured, *self.rewards.watch)
+        return tuple({term.name: term for term in terms}.values())
+
     @field_validator("loss", mode="before")
     @classmethod
     def _default_algorithm(cls, value: Any) -> Any:

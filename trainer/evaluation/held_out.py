@@ -31,10 +31,9 @@ from trainer.evaluation.statistics import (
 )
 from trainer.models.base import FlowModel
 from trainer.parallel.world import World, shared
-from trainer.rewards import NOT_FINITE, RewardService, Scores, merge
+from trainer.rewards import RewardService
 from trainer.rollout.noise import NoiseKey, initial_noise
-from trainer.run.log import joined
-from trainer.run.scores import scores_of
+from trainer.scores import NOT_FINITE, Scores, joined, merge, scores_of
 from trainer.types import Prompt
 
 Pixels = NDArray[np.uint8]
@@ -70,17 +69,6 @@ class Evaluation:
     scorers: Mapping[str, Sequence[str]]
 
 
-def metric_terms(settings: Settings) -> tuple[RewardTerm, ...]:
-    """What evaluations measure; the first is the headline."""
-    return settings.eval.metrics or settings.rewards.train
-
-
-def all_terms(settings: Settings) -> tuple[RewardTerm, ...]:
-    """Every term a run ever asks for, each name once."""
-    terms = (*settings.rewards.train, *metric_terms(settings), *settings.rewards.watch)
-    return tuple({term.name: term for term in terms}.values())
-
-
 def evaluate_run(
     model: FlowModel,
     prompts: Sequence[Prompt],
@@ -112,7 +100,7 @@ def evaluate_run(
         ServiceError: the service refused or went away.
         Stopped: on every process, if any was asked to stop.
     """
-    terms = all_terms(settings)
+    terms = settings.terms
     batches = plan(
         indices, images_per_prompt, settings.eval.batch_size, rank=world.rank, size=world.size
     )
@@ -228,7 +216,7 @@ def _collect(
     for part in parts:
         shown.update(part.shown)
     return Evaluation(
-        metrics={t.name: rows[t.name] for t in metric_terms(settings)},
+        metrics={t.name: rows[t.name] for t in settings.measured},
         rewards={t.name: rows[t.name] for t in settings.rewards.train},
         watch={t.name: rows[t.name] for t in settings.rewards.watch}
         | {name: summary_row(list(v.values()), list(v), prompts) for name, v in spreads.items()},

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from trainer.errors import TrainerError
 from trainer.evaluation.sampling import Job
-from trainer.rewards import Scores
+from trainer.scores import Scores
 from trainer.types import Prompt
 
 

@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from trainer.config.settings import Settings
 from trainer.config.toml import differences, to_toml, toml
 from trainer.evaluation.alarms import ADVICE, Alarm, text
+from trainer.images import Pixels, save_png, sheet
 from trainer.report.charts import headline_series
 from trainer.report.data import (
     TEMPLATES,
@@ -30,7 +31,6 @@ from trainer.report.data import (
     shown_pictures,
     watched,
 )
-from trainer.report.images import Pixels, save_png, sheet
 from trainer.report.snippets import base_of, is_hub_id, snippet
 from trainer.report.svg import line_document
 

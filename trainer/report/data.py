@@ -10,9 +10,10 @@ from trainer.config.load import validated
 from trainer.config.settings import Settings
 from trainer.errors import ConfigError
 from trainer.evaluation.alarms import ADVICE, Alarm, Rules, active, alarms, text
-from trainer.report.images import Pixels, cut, load_png
-from trainer.run.log import figure, history, read
+from trainer.images import Pixels, cut, load_png
+from trainer.run.log import figure, read
 from trainer.run.progress import RESOLVED, RESULT
+from trainer.scores import history
 
 TEMPLATES = Path(__file__).parent / "templates"
 

@@ -18,12 +18,12 @@ from numpy.ma import MaskedArray
 from trainer.algorithm.advantages import Advantages
 from trainer.algorithm.losses import TrainBatch
 from trainer.models.base import Conditioning
-from trainer.rewards import Scores
 from trainer.rollout.policy import RolloutBatch, draw_window
 from trainer.rollout.prompts import Draw, draw_prompts, draws, share_out
 from trainer.rollout.rollout import rollout
 from trainer.run.scores import epoch_advantages, epoch_scores
 from trainer.run.state import Run, check_stop
+from trainer.scores import Scores
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,15 +4,15 @@
 `kind` `train` (one per epoch) or `eval`. A checkpoint knows how many lines belong to it; the lines
 after it are dropped when the run is resumed.
 
-Rows carry under `scorers`, for every scorer, the fingerprints that computed their scores (weights,
-preprocessing, code and dtype): one, or several if the service was changed in between.
+Rows carry under `scorers`, for every scorer, the fingerprints that computed their scores: one, or
+several if the service was changed in between.
 """
 
 import json
 import math
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -254,56 +254,3 @@ def figure(value: float, decimals: int = 3) -> str:
 
 def _text(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else figure(value, digits)
-
-
-SHOWN_CHARS = 12
-
-
-def joined(parts: Iterable[Mapping[str, Sequence[str]]]) -> dict[str, tuple[str, ...]]:
-    """Every fingerprint of every scorer once, in order of appearance."""
-    found: dict[str, dict[str, None]] = {}
-    for part in parts:
-        for name, fingerprints in part.items():
-            found.setdefault(name, {}).update(dict.fromkeys(fingerprints))
-    return {name: tuple(fingerprints) for name, fingerprints in found.items()}
-
-
-def newest(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """The last fingerprint of each scorer in rows of `metrics.jsonl`."""
-    found: dict[str, str] = {}
-    for row in rows:
-        found |= {name: seen[-1] for name, seen in row.get("scorers", {}).items() if seen}
-    return found
-
-
-def take_note(known: dict[str, str], found: Mapping[str, Sequence[str]]) -> list[str]:
-    """One warning for each scorer that is not the one known so far.
-
-    Args:
-        known: fingerprint by scorer; brought up to date.
-        found: the fingerprints of newer scores.
-    """
-    warnings = []
-    for name, fingerprints in found.items():
-        for fingerprint in fingerprints:
-            before = known.get(name, fingerprint)
-            if before != fingerprint:
-                warnings.append(
-                    f"warning: scorer {name!r} has changed (fingerprint {before[:SHOWN_CHARS]} is"
-                    f" now {fingerprint[:SHOWN_CHARS]}): rewards from here on may not compare with"
-                    " those before"
-                )
-            known[name] = fingerprint
-    return warnings
-
-
-def history(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, int]]:
-    """Scorer, fingerprint, and the epoch of the first row it computed; in order of scorers."""
-    found: dict[str, list[tuple[str, int]]] = {}
-    for row in rows:
-        for name, fingerprints in row.get("scorers", {}).items():
-            periods = found.setdefault(name, [])
-            for fingerprint in fingerprints:
-                if not periods or periods[-1][0] != fingerprint:
-                    periods.append((fingerprint, int(row["epoch"])))
-    return [(name, *period) for name in sorted(found) for period in found[name]]

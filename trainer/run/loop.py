@@ -12,14 +12,15 @@ from typing import Any
 
 from trainer.errors import ServiceError, ServiceLost, Stopped
 from trainer.evaluation.alarms import Rules, active, as_rows, judge
-from trainer.evaluation.held_out import Evaluation, evaluate_run, metric_terms
+from trainer.evaluation.held_out import Evaluation, evaluate_run
 from trainer.evaluation.sampling import spread
+from trainer.images import save_png, sheet, strip
 from trainer.parallel.world import shared
-from trainer.report.images import save_png, sheet, strip
 from trainer.run import checkpoint as checkpoints
 from trainer.run.epoch import train_epoch
 from trainer.run.log import epoch_line, evaluation_line, read
 from trainer.run.progress import out_of_budget
+from trainer.run.scores import check_failures
 from trainer.run.state import Run, averaged, check_stop, save, write
 from trainer.run.storage import storing
 
@@ -154,10 +155,13 @@ def evaluate(run: Run, phase: str) -> Evaluation:
             tag=f"{phase}-{run.progress.epoch}",
             stop=run.stop,
         )
-    _check_measured(run, found)
+    # An evaluation without scores is not written down as one.
+    scored = min(value["n"] for value in found.metrics.values())
+    failed = 1 - scored / max(found.images, 1)
+    check_failures(run.settings, failed, found.errors, "an evaluation")
     progress = run.progress
     progress.evaluated_epoch, progress.evaluated_s = progress.epoch, progress.elapsed_s
-    term = metric_terms(run.settings)[0]
+    term = run.settings.measured[0]
     headline = found.metrics[term.name]["mean"]
     if headline is not None and (
         progress.best is None
@@ -189,25 +193,6 @@ def evaluate(run: Run, phase: str) -> Evaluation:
         run.world.on_main(lambda: _keep_samples(run, found, shown, samples))
     _judge(run, row)
     return found
-
-
-def _check_measured(run: Run, found: Evaluation) -> None:
-    """An evaluation without scores is not written down as one.
-
-    Raises:
-        ServiceLost: more images have no score than `rewards.max_failed_fraction` allows.
-    """
-    scored = min(row["n"] for row in found.metrics.values())
-    failed = 1 - scored / max(found.images, 1)
-    if failed > run.settings.rewards.max_failed_fraction:
-        commonest = max(found.errors, key=lambda text: found.errors[text], default="no message")
-        raise shared(
-            ServiceLost(
-                f"{failed:.0%} of the images of an evaluation have no score "
-                f"(rewards.max_failed_fraction is {run.settings.rewards.max_failed_fraction:.0%})"
-                f"; mostly: {commonest}"
-            )
-        )
 
 
 def _keep_samples(run: Run, found: Evaluation, shown: Sequence[int], samples: str) -> None:

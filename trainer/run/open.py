@@ -14,7 +14,6 @@ from trainer.config.load import geometry
 from trainer.config.settings import RewardSettings, Settings
 from trainer.data import category_probabilities, fingerprint
 from trainer.errors import CheckpointError
-from trainer.evaluation.held_out import all_terms
 from trainer.models.network import SHOWN_CHARS, base_fingerprint
 from trainer.models.precision import resolve
 from trainer.parallel.sharding import parallel, prepare_networks, whole
@@ -22,7 +21,7 @@ from trainer.parallel.world import World, setup_torch
 from trainer.rewards import RewardService, connect
 from trainer.run import checkpoint as checkpoints
 from trainer.run.inputs import encode_all, load_model, load_prompts
-from trainer.run.log import METRICS, MetricsLog, newest, read, take_note, versions, write_json
+from trainer.run.log import METRICS, MetricsLog, read, versions, write_json
 from trainer.run.loop import train
 from trainer.run.progress import (
     RESULT,
@@ -37,6 +36,7 @@ from trainer.run.state import Run, averaged
 from trainer.run.storage import storing
 from trainer.run.trial import trial
 from trainer.run.update import Updater
+from trainer.scores import newest, take_note
 from trainer.types import Prompt
 
 
@@ -220,7 +220,7 @@ def _scorers(
     service: RewardService, settings: Settings, prompts: Sequence[Prompt], world: World
 ) -> dict[str, str]:
     """The fingerprints of the scorers, which take what this run will send."""
-    scorers = world.everywhere(lambda: service.check(all_terms(settings)))
+    scorers = world.everywhere(lambda: service.check(settings.terms))
     world.on_main(lambda: trial(service, settings, prompts))
     return scorers
 

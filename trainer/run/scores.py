@@ -3,49 +3,24 @@
 A request to stop ends the wait early.
 """
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 
 from trainer.algorithm.advantages import Advantages, advantages
 from trainer.algorithm.losses import LOSSES
 from trainer.config.settings import RwrSettings, Settings
-from trainer.errors import ServiceLost, Stopped, TrainerError
+from trainer.errors import ServiceLost, TrainerError
 from trainer.parallel.world import shared
-from trainer.rewards import Scores, merge
 from trainer.run.state import Run
-
-LOOK_UP_S = 0.25
-
-
-def scores_of(
-    pending: Sequence["Future[Scores]"], stop: Callable[[], object]
-) -> Scores | TrainerError | None:
-    """The scores of this process, in order; None if there are none to wait for.
-
-    An error, or that someone asked to stop, is returned: the other processes have to know, or they
-    would wait for this one.
-    """
-    waiting = set(pending)
-    while waiting:
-        if stop():
-            return Stopped("asked to stop")
-        done, waiting = wait(waiting, timeout=LOOK_UP_S, return_when=FIRST_EXCEPTION)
-        for future in done:
-            error = future.exception()
-            if isinstance(error, TrainerError):
-                return error
-    return merge([future.result() for future in pending]) if pending else None
+from trainer.scores import Scores, merge, scores_of
 
 
 def epoch_scores(run: Run, pending: Sequence[Sequence["Future[Scores]"]]) -> Scores:
-    """Wait for the scores of all processes; all processes have to call this.
+    """The scores of all processes, in the order of the epoch's images; called by all of them.
 
     Args:
         run: the run.
         pending: the requests of this process, by update.
-
-    Returns:
-        The scores in the order of the epoch's images.
 
     Raises:
         ServiceError: on every process, if any process lost the service or too much failed.
@@ -59,7 +34,9 @@ def epoch_scores(run: Run, pending: Sequence[Sequence["Future[Scores]"]]) -> Sco
             if part is not None:
                 parts.append(part)
     scores = merge(parts)
-    _check_failures(run, scores)
+    trained_on = [term.name for term in run.settings.rewards.train]
+    failed = float((~scores.valid(trained_on)).mean())
+    check_failures(run.settings, failed, scores.errors, f"epoch {run.progress.epoch + 1}")
     return scores
 
 
@@ -82,13 +59,26 @@ def epoch_advantages(settings: Settings, scores: Scores) -> Advantages:
     )
 
 
-def _check_failures(run: Run, scores: Scores) -> None:
-    settings = run.settings
-    failed = float((~scores.valid([term.name for term in settings.rewards.train])).mean())
-    if failed > settings.rewards.max_failed_fraction:
-        commonest = max(scores.errors, key=lambda text: scores.errors[text], default="nothing")
-        raise ServiceLost(
-            f"{failed:.0%} of the images of epoch {run.progress.epoch + 1} have no score "
-            f"(rewards.max_failed_fraction is {settings.rewards.max_failed_fraction:.0%}); "
-            f"mostly: {commonest}"
+def check_failures(
+    settings: Settings, failed: float, errors: Mapping[str, int], images: str
+) -> None:
+    """Refuse scores of which too many are missing; all processes have to call this.
+
+    Args:
+        settings: `rewards.max_failed_fraction` is the largest share.
+        failed: share of the images without a score.
+        errors: how often which error occurred.
+        images: which they are, for the message.
+
+    Raises:
+        ServiceLost: on every process.
+    """
+    most = settings.rewards.max_failed_fraction
+    if failed > most:
+        commonest = max(errors, key=lambda text: errors[text], default="no message")
+        raise shared(
+            ServiceLost(
+                f"{failed:.0%} of the images of {images} have no score "
+                f"(rewards.max_failed_fraction is {most:.0%}); mostly: {commonest}"
+            )
         )

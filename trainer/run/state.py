@@ -16,10 +16,11 @@ from trainer.parallel.sharding import whole
 from trainer.parallel.world import World
 from trainer.rewards import RewardService
 from trainer.run import checkpoint as checkpoints
-from trainer.run.log import MetricsLog, take_note
+from trainer.run.log import MetricsLog
 from trainer.run.progress import Progress
 from trainer.run.storage import storing
 from trainer.run.update import Updater
+from trainer.scores import take_note
 from trainer.types import Prompt
 
 

@@ -8,7 +8,6 @@ import torch
 from reward_client.ocr_target import fold
 from trainer.config.settings import RewardTerm, Settings
 from trainer.errors import ConfigError, ServiceError
-from trainer.evaluation.held_out import all_terms
 from trainer.models.base import Decoded
 from trainer.rewards import RewardService
 from trainer.types import Prompt
@@ -33,7 +32,7 @@ def trial(service: RewardService, settings: Settings, prompts: Sequence[Prompt])
     Raises:
         ConfigError: the service refuses them; names the prompt and the reason.
     """
-    terms = all_terms(settings)
+    terms = settings.terms
     height, width, frames = settings.sampling.size
     size = f"{width}x{height} px" + (f" x {frames} frames" if frames > 1 else "")
     _ask(service, prompts[:1], terms, (height, width, frames), f"a picture of {size}")

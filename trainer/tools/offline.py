@@ -7,10 +7,10 @@ from pathlib import Path
 
 from trainer.config.load import resolve_path
 from trainer.data import TASKS
-from trainer.evaluation.held_out import Evaluation, all_terms, draw_images, evaluate_run
+from trainer.evaluation.held_out import Evaluation, draw_images, evaluate_run
 from trainer.evaluation.sampling import spread
+from trainer.images import save_picture
 from trainer.parallel.world import World, setup_torch
-from trainer.report.images import save_picture
 from trainer.rewards import connect
 from trainer.tools.artifacts import Choice, Target, find
 from trainer.types import Prompt
@@ -90,7 +90,7 @@ def evaluate_target(
     world = World.join(environment, device.type)
     service = connect(settings.rewards, environment)
     try:
-        world.everywhere(lambda: service.check(all_terms(settings)))
+        world.everywhere(lambda: service.check(settings.terms))
         found = evaluate_run(
             target.load(device),
             prompts,

@@ -14,7 +14,6 @@ from trainer.config.settings import Settings
 from trainer.config.toml import differences, toml
 from trainer.data import category_probabilities
 from trainer.errors import ConfigError, ServiceError, TrainerError
-from trainer.evaluation.held_out import all_terms
 from trainer.models.loading import in_cache, looks_like_path, network_parameters
 from trainer.rewards import connect
 from trainer.run import checkpoint as checkpoints
@@ -272,7 +271,7 @@ def _service(
     try:
         service = connect(quick, environment)
         try:
-            service.check(all_terms(settings))
+            service.check(settings.terms)
             if prompts:
                 trial(service, settings, prompts)
         finally:

@@ -87,7 +87,7 @@ def _headline(measured: Measured) -> Table:
 
 def _published(settings: Settings, names: Sequence[str]) -> Mapping[str, tuple[float, ...]]:
     """The paper's rows, where model, task and measure are the paper's."""
-    term = (settings.eval.metrics or settings.rewards.train)[0]
+    term = settings.measured[0]
     same = {
         "geneval": term.component == "official" and list(names) == list(ORDER),
         "ocr": term.scorer == "ocr" and not term.component,
