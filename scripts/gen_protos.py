@@ -58,7 +58,7 @@ def generate(folder: str) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as target:
         for proto in sorted((PROTOS / folder).rglob("*.proto")):
             arguments = ["protoc", f"-I{PROTOS}", f"-I{well_known}"]
-            arguments += [f"--{kind}_out={target}" for kind in ("python", "pyi", "grpc_python")]
+            arguments += [f"--{kind}_out={target}" for kind in ("python", "pyi")]
             if protoc.main([*arguments, str(proto)]) != 0:
                 raise SystemExit(f"protoc failed on {proto}")
         for path in sorted(Path(target).rglob("*.py*")):

@@ -14,10 +14,10 @@ from typing import Any
 
 import grpc
 import numpy as np
+from grpc_services import add_servicer
 
 from reward_client import FakeTransport, Image, Item, RewardError
 from reward_client._pb.reward.v1 import reward_pb2 as pb
-from reward_client._pb.reward.v1 import reward_pb2_grpc
 from reward_client._transports.base import DEADLINE_HEADER, PROTOBUF_TYPE
 from reward_client._wire import convert, json_mirror
 from reward_client.errors import STATUS
@@ -78,7 +78,8 @@ def serving_grpc() -> Iterator[Script]:
     script = Script()
     options = [("grpc.max_receive_message_length", 16 << 20)]
     server = grpc.server(ThreadPoolExecutor(8), options=options)
-    reward_pb2_grpc.add_RewardServiceServicer_to_server(Servicer(script), server)
+    service = pb.DESCRIPTOR.services_by_name["RewardService"]
+    add_servicer(server, service, Servicer(script))
     script.url = f"grpc://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     script.kill = lambda: server.stop(None).wait()
     server.start()
@@ -109,7 +110,7 @@ def serving_http() -> Iterator[Script]:
     server.server_close()
 
 
-class Servicer(reward_pb2_grpc.RewardServiceServicer):
+class Servicer:
     def __init__(self, script: Script) -> None:
         self.script = script
 

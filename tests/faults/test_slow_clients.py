@@ -12,15 +12,16 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+from grpc_services import service_stub
 from server_process import BAD, HEADER, Server, eventually, items, running
 from unharmed import open_files, rss_bytes, unharmed, within
 
 from reward_client import Image, Item, RewardClient
 from reward_client._pb.reward.v1 import reward_pb2 as pb
-from reward_client._pb.reward.v1 import reward_pb2_grpc
 from reward_client._wire import convert
 from reward_client.types import ScoreRequest, ScorerSelector
 
+SERVICE = pb.DESCRIPTOR.services_by_name["RewardService"]
 PATIENCE_S = 2.0
 TOML = f"""client_timeout_s = {PATIENCE_S}
 max_connections = 40
@@ -144,7 +145,7 @@ def test_a_stream_whose_reader_sleeps_does_not_pile_up_answers(server: Server) -
         memory = rss_bytes(server)
         done = server.metric("reward_requests_total", api="grpc")
         with grpc.insecure_channel(server.grpc_url.removeprefix("grpc://")) as channel:
-            call: Any = reward_pb2_grpc.RewardServiceStub(channel).ScoreStream(requests())
+            call: Any = service_stub(channel, SERVICE).ScoreStream(requests())
             next(call)
             time.sleep(2.0)
             first = server.metric("reward_requests_total", api="grpc")

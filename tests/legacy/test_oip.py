@@ -14,12 +14,12 @@ import httpx
 import numpy as np
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_services import service_stub
 from legacy_server import geneval_batch, jpeg, mean_of
 from server_process import Server
 
 from reward_client.errors import InvalidArgument
 from reward_server._pb.inference.v2 import inference_pb2 as pb
-from reward_server._pb.inference.v2 import inference_pb2_grpc
 from reward_server.api.dialects import oip_grpc
 from reward_server.config import RequestLimits
 
@@ -33,7 +33,7 @@ def web(server: Server) -> Iterator[httpx.Client]:
 @pytest.fixture(scope="module")
 def stub(server: Server) -> Iterator[Any]:
     with grpc.insecure_channel(server.grpc_url.removeprefix("grpc://")) as channel:
-        yield inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        yield service_stub(channel, pb.DESCRIPTOR.services_by_name["GRPCInferenceService"])
 
 
 def elements(*values: bytes) -> bytes:

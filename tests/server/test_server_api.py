@@ -19,6 +19,7 @@ import PIL.Image
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_services import service_stub
 from server_process import BAD, Server, eventually, grey, items, run_cli, running
 from typer.testing import CliRunner
 
@@ -34,13 +35,13 @@ from reward_client import (
     codec,
 )
 from reward_client._pb.reward.v1 import reward_pb2 as pb
-from reward_client._pb.reward.v1 import reward_pb2_grpc
 from reward_client._wire import (
     convert,
 )
 from reward_client.types import ScoreRequest
 from reward_server.cli import app
 
+SERVICE = pb.DESCRIPTOR.services_by_name["RewardService"]
 TOML = f"""
 [scorers.jpeg]
 [scorers.mean]
@@ -194,9 +195,7 @@ def test_work_of_a_caller_that_hung_up_is_dropped(server: Server, api: str) -> N
         connection.close()
     else:
         with grpc.insecure_channel(server.grpc_url.removeprefix("grpc://")) as channel:
-            call = reward_pb2_grpc.RewardServiceStub(channel).Score.future(
-                pb.ScoreRequest.FromString(body)
-            )
+            call = service_stub(channel, SERVICE).Score.future(pb.ScoreRequest.FromString(body))
             eventually(lambda: server.metric("reward_queue_items", scorer="slow") > 0)
             call.cancel()
     eventually(lambda: server.metric("reward_queue_items", scorer="slow") == 0, 10)
@@ -204,7 +203,7 @@ def test_work_of_a_caller_that_hung_up_is_dropped(server: Server, api: str) -> N
 
 
 def test_score_stream_answers_as_ready(channel: grpc.Channel) -> None:
-    stub = reward_pb2_grpc.RewardServiceStub(channel)
+    stub = service_stub(channel, SERVICE)
 
     def requests() -> Iterator[pb.ScoreRequest]:
         for name, scorer in (("1", "slow"), ("2", "jpeg"), ("3", "absent"), ("4", "jpeg")):
@@ -223,7 +222,7 @@ def test_score_stream_answers_as_ready(channel: grpc.Channel) -> None:
 def test_a_message_of_a_stream_says_how_long_it_is_waited_for(
     server: Server, channel: grpc.Channel
 ) -> None:
-    stub = reward_pb2_grpc.RewardServiceStub(channel)
+    stub = service_stub(channel, SERVICE)
     sent = convert.request_to_proto(
         ScoreRequest("late", (ScorerSelector("slow"),), tuple(items(["x"] * 64)))
     )
