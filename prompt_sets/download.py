@@ -13,10 +13,8 @@ import httpx
 import stamina
 
 from prompt_sets.official import OfficialFile, OfficialSet
-from reward_client._retries import RetryPolicy
 from trainer.errors import DataError
 
-POLICY = RetryPolicy(attempts=5, wait_initial_s=1.0, wait_max_s=20.0)
 TIMEOUT = httpx.Timeout(60.0, connect=15.0)
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 _RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
@@ -26,20 +24,13 @@ class _Again(Exception):
     """A transient failure: worth another attempt."""
 
 
-def pull(
-    sets: Sequence[OfficialSet],
-    root: Path,
-    say: Callable[[str], None],
-    *,
-    policy: RetryPolicy = POLICY,
-) -> None:
+def pull(sets: Sequence[OfficialSet], root: Path, say: Callable[[str], None]) -> None:
     """Make prompt sets complete below `root`; what is there and right is left alone.
 
     Args:
         sets: which.
         root: folder that their paths are below.
         say: takes one line per file.
-        policy: attempts, and the waits between them.
 
     Raises:
         DataError: a file cannot be had, is not what was published, or cannot be written. What came
@@ -53,7 +44,7 @@ def pull(
                 if target.is_file() and file.is_at(target):
                     say(f"{target}: there already, {file.checksum}")
                     continue
-                _fetch(client, file, target, policy)
+                _fetch(client, file, target)
             except (_Again, httpx.HTTPError) as error:
                 raise DataError(_by_hand(error, files[number:], root)) from error
             except OSError as error:
@@ -61,16 +52,11 @@ def pull(
             say(f"{target}: {target.stat().st_size:,} bytes, {file.checksum}")
 
 
-def _fetch(client: httpx.Client, file: OfficialFile, target: Path, policy: RetryPolicy) -> None:
+def _fetch(client: httpx.Client, file: OfficialFile, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
     retries = stamina.retry_context(
-        on=_passes,
-        attempts=policy.attempts,
-        timeout=None,
-        wait_initial=policy.wait_initial_s,
-        wait_max=policy.wait_max_s,
-        wait_jitter=policy.jitter,
+        on=_passes, attempts=5, timeout=None, wait_initial=1.0, wait_max=20.0, wait_jitter=0.25
     )
     with _open(part) as out:
         inherited = out.tell() > 0

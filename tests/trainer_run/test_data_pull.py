@@ -13,13 +13,11 @@ import stamina
 
 from prompt_sets.download import pull
 from prompt_sets.official import OfficialFile, OfficialSet, catalog, names_with
-from reward_client._retries import RetryPolicy
 from tests.weights.file_server import FileServer, Served, serving
 from trainer.errors import DataError
 
 ROOT = Path(__file__).parents[2]
 CONTENT = b"".join(f"a photo of a thing, number {n}\n".encode() for n in range(5000))
-QUICK = RetryPolicy(attempts=3, wait_initial_s=0.01, wait_max_s=0.02, jitter=0.0)
 
 
 @pytest.fixture
@@ -37,7 +35,8 @@ def official(server: FileServer, content: bytes = CONTENT, name: str = "train") 
 
 def fetch(root: Path, *files: OfficialFile) -> list[str]:
     lines: list[str] = []
-    pull([OfficialSet("set", "a set", files)], root, lines.append, policy=QUICK)
+    with stamina.set_testing(True, attempts=3):  # which also skips the waits
+        pull([OfficialSet("set", "a set", files)], root, lines.append)
     return lines
 
 

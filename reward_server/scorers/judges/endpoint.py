@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from email.utils import parsedate_to_datetime
@@ -17,7 +18,6 @@ from typing import Any, TypeVar
 import httpx
 import stamina
 
-from reward_client._retries import Backoff, Deadline, RetryPolicy
 from reward_client.errors import (
     DeadlineExceeded,
     Internal,
@@ -28,9 +28,43 @@ from reward_client.errors import (
 from reward_server.scorers.judges.options import EndpointOptions
 
 _MAX_QUOTED_CHARS = 300
+_WAIT_MAX_S = 5.0
+_JITTER = 0.25  # share of a wait drawn at random, so that calls do not come back at once
 _ITEM_AT_FAULT = (400, 413, 422)
 _KEY_AT_FAULT = (401, 403)
 _Answer = TypeVar("_Answer")
+
+
+class Deadline:
+    """A point in time; each attempt gets what is left until then."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
+        self._at = time.monotonic() + timeout_s
+
+    @property
+    def left_s(self) -> float:
+        """Seconds left; negative once it has passed."""
+        return self._at - time.monotonic()
+
+
+class _Backoff:
+    """stamina's hook: whether to try again after an error, and after how many seconds.
+
+    A wait that would outlast the deadline is not worth waiting: the error is raised at once.
+    """
+
+    def __init__(self, wait_initial_s: float, deadline: Deadline) -> None:
+        self._wait_s = wait_initial_s
+        self._deadline = deadline
+
+    def __call__(self, error: Exception) -> bool | float:
+        """Return False to give up, or the seconds to wait."""
+        if not isinstance(error, RewardError) or not error.retryable:
+            return False
+        wait_s = max(self._wait_s, error.retry_after_s or 0.0) * (1 + _JITTER * random.random())
+        self._wait_s = min(2 * self._wait_s, _WAIT_MAX_S)
+        return wait_s if wait_s < self._deadline.left_s else False
 
 
 class Endpoint:
@@ -65,9 +99,8 @@ class Endpoint:
         deadline = Deadline(self._options.wait_s + self._options.timeout_s)
         # As many attempts as fit into wait_s at the longest pause.
         attempts = 1 + int(self._options.wait_s)
-        policy = RetryPolicy(attempts=attempts, wait_initial_s=0.5, wait_max_s=5.0)
         cards = await self._patiently(
-            lambda left_s: self._call("GET", "/models", None, left_s), policy, deadline
+            lambda left_s: self._call("GET", "/models", None, left_s), attempts, 0.5, deadline
         )
         listed = cards.get("data") if isinstance(cards, dict) else None
         if not isinstance(listed, list) or not all(isinstance(c, dict) for c in listed):
@@ -89,15 +122,17 @@ class Endpoint:
         async def once(left_s: float) -> Any:
             return await self._call("POST", "/chat/completions", content, left_s)
 
-        return await self._patiently(once, RetryPolicy(self._options.attempts), deadline)
+        return await self._patiently(once, self._options.attempts, 0.1, deadline)
 
     async def _patiently(
-        self, once: Callable[[float], Awaitable[_Answer]], policy: RetryPolicy, deadline: Deadline
+        self,
+        once: Callable[[float], Awaitable[_Answer]],
+        attempts: int,
+        wait_initial_s: float,
+        deadline: Deadline,
     ) -> _Answer:
-        backoff = Backoff(policy, deadline)
-        async for attempt in stamina.retry_context(
-            on=backoff, attempts=policy.attempts, timeout=None
-        ):
+        backoff = _Backoff(wait_initial_s, deadline)
+        async for attempt in stamina.retry_context(on=backoff, attempts=attempts, timeout=None):
             with attempt:
                 # A slot is held while a call is in flight, not while its retry is waited for.
                 async with self._slots:

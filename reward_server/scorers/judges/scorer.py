@@ -16,7 +16,6 @@ from typing import Any, ClassVar, TypeVar
 
 import PIL
 
-from reward_client._retries import Deadline
 from reward_client.errors import Code, DeadlineExceeded, RewardError
 from reward_server.scorers import golden, tools
 from reward_server.scorers.base import (
@@ -28,7 +27,7 @@ from reward_server.scorers.base import (
     SelfTestError,
 )
 from reward_server.scorers.judges import definitions, parsing, pictures, prompts
-from reward_server.scorers.judges.endpoint import Endpoint, shortened
+from reward_server.scorers.judges.endpoint import Deadline, Endpoint, shortened
 from reward_server.scorers.judges.options import EndpointOptions
 from reward_server.scorers.judges.parsing import Reply, Unreadable
 
