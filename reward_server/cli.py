@@ -14,9 +14,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from reward_client._wire import json_mirror
 from reward_client.errors import RewardError
 from reward_server import config as configuration
+from reward_server.api import json_mirror
 from reward_server.commands.keys import app as keys_app
 from reward_server.commands.models import app as models_app
 from reward_server.config import Config, ConfigError

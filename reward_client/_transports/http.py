@@ -27,7 +27,7 @@ from reward_client._transports.base import (
     Unary,
     milliseconds,
 )
-from reward_client._wire import json_mirror
+from reward_client._wire import convert
 from reward_client.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -131,7 +131,7 @@ def _parse(url: str, response: httpx.Response, reply: Reply) -> Reply:
 def _error_from(url: str, response: httpx.Response) -> RewardError:
     retry_after_s = _retry_after_s(response.headers)
     try:
-        told = json_mirror.error_from_json(response.json())
+        told = error_from_json(response.json())
     except (json.JSONDecodeError, UnicodeDecodeError):
         told = None
     if told is not None:
@@ -141,6 +141,19 @@ def _error_from(url: str, response: httpx.Response) -> RewardError:
     quoted = " ".join(response.text.split())[:_MAX_QUOTED_CHARS]
     message = f"{url} answered with status {response.status_code}: {quoted or 'no body'}"
     return error_for(code_from_http(response.status_code), message, retry_after_s=retry_after_s)
+
+
+def error_from_json(body: object) -> RewardError | None:
+    """Read `{"error": {"code", "message", ...}}`, or return None for what others answer."""
+    if not isinstance(body, Mapping) or not isinstance(body.get("error"), Mapping):
+        return None
+    try:
+        told = json_format.ParseDict(
+            dict(body["error"]), pb.ErrorInfo(), ignore_unknown_fields=True
+        )
+    except (json_format.ParseError, TypeError, ValueError, OverflowError):
+        return None
+    return convert.error_from_proto(told)
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float | None:

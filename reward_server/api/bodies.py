@@ -10,10 +10,10 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from reward_client._wire import json_mirror
 from reward_client.errors import InvalidArgument, ResourceExhausted
 from reward_client.images import Image, sniff
 from reward_client.types import Item, Priority, ScoreRequest, ScorerSelector
+from reward_server.api import json_mirror
 from reward_server.api.errors import BodyTooLarge
 from reward_server.api.messages import parse_request
 from reward_server.config import RequestLimits

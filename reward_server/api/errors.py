@@ -16,7 +16,6 @@ from fastapi.responses import JSONResponse, Response
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 
-from reward_client._wire import json_mirror
 from reward_client.errors import (
     STATUS,
     Internal,
@@ -27,6 +26,7 @@ from reward_client.errors import (
     error_for,
 )
 from reward_client.types import ScoreResponse, ScorerInfo
+from reward_server.api import json_mirror
 
 
 class BodyTooLarge(InvalidArgument):

@@ -12,10 +12,10 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.datastructures import Headers
 
 from reward_client._transports.base import DEADLINE_HEADER, PROTOBUF_TYPE
-from reward_client._wire import convert, json_mirror
+from reward_client._wire import convert
 from reward_client.errors import InvalidArgument
 from reward_client.types import ScoreRequest, ScoreResponse, ScorerInfo
-from reward_server.api import schemas
+from reward_server.api import json_mirror, schemas
 from reward_server.api.bodies import parse_json, parse_protobuf
 from reward_server.api.errors import answer_framework_errors, error_response, redacted_infos
 from reward_server.api.exchange import Exchange, HttpDialect

@@ -19,8 +19,9 @@ from grpc_services import add_servicer
 from reward_client import FakeTransport, Image, Item, RewardError
 from reward_client._pb.reward.v1 import reward_pb2 as pb
 from reward_client._transports.base import DEADLINE_HEADER, PROTOBUF_TYPE
-from reward_client._wire import convert, json_mirror
+from reward_client._wire import convert
 from reward_client.errors import STATUS
+from reward_server.api import json_mirror
 
 
 @dataclass

@@ -32,11 +32,11 @@ from reward_client import (
     codec,
     make_items,
 )
-from reward_client._wire import json_mirror
 from reward_client.images import Encoding, to_images, to_uint8
 from reward_client.integrations.flow_grpo import make_reward_fn
 from reward_client.integrations.trl import make_async_reward_func, make_reward_func
 from reward_client.integrations.verl import make_compute_score, make_sync_compute_score
+from reward_server.api import json_mirror
 
 RGB = np.random.default_rng(0).integers(0, 256, (4, 12, 10, 3), np.uint8)
 RGBA = np.concatenate([RGB, np.full((4, 12, 10, 1), 9, np.uint8)], -1)

@@ -19,7 +19,7 @@ USE = """
 import sys, numpy as np, google.protobuf
 import reward_client
 from reward_client import GenEvalSpec, GenEvalObject, OcrTarget, RewardClient
-from reward_client._wire import json_mirror
+from reward_server.api import json_mirror
 
 assert google.protobuf.__version__ == sys.argv[1], google.protobuf.__version__
 pixels = np.full((8, 8, 3), 7, np.uint8)

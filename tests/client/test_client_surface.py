@@ -90,7 +90,7 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
 
 def test_importing_and_http_need_neither_torch_nor_grpc() -> None:
     done = run_python(
-        "import sys, reward_client, reward_client._wire.convert, reward_client._wire.json_mirror\n"
+        "import sys, reward_client, reward_client._wire.convert\n"
         "import reward_client.integrations.flow_grpo\n"
         "reward_client.RewardClient('http://127.0.0.1:1').close()\n"
         "heavy = {'torch', 'grpc', 'diffusers', 'transformers', 'reward_server', 'trainer'}\n"

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import PIL.Image
+from google.protobuf import json_format
 from starlette.requests import Request
 
 from reward_client import Encoding, Image, InvalidArgument, Item, codec
@@ -129,9 +130,10 @@ def _json(data: bytes) -> None:
 
 
 def _json_seeds() -> Sequence[bytes]:
-    from reward_client._wire import json_mirror
-
-    return [json.dumps(json_mirror.request_to_json(request)).encode() for request in _requests()]
+    messages = [convert.request_to_proto(request) for request in _requests()]
+    return [
+        json_format.MessageToJson(m, preserving_proto_field_name=True).encode() for m in messages
+    ]
 
 
 def _form(loop: asyncio.AbstractEventLoop) -> Callable[[bytes], None]:

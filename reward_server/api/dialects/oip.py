@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from reward_client._validation import unknown_scorer
-from reward_client._wire import json_mirror
 from reward_client.errors import InvalidArgument, NotFound
 from reward_client.images import Encoding, Image, sniff
 from reward_client.types import Item, ScorerInfo, ScorerResult
+from reward_server.api import json_mirror
 from reward_server.api.dialects.whole import whole_error
 
 SERVER_NAME = "flow-reward"

@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 
 from reward_client._pb.reward.v1 import reward_pb2 as pb
 from reward_client._wire import convert
-from reward_client.errors import Internal, InvalidArgument, RewardError
+from reward_client.errors import InvalidArgument, RewardError
 from reward_client.types import ScoreRequest, ScoreResponse, ScorerInfo, ServerLimits
 
 # Protobuf 4 and 5 name the same option differently.
@@ -49,23 +49,9 @@ def request_from_json(body: object) -> ScoreRequest:
     try:
         json_format.ParseDict(_with_geneval_rows_adapted(body), message)
     except (json_format.ParseError, TypeError, ValueError, OverflowError) as error:
-        raise InvalidArgument(f"the body is not a ScoreRequest: {_one_line(error)}") from error
+        reason = " ".join(str(error).split())
+        raise InvalidArgument(f"the body is not a ScoreRequest: {reason}") from error
     return convert.request_from_proto(message)
-
-
-def request_to_json(request: ScoreRequest) -> dict[str, Any]:
-    """Build the JSON body of a request; raises as `convert.request_to_proto`."""
-    return _to_dict(convert.request_to_proto(request))
-
-
-def response_from_json(body: Mapping[str, Any]) -> ScoreResponse:
-    """Read the JSON body of a response; raises Internal if it breaks the contract."""
-    message = pb.ScoreResponse()
-    try:
-        json_format.ParseDict(_with_nulls_as_nan(body), message)
-    except (json_format.ParseError, TypeError, ValueError, OverflowError) as error:
-        raise Internal(f"the body is not a ScoreResponse: {_one_line(error)}") from error
-    return convert.response_from_proto(message)
 
 
 def response_to_json(response: ScoreResponse) -> dict[str, Any]:
@@ -97,37 +83,8 @@ def error_to_json(error: RewardError) -> dict[str, Any]:
     return {"error": _to_dict(convert.error_to_proto(error))}
 
 
-def error_from_json(body: object) -> RewardError | None:
-    """Read the JSON body of an error, or return None if it is not one of this service."""
-    if not isinstance(body, Mapping) or not isinstance(body.get("error"), Mapping):
-        return None
-    message = pb.ErrorInfo()
-    try:
-        json_format.ParseDict(dict(body["error"]), message, ignore_unknown_fields=True)
-    except (json_format.ParseError, TypeError, ValueError, OverflowError):
-        return None
-    return convert.error_from_proto(message)
-
-
 def _to_dict(message: Message) -> dict[str, Any]:
     return json_format.MessageToDict(message, preserving_proto_field_name=True, **_ALL_FIELDS)
-
-
-def _with_nulls_as_nan(value: Any) -> Any:
-    # Protobuf knows no null in a column. NaN is ignored where the item has a status and rejected
-    # by `convert` anywhere else, which is what null means.
-    if isinstance(value, Mapping):
-        return {
-            key: entry if key in ("details", "status") else _with_nulls_as_nan(entry)
-            for key, entry in value.items()
-        }
-    if isinstance(value, list):
-        return ["NaN" if entry is None else _with_nulls_as_nan(entry) for entry in value]
-    return value
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _with_geneval_rows_adapted(body: Mapping[str, Any]) -> dict[str, Any]:
