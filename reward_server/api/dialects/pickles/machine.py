@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import pickletools
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from reward_server.api.dialects.pickles.patterns import PickleRefused
 
-_MAX_INT_BYTES = 128
-_MAX_INT_DIGITS = 308  # every such integer fits a float
+_MAX_INT_BITS = 1024  # every integer of 308 digits, so that it fits a float
+_MAX_LINE_BYTES = 320  # of a number or name in text; repr() of a float has 24 characters at most
+_OPCODES = MappingProxyType({op.code.encode("latin1"): op for op in pickletools.opcodes})
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,46 +36,29 @@ class PickleLimits:
 class Machine:
     """Stack, memo and position of one run."""
 
-    __slots__ = ("data", "limits", "marks", "memo", "pending", "position", "stack")
-
     def __init__(self, data: bytes, limits: PickleLimits) -> None:
-        self.data = data
         self.limits = limits
-        self.position = 0
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
         # Lists that stand for numpy arrays until BUILD fills them, by identity.
         self.pending: dict[int, list[Any]] = {}
+        self._data = data
+        self._stream = io.BytesIO(data)
 
     def refused(self, why: str) -> PickleRefused:
         """The error to raise, with the position."""
-        return PickleRefused(f"the pickle is refused at byte {self.position}: {why}")
-
-    def take(self, n: int) -> bytes:
-        """The next `n` bytes."""
-        end = self.position + n
-        if end > len(self.data):
-            missing = end - len(self.data)
-            raise self.refused(f"{missing} bytes are missing: it is truncated or lies")
-        taken = self.data[self.position : end]
-        self.position = end
-        return taken
-
-    def line(self) -> bytes:
-        """The bytes up to the next newline, which is skipped."""
-        end = self.data.find(b"\n", self.position)
-        if end < 0:
-            raise self.refused("the end of a line is missing")
-        taken = self.data[self.position : end]
-        self.position = end + 1
-        return taken
+        return PickleRefused(f"the pickle is refused at byte {self._stream.tell()}: {why}")
 
     def pop(self) -> Any:
         """The value on top, which must lie above the last mark."""
-        if len(self.stack) <= (self.marks[-1] if self.marks else 0):
-            raise self.refused("the stack is empty")
+        self.need(1)
         return self.stack.pop()
+
+    def need(self, n: int) -> None:
+        """Make sure that `n` values lie above the last mark."""
+        if len(self.stack) - n < (self.marks[-1] if self.marks else 0):
+            raise self.refused("the stack is empty")
 
     def pop_to_mark(self) -> list[Any]:
         """All values above the last mark, which goes too."""
@@ -84,56 +71,11 @@ class Machine:
 
     def top(self, kind: type) -> Any:
         """The value on top, which stays and must be of exactly this type."""
-        if len(self.stack) <= (self.marks[-1] if self.marks else 0):
-            raise self.refused("the stack is empty")
+        self.need(1)
         found = self.stack[-1]
         if type(found) is not kind:
             raise self.refused(f"expected a {kind.__name__}, found {type(found).__name__}")
         return found
-
-    def remember(self, index: int) -> None:
-        """Put the value on top into the memo."""
-        if not self.stack:
-            raise self.refused("the stack is empty")
-        if index > self.limits.max_ops:
-            raise self.refused(f"memo entry {index} is over the limit of {self.limits.max_ops}")
-        self.memo[index] = self.stack[-1]
-
-    def recall(self, index: int) -> None:
-        """Push a value of the memo."""
-        if index not in self.memo:
-            raise self.refused(f"there is no memo entry {index}")
-        self.stack.append(self.memo[index])
-
-    def text(self, raw: bytes, encoding: str = "utf-8") -> None:
-        """Push a string; half surrogates are not valid."""
-        try:
-            decoded = raw.decode(encoding)
-            if encoding != "utf-8":
-                decoded.encode()  # the escapes of protocol 0 can spell half characters
-        except UnicodeError as error:
-            raise self.refused("a string is not valid Unicode") from error
-        self.stack.append(decoded)
-
-    def integer(self, raw: bytes) -> None:
-        """Push a little-endian integer."""
-        if len(raw) > _MAX_INT_BYTES:
-            raise self.refused(f"an integer of {len(raw)} bytes, at most {_MAX_INT_BYTES}")
-        self.stack.append(int.from_bytes(raw, "little", signed=True))
-
-    def decimal(self, digits: bytes) -> None:
-        """Push an integer written in digits."""
-        number = digits[1:] if digits[:1] == b"-" else digits
-        if not number.isdigit() or len(number) > _MAX_INT_DIGITS:
-            raise self.refused(f"expected an integer of up to {_MAX_INT_DIGITS} digits")
-        self.stack.append(int(digits))
-
-    def size(self, n: int) -> int:
-        """Read a length of `n` bytes and make sure that as many bytes follow."""
-        size = int.from_bytes(self.take(n), "little")
-        if size > len(self.data) - self.position:
-            raise self.refused(f"{size} bytes are announced: it is truncated or lies")
-        return size
 
     def set_items(self, target: dict[str, Any], flat: list[Any]) -> None:
         """Add keys and values that alternate."""
@@ -144,3 +86,32 @@ class Machine:
             # Strings only: their hashes are seeded, so a sender cannot make them collide.
             raise self.refused("a dict key is not a string")
         target.update(zip(keys, flat[1::2], strict=True))
+
+    def opcode(self) -> tuple[str, Any]:
+        """Read the next one: its name, and its argument, None where it has none."""
+        code = self._stream.read(1)
+        if not code:
+            raise self.refused("it ends without STOP")
+        opcode = _OPCODES.get(code)
+        if opcode is None:
+            raise self.refused(f"opcode 0x{code.hex()} is not plain data")
+        if opcode.arg is None:
+            return opcode.name, None
+        at = self._stream.tell()
+        is_line = opcode.arg.n == pickletools.UP_TO_NEWLINE and opcode.name != "UNICODE"
+        if is_line and self._data.find(b"\n", at, at + _MAX_LINE_BYTES) < 0:
+            raise self.refused(f"a line of {opcode.name} does not end")
+        try:
+            argument = opcode.arg.reader(self._stream)
+            if type(argument) is str:
+                argument.encode()  # half characters can be spelled
+        except ValueError as error:
+            what = f"the argument of {opcode.name} is not valid: it is truncated or lies"
+            raise self.refused(what) from error
+        if type(argument) is int and argument.bit_length() > _MAX_INT_BITS:
+            raise self.refused(f"an integer of more than {_MAX_INT_BITS} bits")
+        return opcode.name, argument
+
+    def bytes_left(self) -> int:
+        """How many bytes follow."""
+        return len(self._data) - self._stream.tell()
