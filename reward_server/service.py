@@ -396,5 +396,5 @@ def _open_backend(
         return ScorerPool(name, config, metrics, on_change, cache)
     settings = read_settings(name, config)
     if settings.route not in routes:
-        routes[settings.route] = Servers(settings.route, server_id, metrics.upstream)
+        routes[settings.route] = Servers(settings.route, server_id, metrics)
     return UpstreamScorer(name, settings, routes[settings.route], on_change=on_change)

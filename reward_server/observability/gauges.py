@@ -6,7 +6,8 @@ absent, never zero.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import statistics
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import get_args
 
 from prometheus_client import Metric
@@ -14,8 +15,8 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from reward_client.types import ScorerInfo, ScorerState
-from reward_server.observability.score_window import ScoreWindow
 
+WINDOW_SCORES = 1024
 _SCORER = ("scorer",)
 _REPLICA = ("scorer", "replica")
 
@@ -26,16 +27,16 @@ class ScorerWatch(Collector):
     def __init__(
         self,
         infos: Callable[[], Iterable[ScorerInfo]],
-        windows: Mapping[str, ScoreWindow],
+        recent_scores: Mapping[str, Collection[float]],
     ) -> None:
         """Prepare.
 
         Args:
             infos: the scorers as they are now, replicas included.
-            windows: latest scores by scorer.
+            recent_scores: the latest `WINDOW_SCORES` of every scorer.
         """
         self._infos = infos
-        self._windows = windows
+        self._recent_scores = recent_scores
 
     def collect(self) -> Iterable[Metric]:
         """Yield the families, in the order they are documented."""
@@ -80,17 +81,26 @@ class ScorerWatch(Collector):
         return ready, rss, device
 
     def _scores(self) -> Iterable[Metric]:
+        # A reward that drifts or collapses shows here at once. It does not in a histogram, whose
+        # buckets are the same for scorers of all ranges.
         mean = GaugeMetricFamily(
             "reward_recent_score_mean", "Mean of the latest 1024 scores.", labels=_SCORER
         )
         std = GaugeMetricFamily(
             "reward_recent_score_std", "Spread of the latest 1024 scores.", labels=_SCORER
         )
-        for name, window in self._windows.items():
-            if len(window):
-                mean.add_metric((name,), window.mean())
-                std.add_metric((name,), window.std())
+        for name, scores in self._recent_scores.items():
+            if scores:
+                values = mean_and_std(scores)
+                mean.add_metric((name,), values[0])
+                std.add_metric((name,), values[1])
         return mean, std
+
+
+def mean_and_std(scores: Collection[float]) -> tuple[float, float]:
+    """Mean and population standard deviation of at least one score."""
+    mean = statistics.fmean(scores)
+    return mean, statistics.fmean((score - mean) ** 2 for score in scores) ** 0.5
 
 
 def _add_known(family: GaugeMetricFamily, labels: tuple[str, ...], value: float | None) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 
 from prometheus_client import (
     CollectorRegistry,
@@ -19,162 +20,130 @@ from prometheus_client import (
 
 from reward_client.types import ScorerInfo
 from reward_server.observability.build_info import BuildInfo
-from reward_server.observability.gauges import ScorerWatch
-from reward_server.observability.score_window import ScoreWindow
-from reward_server.upstream.metrics import UpstreamMetrics
+from reward_server.observability.gauges import WINDOW_SCORES, ScorerWatch
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 _ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 # One set for scorers of all ranges: fine inside [0, 1], coarse outside.
 _SCORES = (
-    -10,
-    -1,
-    -0.1,
-    0,
-    0.1,
-    0.2,
-    0.3,
-    0.4,
-    0.5,
-    0.6,
-    0.7,
-    0.8,
-    0.9,
-    0.999,
-    1,
-    2,
-    5,
-    10,
-    30,
-    100,
+    *(-10, -1, -0.1, 0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.999, 1),
+    *(2, 5, 10, 30, 100),
 )
 
 
 class Metrics:
-    """All metrics of one server. Label `scorer` is a configured name, never a caller's text."""
+    """All metrics of one server.
+
+    Label `scorer` is a configured name and `endpoint` an address of the configuration or of its
+    DNS, never a caller's text.
+    """
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "reward_requests",
-            "Requests by API and outcome code.",
-            ["api", "code"],
-            registry=self.registry,
+        registry = self.registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(name, text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(name, text, labels, registry=registry)
+
+        def histogram(
+            name: str, text: str, *labels: str, buckets: Sequence[float] = _SECONDS
+        ) -> Histogram:
+            return Histogram(name, text, labels, buckets=buckets, registry=registry)
+
+        self.requests = counter(
+            "reward_requests", "Requests by API and outcome code.", "api", "code"
         )
-        self.request_seconds = Histogram(
-            "reward_request_seconds",
-            "From arrival to answer.",
-            ["api"],
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
-        self.items = Counter(
-            "reward_items",
-            "Items by scorer and outcome code.",
-            ["scorer", "code"],
-            registry=self.registry,
-        )
-        self.queue_items = Gauge(
-            "reward_queue_items", "Items waiting or running.", ["scorer"], registry=self.registry
-        )
-        self.admitted_bytes = Gauge(
-            "reward_admitted_bytes", "Bytes of requests and pixels held.", registry=self.registry
-        )
-        self.limit_items = Gauge(
+        self.request_seconds = histogram("reward_request_seconds", "From arrival to answer.", "api")
+        self.items = counter("reward_items", "Items by scorer and outcome code.", "scorer", "code")
+        self.queue_items = gauge("reward_queue_items", "Items waiting or running.", "scorer")
+        self.admitted_bytes = gauge("reward_admitted_bytes", "Bytes of requests and pixels held.")
+        self.limit_items = gauge(
             "reward_queue_items_limit",
             "Items a scorer may hold; beyond it requests are turned away.",
-            registry=self.registry,
         )
-        self.limit_bytes = Gauge(
+        self.limit_bytes = gauge(
             "reward_admitted_bytes_limit",
             "Bytes the server may hold; beyond it requests are turned away.",
-            registry=self.registry,
         )
-        self.batch_items = Histogram(
-            "reward_batch_items",
-            "Items per batch.",
-            ["scorer"],
-            buckets=_ITEMS,
-            registry=self.registry,
+        self.batch_items = histogram(
+            "reward_batch_items", "Items per batch.", "scorer", buckets=_ITEMS
         )
-        self.batch_fill = Histogram(
+        self.batch_fill = histogram(
             "reward_batch_fill_ratio",
             "Share of a batch's limit that is used: items or pixels, whichever is nearer.",
-            ["scorer"],
+            "scorer",
             buckets=_SHARES,
-            registry=self.registry,
         )
-        self.decode_seconds = Histogram(
+        self.decode_seconds = histogram(
             "reward_decode_seconds",
             "Decoding the images of a request, for each scorer it asks.",
-            ["scorer"],
-            buckets=_SECONDS,
-            registry=self.registry,
+            "scorer",
         )
-        self.queue_seconds = Histogram(
-            "reward_queue_seconds",
-            "Wait of an item for its batch.",
-            ["scorer"],
-            buckets=_SECONDS,
-            registry=self.registry,
+        self.queue_seconds = histogram(
+            "reward_queue_seconds", "Wait of an item for its batch.", "scorer"
         )
-        self.compute_seconds = Histogram(
-            "reward_compute_seconds",
-            "Computing of a batch.",
-            ["scorer"],
-            buckets=_SECONDS,
-            registry=self.registry,
+        self.compute_seconds = histogram(
+            "reward_compute_seconds", "Computing of a batch.", "scorer"
         )
-        self.total_seconds = Histogram(
+        self.total_seconds = histogram(
             "reward_scorer_seconds",
             "From the arrival of a request to the last answer of a scorer.",
-            ["scorer"],
-            buckets=_SECONDS,
-            registry=self.registry,
+            "scorer",
         )
-        self.scores = Histogram(
-            "reward_score",
-            "Transformed scores.",
-            ["scorer"],
-            buckets=_SCORES,
-            registry=self.registry,
-        )
-        self.worker_restarts = Counter(
+        self.scores = histogram("reward_score", "Transformed scores.", "scorer", buckets=_SCORES)
+        self.worker_restarts = counter(
             "reward_worker_restarts",
-            "Worker processes started again, by cause: died, hung, memory or load.",
-            ["scorer", "cause"],
-            registry=self.registry,
+            "Worker processes started again, by cause: died, hung, memory, self_test or load.",
+            *("scorer", "cause"),
         )
-        self.ready_workers = Gauge(
-            "reward_ready_workers", "Workers that can score.", ["scorer"], registry=self.registry
+        self.ready_workers = gauge("reward_ready_workers", "Workers that can score.", "scorer")
+        self.cache_hits = counter(
+            "reward_cache_hits", "Items answered from the result cache.", "scorer"
         )
+        self.cache_misses = counter(
+            "reward_cache_misses", "Items looked up in the result cache in vain.", "scorer"
+        )
+        self.cache_bytes = gauge("reward_cache_bytes", "Bytes of scores in the result cache.")
+        self.upstream_calls = counter(
+            "reward_upstream_calls",
+            "Messages sent to an endpoint, by outcome code.",
+            *("scorer", "endpoint", "code"),
+        )
+        self.upstream_outstanding = gauge(
+            "reward_upstream_outstanding_items",
+            "Items sent to an endpoint and not answered.",
+            *("scorer", "endpoint"),
+        )
+        self.upstream_usable = gauge(
+            "reward_upstream_usable",
+            "1 if the endpoint gets items, else 0.",
+            *("scorer", "endpoint"),
+        )
+        self.upstream_failovers = counter(
+            "reward_upstream_failovers",
+            "Messages sent again, to another endpoint or to one that came back.",
+            "scorer",
+        )
+        self.recent_scores: defaultdict[str, deque[float]] = defaultdict(
+            lambda: deque(maxlen=WINDOW_SCORES)
+        )
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
 
-        self.cache_hits = Counter(
-            "reward_cache_hits",
-            "Items answered from the result cache.",
-            ["scorer"],
-            registry=self.registry,
-        )
-        self.cache_misses = Counter(
-            "reward_cache_misses",
-            "Items looked up in the result cache in vain.",
-            ["scorer"],
-            registry=self.registry,
-        )
-        self.cache_bytes = Gauge(
-            "reward_cache_bytes", "Bytes of scores in the result cache.", registry=self.registry
-        )
-        self.upstream = UpstreamMetrics(self.registry)
-        self.recent_scores: defaultdict[str, ScoreWindow] = defaultdict(ScoreWindow)
-        ProcessCollector(registry=self.registry)
-        PlatformCollector(registry=self.registry)
-        GCCollector(registry=self.registry)
+    def forget_endpoint(self, scorer: str, endpoint: str) -> None:
+        """Drop the gauges of an upstream endpoint that is gone."""
+        for one in (self.upstream_outstanding, self.upstream_usable):
+            with suppress(KeyError):  # a successor of the scorer may have removed them
+                one.remove(scorer, endpoint)
 
     def observe_score(self, scorer: str, score: float) -> None:
         """Take a finite, transformed score into the distribution of its scorer."""
         self.scores.labels(scorer).observe(score)
-        self.recent_scores[scorer].add(score)
+        self.recent_scores[scorer].append(score)
 
     def watch(self, infos: Callable[[], Iterable[ScorerInfo]]) -> None:
         """Report the state of the scorers at every scrape; `infos` returns them with replicas."""

@@ -40,9 +40,9 @@ from reward_client.types import (
     ScorerState,
 )
 from reward_server.backend import Order
+from reward_server.observability.metrics import Metrics
 from reward_server.upstream.hops import hop_headers
 from reward_server.upstream.identity import Identity, served_identity
-from reward_server.upstream.metrics import UpstreamMetrics
 from reward_server.upstream.settings import Route
 
 # Messages stay at or below 16 MB, see reward.proto; a larger single item goes alone.
@@ -111,7 +111,7 @@ class Servers:
     """All servers of one route, for all scorers that take it; lives in one event loop."""
 
     def __init__(
-        self, route: Route, own_id: str, metrics: UpstreamMetrics, lookup: Lookup = look_up
+        self, route: Route, own_id: str, metrics: Metrics, lookup: Lookup = look_up
     ) -> None:
         self._route = route
         self._own_id = own_id
@@ -247,7 +247,7 @@ class Servers:
             sent += 1
             if sent > 1:
                 for name in names:
-                    self._metrics.failovers.labels(name).inc()
+                    self._metrics.upstream_failovers.labels(name).inc()
             headers = hop_headers(order.client, order.via, self._own_id)
             where = {"server.address": endpoint.address.target, "reward.scorer": scorers}
             code = Code.CANCELLED
@@ -265,7 +265,9 @@ class Servers:
             finally:
                 self._hold(names, endpoint, -n_items)
                 for name in names:
-                    self._metrics.calls.labels(name, endpoint.address.target, code.value).inc()
+                    self._metrics.upstream_calls.labels(
+                        name, endpoint.address.target, code.value
+                    ).inc()
 
         return await self._pool.call(
             attempt,
@@ -370,7 +372,7 @@ class Servers:
             self._outstanding[name, endpoint] += n_items
             if (name, endpoint.address.target) in self._shown:
                 held = self._outstanding[name, endpoint]
-                self._metrics.outstanding.labels(name, endpoint.address.target).set(held)
+                self._metrics.upstream_outstanding.labels(name, endpoint.address.target).set(held)
             if not self._outstanding[name, endpoint]:
                 del self._outstanding[name, endpoint]
 
@@ -381,12 +383,14 @@ class Servers:
             for endpoint, _ in self._known():
                 labels = user.name, endpoint.address.target
                 shown.add(labels)
-                self._metrics.outstanding.labels(*labels).set(
+                self._metrics.upstream_outstanding.labels(*labels).set(
                     self._outstanding[user.name, endpoint]
                 )
-                self._metrics.usable.labels(*labels).set(self._is_usable(endpoint, [user.scorer]))
+                self._metrics.upstream_usable.labels(*labels).set(
+                    self._is_usable(endpoint, [user.scorer])
+                )
         for labels in self._shown - shown:
-            self._metrics.forget(*labels)
+            self._metrics.forget_endpoint(*labels)
         self._shown = shown
 
 

@@ -56,7 +56,7 @@ async def test_addresses_come_and_go(members: tuple[Member, Member]) -> None:
     first, second = members
     names = Names("127.0.0.1", "127.0.0.3")  # nobody is at the second one
     route = Route((f"dns:///timed:{first.port}",), "least_loaded", 10.0)
-    servers = Servers(route, "me", Metrics().upstream, names.look_up)
+    servers = Servers(route, "me", Metrics(), names.look_up)
     settings = UpstreamSettings(route, "timed", 2)
     scorer = UpstreamScorer("timed", settings, servers, on_change=lambda: None)
 

@@ -19,8 +19,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from server_process import BAD, HEADER, Server, eventually, grey, is_running, items, running
 
 from reward_client import Item, Priority, RewardClient, RewardError
+from reward_server.observability.gauges import WINDOW_SCORES, mean_and_std
+from reward_server.observability.metrics import Metrics
 from reward_server.observability.requests import BURST_LINES, LINES_PER_S, LogBudget
-from reward_server.observability.score_window import WINDOW_SCORES, ScoreWindow
 from reward_server.scheduling.batching import BatchLimits, Job
 
 TOML = f"""{HEADER}slow_request_s = 2
@@ -245,15 +246,16 @@ def test_a_budget_loses_no_count(gaps_s: list[float]) -> None:
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=2 * WINDOW_SCORES))
 def test_the_window_knows_the_latest_scores_only(scores: list[float]) -> None:
-    window = ScoreWindow()
+    metrics = Metrics()
     for score in scores:
-        window.add(score)
+        metrics.observe_score("a", score)
     kept = scores[-WINDOW_SCORES:]
     mean = sum(kept) / len(kept)
-    assert len(window) == len(kept)
-    assert window.mean() == pytest.approx(mean, abs=1e-6)
+    assert list(metrics.recent_scores["a"]) == kept
+    found = mean_and_std(metrics.recent_scores["a"])
+    assert found[0] == pytest.approx(mean, abs=1e-6)
     spread = (sum((score - mean) ** 2 for score in kept) / len(kept)) ** 0.5
-    assert window.std() == pytest.approx(spread, abs=1e-6)
+    assert found[1] == pytest.approx(spread, abs=1e-6)
 
 
 @given(st.integers(1, 20), st.integers(1, 1000), st.lists(st.integers(1, 100), max_size=30))
