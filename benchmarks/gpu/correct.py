@@ -98,7 +98,7 @@ def scale(part: Part) -> dict[str, Any]:
     """Five updates in float16, then one whose gradients overflow: it has to change nothing."""
     policy, cond, negative = made(part, "model.dtype=float16")
     updater = policy.updater
-    assert updater.scaler is not None
+    assert updater.scaler.is_enabled()
     found = [one_epoch(policy, cond, negative) for _ in range(5)]
     before = {name: value.detach().clone() for name, value in updater.parameters.items()}
     state = updater.scaler.state()

@@ -5,7 +5,7 @@ import torch
 from trainer.algorithm.ema import Ema
 from trainer.errors import CheckpointError
 from trainer.evaluation.statistics import color_diversity, diversity, summarise
-from trainer.run.checkpoint import restore_parameters
+from trainer.run.tensors import restore_parameters
 
 
 def test_decay_warms_up_and_counts_optimiser_steps() -> None:

@@ -21,7 +21,7 @@ from trainer.models.registry import MODELS
 from trainer.rollout.noise import NoiseKey
 from trainer.rollout.policy import RolloutConfig, draw_window
 from trainer.rollout.rollout import rollout
-from trainer.run.checkpoint import restore_parameters
+from trainer.run.tensors import restore_parameters
 
 Gradients = dict[str, Tensor]
 ON_IMAGES = [name for name, entry in LOSSES.items() if entry.learns_from == "images"]

@@ -7,11 +7,13 @@ def one_update(scale: LossScale, factor: float) -> tuple[torch.Tensor, torch.Ten
     """The weight after an update with the loss factor * weight, its gradient, whether finite."""
     weight = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.SGD([weight], lr=0.5)
-    scale.scaled((weight * factor).sum()).backward()
-    scale.unscale(optimizer)
+    scale.scale((weight * factor).sum()).backward()
+    scale.unscale_(optimizer)
     assert weight.grad is not None
     finite = bool(torch.isfinite(weight.grad).all())
-    scale.step(optimizer, finite=finite)
+    if finite:
+        scale.step(optimizer)
+    scale.update()
     return weight.detach(), weight.grad, finite
 
 

@@ -10,6 +10,7 @@ from trainer.errors import CheckpointError
 from trainer.run import checkpoint
 from trainer.run.checkpoint import Checkpoint
 from trainer.run.log import read
+from trainer.run.tensors import optimizer_tensors, restore_optimizer, restore_parameters
 
 
 def make(epoch: int) -> Checkpoint:
@@ -115,9 +116,9 @@ def test_with_nothing_whole_left_the_error_says_what_to_do(tmp_path: Path) -> No
 
 def test_weights_of_another_model_are_refused() -> None:
     with pytest.raises(CheckpointError, match="another model"):
-        checkpoint.restore_parameters({"a": torch.zeros(1)}, {"b": torch.zeros(1)})
+        restore_parameters({"a": torch.zeros(1)}, {"b": torch.zeros(1)})
     with pytest.raises(CheckpointError, match="shape"):
-        checkpoint.restore_parameters({"a": torch.zeros(1)}, {"a": torch.zeros(2)})
+        restore_parameters({"a": torch.zeros(1)}, {"a": torch.zeros(2)})
 
 
 def test_the_optimiser_goes_on_to_the_bit() -> None:
@@ -132,14 +133,12 @@ def test_the_optimiser_goes_on_to_the_bit() -> None:
 
     weight, optimizer = problem()
     step(weight, optimizer)
-    tensors = {
-        k: v.clone() for k, v in checkpoint.optimizer_tensors(optimizer, {"w": weight}).items()
-    }
+    tensors = {k: v.clone() for k, v in optimizer_tensors(optimizer, {"w": weight}).items()}
     kept = weight.detach().clone()
     step(weight, optimizer)
     other, second = problem()
-    checkpoint.restore_parameters({"w": other}, {"w": kept})
-    checkpoint.restore_optimizer(second, {"w": other}, tensors)
+    restore_parameters({"w": other}, {"w": kept})
+    restore_optimizer(second, {"w": other}, tensors)
     step(other, second)
     assert torch.equal(other, weight)
 

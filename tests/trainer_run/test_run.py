@@ -21,7 +21,8 @@ from trainer.run import checkpoint
 from trainer.run.inputs import load_prompts
 from trainer.run.log import read
 from trainer.run.open import Outcome, train_run
-from trainer.run.progress import check_same, locked
+from trainer.run.progress import locked
+from trainer.run.resume import check_same
 
 CLOCKS = ("seconds", "train_minutes", "images_per_s")
 

@@ -23,6 +23,7 @@ from trainer.run.progress import out_of_budget
 from trainer.run.scores import check_failures
 from trainer.run.state import Run, averaged, check_stop, save, write
 from trainer.run.storage import storing
+from trainer.run.tensors import random_state, restore_random_state
 
 
 def train(run: Run) -> str:
@@ -91,13 +92,13 @@ def _counted(run: Run) -> Iterator[None]:
 
 
 def _epoch(run: Run) -> None:
-    random_state = checkpoints.random_state()
+    before = random_state()
     try:
         with _counted(run):
             row = train_epoch(run)
     except (ServiceError, Stopped):
         # What is saved now is the state before this epoch, which will be repeated.
-        checkpoints.restore_random_state(random_state)
+        restore_random_state(before)
         raise
     run.progress.epoch += 1
     row["train_minutes"] = run.progress.elapsed_s / 60

@@ -1,7 +1,7 @@
 """Open a run: check data and service, load the model, resume where a checkpoint is."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,8 @@ from trainer.algorithm.ema import Ema
 from trainer.config.load import geometry
 from trainer.config.settings import RewardSettings, Settings
 from trainer.data import category_probabilities, fingerprint
-from trainer.errors import CheckpointError
-from trainer.models.network import SHOWN_CHARS, base_fingerprint
+from trainer.models.base import FlowModel
+from trainer.models.network import base_fingerprint
 from trainer.models.precision import resolve
 from trainer.parallel.sharding import parallel, prepare_networks, whole
 from trainer.parallel.world import World, setup_torch
@@ -23,107 +23,13 @@ from trainer.run import checkpoint as checkpoints
 from trainer.run.inputs import encode_all, load_model, load_prompts
 from trainer.run.log import METRICS, MetricsLog, read, versions, write_json
 from trainer.run.loop import train
-from trainer.run.progress import (
-    RESULT,
-    Progress,
-    check_same,
-    finished,
-    locked,
-    reopen,
-    write_resolved,
-)
+from trainer.run.progress import RESULT, Progress, finished, locked, reopen, write_resolved
+from trainer.run.resume import check_base, check_prompts, check_same, check_world, restore
 from trainer.run.state import Run, averaged
 from trainer.run.storage import storing
 from trainer.run.trial import trial
 from trainer.run.update import Updater
 from trainer.scores import newest, take_note
-from trainer.types import Prompt
-
-
-def check_world(settings: Settings, before: int, world: World, say: Callable[[str], None]) -> None:
-    """Refuse to go on with another number of processes, unless that is wanted.
-
-    Raises:
-        CheckpointError: the numbers differ.
-    """
-    if before == world.size:
-        return
-    text = f"the checkpoint was written by {before} process(es), this run has {world.size}"
-    if not settings.run.any_world_size:
-        raise CheckpointError(
-            f"{text}: start {before}, or accept numbers that are rounded differently with "
-            "--set run.any_world_size=true"
-        )
-    say(f"warning: {text}; from here on sums are rounded differently")
-
-
-def check_base(settings: Settings, before: str | None, now: str) -> None:
-    """Refuse to go on from other weights than those that the run started from.
-
-    Args:
-        settings: the run's settings.
-        before: `base_fingerprint` in the checkpoint; None in those of versions without it.
-        now: that of the model as it was loaded now.
-
-    Raises:
-        CheckpointError: they differ.
-    """
-    if before not in (None, now):
-        raise CheckpointError(
-            f"model.path={settings.model.path} has other weights than this run started from "
-            f"(fingerprint {now[:SHOWN_CHARS]}, not {before[:SHOWN_CHARS]}); {checkpoints.REMEDY}"
-        )
-
-
-def check_prompts(settings: Settings, before: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Refuse to go on with other prompts: noise, memory and curves belong to their numbers.
-
-    Args:
-        settings: the run's settings.
-        before: the fingerprints in the checkpoint, by list; empty in those of versions without.
-        now: those of the files as they were read now.
-
-    Raises:
-        CheckpointError: they differ.
-    """
-    for name, seen in now.items():
-        if before.get(name, seen) != seen:
-            raise CheckpointError(
-                f"task.{name}={getattr(settings.task, name)} holds other prompts than when this "
-                "run began: put the file back as it was, or start another run with "
-                "--set run.out_dir="
-            )
-
-
-def restore(
-    stored: checkpoints.Checkpoint, updater: Updater, ema: Ema | None, world: World
-) -> Progress:
-    """Put a checkpoint into the optimiser, the average, the weights and the generators.
-
-    Raises:
-        CheckpointError: it belongs to another model.
-    """
-    checkpoints.restore_parameters(updater.parameters, stored.tensors["trained"])
-    checkpoints.restore_optimizer(
-        updater.optimizer, updater.parameters, stored.tensors.get("optimizer", {})
-    )
-    for name, average in (("ema", ema), ("old", updater.old)):
-        if average is not None:
-            checkpoints.restore_parameters(average.values, stored.tensors[name])
-    prefix = f"{world.rank}|"
-    random_state = {
-        name.removeprefix(prefix): value
-        for name, value in stored.tensors["rng"].items()
-        if name.startswith(prefix)
-    }
-    # A process that was not there before has no state to go back to.
-    if random_state:
-        checkpoints.restore_random_state(random_state)
-    if updater.scaler is not None:
-        updater.scaler.restore(stored.tensors["scaler"])
-    progress = Progress.read(stored.progress)
-    updater.updates = progress.updates
-    return progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,15 +122,6 @@ def _held(run_dir: Path, world: World, say: Callable[[str], None]) -> Iterator[N
         yield
 
 
-def _scorers(
-    service: RewardService, settings: Settings, prompts: Sequence[Prompt], world: World
-) -> dict[str, str]:
-    """The fingerprints of the scorers, which take what this run will send."""
-    scorers = world.everywhere(lambda: service.check(settings.terms))
-    world.on_main(lambda: trial(service, settings, prompts))
-    return scorers
-
-
 @contextmanager
 def opened(
     settings: Settings,
@@ -239,61 +136,31 @@ def opened(
     """Make a `Run`, resumed if there is a checkpoint; close what it holds at the end."""
     geometry(settings, world.size)
     train_prompts, test_prompts = load_prompts(settings, say)
+    every_prompt = [*train_prompts, *test_prompts]
     probabilities = category_probabilities(train_prompts, settings.task.category_weights)
     prompts = {"train": fingerprint(train_prompts), "test": fingerprint(test_prompts)}
-    service = open_service(settings.rewards)
-    log: MetricsLog | None = None
-    try:
-        scorers = _scorers(service, settings, [*train_prompts, *test_prompts], world)
-        stored, warnings = world.on_main(lambda: checkpoints.load_latest(run_dir))
-        for line in warnings:
-            say(f"warning: {line}; going back to the checkpoint before it")
-        if stored is not None:
-            check_same(settings, stored.progress["settings"], run_dir)
-            check_prompts(settings, stored.progress.get("prompts", {}), prompts)
-            check_world(settings, stored.progress["world_size"], world, say)
+    with ExitStack() as stack:
+        service = open_service(settings.rewards)
+        stack.callback(service.close)
+        scorers = world.everywhere(lambda: service.check(settings.terms))
+        world.on_main(lambda: trial(service, settings, every_prompt))
+        stored = _stored(run_dir, settings, prompts, world, say)
         world.on_main(lambda: write_resolved(run_dir, settings, versions(), scorers))
-        sharded = parallel(settings, world.size, device) == "fsdp"
-        model = world.everywhere(lambda: load_model(settings, device, parked=sharded))
-        base = base_fingerprint(model.networks())
-        if stored is not None:
-            before = stored.progress.get("base")
-            world.everywhere(lambda: check_base(settings, before, base))
-        half = resolve(settings.model.dtype, device)
-        world.everywhere(lambda: prepare_networks(model, settings, world, half))
+        model, base = _model(settings, stored, world, device)
         updater = Updater(model, settings, world)
-        average = settings.ema
-        ema = (
-            Ema(updater.parameters, average.decay, average.every_updates)
-            if average.enabled
-            else None
-        )
+        ema = None
+        if settings.ema.enabled:
+            ema = Ema(updater.parameters, settings.ema.decay, settings.ema.every_updates)
         progress = Progress() if stored is None else restore(stored, updater, ema, world)
-        rows = world.on_main(lambda: read(run_dir)[: progress.metrics_lines])
-        known = newest(rows)
-        if len(rows) < progress.metrics_lines:
-            say(
-                f"warning: {run_dir / METRICS} has lost lines: {len(rows)} of "
-                f"{progress.metrics_lines} are left; curves and report will lack them"
-            )
+        known = newest(_metrics(run_dir, progress, world, say))
         if stored is not None:
             say(f"resuming {run_dir} after epoch {progress.epoch}")
             for warning in take_note(known, {name: [seen] for name, seen in scorers.items()}):
                 say(warning)
-
-        def open_log() -> None:
-            nonlocal log
-            with storing(f"metrics in {run_dir}"):
-                log = MetricsLog(
-                    run_dir,
-                    settings,
-                    keep_lines=progress.metrics_lines,
-                    first_epoch=progress.epoch,
-                    say=say,
-                )
-
-        world.on_main(open_log)
-        texts = [prompt.text for prompt in (*train_prompts, *test_prompts)]
+        log = _open_log(run_dir, settings, progress, world, say)
+        if log is not None:
+            stack.callback(log.close)
+        texts = [prompt.text for prompt in every_prompt]
         encode_all(model, [*texts, settings.sampling.negative_prompt], settings, say)
         yield Run(
             settings=settings,
@@ -314,10 +181,73 @@ def opened(
             base=base,
             prompts=prompts,
         )
-    finally:
-        if log is not None:
-            log.close()
-        service.close()
+
+
+def _stored(
+    run_dir: Path,
+    settings: Settings,
+    prompts: Mapping[str, str],
+    world: World,
+    say: Callable[[str], None],
+) -> checkpoints.Checkpoint | None:
+    """The newest whole checkpoint, if it belongs to this run."""
+    stored, warnings = world.on_main(lambda: checkpoints.load_latest(run_dir))
+    for line in warnings:
+        say(f"warning: {line}; going back to the checkpoint before it")
+    if stored is not None:
+        check_same(settings, stored.progress["settings"], run_dir)
+        check_prompts(settings, stored.progress.get("prompts", {}), prompts)
+        check_world(settings, stored.progress["world_size"], world, say)
+    return stored
+
+
+def _model(
+    settings: Settings, stored: checkpoints.Checkpoint | None, world: World, device: torch.device
+) -> tuple[FlowModel, str]:
+    """The model, ready to be trained, and the fingerprint of the weights as they were loaded."""
+    sharded = parallel(settings, world.size, device) == "fsdp"
+    model = world.everywhere(lambda: load_model(settings, device, parked=sharded))
+    base = base_fingerprint(model.networks())
+    if stored is not None:
+        before = stored.progress.get("base")
+        world.everywhere(lambda: check_base(settings, before, base))
+    half = resolve(settings.model.dtype, device)
+    world.everywhere(lambda: prepare_networks(model, settings, world, half))
+    return model, base
+
+
+def _metrics(
+    run_dir: Path, progress: Progress, world: World, say: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """The rows of `metrics.jsonl` that belong to the state of the run."""
+    rows = world.on_main(lambda: read(run_dir)[: progress.metrics_lines])
+    if len(rows) < progress.metrics_lines:
+        say(
+            f"warning: {run_dir / METRICS} has lost lines: {len(rows)} of "
+            f"{progress.metrics_lines} are left; curves and report will lack them"
+        )
+    return rows
+
+
+def _open_log(
+    run_dir: Path, settings: Settings, progress: Progress, world: World, say: Callable[[str], None]
+) -> MetricsLog | None:
+    """The metrics, on the main process; what is wrong with them stops every process."""
+    log: MetricsLog | None = None
+
+    def open_log() -> None:
+        nonlocal log
+        with storing(f"metrics in {run_dir}"):
+            log = MetricsLog(
+                run_dir,
+                settings,
+                keep_lines=progress.metrics_lines,
+                first_epoch=progress.epoch,
+                say=say,
+            )
+
+    world.on_main(open_log)
+    return log
 
 
 def _finish(run: Run, reason: str) -> None:

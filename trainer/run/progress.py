@@ -19,29 +19,6 @@ HELD = (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK)
 RESULT = "result.json"
 RESOLVED = "config.json"
 
-# Settings that may differ between a run and its resumption: they do not change its numbers.
-FREE: Mapping[str, frozenset[str]] = {
-    "run": frozenset(
-        {
-            "out_dir",
-            "preset",
-            "gpus",
-            "epochs",
-            "max_minutes",
-            "save_every_epochs",
-            "keep_checkpoints",
-            "any_world_size",
-            "peer_timeout_s",
-            "stop_on_alarm",
-        }
-    ),
-    "rewards": frozenset(
-        {"url", "deadline_s", "patience_s", "retry_pause_s", "requests_in_flight"}
-    ),
-    "logging": frozenset({"tensorboard", "wandb_project"}),
-    "eval": frozenset({"every_epochs", "every_minutes", "alarm_fall"}),
-}
-
 
 @dataclass
 class Progress:
@@ -137,31 +114,6 @@ def reopen(run_dir: Path) -> bool:
     with storing(f"{run_dir / RESULT}"):
         (run_dir / RESULT).unlink(missing_ok=True)
     return ended
-
-
-def comparable(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Dumped settings without those that are free to change, flat: `section.key` -> value."""
-    return {
-        f"{section}.{key}": value
-        for section, values in table.items()
-        for key, value in values.items()
-        if key not in FREE.get(section, ())
-    }
-
-
-def check_same(settings: Settings, table: Mapping[str, Any], run_dir: Path) -> None:
-    """Refuse to continue a run with other settings.
-
-    Raises:
-        ConfigError: names the first setting that differs.
-    """
-    new, old = comparable(settings.model_dump(mode="json")), comparable(table)
-    for name in sorted(new.keys() | old.keys()):
-        if new.get(name) != old.get(name):
-            raise ConfigError(
-                f"{run_dir} was started with {name}={old.get(name)!r}, not {new.get(name)!r}; "
-                "use another folder (--set run.out_dir=...) or the old value"
-            )
 
 
 def write_resolved(

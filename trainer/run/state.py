@@ -19,6 +19,7 @@ from trainer.run import checkpoint as checkpoints
 from trainer.run.log import MetricsLog
 from trainer.run.progress import Progress
 from trainer.run.storage import storing
+from trainer.run.tensors import optimizer_tensors, random_state
 from trainer.run.update import Updater
 from trainer.scores import take_note
 from trainer.types import Prompt
@@ -102,12 +103,12 @@ def _tensors(run: Run) -> dict[str, Mapping[str, Tensor]]:
     updater = run.updater
     tensors: dict[str, Mapping[str, Tensor]] = {
         "trained": updater.parameters,
-        "optimizer": checkpoints.optimizer_tensors(updater.optimizer, updater.parameters),
+        "optimizer": optimizer_tensors(updater.optimizer, updater.parameters),
     }
     for name, average in (("ema", run.ema), ("old", updater.old)):
         if average is not None:
             tensors[name] = average.values
-    if updater.scaler is not None:
+    if updater.scaler.is_enabled():
         tensors["scaler"] = updater.scaler.state()
     return tensors
 
@@ -118,7 +119,7 @@ def save(run: Run) -> Path:
     Raises:
         StorageError: on every process.
     """
-    states = run.world.gather(checkpoints.random_state())
+    states = run.world.gather(random_state())
     tensors = {name: whole(part, keep=run.world.is_main) for name, part in _tensors(run).items()}
     tensors["rng"] = {f"{r}|{k}": v for r, part in enumerate(states) for k, v in part.items()}
 

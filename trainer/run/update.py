@@ -2,8 +2,8 @@
 
 A micro-batch is a slice of a rollout batch. With the default sizes it is the very batch that was
 sampled, so the first ratio of an epoch is exactly 1. Every process works on its own micro-batches;
-gradients and metrics are means over the valid images of all of them. `LossScale` scales the loss,
-without which small gradients vanish in float16.
+gradients and metrics are means over the valid images of all of them. The loss is
+scaled in float16, where small gradients would vanish.
 """
 
 import math
@@ -28,39 +28,18 @@ from trainer.parallel.world import World
 from trainer.rollout.policy import RolloutBatch, chunks, refresh
 
 
-class LossScale:
-    """`torch.amp.GradScaler` whose state goes into checkpoints as tensors.
-
-    Args:
-        device_type: `cuda` or `cpu`.
-    """
-
-    def __init__(self, device_type: str) -> None:
-        self._scaler = torch.amp.GradScaler(device_type)
-
-    def scaled(self, loss: Tensor) -> Tensor:
-        """The loss to call `backward` on."""
-        return self._scaler.scale(loss)
-
-    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
-        """Divide the summed gradients; once per update, before they are clipped."""
-        self._scaler.unscale_(optimizer)
-
-    def step(self, optimizer: torch.optim.Optimizer, *, finite: bool) -> None:
-        """Let the optimiser step if the gradients are finite; choose the next scale."""
-        if finite:
-            self._scaler.step(optimizer)
-        self._scaler.update()
+class LossScale(torch.amp.GradScaler):
+    """The scale of the loss, whose state goes into checkpoints as tensors."""
 
     def state(self) -> dict[str, Tensor]:
         """The scale and the updates since it last changed."""
-        state = self._scaler.state_dict()
+        state = self.state_dict()
         return {name: torch.tensor(state[name]) for name in ("scale", "_growth_tracker")}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Put back what `state` gave."""
         values = {"scale": float(state["scale"]), "_growth_tracker": int(state["_growth_tracker"])}
-        self._scaler.load_state_dict({**self._scaler.state_dict(), **values})
+        self.load_state_dict({**self.state_dict(), **values})
 
 
 class MeanLog:
@@ -128,7 +107,7 @@ class Updater:
         config: how the rollout samples.
         updates: optimiser updates done so far.
         old: the sampling policy's weights, for losses that ask for them (`LossEntry.old_decay`).
-        scaler: the scale of the loss, in float16.
+        scaler: the scale of the loss; disabled unless the forward pass is in float16.
     """
 
     def __init__(self, model: FlowModel, settings: Settings, world: World) -> None:
@@ -141,7 +120,7 @@ class Updater:
         self.updates = 0
         self.old = Ema(self.parameters) if self._entry.old_decay else None
         half = resolve(settings.model.dtype, model.device) == torch.float16
-        self.scaler = LossScale(model.device.type) if half else None
+        self.scaler = LossScale(model.device.type, enabled=half)
         self._sharded = parallel(settings, world.size, model.device) == "fsdp"
         self._model = model
         self._world = world
@@ -225,7 +204,7 @@ class Updater:
                 loss = term.loss * share
                 # Steps of an expert that is not trained (`model.experts`) teach nothing.
                 if loss.requires_grad:
-                    (loss if self.scaler is None else self.scaler.scaled(loss)).backward()
+                    self.scaler.scale(loss).backward()
                 if count:
                     log.add(term.metrics, share)
         return self._step(log)
@@ -235,18 +214,16 @@ class Updater:
         trained = list(self.parameters.values())
         if not self._sharded:
             self._world.sum_gradients(trained)
-        if self.scaler is not None:
-            self.scaler.unscale(self.optimizer)
+        self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(trained, optim.max_grad_norm)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         rate = learning_rate(optim, self.updates)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         finite = bool(torch.isfinite(norm))
-        if self.scaler is not None:
-            self.scaler.step(self.optimizer, finite=finite)
-        elif finite:
-            self.optimizer.step()
+        if finite:
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.updates += 1
         metrics = log.read(self._world)
         if finite:

@@ -29,6 +29,7 @@ from trainer.report.snippets import has_two_experts
 from trainer.run import checkpoint as checkpoints
 from trainer.run.inputs import load_model
 from trainer.run.progress import RESOLVED
+from trainer.run.tensors import restore_parameters
 
 # The presets that say how a task is evaluated: for the miniature, and for everything else.
 TASK_PRESETS: Mapping[str, tuple[str, str]] = {
@@ -129,7 +130,7 @@ class Target:
             # Files of diffusers hold buffers, too; those are the base model's.
             buffers = dict(model.transformer.named_buffers())
             own = {name: value for name, value in self.weights.items() if name not in buffers}
-            checkpoints.restore_parameters(model.trainable_parameters(), own)
+            restore_parameters(model.trainable_parameters(), own)
         return model
 
 
