@@ -15,34 +15,35 @@ from reward_client.types import ScoreRequest, ScorerInfo, ScorerResult, ScorerSe
 from reward_server.scheduling.decoding import DecodedItem
 
 
-def _ignore() -> None:
-    pass
-
-
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What one scorer is asked to do for one request.
+    """An admitted request and its circumstances: what every scorer asked gets to see.
 
     Attributes:
-        request: the whole request; its items are as they arrived.
-        selector: the scorer asked, one of the request's.
+        request: checked as a whole; its items are as they arrived, single ones may be broken.
         decoded: item index -> pixels, for backends that need them; empty if none of the request's
             backends does.
         errors: item index -> why no scorer can score it; disjoint from `decoded`.
         client: who asks, for fairness.
-        deadline_at_s: on the monotonic clock; the answer is not needed after it.
+        arrival_s: when it came, on the monotonic clock.
+        deadline_at_s: on the same clock; the answer is not needed after it.
         via: the servers the request came through, outermost first.
-        answered: called once for each item that has its answer, while others still wait.
+        answered: called with a scorer's name once for each item that has its answer from it, while
+            others still wait.
     """
 
     request: ScoreRequest
-    selector: ScorerSelector
     decoded: Mapping[int, DecodedItem]
     errors: Mapping[int, ItemError]
     client: str
+    arrival_s: float
     deadline_at_s: float
-    via: tuple[str, ...] = ()
-    answered: Callable[[], None] = _ignore
+    via: tuple[str, ...]
+    answered: Callable[[str], None]
+
+    def selector(self, scorer: str) -> ScorerSelector:
+        """How the request asks for a scorer, by its name here."""
+        return next(one for one in self.request.scorers if one.name == scorer)
 
 
 class Backend(Protocol):

@@ -26,7 +26,7 @@ from reward_client.types import (
     ScorerSelector,
     ServerLimits,
 )
-from reward_server.backend import Backend
+from reward_server.backend import Backend, Order
 from reward_server.config import Config, RequestLimits, ScorerConfig
 from reward_server.limits import item_limit_problem
 from reward_server.observability.metrics import Metrics
@@ -40,7 +40,7 @@ from reward_server.scheduling.decoding import (
     decoded_bytes,
     is_raw,
 )
-from reward_server.scheduling.dispatch import Call, Dispatcher
+from reward_server.scheduling.dispatch import dispatch
 from reward_server.scheduling.inflight import InFlight
 from reward_server.scheduling.threads import FairThreads
 from reward_server.security.access import Access, Caller
@@ -93,7 +93,6 @@ class RewardService:
         )
         self._threads = FairThreads(server.decode_threads, "decode")
         self._inflight = InFlight()
-        self._dispatcher = Dispatcher(metrics)
         self._draining = False
 
     @property
@@ -232,10 +231,17 @@ class RewardService:
                         ticket.grow(self._fitting(sum(sizes.values())))
                         decoded, errors = await self._decode(request, sizes, errors, caller.name)
                     self._decoded(backends, time.monotonic() - arrival_s)
-                call = Call(
-                    request, backends, arrival_s, caller.name, deadline_at_s, ticket.answered, via
+                order = Order(
+                    request=request,
+                    decoded=decoded,
+                    errors=errors,
+                    client=caller.name,
+                    arrival_s=arrival_s,
+                    deadline_at_s=deadline_at_s,
+                    via=via,
+                    answered=ticket.answered,
                 )
-                return await self._dispatcher.run(call, decoded, errors)
+                return await dispatch(order, backends, self.metrics)
 
     def _check_whole(self, request: ScoreRequest) -> None:
         """Raise InvalidArgument for what needs no look at the items."""

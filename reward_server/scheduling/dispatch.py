@@ -3,142 +3,83 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Collection, Sequence
 
 from reward_client import _tracing
 from reward_client._tasks import all_of
-from reward_client.errors import ItemError, RewardError, error_for
-from reward_client.types import ScoreRequest, ScoreResponse, ScorerResult
+from reward_client.errors import RewardError, error_for
+from reward_client.types import ScoreResponse, ScorerResult
 from reward_server.backend import Backend, Order
 from reward_server.observability.metrics import Metrics
-from reward_server.scheduling.decoding import DecodedItem
 from reward_server.scheduling.gather import outcomes
 from reward_server.scheduling.results import failed_result, record_result, whole_request_error
 from reward_server.upstream.scorer import UpstreamScorer, score_together
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A request and its circumstances.
+async def dispatch(order: Order, backends: Sequence[Backend], metrics: Metrics) -> ScoreResponse:
+    """Score what can be scored.
 
-    Attributes:
-        request: checked as a whole; single items may be broken.
-        backends: the scorers asked, in the order of the request's selectors.
-        arrival_s: when it came, on the monotonic clock.
-        client: who asks, for fairness.
-        deadline_at_s: on the monotonic clock.
-        answered: called with the scorer's name for each item that it has answered.
-        via: the servers it came through, outermost first.
+    Args:
+        order: the request.
+        backends: the scorers it asks, in the order of its selectors.
+        metrics: where results are counted.
+
+    Raises:
+        RewardError: nothing could be done for any item.
     """
-
-    request: ScoreRequest
-    backends: Sequence[Backend]
-    arrival_s: float
-    client: str
-    deadline_at_s: float
-    answered: Callable[[str], None]
-    via: tuple[str, ...] = ()
-
-
-class Dispatcher:
-    """Runs calls."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-
-    async def run(
-        self,
-        call: Call,
-        decoded: Mapping[int, DecodedItem],
-        errors: Mapping[int, ItemError],
-    ) -> ScoreResponse:
-        """Score what can be scored.
-
-        Args:
-            call: the request.
-            decoded: item index -> pixels, if any of the call's backends needs them.
-            errors: item index -> why no scorer can score it.
-
-        Raises:
-            RewardError: nothing could be done for any item.
-        """
-        orders = [
-            Order(
-                call.request,
-                selector,
-                decoded,
-                errors,
-                call.client,
-                call.deadline_at_s,
-                call.via,
-                partial(call.answered, selector.name),
-            )
-            for selector in call.request.scorers
-        ]
-        groups = _groups(call.backends)
-        answers = await all_of(
-            [
-                self._score([call.backends[i] for i in group], [orders[i] for i in group], call)
-                for group in groups
-            ]
-        )
-        by_index = {
-            index: answer
-            for group, of_group in zip(groups, answers, strict=True)
-            for index, answer in zip(group, of_group, strict=True)
-        }
-        found = [by_index[index] for index in range(len(orders))]
-        refused = [outcome for outcome in found if isinstance(outcome, RewardError)]
-        if len(refused) == len(found):
-            raise _joined(refused)
-        results = {
-            backend.name: failed_result(backend.info(), outcome, len(call.request.items))
-            if isinstance(outcome, RewardError)
-            else outcome
-            for backend, outcome in zip(call.backends, found, strict=True)
-        }
-        for result in results.values():
-            record_result(self._metrics, result)
-        if (error := whole_request_error(results)) is not None:
-            raise error
-        return ScoreResponse(call.request.request_id, results)
-
-    async def _score(
-        self, backends: Sequence[Backend], orders: Sequence[Order], call: Call
-    ) -> list[ScorerResult | RewardError]:
-        """Ask a group of backends; those that refuse are left out of it."""
-        found: list[ScorerResult | RewardError | None] = [b.refusal() for b in backends]
-        asked = [index for index, refusal in enumerate(found) if refusal is None]
-        names = [backends[index].name for index in asked]
-        if asked:
-            with _tracing.span("score", attributes={"reward.scorer": ",".join(names)}):
-                answers = await _ask([backends[i] for i in asked], [orders[i] for i in asked])
-            seconds = time.monotonic() - call.arrival_s
-            for index, answer in zip(asked, answers, strict=True):
-                found[index] = answer
-                if not isinstance(answer, RewardError):
-                    self._metrics.total_seconds.labels(backends[index].name).observe(seconds)
-        return [outcome for outcome in found if outcome is not None]
+    groups = await all_of([_score(group, order, metrics) for group in _groups(backends)])
+    by_name = {name: outcome for group in groups for name, outcome in group.items()}
+    found = {backend.name: by_name[backend.name] for backend in backends}
+    refused = [outcome for outcome in found.values() if isinstance(outcome, RewardError)]
+    if len(refused) == len(found):
+        raise _joined(refused)
+    results = {
+        backend.name: failed_result(backend.info(), outcome, len(order.request.items))
+        if isinstance(outcome := found[backend.name], RewardError)
+        else outcome
+        for backend in backends
+    }
+    for result in results.values():
+        record_result(metrics, result)
+    if (error := whole_request_error(results)) is not None:
+        raise error
+    return ScoreResponse(order.request.request_id, results)
 
 
-def _groups(backends: Sequence[Backend]) -> list[list[int]]:
-    """Positions of backends that are asked with one message, those of the same upstream servers."""
-    groups: dict[int, list[int]] = {}
-    for index, backend in enumerate(backends):
+def _groups(backends: Sequence[Backend]) -> Collection[Sequence[Backend]]:
+    """Those that are asked with one message, of the same upstream servers, and all others alone."""
+    groups: dict[int, list[Backend]] = {}
+    for backend in backends:
         owner = backend.servers if isinstance(backend, UpstreamScorer) else backend
-        groups.setdefault(id(owner), []).append(index)
-    return list(groups.values())
+        groups.setdefault(id(owner), []).append(backend)
+    return groups.values()
 
 
-async def _ask(
-    backends: Sequence[Backend], orders: Sequence[Order]
-) -> list[ScorerResult | RewardError]:
+async def _score(
+    backends: Sequence[Backend], order: Order, metrics: Metrics
+) -> dict[str, ScorerResult | RewardError]:
+    """Ask a group of backends; those that refuse are left out of it."""
+    refusals = {backend.name: backend.refusal() for backend in backends}
+    found: dict[str, ScorerResult | RewardError] = {n: r for n, r in refusals.items() if r}
+    asked = [backend for backend in backends if backend.name not in found]
+    if not asked:
+        return found
+    names = ",".join(backend.name for backend in asked)
+    with _tracing.span("score", attributes={"reward.scorer": names}):
+        answers = await _ask(asked, order)
+    seconds = time.monotonic() - order.arrival_s
+    for backend, answer in zip(asked, answers, strict=True):
+        found[backend.name] = answer
+        if not isinstance(answer, RewardError):
+            metrics.total_seconds.labels(backend.name).observe(seconds)
+    return found
+
+
+async def _ask(backends: Sequence[Backend], order: Order) -> list[ScorerResult | RewardError]:
     upstream = [backend for backend in backends if isinstance(backend, UpstreamScorer)]
     if len(upstream) > 1:
-        return await score_together(upstream, orders)
-    return await outcomes([backends[0].score(orders[0])])
+        return await score_together(upstream, order)
+    return await outcomes([backends[0].score(order)])
 
 
 def _joined(errors: Sequence[RewardError]) -> RewardError:

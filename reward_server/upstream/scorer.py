@@ -16,13 +16,12 @@ from reward_client.types import (
     ScoreResponse,
     ScorerInfo,
     ScorerResult,
-    ScorerSelector,
 )
 from reward_server.backend import Order
 from reward_server.scheduling.gather import outcomes
 from reward_server.scheduling.queue import Answer
 from reward_server.scheduling.results import scorer_result
-from reward_server.scheduling.shares import nothing_to_do
+from reward_server.scheduling.works import nothing_to_do
 from reward_server.upstream.identity import Identity
 from reward_server.upstream.servers import Servers
 from reward_server.upstream.settings import UpstreamSettings
@@ -119,38 +118,38 @@ class UpstreamScorer:
         Raises:
             RewardError: nothing was done for any item.
         """
-        (outcome,) = await score_together([self], [order])
+        (outcome,) = await score_together([self], order)
         if isinstance(outcome, RewardError):
             raise outcome
         return outcome
 
 
 async def score_together(
-    backends: Sequence[UpstreamScorer], orders: Sequence[Order]
+    backends: Sequence[UpstreamScorer], order: Order
 ) -> list[ScorerResult | RewardError]:
     """Ask several scorers of the same servers about the same items, with one message per part.
 
     Where no server has all of them, or a message fails in a way that may be one scorer's, each is
     asked alone.
     """
-    first, servers = orders[0], backends[0].servers
+    servers = backends[0].servers
     names = [backend.settings.scorer for backend in backends]
     is_one = len(set(names)) == len(names) and servers.serves_together(names)
     if len(backends) > 1 and not is_one:
-        return await _alone(backends, orders)
-    good = [i for i in range(len(first.request.items)) if i not in first.errors]
+        return await _alone(backends, order)
+    good = [i for i in range(len(order.request.items)) if i not in order.errors]
     if not good:
-        error = nothing_to_do(first.errors)
+        error = nothing_to_do(order.errors)
         return [error for _ in backends]
     infos = [backend.info() for backend in backends]
-    request = _request(backends, orders, [first.request.items[i] for i in good])
+    request = _request(backends, order, [order.request.items[i] for i in good])
     sizes = servers.sizes(min(backend.settings.max_part_items for backend in backends))
     parts = await asyncio.to_thread(split, request, sizes)
     answers: dict[int, ScoreResponse] = {}
     errors: dict[int, RewardError] = {}
     todo = list(range(len(parts)))
     while todo:
-        found = await outcomes([_send(backends, orders, request, parts[number]) for number in todo])
+        found = await outcomes([_send(backends, order, request, parts[number]) for number in todo])
         for number, outcome in zip(todo, found, strict=True):
             errors.pop(number, None)
             if isinstance(outcome, RewardError):
@@ -158,70 +157,64 @@ async def score_together(
             else:
                 answers[number] = outcome
         if len(backends) > 1 and any(_may_be_one_scorers(error) for error in errors.values()):
-            return await _alone(backends, orders)
+            return await _alone(backends, order)
         todo = [number for number, error in errors.items() if _is_full(error)]
         wait_s = max((_wait_s(errors[number]) for number in todo), default=0.0)
         # A request that got in somewhere must not fail because it was cut; one that got in
         # nowhere is told so, and when to come back.
-        if not answers or time.monotonic() + wait_s >= first.deadline_at_s:
+        if not answers or time.monotonic() + wait_s >= order.deadline_at_s:
             break
         await asyncio.sleep(wait_s)
-    if len(orders) > 1:  # not before it is certain that none is asked again, alone
+    if len(backends) > 1:  # not before it is certain that none is asked again, alone
         for number in answers:
-            _answered(orders, parts[number])
+            _answered(backends, order, parts[number])
     if not answers:
         return [_joined(parts, errors, good) for _ in backends]
     return [
         _result(order, info, name, parts, good, answers, errors)
-        for order, info, name in zip(orders, infos, names, strict=True)
+        for info, name in zip(infos, names, strict=True)
     ]
 
 
 async def _alone(
-    backends: Sequence[UpstreamScorer], orders: Sequence[Order]
+    backends: Sequence[UpstreamScorer], order: Order
 ) -> list[ScorerResult | RewardError]:
-    return await outcomes(
-        [backend.score(order) for backend, order in zip(backends, orders, strict=True)]
-    )
+    return await outcomes([backend.score(order) for backend in backends])
 
 
 def _request(
-    backends: Sequence[UpstreamScorer], orders: Sequence[Order], items: Sequence[Item]
+    backends: Sequence[UpstreamScorer], order: Order, items: Sequence[Item]
 ) -> ScoreRequest:
     """What is asked there.
 
     It keeps the id of the request if it asks for all its scorers; the same items for some of them
     need an id of their own, since a far end takes one id for one content.
     """
-    asked = orders[0].request
+    asked = order.request
     name = asked.request_id
-    if len(orders) < len(asked.scorers) or len(items) < len(asked.items):
-        more = f"+{len(orders) - 1}" if len(orders) > 1 else ""
-        name = f"{name}/{orders[0].selector.name}{more}"
+    if len(backends) < len(asked.scorers) or len(items) < len(asked.items):
+        more = f"+{len(backends) - 1}" if len(backends) > 1 else ""
+        name = f"{name}/{backends[0].name}{more}"
     selectors = tuple(
-        ScorerSelector(backend.settings.scorer, order.selector.version, order.selector.transform)
-        for backend, order in zip(backends, orders, strict=True)
+        replace(order.selector(backend.name), name=backend.settings.scorer) for backend in backends
     )
     return replace(asked, request_id=name, scorers=selectors, items=tuple(items), timeout_s=None)
 
 
 async def _send(
-    backends: Sequence[UpstreamScorer],
-    orders: Sequence[Order],
-    request: ScoreRequest,
-    part: Part,
+    backends: Sequence[UpstreamScorer], order: Order, request: ScoreRequest, part: Part
 ) -> ScoreResponse:
     names = [backend.name for backend in backends]
-    response = await backends[0].servers.send(request, part, orders[0], names)
-    if len(orders) == 1:
-        _answered(orders, part)
+    response = await backends[0].servers.send(request, part, order, names)
+    if len(backends) == 1:
+        _answered(backends, order, part)
     return response
 
 
-def _answered(orders: Sequence[Order], part: Part) -> None:
-    for order in orders:
+def _answered(backends: Sequence[UpstreamScorer], order: Order, part: Part) -> None:
+    for backend in backends:
         for _ in range(part.start, part.stop):
-            order.answered()
+            order.answered(backend.name)
 
 
 def _result(

@@ -17,7 +17,7 @@ from reward_server.observability.metrics import Metrics
 from reward_server.scheduling.cache import ResultCache
 from reward_server.scheduling.cache_use import CacheUse
 from reward_server.scheduling.queue import WorkQueue
-from reward_server.scheduling.shares import gathered, share_of
+from reward_server.scheduling.works import gathered, works_of
 from reward_server.workers.replica import Described, Replica, ReplicaState
 
 _STARTING_RETRY_AFTER_S = 1.0
@@ -129,21 +129,21 @@ class ScorerPool:
             RewardError: no item can be scored.
         """
         info = self.info()
-        share = share_of(order, info, self._keys)
-        works = share.works.values()
+        by_index, errors = works_of(order, info, self._keys)
+        works = by_index.values()
         details = order.request.include_details
         try:
             unknown = await self._cache.answer_known(
-                share.works, info, order.request.priority, details=details
+                by_index, info, order.request.priority, details=details
             )
             if (refusal := self.refusal()) is not None:
                 raise refusal
             self.queue.put(work for work in works if not work.answer.done())
             left_s = order.deadline_at_s - time.monotonic()
             await asyncio.wait([work.answer for work in works], timeout=left_s)
-            self._cache.keep(share.works, unknown, info)
+            self._cache.keep(by_index, unknown, info)
             spans.record(works)
-            return gathered(order, share, self.info())
+            return gathered(order, by_index, errors, self.info())
         finally:
             self.queue.withdraw(works)
 

@@ -40,9 +40,12 @@ async def members(tmp_path: Path) -> AsyncIterator[tuple[Member, Member]]:
 
 
 async def score(scorer: UpstreamScorer, values: Sequence[int], seconds: float) -> ScorerResult:
-    selector = ScorerSelector("timed")
-    request = ScoreRequest(f"r{values}", (selector,), tuple(timed_items(values, seconds)))
-    return await scorer.score(Order(request, selector, {}, {}, "test", time.monotonic() + 60))
+    items = tuple(timed_items(values, seconds))
+    request = ScoreRequest(f"r{values}", (ScorerSelector("timed"),), items)
+    now_s = time.monotonic()
+    return await scorer.score(
+        Order(request, {}, {}, "test", now_s, now_s + 60, (), answered=lambda name: None)
+    )
 
 
 async def until(condition, timeout_s: float = 30.0) -> None:

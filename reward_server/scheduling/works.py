@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from reward_client import _tracing
 from reward_client.errors import Code, ItemError, RewardError, error_for
@@ -23,20 +22,9 @@ _LATE = Answer(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
-    """What a scorer's workers have to do for an order.
-
-    Attributes:
-        works: item index -> what is put into the queue.
-        errors: item index -> why it never gets there; with `works` it covers every item.
-    """
-
-    works: Mapping[int, Work]
-    errors: Mapping[int, ItemError]
-
-
-def share_of(order: Order, info: ScorerInfo, keys: Iterator[int]) -> Share:
+def works_of(
+    order: Order, info: ScorerInfo, keys: Iterator[int]
+) -> tuple[dict[int, Work], dict[int, ItemError]]:
     """Sort the items of an order; must run in the event loop that serves the queue.
 
     Args:
@@ -44,12 +32,16 @@ def share_of(order: Order, info: ScorerInfo, keys: Iterator[int]) -> Share:
         info: of the scorer.
         keys: for the jobs; unique per queue and increasing.
 
+    Returns:
+        Item index -> what is put into the queue, item index -> why it never gets there; together
+        they cover every item.
+
     Raises:
         RewardError: no item can be scored.
     """
     errors, works = dict(order.errors), {}
     trace = _tracing.current_context()
-    transform = order.selector.transform or info.default_transform
+    transform = order.selector(info.name).transform or info.default_transform
     for index, found in order.decoded.items():
         if problem := missing_input(found.item, info.name, info.inputs):
             errors[index] = problem
@@ -58,19 +50,20 @@ def share_of(order: Order, info: ScorerInfo, keys: Iterator[int]) -> Share:
             works[index].trace = trace
     if not works:
         raise nothing_to_do(errors)
-    return Share(works, errors)
+    return works, errors
 
 
-def gathered(order: Order, share: Share, info: ScorerInfo) -> ScorerResult:
+def gathered(
+    order: Order, works: Mapping[int, Work], errors: Mapping[int, ItemError], info: ScorerInfo
+) -> ScorerResult:
     """The result, as far as answers have come."""
     answers = {
         index: work.answer.result() if work.answer.done() else _LATE
-        for index, work in share.works.items()
+        for index, work in works.items()
     }
     n, decoded = len(order.request.items), order.decoded
     lossy = [index in decoded and decoded[index].is_lossy for index in range(n)]
-    details = order.request.include_details
-    return scorer_result(info, answers, share.errors, lossy, details=details)
+    return scorer_result(info, answers, errors, lossy, details=order.request.include_details)
 
 
 def nothing_to_do(errors: Mapping[int, ItemError]) -> RewardError:
@@ -84,7 +77,7 @@ def nothing_to_do(errors: Mapping[int, ItemError]) -> RewardError:
 
 def _work(order: Order, found: DecodedItem, info: ScorerInfo, transform: str, key: int) -> Work:
     answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-    answer.add_done_callback(lambda done: None if done.cancelled() else order.answered())
+    answer.add_done_callback(lambda done: None if done.cancelled() else order.answered(info.name))
     return Work(
         job=Job(
             key=key,
