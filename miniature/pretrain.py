@@ -216,7 +216,7 @@ def pretrain(
     vae = AutoencoderKL.from_pretrained(vae_dir).to(memory_format=torch.channels_last)  # pyright: ignore
     empty = model.tokenize([""])
     ring = _Ring(config, vae, model, rank)
-    ring.refresh(2048)
+    ring.refresh(min(2048, config.ring_size))
     generator = torch.Generator().manual_seed(config.seed * 1000 + rank + 501)
     ema = {k: v.detach().clone() for k, v in model.state_dict().items()}
     optimizers = _optimizers(model, config)

@@ -1,5 +1,6 @@
-"""For all tests: one thread of torch, and slow files first."""
+"""For all tests: one thread of torch, slow files first, and libraries that nobody collects."""
 
+import gc
 import os
 
 import pytest
@@ -13,3 +14,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests come first, so that no worker is alone with one at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is imported out of garbage collections: a run of the trainer asks for one."""
+    gc.collect()
+    gc.freeze()

@@ -2,6 +2,7 @@
 
 import shlex
 import subprocess
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -43,13 +44,25 @@ def test_every_guard_names_tracked_files(group) -> None:
     assert digest(ROOT, group.guards)
 
 
-def test_every_exhaustive_test_is_run_by_a_group() -> None:
+def test_every_exhaustive_test_is_run_by_a_group_and_guarded_by_it() -> None:
     marked = {
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / "tests").rglob("test_*.py")
         if "pytest.mark.exhaustive" in path.read_text(encoding="utf-8") and path != Path(__file__)
     }
     assert marked
-    folders = [word for group in TABLE for word in shlex.split(group.command) if "tests/" in word]
-    lost = [name for name in marked if not any(name.startswith(folder) for folder in folders)]
-    assert lost == []
+    run_by = {
+        name: [
+            group
+            for group in TABLE
+            if {name, *map(str, Path(name).parents)} & set(shlex.split(group.command))
+        ]
+        for name in marked
+    }
+    assert [name for name, groups in run_by.items() if len(groups) != 1] == []
+    unguarded = [
+        name
+        for name, (group,) in run_by.items()
+        if not any(fnmatch(name, guard) for guard in group.guards)
+    ]
+    assert unguarded == []

@@ -11,7 +11,6 @@ import pytest
 from benchmarks.gpu import record
 
 ROOT = Path(__file__).parents[1]
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def receipt(folder: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
@@ -23,6 +22,8 @@ def receipt(folder: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
     return done.returncode, json.loads((folder / "receipt.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.exhaustive
+@pytest.mark.timeout(600)
 def test_every_part_of_the_trainer_gives_its_rows(tmp_path: Path) -> None:
     parts = "machine,sd3,correct,flux,qwen_image"
     status, found = receipt(tmp_path, "--parts", parts, "--budget-s", "1500")

@@ -132,6 +132,7 @@ def service(programs: Path, folder: Path) -> Iterator[str]:
         process.wait(timeout=30)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_run_from_the_wheel_ends_with_a_report_and_a_model_card(

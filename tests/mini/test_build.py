@@ -84,7 +84,12 @@ def test_vae_training_lowers_the_error_and_normalises_latents() -> None:
 
 def test_pretrained_parts_become_a_pipeline_of_plain_diffusers(tmp_path: Path) -> None:
     build_vae().save_pretrained(tmp_path / "vae")
-    _spawn(tmp_path)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    pretrain(0, 1, port, SMALL, tmp_path / "vae", tmp_path)
+    state = torch.load(tmp_path / "denoiser.pt", weights_only=True)
+    assert set(state) == set(Denoiser().state_dict())
     save(assemble(tmp_path / "vae", tmp_path / "denoiser.pt"), tmp_path / "pipe")
     pipe = StableDiffusion3Pipeline.from_pretrained(
         tmp_path / "pipe",
@@ -103,15 +108,3 @@ def test_pretrained_parts_become_a_pipeline_of_plain_diffusers(tmp_path: Path) -
         max_sequence_length=0,
     ).images[0]  # pyright: ignore
     assert image.size == (64, 64)
-
-
-def _spawn(folder: Path) -> None:
-    """One pretraining process (the process group must not outlive the test)."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(  # pyright: ignore
-        pretrain, args=(1, port, SMALL, folder / "vae", folder), nprocs=1
-    )
-    state = torch.load(folder / "denoiser.pt", weights_only=True)
-    assert set(state) == set(Denoiser().state_dict())

@@ -8,6 +8,8 @@ import tarfile
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pytest
+
 from tests.trainer_run.test_report import make_run
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "arena.py"
@@ -34,6 +36,8 @@ def table(tmp_path: Path) -> str:
     return str(path)
 
 
+# Three starts of the trainer.
+@pytest.mark.exhaustive
 def test_runs_that_fail_are_named_and_their_log_is_in_the_archive(tmp_path: Path) -> None:
     out, archive = tmp_path / "runs", tmp_path / "small" / "arena.tar.gz"
     done = arena(

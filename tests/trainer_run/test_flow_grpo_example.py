@@ -19,10 +19,10 @@ EXAMPLE = ROOT / "examples" / "flow_grpo.py"
 @pytest.mark.timeout(400)
 def test_the_algorithm_in_one_file_trains(tmp_path: Path) -> None:
     assert len(EXAMPLE.read_text(encoding="utf-8").splitlines()) <= 200
-    command = [sys.executable, str(EXAMPLE), "--epochs", "1", "--prompts", "3"]
+    command = [sys.executable, str(EXAMPLE), "--epochs", "1", "--prompts", "2"]
     with running(tmp_path, "[scorers.geneval]\n", wait_for=("geneval",)) as server:
         done = subprocess.run(
-            [*command, "--held-out", "4", "--out", str(tmp_path / "model")],
+            [*command, "--held-out", "2", "--out", str(tmp_path / "model")],
             cwd=ROOT,
             env={**os.environ, "REWARD_URL": server.grpc_url, "PYTHONPATH": str(ROOT)},
             capture_output=True,

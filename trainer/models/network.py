@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.save_and_load import get_peft_model_state_dict
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
@@ -47,9 +48,12 @@ class Network:
         several = nn.ModuleDict(parts).eval()
         self.trained: Any = several if len(parts) > 1 else next(iter(parts.values()))
         self._frozen: Any = None
+        self._adapted: list[BaseTunerLayer] = []
         if self._lora:
             for part in parts.values():
                 _add_adapter(part, options.lora, targets, options.seed)
+                # The switch of diffusers looks for them, and for the version of peft, at each call.
+                self._adapted += [m for m in part.modules() if isinstance(m, BaseTunerLayer)]
         else:
             if options.keep_reference:
                 self._frozen = copy.deepcopy(self.trained)
@@ -80,13 +84,13 @@ class Network:
             RuntimeError: Full fine-tuning without ``keep_reference``.
         """
         if self._lora:
-            for part in self._parts.values():
-                part.disable_adapters()
+            for layer in self._adapted:
+                layer.enable_adapters(enabled=False)
             try:
                 yield
             finally:
-                for part in self._parts.values():
-                    part.enable_adapters()
+                for layer in self._adapted:
+                    layer.enable_adapters(enabled=True)
             return
         if self._frozen is None:
             raise RuntimeError("no reference copy was kept: load with keep_reference=True")
