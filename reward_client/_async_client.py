@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
-from functools import cached_property
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from functools import cached_property, partial
 from types import TracebackType
-from typing import Any, overload
+from typing import Any
 
-from reward_client._client import ClientBase, Scorers, check_counts
+from reward_client._base import ClientBase
 from reward_client._core import Core, Progress
 from reward_client._endpoints import EndpointState
 from reward_client._items import Prompts, References, Specs, items_of
+from reward_client._stream import Stream, check_counts
 from reward_client._tasks import cancel
-from reward_client._validation import check_timeout, make_request, selectors
-from reward_client._wire.splitting import split
+from reward_client._validation import Scorers, check_timeout, make_request, selectors
 from reward_client.types import (
     Item,
     ItemScores,
@@ -35,43 +35,12 @@ class AsyncRewardClient(ClientBase):
     def _cores(self) -> dict[asyncio.AbstractEventLoop, Core]:
         return {}
 
-    @overload
-    async def score(
-        self,
-        items: Sequence[Item],
-        scorers: Scorers,
-        /,
-        *,
-        priority: Priority = ...,
-        deadline_s: float | None = ...,
-        include_details: bool = ...,
-        request_id: str | None = ...,
-        progress: Progress | None = ...,
-    ) -> ScoreResponse: ...
-
-    @overload
     async def score(
         self,
         images: Any,
         /,
-        prompts: Prompts = ...,
-        scorers: Scorers = ...,
-        *,
-        specs: Specs = ...,
-        references: References = ...,
-        priority: Priority = ...,
-        deadline_s: float | None = ...,
-        include_details: bool = ...,
-        request_id: str | None = ...,
-        progress: Progress | None = ...,
-    ) -> ScoreResponse: ...
-
-    async def score(
-        self,
-        images: Any,
-        /,
-        prompts: Any = None,
-        scorers: Any = None,
+        prompts: Prompts | Scorers | None = None,
+        scorers: Scorers | None = None,
         *,
         specs: Specs = None,
         references: References = None,
@@ -84,8 +53,7 @@ class AsyncRewardClient(ClientBase):
         """Score N pictures, or items, with each of the scorers; as `RewardClient.score`."""
         items, asked = items_of(images, prompts, scorers, specs, references)
         request = make_request(items, asked, priority, include_details, request_id)
-        core, timeout_s = await self._opened(), self._settings.time_s(deadline_s)
-        return await core.score(request, split(request, core.sizes()), timeout_s, progress)
+        return await self._core().score(request, self._time_s(deadline_s), progress)
 
     def score_stream(
         self,
@@ -103,12 +71,14 @@ class AsyncRewardClient(ClientBase):
         An asynchronous source is waited for together with the answers, so neither delays the other.
         """
         check_counts(items_per_message, in_flight)
-        timeout_s = self._settings.time_s(deadline_s)
+        timeout_s = self._time_s(deadline_s)
+        request_of = partial(
+            make_request, scorers=scorers, priority=priority, include_details=include_details
+        )
 
         async def run() -> AsyncIterator[ItemScores]:
-            core = await self._opened()
-            stream, source = core.stream(in_flight, timeout_s), _Source(items)
-            count, batch = 0, []
+            stream = Stream(self._core(), request_of, in_flight, timeout_s)
+            source, batch = _Source(items), list[Item]()
             try:
                 while not (source.is_exhausted and stream.is_idle):
                     coming = source.next() if stream.has_room else None
@@ -116,9 +86,8 @@ class AsyncRewardClient(ClientBase):
                         yield scored
                     batch += source.take()
                     if len(batch) == items_per_message or (batch and source.is_exhausted):
-                        request = make_request(batch, scorers, priority, include_details, None)
-                        await stream.send(request, split(request, core.sizes()), count)
-                        count, batch = count + len(batch), []
+                        await stream.send(batch)
+                        batch = []
             finally:
                 await source.close()
                 await stream.close()
@@ -127,11 +96,11 @@ class AsyncRewardClient(ClientBase):
 
     async def list_scorers(self) -> tuple[ScorerInfo, ...]:
         """Describe the scorers of one server, ready or not; raises RewardError."""
-        return await (await self._opened()).list_scorers()
+        return await self._core().list_scorers()
 
     async def limits(self) -> ServerLimits | None:
         """What one server accepts in a request, None if it does not say; raises RewardError."""
-        return await (await self._opened()).limits()
+        return await self._core().limits()
 
     async def wait_ready(
         self, scorers: Scorers = (), timeout_s: float = 60.0
@@ -163,12 +132,6 @@ class AsyncRewardClient(ClientBase):
     ) -> None:
         await self.close()
 
-    async def _opened(self) -> Core:
-        core = self._core()
-        if not core.has_asked:
-            await core.learn_limits()
-        return core
-
     def _core(self) -> Core:
         """What belongs to the running loop."""
         self._check_open()
@@ -177,7 +140,7 @@ class AsyncRewardClient(ClientBase):
             # Connections of a loop that is gone cannot be closed, only dropped.
             for gone in [one for one in self._cores if one.is_closed()]:
                 del self._cores[gone]
-            self._cores[loop] = Core(self._settings)
+            self._cores[loop] = self._new_core()
         return self._cores[loop]
 
 

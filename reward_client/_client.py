@@ -9,143 +9,31 @@ from __future__ import annotations
 
 import os
 import queue
-import threading
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError
-from functools import cached_property
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
+from contextlib import contextmanager
+from functools import cached_property, partial
+from itertools import islice
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import Any, TypeVar
 
-from reward_client._core import DEFAULT_TIMEOUT_S, Core, Progress, Settings
-from reward_client._endpoints import EndpointState, Hedge
-from reward_client._env import Environment
+from reward_client._base import ClientBase
+from reward_client._core import Core, Progress
+from reward_client._endpoints import EndpointState
 from reward_client._items import Prompts, References, Specs, items_of
 from reward_client._loop_thread import LoopThread
-from reward_client._pool import Preference
-from reward_client._tls import TlsFiles
-from reward_client._transports.base import Transport
-from reward_client._validation import check_timeout, make_request, selectors
-from reward_client._wire.splitting import split
-from reward_client.errors import Cancelled, InvalidArgument
+from reward_client._stream import Stream, check_counts
+from reward_client._validation import Scorers, check_timeout, make_request, selectors
 from reward_client.types import (
     Item,
     ItemScores,
     Priority,
-    ScoreRequest,
     ScoreResponse,
     ScorerInfo,
-    ScorerSelector,
     ServerLimits,
 )
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-Scorers = Sequence[str | ScorerSelector]
 Value = TypeVar("Value")
-
-
-class ClientBase:
-    """What both clients are made of."""
-
-    def __init__(
-        self,
-        url: str | Sequence[str],
-        *,
-        api_key: str | None = None,
-        tls: TlsFiles | None = None,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        max_message_bytes: int | None = None,
-        max_message_items: int | None = None,
-        attempts: int | None = None,
-        prefer: Preference = "least_busy",
-        hedge: Hedge | None = None,
-        trust_env: bool = False,
-        shared_memory: bool = True,
-        transport: Transport | Sequence[Transport] | None = None,
-    ) -> None:
-        """Prepare a client; nothing is sent yet.
-
-        Args:
-            url: "grpc://host:port" or "http://host:port"; grpcs and https for TLS. Several, as a
-                list or with commas between them, are servers with the same scorers: a message goes
-                to one of them, and to another one if that fails. "grpc+dns://host:port" means every
-                address of the name; "file:PATH" a file that holds urls and is read again after a
-                failure.
-            api_key: sent as `authorization: Bearer <api_key>`.
-            tls: for grpcs and https: whom to trust and what to show, if not the system's roots.
-            timeout_s: how long a call may take, retries included, unless it says otherwise.
-            max_message_bytes: larger batches are split; by default at 16 MiB, and at what the
-                server accepts.
-            max_message_items: likewise, by default 256.
-            attempts: how often to send a message in total, once more per further url; by default
-                until the time is up.
-            prefer: "least_busy" spreads messages over all urls, "round_robin" in turn, "first" uses
-                the earliest that is up.
-            hedge: ask a second server if the first takes long; None never does.
-            trust_env: use the proxies of the environment (`http_proxy`, ...), for gRPC and HTTP.
-            shared_memory: pass raw pixels to a server on this host in memory instead of messages,
-                over gRPC; up to 512 MiB of them at once.
-            transport: replaces the network, one per url; then `url` is only a name in messages.
-
-        Raises:
-            InvalidArgument: a malformed url or limit, or a TLS file that cannot be used.
-            ImportError: the url says grpc and grpcio is not installed.
-        """
-        self._settings = Settings(
-            url,
-            api_key,
-            tls,
-            timeout_s,
-            max_message_bytes,
-            max_message_items,
-            attempts,
-            prefer,
-            hedge,
-            trust_env,
-            shared_memory,
-            transport,
-        )
-        self.url = self._settings.name
-        self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._is_closed = False
-
-    @classmethod
-    def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
-        """Make a client of what the environment says.
-
-        REWARD_URL (one address, or several with commas), REWARD_API_KEY, REWARD_CA_FILE,
-        REWARD_CLIENT_CERT_FILE, REWARD_CLIENT_KEY_FILE, REWARD_TIMEOUT_S, REWARD_TRUST_ENV.
-
-        Args:
-            environ: the variables; by default those of the process.
-
-        Raises:
-            InvalidArgument: REWARD_URL is missing, or a variable is malformed; says which.
-        """
-        env = Environment.read(os.environ if environ is None else environ)
-        return cls(
-            env.required_url(),
-            api_key=env.api_key,
-            tls=env.tls,
-            timeout_s=env.timeout_s,
-            trust_env=env.trust_env,
-        )
-
-    def _check_open(self) -> None:
-        """Refuse to work on the sockets of another process, which would hang, or on closed ones.
-
-        Raises:
-            Cancelled: the process has forked since the client was made, or `close` was called.
-        """
-        if os.getpid() != self._pid:
-            raise Cancelled(
-                f"this client belongs to process {self._pid}, this is {os.getpid()}: make a client"
-                " in each process, after the fork"
-            )
-        if self._is_closed:
-            raise Cancelled(f"the client for {self.url} is closed")
 
 
 class RewardClient(ClientBase):
@@ -160,43 +48,12 @@ class RewardClient(ClientBase):
     def _thread(self) -> LoopThread:
         return LoopThread("reward-client")
 
-    @overload
-    def score(
-        self,
-        items: Sequence[Item],
-        scorers: Scorers,
-        /,
-        *,
-        priority: Priority = ...,
-        deadline_s: float | None = ...,
-        include_details: bool = ...,
-        request_id: str | None = ...,
-        progress: Progress | None = ...,
-    ) -> ScoreResponse: ...
-
-    @overload
     def score(
         self,
         images: Any,
         /,
-        prompts: Prompts = ...,
-        scorers: Scorers = ...,
-        *,
-        specs: Specs = ...,
-        references: References = ...,
-        priority: Priority = ...,
-        deadline_s: float | None = ...,
-        include_details: bool = ...,
-        request_id: str | None = ...,
-        progress: Progress | None = ...,
-    ) -> ScoreResponse: ...
-
-    def score(
-        self,
-        images: Any,
-        /,
-        prompts: Any = None,
-        scorers: Any = None,
+        prompts: Prompts | Scorers | None = None,
+        scorers: Scorers | None = None,
         *,
         specs: Specs = None,
         references: References = None,
@@ -234,24 +91,16 @@ class RewardClient(ClientBase):
         """
         items, asked = items_of(images, prompts, scorers, specs, references)
         request = make_request(items, asked, priority, include_details, request_id)
-        core, timeout_s = self._opened(), self._settings.time_s(deadline_s)
-        self._learn_limits(core)
-        parts = split(request, core.sizes())
+        core, timeout_s = self._opened(), self._time_s(deadline_s)
         if progress is None:
-            return self._run(core.score(request, parts, timeout_s, None))
+            return self._run(core.score(request, timeout_s, None))
         steps: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
-        running = self._thread.submit(
-            core.score(request, parts, timeout_s, lambda *step: steps.put(step))
-        )
-        running.add_done_callback(lambda _: steps.put(None))
-        try:
+        scoring = core.score(request, timeout_s, lambda *step: steps.put(step))
+        with self._running(scoring) as running:
+            running.add_done_callback(lambda _: steps.put(None))
             while (step := steps.get()) is not None:
                 progress(*step)
             return running.result()
-        except CancelledError as error:
-            raise self._closed() from error
-        finally:
-            running.cancel()
 
     def score_stream(
         self,
@@ -286,19 +135,16 @@ class RewardClient(ClientBase):
                 name, or with an item before it is sent.
         """
         check_counts(items_per_message, in_flight)
-        timeout_s = self._settings.time_s(deadline_s)
-
-        def request_of(batch: list[Item]) -> ScoreRequest:
-            return make_request(batch, scorers, priority, include_details, None)
+        timeout_s = self._time_s(deadline_s)
+        request_of = partial(
+            make_request, scorers=scorers, priority=priority, include_details=include_details
+        )
 
         def run() -> Iterator[ItemScores]:
-            core = self._opened()
-            self._learn_limits(core)
-            stream = core.stream(in_flight, timeout_s)
+            stream, source = Stream(self._opened(), request_of, in_flight, timeout_s), iter(items)
             try:
-                for first, batch in batches(items, items_per_message):
-                    request = request_of(batch)
-                    self._run(stream.send(request, split(request, core.sizes()), first))
+                while batch := list(islice(source, items_per_message)):
+                    self._run(stream.send(batch))
                     yield from self._run(stream.take(block=False))
                     while not stream.has_room:
                         yield from self._run(stream.take())
@@ -335,8 +181,7 @@ class RewardClient(ClientBase):
 
     def endpoints(self) -> tuple[EndpointState, ...]:
         """What this client knows of its servers, in the order of the urls."""
-        core = self._opened()
-        return self._run(core.states())
+        return self._run(self._opened().states())
 
     def close(self) -> None:
         """Release connections and the thread; calls in flight are cancelled."""
@@ -362,28 +207,30 @@ class RewardClient(ClientBase):
         with self._lock:
             self._check_open()
             if self._core is None:
-                self._core = self._thread.submit(_open(self._settings)).result()
+                self._core = self._thread.submit(self._open()).result()
             return self._core
 
-    def _learn_limits(self, core: Core) -> None:
-        if not core.has_asked:
-            self._run(core.learn_limits())
+    async def _open(self) -> Core:
+        return self._new_core()
 
     def _run(self, coroutine: Coroutine[Any, Any, Value]) -> Value:
+        with self._running(coroutine) as running:
+            return running.result()
+
+    @contextmanager
+    def _running(self, coroutine: Coroutine[Any, Any, Value]) -> Iterator[Future[Value]]:
+        """Run a coroutine in the client's thread for the length of a block that waits for it."""
         try:
             running = self._thread.submit(coroutine)
         except RuntimeError as error:  # its loop has ended
             coroutine.close()
             raise self._closed() from error
         try:
-            return running.result()
+            yield running
         except CancelledError as error:
             raise self._closed() from error
         finally:
             running.cancel()
-
-    def _closed(self) -> Cancelled:
-        return Cancelled(f"the client for {self.url} is closed")
 
 
 def score(
@@ -414,31 +261,5 @@ def score(
         RewardError: the request failed as a whole. A single picture that fails has no score, and
             its reason in `errors`.
     """
-    environ = {**os.environ, **({"REWARD_URL": url} if url else {})}
-    with RewardClient.from_env(environ) as client:
+    with RewardClient.from_env(url=url) as client:
         return client.score(images, prompts, scorers, specs=specs, references=references)
-
-
-def check_counts(items_per_message: int, in_flight: int) -> None:
-    """Raise InvalidArgument for a number below 1."""
-    for name, value in (("items_per_message", items_per_message), ("in_flight", in_flight)):
-        if value < 1:
-            raise InvalidArgument(f"{name} must be at least 1, got {value}")
-
-
-def batches(items: Iterable[Item], size: int) -> Iterator[tuple[int, list[Item]]]:
-    """Lists of `size` items, the last one shorter, each with the index of its first."""
-    batch: list[Item] = []
-    count = 0
-    for item in items:
-        batch.append(item)
-        count += 1
-        if len(batch) == size:
-            yield count - size, batch
-            batch = []
-    if batch:
-        yield count - len(batch), batch
-
-
-async def _open(settings: Settings) -> Core:
-    return Core(settings)

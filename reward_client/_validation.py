@@ -8,7 +8,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import get_args
+from typing import TypeAlias, get_args
 
 from reward_client.errors import Code, InvalidArgument, ItemError, NotFound
 from reward_client.images import image_problem
@@ -20,16 +20,18 @@ from reward_client.types import (
     SpecKind,
 )
 
+Scorers: TypeAlias = Sequence[str | ScorerSelector]
+
 MAX_SCORERS = 64
 MAX_NAME_CHARS = 128
 
 
 def make_request(
     items: Sequence[Item],
-    scorers: Sequence[str | ScorerSelector],
+    scorers: Scorers,
     priority: Priority,
     include_details: bool,
-    request_id: str | None,
+    request_id: str | None = None,
 ) -> ScoreRequest:
     """Build a request and check it.
 
@@ -47,7 +49,7 @@ def make_request(
     return request
 
 
-def selectors(scorers: Sequence[str | ScorerSelector]) -> tuple[ScorerSelector, ...]:
+def selectors(scorers: Scorers) -> tuple[ScorerSelector, ...]:
     """Accept names for selectors; raises InvalidArgument for anything else."""
     if isinstance(scorers, str | ScorerSelector):
         raise InvalidArgument(f"scorers must be a list, got {scorers!r}: write [{scorers!r}]")

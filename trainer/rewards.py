@@ -235,17 +235,12 @@ def connect(
     Raises:
         ConfigError: an address that is not understood, or a variable that is malformed.
     """
-    from reward_client._env import Environment
-
     try:
-        env = Environment.read(environment or {})
-        client = RewardClient(
-            settings.url,
-            api_key=env.api_key,
-            tls=env.tls,
+        client = RewardClient.from_env(
+            environment or {},
+            url=settings.url,
             timeout_s=settings.deadline_s,
             attempts=5,  # beyond these `RewardService` waits itself, and reports it
-            trust_env=env.trust_env,
         )
     except (ValueError, RewardError) as error:
         raise ConfigError(f"rewards.url={settings.url}: {error}") from None

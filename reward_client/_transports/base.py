@@ -7,7 +7,6 @@ and checks of the contract belong to the client. It belongs to the event loop th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from reward_client._pb.reward.v1 import reward_pb2 as pb
@@ -43,25 +42,9 @@ class Transport(Calls, Protocol):
         """Ask for the scorers; give up after `timeout_s` seconds."""
         ...
 
-    def stream(self) -> Calls:
-        """Many small requests over one call, where the wire can do that."""
+    def stream(self) -> Calls | None:
+        """Many small requests over one call; None where the wire cannot do that."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Unary:
-    """What stands for a stream where there is none: requests one by one."""
-
-    transport: Transport
-
-    async def score(
-        self, message: Message, timeout_s: float, headers: Headers = ()
-    ) -> pb.ScoreResponse:
-        """Send one request."""
-        return await self.transport.score(message, timeout_s, headers)
-
-    async def close(self) -> None:
-        """Leave the connection to its owner."""
 
 
 def milliseconds(text: str | None) -> float | None:

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from reward_client import _validation
 from reward_client._pb.reward.v1 import reward_pb2 as pb
-from reward_client._transports.base import Calls, Headers, Message, Unary
+from reward_client._transports.base import Headers, Message
 from reward_client._wire import convert
 from reward_client.codec import is_lossy
 from reward_client.errors import (
@@ -80,9 +80,8 @@ class FakeTransport:
         """Describe the scorers; all are ready."""
         return self.describe()
 
-    def stream(self) -> Calls:
-        """Requests one by one."""
-        return Unary(self)
+    def stream(self) -> None:
+        """Requests come one by one."""
 
     def describe(self) -> pb.ListScorersResponse:
         """Describe the scorers; all are ready."""

@@ -21,10 +21,8 @@ from reward_client._transports.base import (
     DEADLINE_HEADER,
     PROTOBUF_TYPE,
     RETRY_AFTER_MS_KEY,
-    Calls,
     Headers,
     Message,
-    Unary,
     milliseconds,
 )
 from reward_client._wire import convert
@@ -85,9 +83,8 @@ class HttpTransport:
         )
         return await self._send(request, pb.ListScorersResponse(), timeout_s)
 
-    def stream(self) -> Calls:
-        """Requests one by one: HTTP has no stream."""
-        return Unary(self)
+    def stream(self) -> None:
+        """HTTP has no stream."""
 
     async def close(self) -> None:
         """Close the connections."""

@@ -13,7 +13,6 @@ Flow-Factory has no notion of a failed item, so a failure raises RewardError.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,8 +52,7 @@ class RewardMixin:
         self._scorer: str = getattr(config, "scorer", None) or ""
         if not self._scorer:
             raise InvalidArgument("the reward's arguments need `scorer`, such as scorer: geneval")
-        url = getattr(config, "server_url", None)
-        self._client = RewardClient.from_env({**os.environ, **({"REWARD_URL": url} if url else {})})
+        self._client = RewardClient.from_env(url=getattr(config, "server_url", None))
 
     def __call__(
         self,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import socket
 import sys
 import uuid
@@ -17,7 +16,6 @@ import PIL.Image
 
 from reward_client import codec
 from reward_client._client import RewardClient
-from reward_client._tls import TlsFiles
 from reward_client.errors import InvalidArgument
 from reward_client.images import (
     Image,
@@ -101,7 +99,7 @@ def ask_server(items: Sequence[Item], scorers: Sequence[str], url: str) -> Score
     Raises:
         RewardError: whatever the client raises.
     """
-    with RewardClient(url, **_credentials()) as client:
+    with RewardClient.from_env(url=url) as client:
         return client.score(items, scorers, include_details=True)
 
 
@@ -129,14 +127,8 @@ def list_infos(url: str) -> Sequence[ScorerInfo]:
     Raises:
         RewardError: whatever the client raises.
     """
-    with RewardClient(url, attempts=1, **_credentials()) as client:
+    with RewardClient.from_env(url=url, attempts=1) as client:
         return client.list_scorers()
-
-
-def _credentials() -> dict[str, Any]:
-    """The key and the certificates that the environment names, as the client's arguments."""
-    tls = TlsFiles.from_env(os.environ)
-    return {"api_key": os.environ.get("REWARD_API_KEY") or None, "tls": tls}
 
 
 def findings(response: ScoreResponse, index: int) -> list[Finding]:
