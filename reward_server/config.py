@@ -24,7 +24,12 @@ from pydantic import (
 )
 
 from reward_server.scorers import SCORERS
-from reward_server.upstream.settings import Policy, UpstreamConfigError, check_keys, read_settings
+from reward_server.upstream.settings import (
+    UpstreamConfigError,
+    UpstreamKeys,
+    check_keys,
+    read_settings,
+)
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -142,7 +147,7 @@ class ServerConfig(RequestLimits):
     )
 
 
-class ScorerConfig(_Section):
+class ScorerConfig(UpstreamKeys, _Section):
     """One `[scorers.NAME]` table."""
 
     scorer: str = Field("", description="a built-in scorer or 'module:Class'; default: NAME")
@@ -154,7 +159,6 @@ class ScorerConfig(_Section):
         default_factory=list, description="names of more environment variables for the workers"
     )
     threads: int = Field(0, ge=0, description="CPU threads per worker; 0: 1 on cpu, 4 on cuda")
-    max_batch_items: int = Field(16, ge=1, description="items per batch")
     max_batch_pixels: int = Field(16 << 20, ge=1, description="pixels per batch")
     max_wait_ms: float = Field(5.0, ge=0, description="longest wait of an item for company")
     timeout_s: float = Field(
@@ -170,24 +174,6 @@ class ScorerConfig(_Section):
     cool_down_s: float = Field(
         60.0, gt=0, description="after five lost workers in a row, until the next one is tried"
     )
-    upstream: str | list[str] = Field(
-        default_factory=list, description="HOST:PORT or dns:///HOST:PORT of servers that run it"
-    )
-    upstream_scorer: str = Field("", description="its name there; default: NAME")
-    upstream_policy: Policy = Field("least_loaded", description="how endpoints are chosen")
-    upstream_wait_s: float = Field(
-        10.0, ge=0, description="how long items wait while no endpoint is usable"
-    )
-    upstream_api_key_env: str = Field("", description="environment variable with the key to send")
-    upstream_tls: bool = Field(False, description="TLS, checked against the system's roots")
-    upstream_ca_file: str = Field("", description="TLS, checked against this PEM file")
-    upstream_cert_file: str = Field("", description="TLS: PEM certificate to show (mTLS)")
-    upstream_key_file: str = Field("", description="its private key")
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        """The servers that run it; empty for a scorer of this host."""
-        return (self.upstream,) if isinstance(self.upstream, str) else tuple(self.upstream)
 
     @property
     def devices(self) -> tuple[str, ...]:

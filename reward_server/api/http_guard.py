@@ -16,7 +16,7 @@ from reward_client.errors import PermissionDenied, RewardError, Unauthenticated
 from reward_server.api import pages
 from reward_server.observability.metrics import Metrics
 from reward_server.security.access import Access, Caller
-from reward_server.security.exposure import is_loopback
+from reward_server.security.guard import is_loopback
 
 # Probes, which orchestrators send without keys, and pages that are the same for every
 # installation; they reveal nothing about this one. Any other path needs a key.

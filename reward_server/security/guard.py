@@ -1,15 +1,15 @@
-"""Everything about security that one running server has: keys, certificates, and their renewal."""
+"""What guards a running server: keys, certificates, their renewal, and where it may listen."""
 
 from __future__ import annotations
 
 import asyncio
+from ipaddress import ip_address
 from pathlib import Path
 
 import structlog
 
-from reward_server.config import ServerConfig
+from reward_server.config import ConfigError, ServerConfig
 from reward_server.security.access import Access
-from reward_server.security.exposure import check_exposure, is_loopback
 from reward_server.security.tls import ServerTls, tls_from
 
 _LOOK_EVERY_S = 1.0
@@ -41,8 +41,26 @@ def open_guard(server: ServerConfig) -> Guard:
     Raises:
         ConfigError: it would answer without authentication, or a file cannot be used.
     """
-    check_exposure(server, addresses_of(server))
+    check_exposure(server)
     return Guard(Access(Path(server.keys_file) if server.keys_file else None), tls_from(server))
+
+
+def check_exposure(server: ServerConfig) -> None:
+    """Refuse to listen beyond loopback without keys, mTLS or explicit consent.
+
+    Raises:
+        ConfigError: one line that names the address and the ways out.
+    """
+    if server.keys_file or server.tls_client_ca_file or server.allow_unauthenticated:
+        return
+    for key, address in addresses_of(server).items():
+        if not is_loopback(address):
+            raise ConfigError(
+                f"server.{key} = {address!r} can be reached from other machines, and nothing asks"
+                " callers who they are: set keys_file (reward-server keys create) or"
+                " tls_client_ca_file, listen on 127.0.0.1, or say allow_unauthenticated = true"
+                " (--allow-unauthenticated)"
+            )
 
 
 def addresses_of(server: ServerConfig) -> dict[str, str]:
@@ -51,6 +69,18 @@ def addresses_of(server: ServerConfig) -> dict[str, str]:
     if server.legacy:
         found |= {f"legacy_ports.{name}": text for name, text in server.legacy_ports.items()}
     return {key: address for key, address in found.items() if address != "off"}
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only programs of this host can reach HOST:PORT.
+
+    A name other than localhost counts as reachable.
+    """
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def log_warnings(server: ServerConfig, guard: Guard) -> None:

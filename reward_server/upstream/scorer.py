@@ -20,8 +20,7 @@ from reward_client.types import (
 from reward_server.backend import Order
 from reward_server.scheduling.gather import outcomes
 from reward_server.scheduling.queue import Answer
-from reward_server.scheduling.results import scorer_result
-from reward_server.scheduling.works import nothing_to_do
+from reward_server.scheduling.results import nothing_to_do, scorer_result
 from reward_server.upstream.identity import Identity
 from reward_server.upstream.servers import Servers
 from reward_server.upstream.settings import UpstreamSettings

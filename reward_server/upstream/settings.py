@@ -6,38 +6,41 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, TypeAlias
+
+from pydantic import BaseModel, Field
 
 from reward_client._addresses import Address, Source
 from reward_client._tls import TlsFiles
 from reward_client.errors import InvalidArgument
-
-# The keys of a scorer's table that mean something for upstream scorers.
-UPSTREAM_KEYS = frozenset({"upstream", "max_batch_items"})
 
 Policy: TypeAlias = Literal["least_loaded", "round_robin"]
 _DNS = "dns:///"
 _HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+):(\d{1,5})")
 
 
-class UpstreamKeys(Protocol):
-    """What is read of a scorer's table; `config.ScorerConfig` says what each key means."""
+class UpstreamKeys(BaseModel):
+    """The keys of a scorer's table that mean something where other servers run it."""
 
-    upstream_scorer: str
-    upstream_policy: Policy
-    upstream_wait_s: float
-    upstream_api_key_env: str
-    upstream_tls: bool
-    upstream_ca_file: str
-    upstream_cert_file: str
-    upstream_key_file: str
-    max_batch_items: int
+    max_batch_items: int = Field(16, ge=1, description="items per batch")
+    upstream: str | list[str] = Field(
+        default_factory=list, description="HOST:PORT or dns:///HOST:PORT of servers that run it"
+    )
+    upstream_scorer: str = Field("", description="its name there; default: NAME")
+    upstream_policy: Policy = Field("least_loaded", description="how endpoints are chosen")
+    upstream_wait_s: float = Field(
+        10.0, ge=0, description="how long items wait while no endpoint is usable"
+    )
+    upstream_api_key_env: str = Field("", description="environment variable with the key to send")
+    upstream_tls: bool = Field(False, description="TLS, checked against the system's roots")
+    upstream_ca_file: str = Field("", description="TLS, checked against this PEM file")
+    upstream_cert_file: str = Field("", description="TLS: PEM certificate to show (mTLS)")
+    upstream_key_file: str = Field("", description="its private key")
 
     @property
-    def targets(self) -> tuple[str, ...]: ...  # noqa: D102
-
-    @property
-    def model_fields_set(self) -> set[str]: ...  # noqa: D102
+    def targets(self) -> tuple[str, ...]:
+        """The servers that run it; empty for a scorer of this host."""
+        return (self.upstream,) if isinstance(self.upstream, str) else tuple(self.upstream)
 
 
 class UpstreamConfigError(Exception):
@@ -107,7 +110,7 @@ def check_keys(name: str, section: UpstreamKeys) -> None:
         if foreign or "upstream" in given:
             raise ValueError(f"scorers.{name}.{[*foreign, 'upstream'][0]}: name an `upstream`")
         return
-    local = sorted(key for key in given - UPSTREAM_KEYS if not key.startswith("upstream"))
+    local = sorted(key for key in given - UpstreamKeys.model_fields.keys())
     if local:
         raise ValueError(
             f"scorers.{name}.{local[0]} says how to run a scorer here, but `upstream` says that"

@@ -14,10 +14,9 @@ from reward_server.backend import Order
 from reward_server.config import ScorerConfig
 from reward_server.observability import spans
 from reward_server.observability.metrics import Metrics
-from reward_server.scheduling.cache import ResultCache
-from reward_server.scheduling.cache_use import CacheUse
+from reward_server.scheduling.cache import CacheUse, ResultCache
 from reward_server.scheduling.queue import WorkQueue
-from reward_server.scheduling.works import gathered, works_of
+from reward_server.scheduling.results import gathered, works_of
 from reward_server.workers.replica import Described, Replica, ReplicaState
 
 _STARTING_RETRY_AFTER_S = 1.0

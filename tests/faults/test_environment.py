@@ -17,7 +17,7 @@ from server_process import BAD, HEADER, ROOT, Server, eventually, items
 from unharmed import unharmed, within
 
 from reward_client import DeadlineExceeded
-from reward_server.observability.log_sink import LogSink
+from reward_server.observability.logs import LogSink
 
 TOML = f"""{HEADER}
 [scorers.mean]

@@ -9,8 +9,7 @@ from server_process import run_cli
 
 from reward_server import config
 from reward_server.config import ConfigError
-from reward_server.security.exposure import check_exposure, is_loopback
-from reward_server.security.guard import open_guard
+from reward_server.security.guard import check_exposure, is_loopback, open_guard
 
 
 @pytest.mark.parametrize(
@@ -34,17 +33,15 @@ def test_loopback_is_told(address: str, expected: bool) -> None:
 @pytest.mark.parametrize("key", ["http", "grpc"])
 def test_each_address_counts(key: str) -> None:
     server = config.load().server.model_copy(update={key: "0.0.0.0:1"})
-    addresses = {"http": server.http, "grpc": server.grpc}
     with pytest.raises(ConfigError, match=rf"server\.{key} = '0\.0\.0\.0:1'.*keys_file"):
-        check_exposure(server, addresses)
+        check_exposure(server)
     for way_out in (
         {"allow_unauthenticated": True},
         {"keys_file": "keys.toml"},
         {"tls_client_ca_file": "ca.pem"},
         {key: "off"},
     ):
-        changed = server.model_copy(update=way_out)
-        check_exposure(changed, {"http": changed.http, "grpc": changed.grpc})
+        check_exposure(server.model_copy(update=way_out))
 
 
 def test_a_server_certificate_alone_lets_nobody_in_unknown() -> None:

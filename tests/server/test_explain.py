@@ -9,12 +9,13 @@ import pytest
 from PIL import Image
 
 from reward_client.images import UInt8Image
-from reward_server.commands.drawing import Mark, draw_marks
 from reward_server.commands.explain import (
     COUNTED,
     NOT_COUNTED,
     TEXT,
     Finding,
+    Mark,
+    draw_marks,
     enlargement,
     explained,
     marks,

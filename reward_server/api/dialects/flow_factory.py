@@ -16,8 +16,7 @@ from fastapi.responses import JSONResponse, Response
 from reward_client.errors import STATUS, Code, InvalidArgument, RewardError
 from reward_client.images import Image
 from reward_client.types import Item, ScoreRequest, ScorerSelector
-from reward_server.api.dialects.json_bodies import as_text, image_at, list_at, read_object
-from reward_server.api.dialects.whole import whole_error
+from reward_server.api.dialects.shared import as_text, image_at, list_at, read_object, whole_error
 from reward_server.api.errors import error_response
 from reward_server.api.exchange import Exchange, HttpDialect
 from reward_server.config import RequestLimits

@@ -27,7 +27,7 @@ from reward_client.errors import InvalidArgument, NotFound
 from reward_client.images import Encoding, Image, sniff
 from reward_client.types import Item, ScorerInfo, ScorerResult
 from reward_server.api import json_mirror
-from reward_server.api.dialects.whole import whole_error
+from reward_server.api.dialects.shared import whole_error
 
 SERVER_NAME = "flow-reward"
 SERVER_VERSION = "1"

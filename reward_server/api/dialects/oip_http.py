@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse, Response
 from reward_client.errors import STATUS, Code, InvalidArgument, NotFound, RewardError
 from reward_client.types import Item, ScoreRequest, ScorerSelector
 from reward_server.api.dialects import oip
-from reward_server.api.dialects.json_bodies import as_text, list_at, read_object, text_at
+from reward_server.api.dialects.shared import as_text, list_at, read_object, text_at
 from reward_server.api.errors import BodyTooLarge, http_status
 from reward_server.api.exchange import Exchange, HttpDialect
 from reward_server.config import RequestLimits

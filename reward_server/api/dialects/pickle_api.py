@@ -18,7 +18,7 @@ from reward_client.errors import STATUS, Code, RewardError, Unavailable
 from reward_client.types import ScoreRequest, ScorerSelector
 from reward_server.api.dialects import pickle_messages
 from reward_server.api.dialects.pickles.machine import PickleLimits
-from reward_server.api.dialects.whole import whole_error
+from reward_server.api.dialects.shared import whole_error
 from reward_server.api.exchange import Exchange, HttpDialect
 from reward_server.service import RewardService
 

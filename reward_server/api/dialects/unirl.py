@@ -19,7 +19,7 @@ from reward_client._validation import unknown_scorer
 from reward_client._wire import specs
 from reward_client.errors import STATUS, Code, InvalidArgument, NotFound, RewardError
 from reward_client.types import Item, ScoreRequest, ScorerResult, ScorerSelector, SpecKind
-from reward_server.api.dialects.json_bodies import as_text, image_at, list_at, read_object, text_at
+from reward_server.api.dialects.shared import as_text, image_at, list_at, read_object, text_at
 from reward_server.api.errors import BodyTooLarge, error_response, http_status
 from reward_server.api.exchange import Exchange, HttpDialect
 from reward_server.config import RequestLimits

@@ -1,4 +1,4 @@
-"""JSON bodies with base64 images, checked by hand: every mistake names its field in one line."""
+"""What dialects share: JSON bodies whose every mistake is named, and failures of whole requests."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import base64
 import binascii
 from typing import Any
 
-from reward_client.errors import InvalidArgument
+from reward_client.errors import Code, InvalidArgument, ItemError, RewardError, error_for
 from reward_client.images import Image, sniff
+from reward_client.types import ScorerResult
 from reward_server.config import RequestLimits
 from reward_server.limits import load_json
 
@@ -53,3 +54,28 @@ def image_at(value: object, where: str) -> Image:
 
 def _name(value: object) -> str:
     return "nothing" if value is None else type(value).__name__
+
+
+def whole_error(result: ScorerResult) -> RewardError | None:
+    """The error of a request some of whose items have no score, or None.
+
+    Most dialects cannot say that one item failed: then the whole request does. The caller's own
+    mistakes come first, then what will not get better, then what may.
+    """
+    if not result.errors:
+        return None
+    index, first = min(result.errors.items(), key=lambda entry: (_rank(entry[1]), entry[0]))
+    more = len(result.errors) - 1
+    others = f" (and {more} more of {len(result.scores)})" if more else ""
+    return error_for(
+        first.code,
+        f"{first.message}{others}; the first without a score is image {index}",
+        retryable=first.retryable,
+        items=result.errors,
+    )
+
+
+def _rank(error: ItemError) -> int:
+    if error.code is Code.INVALID_ARGUMENT:
+        return 0
+    return 2 if error.retryable or error.code is Code.DEADLINE_EXCEEDED else 1
