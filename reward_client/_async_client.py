@@ -15,14 +15,7 @@ from reward_client._items import Prompts, References, Specs, items_of
 from reward_client._stream import Stream, check_counts
 from reward_client._tasks import cancel
 from reward_client._validation import Scorers, check_timeout, make_request, selectors
-from reward_client.types import (
-    Item,
-    ItemScores,
-    Priority,
-    ScoreResponse,
-    ScorerInfo,
-    ServerLimits,
-)
+from reward_client.types import Item, ItemScores, Priority, ScoreResponse, ScorerInfo, ServerLimits
 
 
 class AsyncRewardClient(ClientBase):

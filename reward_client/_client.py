@@ -24,14 +24,7 @@ from reward_client._items import Prompts, References, Specs, items_of
 from reward_client._loop_thread import LoopThread
 from reward_client._stream import Stream, check_counts
 from reward_client._validation import Scorers, check_timeout, make_request, selectors
-from reward_client.types import (
-    Item,
-    ItemScores,
-    Priority,
-    ScoreResponse,
-    ScorerInfo,
-    ServerLimits,
-)
+from reward_client.types import Item, ItemScores, Priority, ScoreResponse, ScorerInfo, ServerLimits
 
 Value = TypeVar("Value")
 

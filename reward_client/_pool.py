@@ -16,12 +16,7 @@ from reward_client._call import Call, Patience
 from reward_client._endpoints import SILENT_POLLS, Endpoint, EndpointState, Hedge
 from reward_client._tasks import cancel, until
 from reward_client._transports.base import Headers, Transport
-from reward_client.errors import (
-    Cancelled,
-    InvalidArgument,
-    RewardError,
-    Unavailable,
-)
+from reward_client.errors import Cancelled, InvalidArgument, RewardError, Unavailable
 from reward_client.types import ScorerInfo
 
 Reply = TypeVar("Reply")

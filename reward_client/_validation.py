@@ -12,13 +12,7 @@ from typing import TypeAlias, get_args
 
 from reward_client.errors import Code, InvalidArgument, ItemError, NotFound
 from reward_client.images import image_problem
-from reward_client.types import (
-    Item,
-    Priority,
-    ScoreRequest,
-    ScorerSelector,
-    SpecKind,
-)
+from reward_client.types import Item, Priority, ScoreRequest, ScorerSelector, SpecKind
 
 Scorers: TypeAlias = Sequence[str | ScorerSelector]
 

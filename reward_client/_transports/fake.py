@@ -17,10 +17,7 @@ from reward_client._pb.reward.v1 import reward_pb2 as pb
 from reward_client._transports.base import Headers, Message
 from reward_client._wire import convert
 from reward_client.codec import is_lossy
-from reward_client.errors import (
-    DeadlineExceeded,
-    ItemError,
-)
+from reward_client.errors import DeadlineExceeded, ItemError
 from reward_client.types import (
     Item,
     ScoreRequest,

@@ -8,23 +8,14 @@ are not finite, a status that points nowhere) raises `Internal`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeAlias, cast
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any, cast
 
 from reward_client._pb.reward.v1 import reward_pb2 as pb
 from reward_client._wire.specs import spec_from_proto, spec_to_proto, struct_to_dict, to_struct
-from reward_client.errors import (
-    Code,
-    Internal,
-    InvalidArgument,
-    ItemError,
-    RewardError,
-    error_for,
-)
-from reward_client.images import (
-    Encoding,
-    Image,
-)
+from reward_client.errors import Code, Internal, InvalidArgument, ItemError, RewardError, error_for
+from reward_client.images import Encoding, Image
 from reward_client.types import (
     Item,
     Priority,
@@ -37,9 +28,6 @@ from reward_client.types import (
     ScorerState,
     ServerLimits,
 )
-
-# Reads shared memory: a reference and how many bytes there must be -> the bytes.
-ReadShared: TypeAlias = Callable[[pb.SharedMemoryRef, int], bytes]
 
 _ENCODINGS = {pb.Media.Encoding.Value(e.value): e for e in Encoding}
 _PRIORITIES = {pb.ScoreRequest.Priority.Value(p.value): p for p in Priority} | {0: Priority.EVAL}
@@ -57,19 +45,14 @@ def request_to_proto(request: ScoreRequest) -> pb.ScoreRequest:
     Raises:
         InvalidArgument: a spec does not fit its kind; names the item and the key.
     """
-    message = pb.ScoreRequest(
+    return pb.ScoreRequest(
         request_id=request.request_id,
-        scorers=[
-            pb.ScorerSelector(name=s.name, version=s.version, transform=s.transform)
-            for s in request.scorers
-        ],
+        scorers=[pb.ScorerSelector(**_fields(selector)) for selector in request.scorers],
+        items=[item_to_proto(item) for item in request.items],
         priority=request.priority.value,
         include_details=request.include_details,
         timeout_ms=None if request.timeout_s is None else request.timeout_s * 1e3,
     )
-    for item in request.items:
-        _fill_item(item, message.items.add())
-    return message
 
 
 def request_from_proto(
@@ -102,28 +85,19 @@ def request_from_proto(
 
 def item_to_proto(item: Item) -> pb.Item:
     """Build the message of one item; raises InvalidArgument if a value cannot be sent."""
-    message = pb.Item()
-    _fill_item(item, message)
-    return message
-
-
-def _fill_item(item: Item, message: pb.Item) -> None:
-    """Fill the message of one item; raises InvalidArgument if a value cannot be sent.
-
-    In place, because a message that is put into another one is copied, pixels and all.
-    """
+    where = f"item {item.id!r}"
     try:
-        message.id = item.id
-        message.prompt = item.prompt
-        for image in item.images:
-            _fill_image(image, message.images.add(), f"item {item.id!r}")
-        for image in item.references:
-            _fill_image(image, message.references.add(), f"item {item.id!r}")
+        message = pb.Item(id=item.id, prompt=item.prompt)
+        for images, found in ((item.images, message.images), (item.references, message.references)):
+            for image in images:
+                found.append(media_header(image, where))
+                found[-1].data = bytes(image.data)
         if item.spec is not None:
             spec_to_proto(item.spec, item.spec_kind, message)
     except (ValueError, TypeError) as error:
         # Text that is not valid Unicode.
-        raise InvalidArgument(f"item {item.id!r} cannot be sent: {error}") from error
+        raise InvalidArgument(f"{where} cannot be sent: {error}") from error
+    return message
 
 
 def item_from_proto(
@@ -169,27 +143,16 @@ def media_header(image: Image, where: str) -> pb.Media:
         raise InvalidArgument(f"{where} cannot be sent: {error}") from error
 
 
-def _fill_image(image: Image, message: pb.Media, where: str) -> None:
-    message.CopyFrom(media_header(image, where))
-    message.data = bytes(image.data)
-
-
-def image_from_proto(
-    message: pb.Media,
-    data: bytes | memoryview | None,
-    where: str,
-    read_shared: ReadShared | None = None,
-) -> Image:
+def image_from_proto(message: pb.Media, data: bytes | memoryview, where: str) -> Image:
     """Read one image.
 
     Args:
         message: all but its data.
-        data: the data; None or empty if it may be in shared memory.
+        data: the data.
         where: names the item and the field.
-        read_shared: reads shared memory; None refuses it.
 
     Raises:
-        InvalidArgument: the image cannot be represented, or read.
+        InvalidArgument: the image cannot be represented.
     """
     encoding = _ENCODINGS.get(message.encoding)
     if encoding is None:
@@ -197,25 +160,12 @@ def image_from_proto(
             f"{where}: encoding {message.encoding} is not one of {[e.value for e in Encoding]}"
         )
     if not data and message.WhichOneof("source") == "shm":
-        data = _shared(message, encoding, where, read_shared)
-    elif isinstance(data, memoryview) and encoding is not Encoding.RAW_U8_RGB_HWC:
-        data = bytes(data)  # small, and decoders want bytes
-    return Image(data or b"", encoding, message.width, message.height)
-
-
-def _shared(
-    message: pb.Media, encoding: Encoding, where: str, read_shared: ReadShared | None
-) -> bytes:
-    if read_shared is None:
         raise InvalidArgument(
             f"{where}: shared memory is not accepted here: send the bytes in `data`"
         )
-    if encoding is not Encoding.RAW_U8_RGB_HWC:
-        raise InvalidArgument(f"{where}: only RAW_U8_RGB_HWC may be in shared memory")
-    try:
-        return read_shared(message.shm, message.width * message.height * 3)
-    except InvalidArgument as error:
-        raise InvalidArgument(f"{where}: {error.message}") from error
+    if isinstance(data, memoryview) and encoding is not Encoding.RAW_U8_RGB_HWC:
+        data = bytes(data)  # small, and decoders want bytes
+    return Image(data, encoding, message.width, message.height)
 
 
 # --- responses ------------------------------------------------------------------------------------
@@ -336,13 +286,8 @@ def _filled(column: Sequence[float | None]) -> list[float]:
 
 def _statuses_to_proto(errors: Mapping[int, ItemError]) -> list[pb.ItemStatus]:
     return [
-        pb.ItemStatus(
-            index=index,
-            code=error.code.value,
-            message=error.message,
-            retryable=error.retryable,
-        )
-        for index, error in sorted(errors.items())
+        pb.ItemStatus(index=i, code=e.code.value, message=e.message, retryable=e.retryable)
+        for i, e in sorted(errors.items())
     ]
 
 
@@ -384,21 +329,10 @@ def error_from_proto(message: pb.ErrorInfo) -> RewardError:
 
 def info_to_proto(info: ScorerInfo) -> pb.ScorerInfo:
     """Build the message that describes one scorer."""
-    return pb.ScorerInfo(
-        name=info.name,
-        version=info.version,
-        fingerprint=info.fingerprint,
-        inputs=info.inputs,
-        transforms=info.transforms,
-        default_transform=info.default_transform,
-        output_low=info.output_range[0],
-        output_high=info.output_range[1],
-        state=info.state,
-        last_error=info.last_error,
-        replicas=[_replica_to_proto(replica) for replica in info.replicas],
-        waiting_items=info.waiting_items,
-        oldest_wait_s=info.oldest_wait_s,
-    )
+    low, high = info.output_range
+    replicas = [pb.ReplicaInfo(**_fields(replica)) for replica in info.replicas]
+    same = _fields(info, but=("output_range", "replicas"))
+    return pb.ScorerInfo(output_low=low, output_high=high, replicas=replicas, **same)
 
 
 def info_from_proto(message: pb.ScorerInfo) -> ScorerInfo:
@@ -425,43 +359,13 @@ def infos_to_proto(
     """Build the answer to ListScorers."""
     return pb.ListScorersResponse(
         scorers=[info_to_proto(info) for info in infos],
-        limits=None if limits is None else limits_to_proto(limits),
-    )
-
-
-def limits_to_proto(limits: ServerLimits) -> pb.ServerLimits:
-    """Build the message that says what a server accepts."""
-    return pb.ServerLimits(
-        max_message_bytes=limits.max_message_bytes,
-        max_items=limits.max_items,
-        max_pixels=limits.max_pixels,
-        max_side_px=limits.max_side_px,
-        max_frames=limits.max_frames,
+        limits=None if limits is None else pb.ServerLimits(**_fields(limits)),
     )
 
 
 def limits_from_proto(message: pb.ServerLimits) -> ServerLimits:
     """Read what a server accepts."""
-    return ServerLimits(
-        max_message_bytes=message.max_message_bytes,
-        max_items=message.max_items,
-        max_pixels=message.max_pixels,
-        max_side_px=message.max_side_px,
-        max_frames=message.max_frames,
-    )
-
-
-def _replica_to_proto(replica: ReplicaInfo) -> pb.ReplicaInfo:
-    return pb.ReplicaInfo(
-        name=replica.name,
-        state=replica.state,
-        device=replica.device,
-        pid=replica.pid,
-        restarts=replica.restarts,
-        rss_bytes=replica.rss_bytes,
-        device_memory_bytes=replica.device_memory_bytes,
-        last_error=replica.last_error,
-    )
+    return ServerLimits(**{f.name: getattr(message, f.name) for f in fields(ServerLimits)})
 
 
 def _replica_from_proto(message: pb.ReplicaInfo) -> ReplicaInfo:
@@ -481,3 +385,8 @@ def _replica_from_proto(message: pb.ReplicaInfo) -> ReplicaInfo:
 def _state(number: int) -> ScorerState:
     known = number in pb.ScorerInfo.State.values() and number
     return cast("ScorerState", pb.ScorerInfo.State.Name(number) if known else "FAILED")
+
+
+def _fields(value: Any, but: Sequence[str] = ()) -> dict[str, Any]:
+    """What of a dataclass has the same name in its message."""
+    return {f.name: getattr(value, f.name) for f in fields(value) if f.name not in but}

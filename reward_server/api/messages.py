@@ -7,19 +7,23 @@ protobuf parses what is left.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from google.protobuf.message import DecodeError
 
 from reward_client._pb.reward.v1 import reward_pb2 as pb
 from reward_client._wire import convert
-from reward_client._wire.convert import ReadShared
 from reward_client._wire.message import DATA, IMAGES, ITEMS, REFERENCES, SHM
 from reward_client.errors import InvalidArgument
 from reward_client.images import Image
 from reward_client.types import Item, ScoreRequest
 from reward_server.config import RequestLimits
 from reward_server.limits import LENGTH_DELIMITED, FieldWalk, Malformed
+
+# Reads shared memory: a reference and how many bytes there must be -> the bytes.
+ReadShared: TypeAlias = Callable[[pb.SharedMemoryRef, int], bytes]
 
 # Tags of the fields that hold pixels, or what does.
 _ITEM, _DATA, _SHM = (number << 3 | LENGTH_DELIMITED for number in (ITEMS, DATA, SHM))
@@ -127,5 +131,17 @@ def _item(item: _Item, read_shared: ReadShared | None) -> Item:
     for media in item.media:
         images = found[media.field]
         where = f"item {item.rest.id!r}, {media.field}[{len(images)}]"
-        images.append(convert.image_from_proto(media.about, media.data, where, read_shared))
+        data: bytes | memoryview = media.data or b""
+        if not data and read_shared and media.about.HasField("shm"):
+            data = _shared(media.about, where, read_shared)
+        images.append(convert.image_from_proto(media.about, data, where))
     return convert.item_from_proto(item.rest, tuple(found["images"]), tuple(found["references"]))
+
+
+def _shared(about: pb.Media, where: str, read_shared: ReadShared) -> bytes:
+    if about.encoding != pb.Media.RAW_U8_RGB_HWC:
+        raise InvalidArgument(f"{where}: only RAW_U8_RGB_HWC may be in shared memory")
+    try:
+        return read_shared(about.shm, about.width * about.height * 3)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{where}: {error.message}") from error
