@@ -16,8 +16,8 @@ from reward_client.errors import InvalidArgument
 from reward_client.images import Encoding
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_QOI_HEADER = struct.Struct(">4sIIBB")  # magic, width, height, channels, colour space
-_QOI_END = b"\0" * 7 + b"\1"
+QOI_HEADER = struct.Struct(">4sIIBB")  # magic, width, height, channels, colour space
+QOI_END = b"\0" * 7 + b"\1"
 # A run of QOI is at most 62 pixels per byte.
 _QOI_PIXELS_PER_BYTE = 62
 _MAX_CHUNKS = 1 << 16
@@ -130,14 +130,14 @@ def _webp(data: bytes) -> tuple[int, int, int]:
 
 
 def _qoi(data: bytes) -> tuple[int, int, int]:
-    if len(data) < _QOI_HEADER.size + len(_QOI_END):
+    if len(data) < QOI_HEADER.size + len(QOI_END):
         raise InvalidArgument(f"QOI data of {len(data)} bytes are too short to be an image")
-    magic, width, height, channels, _ = _QOI_HEADER.unpack_from(data)
+    magic, width, height, channels, _ = QOI_HEADER.unpack_from(data)
     if magic != b"qoif" or channels not in (3, 4):
         raise InvalidArgument("the data have no valid QOI header")
-    if not data.endswith(_QOI_END):
+    if not data.endswith(QOI_END):
         raise InvalidArgument("truncated QOI data: the end marker is missing")
-    coded_bytes = len(data) - _QOI_HEADER.size - len(_QOI_END)
+    coded_bytes = len(data) - QOI_HEADER.size - len(QOI_END)
     if width * height > _QOI_PIXELS_PER_BYTE * coded_bytes:
         raise InvalidArgument(
             f"the image is {width}x{height} px, more than {coded_bytes} bytes of QOI data can hold"

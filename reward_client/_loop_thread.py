@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import threading
 import weakref
 from collections.abc import Coroutine
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -25,16 +24,7 @@ class LoopThread:
 
     def submit(self, coroutine: Coroutine[Any, Any, Value]) -> Future[Value]:
         """Run a coroutine in the context of the caller; cancelling the future cancels it."""
-        future: Future[Value] = Future()
-        loop = self._started()
-
-        def start() -> None:
-            task = loop.create_task(coroutine)
-            task.add_done_callback(lambda task: _copy(task, future))
-            future.add_done_callback(lambda future: _cancel(task, future, loop))
-
-        loop.call_soon_threadsafe(start, context=contextvars.copy_context())
-        return future
+        return asyncio.run_coroutine_threadsafe(coroutine, self._started())
 
     def close(self, last: Coroutine[Any, Any, None]) -> None:
         """Run a last coroutine, then end the thread. Not to be called twice."""
@@ -70,22 +60,6 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
         loop.close()
 
 
-def _cancel(task: asyncio.Task[Any], future: Future[Any], loop: asyncio.AbstractEventLoop) -> None:
-    if future.cancelled():
-        with suppress(RuntimeError):  # the loop is closed, and the task gone with it
-            loop.call_soon_threadsafe(task.cancel)
-
-
 def _stop(loop: asyncio.AbstractEventLoop) -> None:
     with suppress(RuntimeError):  # closed already
         loop.call_soon_threadsafe(loop.stop)
-
-
-def _copy(task: asyncio.Task[Value], future: Future[Value]) -> None:
-    with suppress(InvalidStateError):  # cancelled in the meantime
-        if task.cancelled():
-            future.cancel()
-        elif (error := task.exception()) is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(task.result())

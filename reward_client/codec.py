@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import PIL.Image
 
-from reward_client._image_headers import size_of
+from reward_client._image_headers import QOI_END, QOI_HEADER, size_of
 from reward_client.errors import InvalidArgument
 from reward_client.images import (
     RAW_ENCODINGS,
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 _PILLOW_FORMATS = {Encoding.PNG: "PNG", Encoding.JPEG: "JPEG", Encoding.WEBP: "WEBP"}
-_QOI_HEADER = struct.Struct(">4sIIBB")  # magic, width, height, channels, colour space
-_QOI_END = b"\0" * 7 + b"\1"
 _QOI_PROBE_PIXELS = 8
 _QOI_LONGEST_RUN = 62
 _TURBO_COLOURS = frozenset({"YCbCr", "RGB", "Gray"})  # others convert differently in Pillow
@@ -199,8 +197,8 @@ def _decode_qoi(data: bytes, width: int, height: int) -> UInt8Image:
         bytes([0xC0 | rest - 1]) if rest else b""
     )
     channels, colours = data[12], data[13]
-    header = _QOI_HEADER.pack(b"qoif", width, height + rows, channels, colours)
-    extended = header + data[_QOI_HEADER.size : -len(_QOI_END)] + chunks + _QOI_END
+    header = QOI_HEADER.pack(b"qoif", width, height + rows, channels, colours)
+    extended = header + data[QOI_HEADER.size : -len(QOI_END)] + chunks + QOI_END
     try:
         pixels = np.asarray(_package("qoi", Encoding.QOI).decode(extended))
     except (ValueError, RuntimeError) as error:

@@ -1,16 +1,4 @@
-"""The error tree and the one table that ties it to HTTP and gRPC; client and server share both.
-
-RewardError
-├── InvalidArgument     the request is wrong; the same request will fail again
-├── NotFound            no such scorer, version or transform
-├── ResourceExhausted   the server is full: wait `retry_after_s` and try again
-├── Unavailable         not reachable, warming up or draining: try again
-├── DeadlineExceeded    no answer in the time the caller allowed
-├── Cancelled           the caller gave up
-├── Unauthenticated     the API key is missing or wrong
-├── PermissionDenied    the API key does not allow this
-└── Internal            a bug, or an answer that breaks the contract
-"""
+"""The error tree and the one table that ties it to HTTP and gRPC; client and server share both."""
 
 from __future__ import annotations
 
@@ -107,13 +95,8 @@ class RewardError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Keyword-only arguments would otherwise be lost between processes.
-        return error_for, (
-            self.code,
-            self.message,
-            self.retryable,
-            self.retry_after_s,
-            dict(self.items),
-        )
+        items = dict(self.items)
+        return error_for, (self.code, self.message, self.retryable, self.retry_after_s, items)
 
 
 class InvalidArgument(RewardError):
@@ -171,20 +154,7 @@ class Internal(RewardError):
 
 
 _CLASSES: Mapping[Code, type[RewardError]] = MappingProxyType(
-    {
-        cls.code: cls
-        for cls in (
-            InvalidArgument,
-            NotFound,
-            ResourceExhausted,
-            Unavailable,
-            DeadlineExceeded,
-            Cancelled,
-            Unauthenticated,
-            PermissionDenied,
-            Internal,
-        )
-    }
+    {cls.code: cls for cls in RewardError.__subclasses__()}
 )
 
 

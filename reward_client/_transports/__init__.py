@@ -46,16 +46,7 @@ def open_transport(
 ) -> Transport:
     """Open a transport in the running event loop; it connects on first use.
 
-    Args:
-        address: of the server.
-        api_key: sent as `authorization: Bearer <api_key>`.
-        tls: whom to trust and what to show, if not the system's roots.
-        trust_env: whether proxies that the environment names are used, except on this host.
-        shared_memory: whether pixels may go through memory that a server of this host shares.
-
-    Raises:
-        InvalidArgument: TLS files for an address that is not encrypted, or that cannot be used.
-        ImportError: the url says grpc and grpcio is not installed.
+    The arguments are those of `RewardClient`; raises as `check_transport`.
     """
     check_transport(address, tls)
     if address.is_grpc:

@@ -115,11 +115,17 @@ def to_struct(value: Mapping[str, Any], where: str) -> struct_pb2.Struct:
             string keys; a number is not finite; nesting is deeper than 32.
     """
     struct = struct_pb2.Struct()
+    _fill_struct(struct, value, where, 0)
+    return struct
+
+
+def _fill_struct(
+    struct: struct_pb2.Struct, value: Mapping[str, Any], where: str, depth: int
+) -> None:
     for key, entry in value.items():
         if not isinstance(key, str):
             raise InvalidArgument(f"{where}: key {key!r} is not a string")
-        _fill(struct.fields[key], entry, f"{where}[{key!r}]", 1)
-    return struct
+        _fill(struct.fields[key], entry, f"{where}[{key!r}]", depth + 1)
 
 
 def _fill(message: struct_pb2.Value, value: object, where: str, depth: int) -> None:
@@ -141,10 +147,7 @@ def _fill(message: struct_pb2.Value, value: object, where: str, depth: int) -> N
             _fill(message.list_value.values.add(), entry, f"{where}[{position}]", depth + 1)
     elif isinstance(value, Mapping):
         message.struct_value.SetInParent()
-        for key, entry in value.items():
-            if not isinstance(key, str):
-                raise InvalidArgument(f"{where}: key {key!r} is not a string")
-            _fill(message.struct_value.fields[key], entry, f"{where}[{key!r}]", depth + 1)
+        _fill_struct(message.struct_value, value, where, depth)
     else:
         raise InvalidArgument(
             f"{where}: {type(value).__name__} cannot be sent: use None, bool, numbers, str, lists"
