@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 from reward_client import _tracing
-from reward_client._validation import check_request, check_selectors, unknown_scorer
+from reward_client._validation import check_selectors, unknown_scorer
 from reward_client.codec import DecodeLimits
 from reward_client.errors import (
-    Code,
     InvalidArgument,
-    ItemError,
     NotFound,
     Unavailable,
 )
@@ -28,18 +25,12 @@ from reward_client.types import (
 )
 from reward_server.backend import Backend, Order
 from reward_server.config import Config, RequestLimits, ScorerConfig
-from reward_server.limits import item_limit_problem
 from reward_server.observability.metrics import Metrics
 from reward_server.registry import Changes, Registry
 from reward_server.scheduling.admission import Admission
 from reward_server.scheduling.arrival import Arrival
 from reward_server.scheduling.cache import ResultCache
-from reward_server.scheduling.decoding import (
-    DecodedItem,
-    decode_item,
-    decoded_bytes,
-    is_raw,
-)
+from reward_server.scheduling.decoding import DecodedItem, decode_items, examine, is_raw
 from reward_server.scheduling.dispatch import dispatch
 from reward_server.scheduling.inflight import InFlight
 from reward_server.scheduling.threads import FairThreads
@@ -72,15 +63,10 @@ class RewardService:
         self.metrics = metrics
         self._id = uuid.uuid4().hex
         self._listeners: list[Callable[[], None]] = []
-        cache = ResultCache(server.cache_bytes)
-        routes: dict[Route, Servers] = {}
-        self._registry = Registry(
-            config.scorers,
-            lambda name, section, changed: _open_backend(
-                name, section, metrics, changed, cache=cache, server_id=self._id, routes=routes
-            ),
-            self._notify,
-        )
+        self._cache = ResultCache(server.cache_bytes)
+        # Upstream scorers with equal routes share connections and messages.
+        self._routes: dict[Route, Servers] = {}
+        self._registry = Registry(config.scorers, self._open_backend, self._notify)
         self._admission = Admission(server.max_queue_items, server.max_queue_bytes)
         metrics.admitted_bytes.set_function(lambda: self._admission.bytes)
         metrics.limit_items.set_function(lambda: self._admission.max_items)
@@ -213,11 +199,12 @@ class RewardService:
         names, n = [backend.name for backend in backends], len(request.items)
         with_pixels = any(backend.needs_pixels for backend in backends)
         with self._registry.lease(backends):
+            limits, pixel_limits = self.limits, self._limits if with_pixels else None
             if _is_light(request):
-                sizes, errors = self._examine(request, with_pixels)
+                sizes, errors = examine(request, limits, pixel_limits)
             else:
                 sizes, errors = await self.in_thread(
-                    lambda: self._examine(request, with_pixels), request, caller.name
+                    lambda: examine(request, limits, pixel_limits), request, caller.name
                 )
             with (
                 self.access.charged(caller, n * len(backends)),
@@ -229,7 +216,10 @@ class RewardService:
                 if with_pixels:
                     with _tracing.span("decode"):
                         ticket.grow(self._fitting(sum(sizes.values())))
-                        decoded, errors = await self._decode(request, sizes, errors, caller.name)
+                        decoded, failed = await decode_items(
+                            request, sizes, self._limits, self._threads, caller.name
+                        )
+                        errors |= failed
                     self._decoded(backends, time.monotonic() - arrival_s)
                 order = Order(
                     request=request,
@@ -256,48 +246,6 @@ class RewardService:
             raise InvalidArgument(
                 f"the request has {len(request.items)} items, the limit is {limit}: split it"
             )
-
-    def _examine(
-        self, request: ScoreRequest, with_pixels: bool
-    ) -> tuple[dict[int, int], dict[int, ItemError]]:
-        """Look at all items; runs in a thread.
-
-        Returns:
-            Item index -> bytes of its pixels once decoded, by the headers of its images, if asked
-            for; item index -> what is wrong with it.
-
-        Raises:
-            InvalidArgument: all items are wrong.
-        """
-        sizes: dict[int, int] = {}
-        errors = self._check(request)
-        if with_pixels:
-            for index, item in enumerate(request.items):
-                if index not in errors:
-                    found = decoded_bytes(item, self._limits)
-                    if isinstance(found, ItemError):
-                        errors[index] = found
-                    else:
-                        sizes[index] = found
-        return sizes, errors
-
-    def _check(self, request: ScoreRequest) -> dict[int, ItemError]:
-        """What is wrong with single items; raises InvalidArgument if all of them are."""
-        problems = {
-            index: ItemError(Code.INVALID_ARGUMENT, problem)
-            for index, item in enumerate(request.items)
-            if (problem := item_limit_problem(item, self.limits)) is not None
-        }
-        try:
-            check_request(request)
-        except InvalidArgument as error:
-            if not error.items:
-                raise
-            problems = {**error.items, **problems}
-        if problems and len(problems) == len(request.items):
-            first = problems[min(problems)].message
-            raise InvalidArgument(first, items=problems)
-        return problems
 
     def _select(self, selector: ScorerSelector) -> Backend:
         backend = self._registry.get(selector.name)
@@ -327,40 +275,26 @@ class RewardService:
             )
         return size_bytes
 
-    async def _decode(
-        self,
-        request: ScoreRequest,
-        sizes: Mapping[int, int],
-        broken: Mapping[int, ItemError],
-        client: str,
-    ) -> tuple[dict[int, DecodedItem], dict[int, ItemError]]:
-        async def decode(index: int) -> DecodedItem | ItemError:
-            item = request.items[index]
-            if is_raw(item):  # nothing to do but to wrap it
-                return decode_item(item, self._limits)
-            return await self._threads.run(
-                lambda: decode_item(item, self._limits),
-                client=client,
-                cost=sizes[index],
-                priority=request.priority,
-            )
-
-        if all(is_raw(request.items[index]) for index in sizes):
-            found = [decode_item(request.items[index], self._limits) for index in sizes]
-        else:
-            found = await asyncio.gather(*(decode(index) for index in sizes))
-        decoded, errors = {}, dict(broken)
-        for index, outcome in zip(sizes, found, strict=True):
-            if isinstance(outcome, ItemError):
-                errors[index] = outcome
-            else:
-                decoded[index] = outcome
-        return decoded, errors
-
     def _decoded(self, backends: Sequence[Backend], seconds: float) -> None:
         for backend in backends:
             if backend.needs_pixels:
                 self.metrics.decode_seconds.labels(backend.name).observe(seconds)
+
+    def _open_backend(
+        self, name: str, config: ScorerConfig, on_change: Callable[[], None]
+    ) -> Backend:
+        """Build the backend of a configured scorer; nothing is started yet.
+
+        Raises:
+            UpstreamConfigError: a key or a certificate for its upstream cannot be read.
+        """
+        if not config.targets:
+            return ScorerPool(name, config, self.metrics, on_change, self._cache)
+        settings = read_settings(name, config)
+        if settings.route not in self._routes:
+            self._routes[settings.route] = Servers(settings.route, self._id, self.metrics)
+        servers = self._routes[settings.route]
+        return UpstreamScorer(name, settings, servers, on_change=on_change)
 
     def _notify(self) -> None:
         for listener in self._listeners:
@@ -372,35 +306,3 @@ def _is_light(request: ScoreRequest) -> bool:
     return len(request.items) <= _LIGHT_ITEMS and all(
         item.spec is None and is_raw(item) for item in request.items
     )
-
-
-def _open_backend(
-    name: str,
-    config: ScorerConfig,
-    metrics: Metrics,
-    on_change: Callable[[], None],
-    *,
-    cache: ResultCache,
-    server_id: str,
-    routes: dict[Route, Servers],
-) -> Backend:
-    """Build the backend of a configured scorer; nothing is started yet.
-
-    Args:
-        name: of the scorer.
-        config: its table.
-        metrics: of the server.
-        on_change: called when its state changes.
-        cache: of the server; for what is scored here.
-        routes: the servers of upstream scorers; those of the same route share them.
-        server_id: of this server, by which it recognises requests that come back to it.
-
-    Raises:
-        UpstreamConfigError: a key or a certificate for its upstream cannot be read.
-    """
-    if not config.targets:
-        return ScorerPool(name, config, metrics, on_change, cache)
-    settings = read_settings(name, config)
-    if settings.route not in routes:
-        routes[settings.route] = Servers(settings.route, server_id, metrics)
-    return UpstreamScorer(name, settings, routes[settings.route], on_change=on_change)

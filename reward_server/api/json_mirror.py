@@ -9,7 +9,7 @@ may be a data URI, as browsers make them, and a GenEval row may be as it stands 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from google.protobuf import json_format
@@ -37,17 +37,18 @@ _MIME_TYPES = {
 
 
 def request_from_json(body: object) -> ScoreRequest:
-    """Read the JSON body of a request.
+    """Read the JSON body of a request; it is used up.
 
     Raises:
         InvalidArgument: not an object, an unknown field, a value of the wrong type, or whatever
             `convert.request_from_proto` rejects. The message names the field.
     """
-    if not isinstance(body, Mapping):
+    if not isinstance(body, dict):
         raise InvalidArgument(f"expected a JSON object, got {type(body).__name__}")
+    _adapt(body)
     message = pb.ScoreRequest()
     try:
-        json_format.ParseDict(_with_geneval_rows_adapted(body), message)
+        json_format.ParseDict(body, message)
     except (json_format.ParseError, TypeError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise InvalidArgument(f"the body is not a ScoreRequest: {reason}") from error
@@ -87,62 +88,41 @@ def _to_dict(message: Message) -> dict[str, Any]:
     return json_format.MessageToDict(message, preserving_proto_field_name=True, **_ALL_FIELDS)
 
 
-def _with_geneval_rows_adapted(body: Mapping[str, Any]) -> dict[str, Any]:
-    items = body.get("items")
-    if not isinstance(items, list):
-        return dict(body)
-    return {**body, "items": [_with_data_uris_read(_with_row_adapted(item)) for item in items]}
+def _adapt(body: dict[str, Any]) -> None:
+    """Turn what is accepted beyond protobuf's mapping into that mapping, in place."""
+    for item in _objects(body.get("items")):
+        row = item.get("geneval")
+        if isinstance(row, dict):
+            row.pop("prompt", None)
+            for clause in (*_objects(row.get("include")), *_objects(row.get("exclude"))):
+                position = clause.get("position")
+                if isinstance(position, list) and len(position) == 2:
+                    clause["position"] = {"relation": position[0], "target": position[1]}
+        for name in ("images", "references"):
+            for index, media in enumerate(_objects(item.get(name))):
+                _adapt_data(media, f"item {item.get('id', '')!r}, {name}[{index}].data")
 
 
-def _with_row_adapted(item: object) -> object:
-    row = item.get("geneval") if isinstance(item, Mapping) else None
-    if not isinstance(item, Mapping) or not isinstance(row, Mapping):
-        return item
-    adapted = {key: value for key, value in row.items() if key != "prompt"}
-    for name in ("include", "exclude"):
-        if isinstance(row.get(name), list):
-            adapted[name] = [_with_position_adapted(clause) for clause in row[name]]
-    return {**item, "geneval": adapted}
+def _objects(value: object) -> list[dict[str, Any]]:
+    """The objects of a list; protobuf says what is wrong with anything else."""
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
 
 
-def _with_position_adapted(clause: object) -> object:
-    position = clause.get("position") if isinstance(clause, Mapping) else None
-    if not isinstance(clause, Mapping) or not isinstance(position, list) or len(position) != 2:
-        return clause
-    return {**clause, "position": {"relation": position[0], "target": position[1]}}
-
-
-def _with_data_uris_read(item: object) -> object:
-    if not isinstance(item, Mapping):
-        return item
-    read = dict(item)
-    for name in ("images", "references"):
-        if isinstance(item.get(name), list):
-            where = f"item {item.get('id', '')!r}, {name}"
-            read[name] = [
-                _with_data_read(media, f"{where}[{position}].data")
-                for position, media in enumerate(item[name])
-            ]
-    return read
-
-
-def _with_data_read(media: object, where: str) -> object:
-    data = media.get("data") if isinstance(media, Mapping) else None
-    if not isinstance(media, Mapping) or not isinstance(data, str):
-        return media
-    read = dict(media)
+def _adapt_data(media: dict[str, Any], where: str) -> None:
+    data = media.get("data")
+    if not isinstance(data, str):
+        return
     if data.startswith("data:"):
         kind, comma, data = data.partition(",")
         if not comma or not kind.endswith(";base64"):
             raise InvalidArgument(
                 f"{where}: a data URI must read data:image/png;base64,..., got {kind[:40]!r}"
             )
+        media["data"] = data
         encoding = _MIME_TYPES.get(kind.removeprefix("data:").split(";")[0].lower())
-        read["data"] = data
         if encoding is not None:
-            read.setdefault("encoding", encoding)
+            media.setdefault("encoding", encoding)
     # Protobuf drops a last letter that stands for no byte.
     letters = len(data) - sum(map(data.count, " \r\n\t="))
     if letters % 4 == 1:
         raise InvalidArgument(f"{where}: not base64: {letters} letters stand for no whole bytes")
-    return read

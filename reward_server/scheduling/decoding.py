@@ -1,15 +1,20 @@
-"""Turns the items of a request into pixels, in threads, one error per item that cannot be."""
+"""Checks the items of a request and turns them into pixels, one error per item that cannot be."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from reward_client import codec
+from reward_client._validation import check_request
 from reward_client.codec import DecodeLimits
-from reward_client.errors import Code, ItemError, RewardError
+from reward_client.errors import Code, InvalidArgument, ItemError, RewardError
 from reward_client.images import Encoding, Image, UInt8Image
-from reward_client.types import Item
+from reward_client.types import Item, ScoreRequest
+from reward_server.config import RequestLimits
+from reward_server.limits import item_limit_problem
+from reward_server.scheduling.threads import FairThreads
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,94 @@ class DecodedItem:
     def pixels(self) -> int:
         """Pixels of all images and references."""
         return sum(a.shape[0] * a.shape[1] for a in (*self.images, *self.references))
+
+
+def examine(
+    request: ScoreRequest, limits: RequestLimits, pixel_limits: DecodeLimits | None
+) -> tuple[dict[int, int], dict[int, ItemError]]:
+    """Look at all items of a request.
+
+    Args:
+        request: as it arrived.
+        limits: of one request.
+        pixel_limits: of one image; None if no pixels will be needed.
+
+    Returns:
+        Item index -> bytes of its pixels once decoded, by the headers of its images, if they will
+        be needed; item index -> what is wrong with it.
+
+    Raises:
+        InvalidArgument: all items are wrong.
+    """
+    sizes: dict[int, int] = {}
+    errors = _problems(request, limits)
+    for index, item in enumerate(request.items):
+        if pixel_limits is not None and index not in errors:
+            found = decoded_bytes(item, pixel_limits)
+            if isinstance(found, ItemError):
+                errors[index] = found
+            else:
+                sizes[index] = found
+    return sizes, errors
+
+
+def _problems(request: ScoreRequest, limits: RequestLimits) -> dict[int, ItemError]:
+    """What is wrong with single items; raises InvalidArgument if all of them are."""
+    problems = {
+        index: ItemError(Code.INVALID_ARGUMENT, problem)
+        for index, item in enumerate(request.items)
+        if (problem := item_limit_problem(item, limits)) is not None
+    }
+    try:
+        check_request(request)
+    except InvalidArgument as error:
+        if not error.items:
+            raise
+        problems = {**error.items, **problems}
+    if problems and len(problems) == len(request.items):
+        first = problems[min(problems)].message
+        raise InvalidArgument(first, items=problems)
+    return problems
+
+
+async def decode_items(
+    request: ScoreRequest,
+    sizes: Mapping[int, int],
+    limits: DecodeLimits,
+    threads: FairThreads,
+    client: str,
+) -> tuple[dict[int, DecodedItem], dict[int, ItemError]]:
+    """Decode items of a request, by its priority, fairly between clients.
+
+    Args:
+        request: as it arrived.
+        sizes: item index -> bytes of its pixels, for the items to decode.
+        limits: of one image.
+        threads: where it is done.
+        client: who asks.
+
+    Returns:
+        Item index -> pixels, item index -> why it has none.
+    """
+
+    async def decode(index: int) -> DecodedItem | ItemError:
+        item = request.items[index]
+        if is_raw(item):  # nothing to do but to wrap it
+            return decode_item(item, limits)
+        return await threads.run(
+            lambda: decode_item(item, limits),
+            client=client,
+            cost=sizes[index],
+            priority=request.priority,
+        )
+
+    if all(is_raw(request.items[index]) for index in sizes):
+        found = [decode_item(request.items[index], limits) for index in sizes]
+    else:
+        found = await asyncio.gather(*(decode(index) for index in sizes))
+    outcomes = dict(zip(sizes, found, strict=True))
+    decoded = {i: one for i, one in outcomes.items() if isinstance(one, DecodedItem)}
+    return decoded, {i: one for i, one in outcomes.items() if isinstance(one, ItemError)}
 
 
 def is_raw(item: Item) -> bool:

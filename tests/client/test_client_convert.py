@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import math
 from typing import Any
@@ -261,10 +262,11 @@ def test_geneval_rows_as_published() -> None:
     expected = {"tag": "position", "include": row["include"], "exclude": []}
     assert convert.item_from_proto(convert.item_to_proto(sent)).spec == expected
     body = {"scorers": [{"name": "geneval"}], "items": [{"id": "a", "geneval": row}]}
-    (read,) = json_mirror.request_from_json(body).items
+    request = json_mirror.request_from_json(copy.deepcopy(body))
+    (read,) = request.items
     assert read.spec == expected
     assert read.spec_kind == "geneval"
-    assert json_mirror.request_from_json(body).priority is Priority.EVAL
+    assert request.priority is Priority.EVAL
 
 
 def clause(**changes: object) -> dict[str, object]:
