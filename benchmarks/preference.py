@@ -2,6 +2,7 @@
 
 Run: OMP_NUM_THREADS=1 python -m benchmarks.preference [SCORER ...]
 
+`clipscore+aesthetic` measures both as they run in one worker: one network, one look at a picture.
 Writes checkpoints of the full-size architectures in the official formats into a temporary folder
 (up to 4 GB at a time), loads them through the scorers themselves and scores 512x512 px pictures
 with a prompt each. Prints CPU time, which other processes on the machine disturb less than wall
@@ -23,15 +24,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from reward_server.scorers import load_scorer_class
-from reward_server.scorers.base import ScoreInput
+from reward_server.scorers.backbones import Backbones, UsesBackbones
+from reward_server.scorers.base import ItemScore, ScoreInput
 from reward_server.scorers.torch_tools import prepare_torchvision
 
 BATCHES = (1, 4)
 SIDE_PX = 512
 # Parameters in millions; fp32 takes 4 bytes each, and the checkpoint a second time while loading.
 MILLIONS = {"clipscore": 428, "aesthetic": 428, "imagereward": 446, "pickscore": 986, "hpsv2": 986}
+MILLIONS["clipscore+aesthetic"] = 428
 CLIP_L = {"vision": (1024, 4096, 24, 16), "text": (768, 3072, 12, 12), "dim": 768}
 CLIP_H = {"vision": (1280, 5120, 32, 16), "text": (1024, 4096, 24, 16), "dim": 1024}
 
@@ -158,6 +162,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "imagereward": write_imagereward,
     "pickscore": lambda folder: write_clip(folder, CLIP_H, "gelu"),
     "hpsv2": write_hps,
+    "clipscore+aesthetic": write_aesthetic,
 }
 
 
@@ -181,23 +186,28 @@ def items(count: int) -> list[ScoreInput]:
 def measure(name: str, folder: Path) -> None:
     WRITERS[name](folder)
     gc.collect()
-    extra = {"head": str(folder)} if name == "aesthetic" else {}
-    scorer_class: Any = load_scorer_class(name)
-    scorer = scorer_class(weights=str(folder), dtype="float32", **extra)
+    backbones, scorers = Backbones(), []
     start = time.process_time()
-    scorer.load("cpu")
+    for part in name.split("+"):
+        extra = {"head": str(folder)} if part == "aesthetic" else {}
+        scorer_class: Any = load_scorer_class(part)
+        scorer = scorer_class(weights=str(folder), dtype="float32", **extra)
+        if isinstance(scorer, UsesBackbones):
+            scorer.use_backbones(backbones)
+        scorer.load("cpu")
+        scorers.append(scorer)
     loaded_s = time.process_time() - start
     for batch in BATCHES:
         inputs = items(batch)
         cpu, wall = time.process_time(), time.perf_counter()
-        outcomes = scorer.score(inputs, details=False)
+        with backbones.run():
+            outcomes = [o for s in scorers for o in s.score(inputs, details=False)]
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-        assert len(outcomes) == batch
+        assert all(isinstance(outcome, ItemScore) for outcome in outcomes)
         each, speed = cpu / batch, batch / cpu
-        line = (
-            f"{name:14}{MILLIONS[name]:7}{loaded_s:10.1f}{batch:7}{each:13.2f}{wall / batch:14.2f}"
-        )
-        print(f"{line}{speed:14.2f}", flush=True)
+        rss_gb = psutil.Process().memory_info().rss / 1e9  # weights are mapped when they are used
+        line = f"{name:20}{MILLIONS[name]:7}{loaded_s:11.1f}{rss_gb:8.1f}{batch:6}{each:13.2f}"
+        print(f"{line}{wall / batch:14.2f}{speed:14.2f}", flush=True)
 
 
 def main(names: list[str]) -> None:
@@ -211,13 +221,13 @@ def main(names: list[str]) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     print(
-        f"{'scorer':14}{'M par.':>7}{'load CPU s':>11}{'batch':>6}{'CPU s/image':>13}"
+        f"{'scorer':20}{'M par.':>7}{'load CPU s':>11}{'RSS GB':>8}{'batch':>6}{'CPU s/image':>13}"
         f"{'wall s/image':>14}{'images/CPU s':>14}"
     )
     for name in names or WRITERS:
         needed_gb = 2.2 * 4 * MILLIONS[name] / 1e3
         if free_gb() < needed_gb:
-            print(f"{name:14}skipped: needs {needed_gb:.1f} GB of memory, {free_gb():.1f} GB free")
+            print(f"{name:20}skipped: needs {needed_gb:.1f} GB of memory, {free_gb():.1f} GB free")
             continue
         with tempfile.TemporaryDirectory() as folder:
             measure(name, Path(folder))

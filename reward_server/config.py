@@ -30,6 +30,7 @@ from reward_server.upstream.settings import (
     check_keys,
     read_settings,
 )
+from reward_server.weights.catalog import CATALOG
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -40,6 +41,10 @@ ENV_PREFIX = "REWARD_SERVER__"
 DEFAULT_FILE = Path(__file__).with_name("config_default.toml")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
+# What scorers of one worker have in common; a guest's table may leave it out.
+_WORKER_KEYS = ("device", "replicas", "python", "threads", "memory_limit_bytes")
+# Options that decide the network they share, with their defaults.
+_NETWORK_OPTIONS = {"weights": "", "dtype": "float32", "compile": False}
 
 
 class ConfigError(Exception):
@@ -155,6 +160,9 @@ class ScorerConfig(UpstreamKeys, _Section):
     replicas: int = Field(1, ge=1, le=64, description="worker processes per device")
     python: str = Field("", description="interpreter of the workers; default: the server's own")
     options: dict[str, Any] = Field(default_factory=dict, description="passed to the scorer")
+    worker_of: str = Field(
+        "", description="scorer whose workers and network it shares; default: its own"
+    )
     env: list[str] = Field(
         default_factory=list, description="names of more environment variables for the workers"
     )
@@ -192,16 +200,22 @@ class Config(_Section):
     @model_validator(mode="before")
     @classmethod
     def _put_defaults_under(cls, tables: Any) -> Any:
-        """Fill what a scorer's table leaves out from [defaults]; upstream ones run elsewhere."""
-        defaults, scorers = tables.get("defaults"), tables.get("scorers")
+        """Fill what a scorer's table leaves out from [defaults]; upstream ones run elsewhere.
+
+        What concerns the worker comes from the table of the scorer whose worker it is.
+        """
+        defaults, scorers = tables.get("defaults", {}), tables.get("scorers")
         if not isinstance(defaults, dict) or not isinstance(scorers, dict):
             return tables
-        filled = {
-            name: {**defaults, **table}
-            if isinstance(table, dict) and "upstream" not in table
-            else table
-            for name, table in scorers.items()
-        }
+        filled = {}
+        for name, table in scorers.items():
+            filled[name] = table
+            if isinstance(table, dict) and "upstream" not in table:
+                host = scorers.get(str(table.get("worker_of")))
+                of_worker = {
+                    k: host[k] for k in _WORKER_KEYS if isinstance(host, dict) and k in host
+                }
+                filled[name] = {**defaults, **of_worker, **table}
         return {**tables, "scorers": filled}
 
     @model_validator(mode="after")
@@ -222,6 +236,8 @@ class Config(_Section):
                 )
             if not section.devices:
                 raise ValueError(f"scorers.{name}.device: the list is empty")
+            if section.worker_of:
+                _check_guest(name, section, self.scorers)
         return self
 
     @model_validator(mode="after")
@@ -236,6 +252,55 @@ class Config(_Section):
                         f" (configured: {_listed(list(self.scorers))})"
                     )
         return self
+
+
+def _check_guest(name: str, section: ScorerConfig, scorers: Mapping[str, ScorerConfig]) -> None:
+    """Raise ValueError unless a scorer can live in the workers of the one it names."""
+    where, host_name = f"scorers.{name}.worker_of", section.worker_of
+    host = scorers.get(host_name)
+    if host is None:
+        raise ValueError(
+            f"{where}: no scorer called {host_name!r}{_nearest(host_name, scorers)}"
+            f" (configured: {_listed(list(scorers))})"
+        )
+    if host_name == name:
+        raise ValueError(f"{where}: names the scorer itself; leave it out")
+    if host.targets:
+        raise ValueError(f"{where}: {host_name!r} runs on another server; leave it out")
+    if host.worker_of:
+        raise ValueError(
+            f"{where}: {host_name!r} has no worker of its own; name {host.worker_of!r}"
+        )
+    paths = section.scorer or name, host.scorer or host_name
+    if all(path in SCORERS for path in paths) and not _networks(paths[0]) & _networks(paths[1]):
+        raise ValueError(
+            f"{where}: {paths[0]!r} and {paths[1]!r} have no network in common; leave it out"
+        )
+    pairs = {key: (getattr(section, key), getattr(host, key)) for key in _WORKER_KEYS}
+    pairs |= {
+        f"options.{key}": (section.options.get(key, default), host.options.get(key, default))
+        for key, default in _NETWORK_OPTIONS.items()
+    }
+    for key, (own, of_host) in pairs.items():
+        if own != of_host:
+            raise ValueError(
+                f"scorers.{name}.{key} is {own!r}, but {host_name!r}, whose worker it shares, has"
+                f" {of_host!r}: make them equal, or leave out worker_of"
+            )
+
+
+def _networks(scorer: str) -> set[str]:
+    """The weight sets of a built-in scorer."""
+    return {name for name, weights in CATALOG.items() if scorer in weights.scorers}
+
+
+def worker_groups(scorers: Mapping[str, ScorerConfig]) -> dict[str, dict[str, ScorerConfig]]:
+    """By scorer, the tables of all that share its workers, the one whose workers they are first."""
+    groups: dict[str, dict[str, ScorerConfig]] = {}
+    hosts = {name: section.worker_of or name for name, section in scorers.items()}
+    for name, host in sorted(hosts.items(), key=lambda pair: pair[0] != pair[1]):
+        groups.setdefault(host, {})[name] = scorers[name]
+    return {name: groups[host] for name, host in hosts.items()}
 
 
 def load(path: Path | None = None, env: Mapping[str, str] | None = None) -> Config:
@@ -275,6 +340,9 @@ def load(path: Path | None = None, env: Mapping[str, str] | None = None) -> Conf
 def select(config: Config, names: list[str]) -> Config:
     """Keep only the named scorers; a built-in scorer without a table gets [defaults].
 
+    Built-in scorers without tables share a worker where they use the same network. Scorers whose
+    tables say that they live with one that is left out share the worker of the first of them.
+
     Raises:
         ConfigError: a name that is neither configured nor built in.
     """
@@ -292,6 +360,15 @@ def select(config: Config, names: list[str]) -> Config:
             )
     if not chosen:
         raise ConfigError("--scorers: name at least one scorer, separated by commas")
+    hosts: dict[str, str] = {}
+    for name, section in chosen.items():
+        shared = section.worker_of
+        if name not in config.scorers:
+            shared = next((key for key in _networks(name) if len(CATALOG[key].scorers) > 1), "")
+        if shared and shared not in chosen:
+            host = hosts.setdefault(shared, name)
+            worker_of = "" if host == name else host
+            chosen[name] = section.model_copy(update={"worker_of": worker_of})
     return config.model_copy(update={"scorers": chosen})
 
 

@@ -4,23 +4,26 @@ A request leases the scorers it asks for. A reload never takes a leased scorer a
 or replaced is retired, which means that it finishes the requests that hold it and stops after the
 last. A changed scorer loads beside the one it replaces and takes over once it is READY, so that
 there is no gap and a new version that cannot start costs nothing; the device needs room for both.
-The old one gives way at once only if it has never served or has failed for good.
+The old one gives way at once only if it has never served or has failed for good. Scorers that share
+a worker are replaced together: when the table of one of them changes, or who they are.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import structlog
 
 from reward_client.types import ScorerInfo
 from reward_server.backend import Backend
-from reward_server.config import ScorerConfig
+from reward_server.config import ScorerConfig, worker_groups
 
-MakeBackend = Callable[[str, ScorerConfig, Callable[[], None]], Backend]
+# Tables of scorers that share workers, and what to call with the name of one that has changed.
+Group = Mapping[str, ScorerConfig]
+MakeBackends = Callable[[Group, Callable[[str], None]], Mapping[str, Backend]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,7 @@ class Changes:
 class _Entry:
     """One scorer that runs, who uses it, and what will replace it."""
 
-    config: ScorerConfig
+    group: Group
     backend: Backend
     leases: int = 0
     released: asyncio.Event = field(default_factory=asyncio.Event)
@@ -50,12 +53,13 @@ class Registry:
     def __init__(
         self,
         scorers: Mapping[str, ScorerConfig],
-        make_backend: MakeBackend,
+        make_backends: MakeBackends,
         on_change: Callable[[], None],
     ) -> None:
-        self._make_backend = make_backend
+        self._make_backends = make_backends
         self._on_change = on_change
-        self._entries = {name: self._make_entry(name, config) for name, config in scorers.items()}
+        made = self._make_entries(worker_groups(scorers).values())
+        self._entries = {name: made[name] for name in scorers}
         self._retiring: dict[asyncio.Task[None], _Entry] = {}
         self._draining = False
 
@@ -103,32 +107,33 @@ class Registry:
         Raises:
             Exception: a scorer cannot be built; then nothing has changed.
         """
-        old = self._entries
+        old, groups = self._entries, worker_groups(scorers)
+        loading = {name: entry.successor or entry for name, entry in old.items()}
+        stay = [name for name in scorers if _are(old, groups[name])]
+        come = [name for name in scorers if name not in stay and _are(loading, groups[name])]
+        fresh = [name for name in scorers if name not in stay and name not in come]
+        made = self._make_entries(groups[name] for name in fresh)
         changes = Changes(
-            added=tuple(name for name in scorers if name not in old),
+            added=tuple(name for name in fresh if name not in old),
             removed=tuple(name for name in old if name not in scorers),
-            replaced=tuple(
-                name for name in scorers if name in old and old[name].config != scorers[name]
-            ),
+            replaced=tuple(name for name in fresh if name in old),
             retried=tuple(
                 name
-                for name in scorers
-                if name in old
-                and old[name].config == scorers[name]
-                and old[name].backend.info().state == "FAILED"
+                for name in (*stay, *come)
+                if (old if name in stay else loading)[name].backend.info().state == "FAILED"
             ),
         )
-        fresh = {name: self._make_entry(name, scorers[name]) for name in changes.added}
-        successors = {name: self._make_entry(name, scorers[name]) for name in changes.replaced}
         for name in changes.removed:
             self._retire(old[name])
-        self._entries = {name: old.get(name) or fresh[name] for name in scorers}
-        for entry in fresh.values():
-            entry.backend.start()
-        for name in scorers:
-            self._succeed(name, successors.get(name))
+        self._entries = {name: old.get(name) or made[name] for name in scorers}
+        for name in stay:
+            self._succeed(name, None)
+        for name in changes.added:
+            made[name].backend.start()
+        for name in changes.replaced:
+            self._succeed(name, made[name])
         for name in changes.retried:
-            old[name].backend.retry()
+            (old if name in stay else loading)[name].backend.retry()
         self._on_change()
         return changes
 
@@ -147,22 +152,22 @@ class Registry:
             task.cancel()
         await asyncio.gather(*(entry.backend.stop() for entry in entries))
 
-    def _make_entry(self, name: str, config: ScorerConfig) -> _Entry:
-        # By name: when a backend changes, it may be another entry's successor.
-        return _Entry(config, self._make_backend(name, config, lambda: self._changed(name)))
+    def _make_entries(self, groups: Iterable[Group]) -> dict[str, _Entry]:
+        made: dict[str, _Entry] = {}
+        for group in groups:
+            if not group.keys() <= made.keys():
+                # By name: when a backend changes, it may be another entry's successor.
+                backends = self._make_backends(group, self._changed)
+                made |= {name: _Entry(group, backend) for name, backend in backends.items()}
+        return made
 
     def _succeed(self, name: str, wanted: _Entry | None) -> None:
         """Let a new version load beside the present one; None if the present one stays."""
         entry = self._entries[name]
-        loading = entry.successor
-        if loading is not None and wanted is not None and loading.config == wanted.config:
-            loading.backend.retry()
-            return
-        if loading is not None:
-            entry.successor = None
-            self._retire(loading)
+        if entry.successor is not None:
+            self._retire(entry.successor)
+        entry.successor = wanted
         if wanted is not None:
-            entry.successor = wanted
             wanted.backend.start()
             self._changed(name)
 
@@ -201,6 +206,13 @@ class Registry:
             entry.released.clear()
             await entry.released.wait()
         await entry.backend.stop()
+
+
+def _are(entries: Mapping[str, _Entry], group: Group) -> bool:
+    """Whether entries are those of a group, made together: only then they share their workers."""
+    found = [entries.get(name) for name in group]
+    shared = found[0].group if found[0] else None
+    return shared == group and all(entry and entry.group is shared for entry in found)
 
 
 def _serves_no_more(backend: Backend) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -39,7 +39,7 @@ from reward_server.upstream.hops import check_no_loop
 from reward_server.upstream.scorer import UpstreamScorer
 from reward_server.upstream.servers import Servers
 from reward_server.upstream.settings import Route, read_settings
-from reward_server.workers.pool import ScorerPool
+from reward_server.workers.pool import open_pools
 
 T = TypeVar("T")
 _DRAINING_RETRY_AFTER_S = 1.0
@@ -66,7 +66,7 @@ class RewardService:
         self._cache = ResultCache(server.cache_bytes)
         # Upstream scorers with equal routes share connections and messages.
         self._routes: dict[Route, Servers] = {}
-        self._registry = Registry(config.scorers, self._open_backend, self._notify)
+        self._registry = Registry(config.scorers, self._open_backends, self._notify)
         self._admission = Admission(server.max_queue_items, server.max_queue_bytes)
         metrics.admitted_bytes.set_function(lambda: self._admission.bytes)
         metrics.limit_items.set_function(lambda: self._admission.max_items)
@@ -280,21 +280,22 @@ class RewardService:
             if backend.needs_pixels:
                 self.metrics.decode_seconds.labels(backend.name).observe(seconds)
 
-    def _open_backend(
-        self, name: str, config: ScorerConfig, on_change: Callable[[], None]
-    ) -> Backend:
-        """Build the backend of a configured scorer; nothing is started yet.
+    def _open_backends(
+        self, group: Mapping[str, ScorerConfig], on_change: Callable[[str], None]
+    ) -> Mapping[str, Backend]:
+        """Build the backends of scorers that share their workers; nothing is started yet.
 
         Raises:
             UpstreamConfigError: a key or a certificate for its upstream cannot be read.
         """
+        name, config = next(iter(group.items()))
         if not config.targets:
-            return ScorerPool(name, config, self.metrics, on_change, self._cache)
+            return open_pools(group, self.metrics, on_change, self._cache)
         settings = read_settings(name, config)
         if settings.route not in self._routes:
             self._routes[settings.route] = Servers(settings.route, self._id, self.metrics)
         servers = self._routes[settings.route]
-        return UpstreamScorer(name, settings, servers, on_change=on_change)
+        return {name: UpstreamScorer(name, settings, servers, on_change=lambda: on_change(name))}
 
     def _notify(self) -> None:
         for listener in self._listeners:

@@ -88,6 +88,12 @@ class Metrics:
         self.compute_seconds = histogram(
             "reward_compute_seconds", "Computing of a batch.", "scorer"
         )
+        self.backbone_pictures = counter(
+            "reward_backbone_pictures",
+            "Pictures a shared network looked at (computed), or had already for another scorer of"
+            " the worker (reused).",
+            *("scorer", "how"),
+        )
         self.total_seconds = histogram(
             "reward_scorer_seconds",
             "From the arrival of a request to the last answer of a scorer.",

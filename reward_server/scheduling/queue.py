@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from reward_client.errors import Code
 from reward_server.observability.metrics import Metrics
-from reward_server.scheduling.batching import BatchLimits, FairShares, Job, plan
+from reward_server.scheduling.batching import BatchLimits, FairShares, Job, Plan, plan
 from reward_server.scheduling.gather import within
 from reward_server.workers.ipc import BatchDone, Failure, ItemMessage, Score
 
@@ -99,16 +99,35 @@ class Work:
         return True
 
 
-class WorkQueue:
-    """What waits for one scorer; several workers take from it."""
+class Signal:
+    """Wakes all that wait for it now."""
 
-    def __init__(self, name: str, metrics: Metrics) -> None:
+    def __init__(self) -> None:
+        self.next = asyncio.Event()
+
+    def wake(self) -> None:
+        """Set the event that is waited for; who waits from now on waits for the next one."""
+        self.next.set()
+        self.next = asyncio.Event()
+
+
+class WorkQueue:
+    """What waits for one scorer; several workers take from it (`next_batches`)."""
+
+    def __init__(self, name: str, metrics: Metrics, changed: Signal | None = None) -> None:
+        """Prepare.
+
+        Args:
+            name: of the scorer.
+            metrics: where to count.
+            changed: shared by the queues that the same workers take from.
+        """
+        self.changed = changed or Signal()
         self._name = name
         self._metrics = metrics
         self._waiting: dict[int, Work] = {}
         self._running = 0
         self._shares = FairShares()
-        self._changed = asyncio.Event()
         self._batches = itertools.count(1)
 
     @property
@@ -134,35 +153,35 @@ class WorkQueue:
                 work.answer.cancel()
         self._notify()
 
-    async def take(self, limits: BatchLimits) -> list[Work]:
-        """Wait for the next batch; at least one item, in order of arrival."""
-        while True:
-            changed = self._changed
-            now_s = time.monotonic()
-            jobs = [work.job for work in self._waiting.values()]
-            decision = plan(jobs, limits, self._shares, now_s)
-            self._shares = decision.shares
-            for key in decision.expired:
-                self._fail(self._waiting.pop(key), _EXPIRED)
-            self._gauge()
-            if decision.batch:
-                works = [self._waiting.pop(key) for key in decision.batch]
-                for work in works:
-                    work.taken_s = now_s
-                    self._metrics.queue_seconds.labels(self._name).observe(
-                        now_s - work.job.arrival_s
-                    )
-                self._metrics.batch_items.labels(self._name).observe(len(works))
-                fill = limits.fill([work.job for work in works])
-                self._metrics.batch_fill.labels(self._name).observe(fill)
-                self._running += len(works)
-                self._gauge()
-                return works
-            timeout_s = None if decision.wake_at_s is None else decision.wake_at_s - now_s
-            if timeout_s == math.inf:
-                timeout_s = None
-            with contextlib.suppress(asyncio.TimeoutError):
-                await within(timeout_s, changed.wait())
+    def plan(self, limits: BatchLimits, now_s: float) -> Plan:
+        """The next batch, if it is time for one; items whose deadline has passed fail."""
+        decision = plan([w.job for w in self._waiting.values()], limits, self._shares, now_s)
+        for key in decision.expired:
+            self._fail(self._waiting.pop(key), _EXPIRED)
+        self._gauge()
+        return decision
+
+    def runs_alone(self, decision: Plan) -> bool:
+        """Whether a planned batch is an item that must have no company."""
+        return any(self._waiting[key].job.alone for key in decision.batch)
+
+    def take(self, decision: Plan, limits: BatchLimits, now_s: float) -> list[Work]:
+        """Take a planned batch; if it is not time for one yet, what waits nevertheless."""
+        if not decision.batch:
+            decision = self.plan(replace(limits, max_wait_s=0.0), now_s)
+        self._shares = decision.shares
+        works = [self._waiting.pop(key) for key in decision.batch]
+        if not works:
+            return works
+        for work in works:
+            work.taken_s = now_s
+            self._metrics.queue_seconds.labels(self._name).observe(now_s - work.job.arrival_s)
+        self._metrics.batch_items.labels(self._name).observe(len(works))
+        fill = limits.fill([work.job for work in works])
+        self._metrics.batch_fill.labels(self._name).observe(fill)
+        self._running += len(works)
+        self._gauge()
+        return works
 
     def finish(self, works: Sequence[Work], done: BatchDone, worker: Worker | None = None) -> None:
         """Hand out the outcomes of a batch that was taken, and that `worker` ran."""
@@ -211,11 +230,37 @@ class WorkQueue:
 
     def _notify(self) -> None:
         self._gauge()
-        self._changed.set()
-        self._changed = asyncio.Event()
+        self.changed.wake()
 
     def _gauge(self) -> None:
         self._metrics.queue_items.labels(self._name).set(len(self._waiting) + self._running)
+
+
+async def next_batches(asked: Sequence[tuple[WorkQueue, BatchLimits]]) -> list[list[Work]]:
+    """Wait for the next batches of a free worker; in each, items are in order of arrival.
+
+    When a batch of one scorer has to go, what waits for the others goes with it: they may have the
+    same pictures. An item that must run alone is the only one.
+
+    Args:
+        asked: the queues of the worker's scorers, which share a `Signal`, with their limits.
+
+    Returns:
+        A batch per queue; some may be empty, but not all.
+    """
+    while True:
+        changed, now_s = asked[0][0].changed.next, time.monotonic()
+        planned = [(queue, limits, queue.plan(limits, now_s)) for queue, limits in asked]
+        if any(decision.batch for *_, decision in planned):
+            lone = [queue for queue, _, decision in planned if queue.runs_alone(decision)]
+            return [
+                [] if lone and queue is not lone[0] else queue.take(decision, limits, now_s)
+                for queue, limits, decision in planned
+            ]
+        times_s = [d.wake_at_s for *_, d in planned if d.wake_at_s not in (None, math.inf)]
+        timeout_s = min(times_s) - now_s if times_s else None
+        with contextlib.suppress(asyncio.TimeoutError):
+            await within(timeout_s, changed.wait())
 
 
 def _ran(works: Sequence[Work], done: BatchDone, worker: Worker | None) -> Ran | None:

@@ -85,5 +85,5 @@ class AestheticScorer(ClipFamilyScorer):
     def rows(self, items: Sequence[ScoreInput]) -> list[ItemScore]:
         """The head's number for every picture."""
         assert self._head is not None  # set with the network
-        rated = self._head(self.network.images([item.images[0] for item in items]))
+        rated = self._head(self.embed([item.images[0] for item in items]))
         return [ItemScore(value) for value in rated.tolist()]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from reward_server.scorers import clip_tools
-from reward_server.scorers.base import ItemScore, ScoreInput
+from reward_server.scorers import backbones, clip_tools
+from reward_server.scorers.backbones import Backbones
+from reward_server.scorers.base import ItemScore, ScoreInput, UInt8Image
 from reward_server.scorers.clip_tools import VIT_L_14, Clip
 from reward_server.scorers.network_scorer import NetworkScorer
+from reward_server.scorers.pixels import Preparation
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 class ClipFamilyScorer(NetworkScorer[Clip]):
     """A scorer whose network is a CLIP repository of transformers.
+
+    In one worker all with the same files, type and options use the same towers.
 
     Attributes:
         weight_set: a key of `CATALOG`.
@@ -32,29 +36,56 @@ class ClipFamilyScorer(NetworkScorer[Clip]):
 
     def __init__(self, weights: str = "", dtype: str = "float32", compile: bool = False) -> None:
         super().__init__(weights=weights, dtype=dtype, compile=compile)
+        self._backbones = Backbones()
+
+    def use_backbones(self, backbones: Backbones) -> None:
+        """Share towers and embeddings with the other scorers that have got this object."""
+        self._backbones = backbones
 
     def files(self) -> list[Path]:
         """Config, preprocessor, tokenizer and checkpoint."""
         return clip_tools.clip_files(self.weight_set, self._weights)
 
     def open(self, device: str, dtype: torch.dtype) -> Clip:
-        """Load the towers.
+        """Load the towers, or what is lacking of them.
 
         Raises:
             ValueError: another network, or a preprocessor that is not CLIP's.
         """
-        return clip_tools.load_clip(
-            clip_tools.clip_files(self.weight_set, self._weights)[0].parent,
-            self.preparation,
-            device=device,
-            dtype=dtype,
-            compile=self._compile,
-            with_text=self.with_text,
+        files = clip_tools.clip_files(self.weight_set, self._weights)
+        # By their times too: a scorer that is tried again must not meet weights of before.
+        found = tuple((str(path.resolve()), path.stat().st_mtime_ns) for path in files)
+        clip = self._backbones.network(
+            (found, device, dtype, self._compile),
+            lambda: clip_tools.load_clip(
+                files[0].parent,
+                device=device,
+                dtype=dtype,
+                compile=self._compile,
+                with_text=self.with_text,
+            ),
+        )
+        if self.with_text and not clip.has_text:
+            clip_tools.add_text(clip, files[0].parent)
+        return clip
+
+    def embed(self, pictures: Sequence[UInt8Image]) -> torch.Tensor:
+        """(N, D) float32 of length 1; rows that another scorer has made in this run are reused."""
+        clip, preparation = self.network, self._prepared()
+        return self._backbones.rows(
+            (id(clip), preparation), pictures, lambda new: clip.images(new, preparation)
         )
 
+    def facts(self) -> Mapping[str, str]:
+        """What decides the embeddings besides weights and code."""
+        return {**self._prepared().facts(), **self.network.facts()}
+
     def modules(self) -> list[ModuleType]:
-        """The towers and their pairing."""
-        return [clip_tools, sys.modules[__name__]]
+        """The towers, their pairing and their sharing."""
+        return [clip_tools, backbones, sys.modules[__name__]]
+
+    def _prepared(self) -> Preparation:
+        return Preparation(self.preparation, self.network.size_px)
 
 
 class ClipPairScorer(ClipFamilyScorer):
@@ -63,7 +94,9 @@ class ClipPairScorer(ClipFamilyScorer):
     def rows(self, items: Sequence[ScoreInput]) -> list[ItemScore]:
         """Cosines of all pairs, scaled."""
         scale = self.network.logit_scale
-        found = clip_tools.pair_cosines(self.network, items)
+        images = self.embed([item.images[0] for item in items])
+        prompts = [item.prompt for item in items]
+        found = clip_tools.pair_cosines(images, prompts, self.network.texts)
         return [ItemScore(scale * value, {"cosine": value}) for value in found]
 
 

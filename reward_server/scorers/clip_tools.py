@@ -7,12 +7,12 @@ changed with transformers 5. Prompts are tokenised by the repository's own `toke
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from reward_server.scorers import pixels, torch_tools
-from reward_server.scorers.base import ScoreInput, UInt8Image
+from reward_server.scorers.base import UInt8Image
 from reward_server.scorers.pixels import Preparation
 from reward_server.weights import store
 
@@ -23,73 +23,61 @@ VIT_L_14 = "clip-vit-large-patch14"
 CLIP_FILES = ("config.json", "preprocessor_config.json", "tokenizer.json", "model.safetensors")
 
 
-class TwoTowers(Protocol):
-    """Pictures and texts to unit vectors of one space."""
-
-    def images(self, pictures: Sequence[UInt8Image]) -> torch.Tensor:
-        """(N, D) float32 of length 1."""
-        ...
-
-    def texts(self, prompts: Sequence[str]) -> torch.Tensor:
-        """(N, D) float32 of length 1."""
-        ...
-
-
 class Clip:
-    """A CLIPModel of transformers and its tokenizer on a device."""
+    """The towers of a CLIPModel of transformers on a device; without text until it is added."""
 
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        preparation: Preparation,
-        *,
-        device: str,
-        dtype: torch.dtype,
-        compile: bool,
-    ) -> None:
-        """Move a float32 CLIPModel to its device and type.
+    def __init__(self, model: Any, *, device: str, dtype: torch.dtype, compile: bool) -> None:
+        """Move the image tower to its device and type.
 
         Args:
-            model: transformers' CLIPModel; loses its text tower where `tokenizer` is None.
-            tokenizer: of the `tokenizers` package, truncating and padding, or None.
-            preparation: how pictures are resized.
+            model: transformers' CLIPModel in float32.
             device: "cpu" or "cuda:N".
             dtype: of the weights and activations; embeddings are always float32.
-            compile: whether to compile both towers.
+            compile: whether to compile the towers.
         """
         # Before the weights lose precision: 4.6052 in bfloat16 is off by 1 % after exp.
         self.logit_scale = float(model.logit_scale.detach().float().exp())
-        if tokenizer is None:
-            del model.text_model, model.text_projection
         self.width = int(model.config.projection_dim)
-        self._model = model.eval().requires_grad_(False).to(device, dtype)
-        self._vision = torch_tools.compiled(self._model.vision_model, compile)
-        if tokenizer is not None:
-            self._text = torch_tools.compiled(self._model.text_model, compile)
-        self._tokenizer, self._preparation = tokenizer, preparation
-        self._device, self._dtype = device, dtype
+        self.size_px = int(model.config.vision_config.image_size)
+        self._device, self._dtype, self._compile = device, dtype, compile
+        self._vision = self._tower(model.vision_model)
+        self._project_picture = self._placed(model.visual_projection)
+        self._tokenizer: Any = None
+
+    @property
+    def has_text(self) -> bool:
+        """Whether prompts can be embedded."""
+        return self._tokenizer is not None
+
+    def add_text(self, model: Any, tokenizer: Any) -> None:
+        """Take the text tower of a CLIPModel too.
+
+        Args:
+            model: of the same repository, in float32.
+            tokenizer: of the `tokenizers` package, truncating and padding.
+        """
+        self._text = self._tower(model.text_model)
+        self._project_text = self._placed(model.text_projection)
+        self._tokenizer = tokenizer
 
     def facts(self) -> Mapping[str, str]:
-        """What decides the embeddings besides weights and code."""
+        """What decides the embeddings besides weights, preparation and code."""
         import tokenizers
         import transformers
 
         return {
-            **self._preparation.facts(),
             "dtype": str(self._dtype),
             "transformers": transformers.__version__,
             "tokenizers": tokenizers.__version__,
         }
 
-    def images(self, pictures: Sequence[UInt8Image]) -> torch.Tensor:
+    def images(self, pictures: Sequence[UInt8Image], preparation: Preparation) -> torch.Tensor:
         """Embed pictures in one forward: (N, D) float32 of length 1."""
         import torch
 
-        batch = self._preparation.batch(pictures, torch.get_num_threads())
+        batch = preparation.batch(pictures, torch.get_num_threads())
         batch = pixels.normalised(torch_tools.to_device(batch, self._device)).to(self._dtype)
-        pooled = self._vision(pixel_values=batch).pooler_output
-        return unit(self._model.visual_projection(pooled))
+        return unit(self._project_picture(self._vision(pixel_values=batch).pooler_output))
 
     def texts(self, prompts: Sequence[str]) -> torch.Tensor:
         """Embed prompts in one forward: (N, D) float32 of length 1.
@@ -97,8 +85,13 @@ class Clip:
         The text tower is causal and read at the first end token, so padding needs no mask.
         """
         ids = torch_tools.to_device(token_ids(self._tokenizer, prompts), self._device)
-        pooled = self._text(input_ids=ids).pooler_output
-        return unit(self._model.text_projection(pooled))
+        return unit(self._project_text(self._text(input_ids=ids).pooler_output))
+
+    def _placed(self, module: Any) -> Any:
+        return module.eval().requires_grad_(False).to(self._device, self._dtype)
+
+    def _tower(self, module: Any) -> Any:
+        return torch_tools.compiled(self._placed(module), self._compile)
 
 
 def clip_files(name: str, weights: str) -> list[Path]:
@@ -122,27 +115,48 @@ def clip_files(name: str, weights: str) -> list[Path]:
 
 
 def load_clip(
-    folder: Path,
-    preparation: str,
-    *,
-    device: str,
-    dtype: torch.dtype,
-    compile: bool,
-    with_text: bool,
+    folder: Path, *, device: str, dtype: torch.dtype, compile: bool, with_text: bool
 ) -> Clip:
     """Load a CLIP repository from its folder.
 
     Args:
         folder: holds the files of `CLIP_FILES`.
-        preparation: a key of `pixels.PREPARATIONS`.
         device: "cpu" or "cuda:N".
         dtype: of weights and activations.
         compile: whether to compile.
-        with_text: whether the text tower is needed.
+        with_text: whether to keep the text tower; it can be added later.
 
     Raises:
         ValueError: another network, or a preprocessor that is not CLIP's.
     """
+    model = _model(folder)
+    clip = Clip(model, device=device, dtype=dtype, compile=compile)
+    _check_preprocessor(folder / "preprocessor_config.json", clip.size_px)
+    if with_text:
+        add_text(clip, folder, model)
+    return clip
+
+
+def add_text(clip: Clip, folder: Path, model: Any = None) -> None:
+    """Give a network that was loaded for pictures alone its text tower.
+
+    Args:
+        clip: without one.
+        folder: that it was loaded from.
+        model: its CLIPModel, if that is still there.
+
+    Raises:
+        ValueError: the tokenizer does not belong to the network.
+    """
+    model = model or _model(folder)
+    text = model.config.text_config
+    tokenizer = load_tokenizer(folder / "tokenizer.json", text.max_position_embeddings)
+    if tokenizer.get_vocab_size() > text.vocab_size:
+        raise ValueError(f"{folder}: tokenizer.json has more tokens than the network knows")
+    clip.add_text(model, tokenizer)
+
+
+def _model(folder: Path) -> Any:
     from transformers import CLIPModel
 
     loaded: Any = CLIPModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
@@ -150,22 +164,7 @@ def load_clip(
     missing = sorted(info["missing_keys"])
     if missing:
         raise ValueError(f"{folder}: not a whole CLIP checkpoint: {missing[0]} is not in it")
-    size_px = int(model.config.vision_config.image_size)
-    _check_preprocessor(folder / "preprocessor_config.json", size_px)
-    tokenizer = None
-    if with_text:
-        text = model.config.text_config
-        tokenizer = load_tokenizer(folder / "tokenizer.json", text.max_position_embeddings)
-        if tokenizer.get_vocab_size() > text.vocab_size:
-            raise ValueError(f"{folder}: tokenizer.json has more tokens than the network knows")
-    return Clip(
-        model,
-        tokenizer,
-        Preparation(preparation, size_px),
-        device=device,
-        dtype=dtype,
-        compile=compile,
-    )
+    return model
 
 
 def load_tokenizer(path: Path, length: int, pad: str = "<|endoftext|>") -> Any:
@@ -201,11 +200,14 @@ def distinct(prompts: Sequence[str]) -> tuple[list[str], list[int]]:
     return unique, [place[prompt] for prompt in prompts]
 
 
-def pair_cosines(towers: TwoTowers, items: Sequence[ScoreInput]) -> list[float]:
-    """Cosine between every item's picture and its prompt, each different prompt encoded once."""
-    unique, places = distinct([item.prompt for item in items])
-    images = towers.images([item.images[0] for item in items])
-    return cosines(images, towers.texts(unique)[places])
+def pair_cosines(
+    images: torch.Tensor,
+    prompts: Sequence[str],
+    embed: Callable[[Sequence[str]], torch.Tensor],
+) -> list[float]:
+    """Cosines of embedded pictures (N, D) and their N prompts, each different one embedded once."""
+    unique, places = distinct(prompts)
+    return cosines(images, embed(unique)[places])
 
 
 def cosines(a: torch.Tensor, b: torch.Tensor) -> list[float]:

@@ -130,7 +130,10 @@ class HpsV2Scorer(NetworkScorer[OpenClip]):
 
     def rows(self, items: Sequence[ScoreInput]) -> list[ItemScore]:
         """Cosines of all pairs."""
-        return [ItemScore(value) for value in clip_tools.pair_cosines(self.network, items)]
+        images = self.network.images([item.images[0] for item in items])
+        prompts = [item.prompt for item in items]
+        found = clip_tools.pair_cosines(images, prompts, self.network.texts)
+        return [ItemScore(value) for value in found]
 
 
 class HpsV21Scorer(HpsV2Scorer):

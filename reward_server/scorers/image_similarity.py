@@ -56,6 +56,6 @@ class ImageSimilarityScorer(ClipFamilyScorer):
     def rows(self, items: Sequence[ScoreInput]) -> list[ItemScore]:
         """Pictures and references together in one forward."""
         pictures = [item.images[0] for item in items]
-        embedded = self.network.images([*pictures, *(item.references[0] for item in items)])
+        embedded = self.embed([*pictures, *(item.references[0] for item in items)])
         found = clip_tools.cosines(embedded[: len(items)], embedded[len(items) :])
         return [ItemScore(value) for value in found]

@@ -105,9 +105,13 @@ class NetworkScorer(ABC, Generic[NetworkT]):
 
     def fingerprint(self) -> str:
         """Digest over code, weights, preprocessing, types and library versions."""
-        facts = {"version": self.spec.version, "weights": self._digest, **self.network.facts()}
+        facts = {"version": self.spec.version, "weights": self._digest, **self.facts()}
         own = [sys.modules[__name__], sys.modules[type(self).__module__], pixels, torch_tools]
         return tools.digest([*own, *self.modules()], facts)
+
+    def facts(self) -> Mapping[str, str]:
+        """What decides a score besides weights and code."""
+        return self.network.facts()
 
     def golden_items(self) -> list[ScoreInput]:
         """Six inputs whose pictures and prompts differ, one of them not square."""

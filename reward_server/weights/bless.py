@@ -19,7 +19,7 @@ from reward_server.scorers.base import SelfTestError
 from reward_server.scorers.golden_checks import compare
 from reward_server.scorers.golden_file import Golden
 from reward_server.weights.files import WeightsError
-from reward_server.workers.process import passed_on, worker_environment
+from reward_server.workers.process import passed_on, threads_of, worker_environment
 
 
 class BlessError(WeightsError):
@@ -113,7 +113,7 @@ def _measure(path: str, section: ScorerConfig) -> Measured:
         request, result = Path(folder) / "request.json", Path(folder) / "result.json"
         asked = {"scorer": path, "options": dict(section.options), "device": device}
         request.write_text(json.dumps(asked), encoding="utf-8")
-        threads = section.threads or (1 if device == "cpu" else 4)
+        threads = threads_of(section, device)
         try:
             subprocess.run(
                 [python, "-m", "reward_server.weights.bless_worker", str(request), str(result)],

@@ -45,24 +45,37 @@ class ItemMessage(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Start(msgspec.Struct, frozen=True, tag="start"):
-    """Server to worker, once: what to load and where."""
+    """Server to worker: load a scorer, which is `name` from now on; again where that failed."""
 
+    name: str
     scorer: str
     options: dict[str, Any]
     device: str
     threads: int
 
 
-class Batch(msgspec.Struct, frozen=True, tag="batch"):
-    """Server to worker: score these items, whose pixels are in the arena until the answer."""
+class Batch(msgspec.Struct, frozen=True):
+    """Items of one scorer; `details` asks for explanations."""
 
-    number: int
+    name: str
     items: list[ItemMessage]
     details: bool
 
 
+class Run(msgspec.Struct, frozen=True, tag="run"):
+    """Server to worker: score these batches one after the other, one answer for each.
+
+    Their pixels are in the arena until the last answer; a picture of several items is there once.
+    """
+
+    number: int
+    batches: list[Batch]
+
+
 class SelfTest(msgspec.Struct, frozen=True, tag="self_test"):
-    """Server to worker: test the scorer again; it may not be what it was."""
+    """Server to worker: test a scorer again; it may not be what it was."""
+
+    name: str
 
 
 class SelfTestDone(msgspec.Struct, frozen=True, tag="self_test_done"):
@@ -72,7 +85,7 @@ class SelfTestDone(msgspec.Struct, frozen=True, tag="self_test_done"):
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
-    """Worker to server, before loading: the static description of its scorer."""
+    """Worker to server, before loading: the static description of a scorer."""
 
     version: str
     inputs: list[str]
@@ -91,7 +104,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
 
 
 class StartFailed(msgspec.Struct, frozen=True, tag="failed"):
-    """Worker to server: it will exit; `permanent` if another try cannot help."""
+    """Worker to server: it goes on without that scorer; `permanent` if a retry cannot help."""
 
     reason: str
     permanent: bool
@@ -115,11 +128,13 @@ class Failure(msgspec.Struct, frozen=True, tag="failure"):
 
 
 class BatchDone(msgspec.Struct, frozen=True, tag="done"):
-    """Worker to server: one outcome per item, in order.
+    """Worker to server: one outcome per item of a batch, in order.
 
-    `begin_s` is on the monotonic clock, which the processes of a host share. `max_pixels` is the
-    largest batch that device memory has been found to hold, 0 if unlimited. `device_memory_bytes`
-    is what the process holds, None where that is not known.
+    `number` is the run's. `begin_s` is on the monotonic clock, which the processes of a host share.
+    `max_pixels` is the largest batch that device memory has been found to hold, 0 if unlimited.
+    `device_memory_bytes` is what the process holds, None where that is not known. `embedded`
+    pictures went through a shared network for this batch, `reused` ones had done so before in the
+    run.
     """
 
     number: int
@@ -128,9 +143,11 @@ class BatchDone(msgspec.Struct, frozen=True, tag="done"):
     compute_s: float
     max_pixels: int = 0
     device_memory_bytes: int | None = None
+    embedded: int = 0
+    reused: int = 0
 
 
-ToWorker = Start | Batch | SelfTest
+ToWorker = Start | Run | SelfTest
 FromWorker = Hello | Ready | StartFailed | BatchDone | SelfTestDone
 
 _encoder = msgspec.msgpack.Encoder()
@@ -202,19 +219,21 @@ class ArenaWriter:
         self._map: mmap.mmap | None = None
 
     def write(self, images: Sequence[NDArray[np.uint8]]) -> list[ImageRef]:
-        """Copy images (H, W, 3) into the arena, over whatever was there, and say where."""
-        offsets, end = [], 0
+        """Copy images (H, W, 3) into the arena, over whatever was there, and say where.
+
+        The same array is written once, however often it is named.
+        """
+        refs: dict[int, ImageRef] = {}
+        end = 0
         for image in images:
-            offsets.append(end)
-            end += -(-image.nbytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+            if id(image) not in refs:
+                refs[id(image)] = ImageRef(end, image.shape[0], image.shape[1])
+                end += -(-image.nbytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
         self._reserve(end)
-        for offset, image in zip(offsets, images, strict=True):
-            target = np.frombuffer(self._map or b"", np.uint8, image.nbytes, offset)
+        for key, image in {id(image): image for image in images}.items():
+            target = np.frombuffer(self._map or b"", np.uint8, image.nbytes, refs[key].offset_bytes)
             target.reshape(image.shape)[...] = image
-        return [
-            ImageRef(offset, image.shape[0], image.shape[1])
-            for offset, image in zip(offsets, images, strict=True)
-        ]
+        return [refs[id(image)] for image in images]
 
     def close(self) -> None:
         """Give the memory up; the kernel frees it once the worker is gone too."""

@@ -31,7 +31,7 @@ class IsolatingRunner:
     def __init__(
         self, scorer: Scorer, log: Callable[[str], None], on_oom: Callable[[], None]
     ) -> None:
-        self._scorer = scorer
+        self.scorer = scorer
         self._log = log
         self._on_oom = on_oom
         self.max_pixels = 0  # unlimited
@@ -49,7 +49,7 @@ class IsolatingRunner:
         outcomes: list[Score | Failure] = []
         for part in self._parts_that_fit(inputs):
             outcomes += self._run_part([inputs[i] for i in part], details=details)
-        named = self._scorer.spec.transforms
+        named = self.scorer.spec.transforms
         return [
             self._transformed(outcome, named[name])
             for outcome, name in zip(outcomes, transforms, strict=True)
@@ -69,7 +69,7 @@ class IsolatingRunner:
 
     def _run_part(self, inputs: list[ScoreInput], *, details: bool) -> list[Score | Failure]:
         try:
-            found = self._scorer.score(inputs, details=details)
+            found = self.scorer.score(inputs, details=details)
             if not isinstance(found, list | tuple) or len(found) != len(inputs):
                 size = len(found) if isinstance(found, list | tuple) else type(found).__name__
                 raise _BrokenContract(f"returned {size} outcomes for {len(inputs)} items")

@@ -1,11 +1,11 @@
-"""A scorer that runs on this host: its queue, its replicas, its state."""
+"""Scorers that run on this host: workers that some share; of each a queue, replicas, a state."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from reward_client.errors import RewardError, Unavailable
@@ -15,15 +15,53 @@ from reward_server.config import ScorerConfig
 from reward_server.observability import spans
 from reward_server.observability.metrics import Metrics
 from reward_server.scheduling.cache import CacheUse, ResultCache
-from reward_server.scheduling.queue import WorkQueue
+from reward_server.scheduling.queue import Signal, WorkQueue
 from reward_server.scheduling.results import gathered, works_of
 from reward_server.workers.replica import Described, Replica, ReplicaState
+from reward_server.workers.slot import WorkerSlot
 
 _STARTING_RETRY_AFTER_S = 1.0
 
 
+class Workers:
+    """The worker slots of the scorers that share them; they run as long as any of these needs them.
+
+    Attributes:
+        changed: wakes the slots when items arrive.
+        asked: one event per slot, set when a scorer shall be tried again now.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.changed = Signal()
+        self.asked = [asyncio.Event() for _ in range(count)]
+        self._slots: list[WorkerSlot] = []
+        self._users: set[str] = set()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def fill(self, config: ScorerConfig, pools: Mapping[str, ScorerPool]) -> None:
+        """Say which scorers are in every slot; `config` is of the one whose worker it is."""
+        self._users = set(pools)
+        self._slots = [
+            WorkerSlot(index, config, [pool.replicas[index] for pool in pools.values()], asked)
+            for index, asked in enumerate(self.asked)
+        ]
+
+    def start(self) -> None:
+        """Start all slots, once."""
+        if not self._tasks:
+            self._tasks = [asyncio.create_task(slot.run()) for slot in self._slots]
+
+    async def leave(self, name: str) -> None:
+        """Go on without a scorer, and stop after the last one."""
+        self._users.discard(name)
+        if not self._users:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
 class ScorerPool:
-    """The replicas of one scorer around one queue; a `Backend`."""
+    """The replicas of one scorer around one queue; a `Backend`. Made by `open_pools`."""
 
     needs_pixels = True
 
@@ -32,15 +70,17 @@ class ScorerPool:
         name: str,
         config: ScorerConfig,
         metrics: Metrics,
-        on_change: Callable[[], None],
+        on_change: Callable[[str], None],
         cache: ResultCache,
+        workers: Workers,
     ) -> None:
         self.name = name
         self._cache = CacheUse(cache, config.cache, metrics)
-        self.queue = WorkQueue(name, metrics)
+        self.queue = WorkQueue(name, metrics, workers.changed)
         self._on_change = on_change
+        self._workers = workers
         self._draining = False
-        self._replicas = [
+        self.replicas = [
             Replica(
                 name,
                 index,
@@ -48,20 +88,20 @@ class ScorerPool:
                 queue=self.queue,
                 metrics=metrics,
                 on_change=self._changed,
+                on_retry=asked.set,
                 served_fingerprint=self._served_fingerprint,
             )
-            for index in range(len(config.devices))
+            for index, asked in enumerate(workers.asked)
         ]
-        self._tasks: list[asyncio.Task[None]] = []
         self._keys = itertools.count()
 
     def start(self) -> None:
-        """Start the workers; returns at once."""
-        self._tasks = [asyncio.create_task(replica.run()) for replica in self._replicas]
+        """Start the workers, unless another scorer has; returns at once."""
+        self._workers.start()
 
     def retry(self) -> None:
         """Let FAILED replicas try again now, instead of after their cool-down or never."""
-        for replica in self._replicas:
+        for replica in self.replicas:
             replica.retry()
 
     def drain(self) -> None:
@@ -70,16 +110,16 @@ class ScorerPool:
         self._changed()
 
     async def stop(self) -> None:
-        """Stop the workers and fail what is left."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        """Leave the workers, which end with their last scorer, and fail what is left."""
+        for replica in self.replicas:
+            replica.close()
+        await self._workers.leave(self.name)
         self.queue.fail_all("the server stopped", retryable=True)
 
     @property
     def state(self) -> ScorerState:
         """READY as soon as one replica is; FAILED once all are."""
-        states = {replica.state for replica in self._replicas}
+        states = {replica.state for replica in self.replicas}
         if states == {ReplicaState.FAILED}:
             return "FAILED"
         if self._draining:
@@ -89,19 +129,19 @@ class ScorerPool:
     @property
     def described(self) -> Described | None:
         """What a worker said once it was ready, one that still is if possible; else None."""
-        ready = (r.described for r in self._replicas if r.state is ReplicaState.READY)
-        once = (r.described for r in self._replicas)
+        ready = (r.described for r in self.replicas if r.state is ReplicaState.READY)
+        once = (r.described for r in self.replicas)
         return next((d for d in (*ready, *once) if d), None)
 
     def _served_fingerprint(self) -> str:
         """Of the replicas that serve; all have the same, or scores of one name would differ."""
-        ready = (r.described for r in self._replicas if r.state is ReplicaState.READY)
+        ready = (r.described for r in self.replicas if r.state is ReplicaState.READY)
         return next((d.fingerprint for d in ready if d), "")
 
     @property
     def last_error(self) -> str:
         """Why it is not ready, for people."""
-        return next((r.last_error for r in self._replicas if r.last_error), "")
+        return next((r.last_error for r in self.replicas if r.last_error), "")
 
     def refusal(self) -> RewardError | None:
         """Why it takes no items now, or None.
@@ -171,7 +211,7 @@ class ScorerPool:
         """As `info`, with replicas and what waits."""
         return replace(
             self.info(),
-            replicas=tuple(replica.info() for replica in self._replicas),
+            replicas=tuple(replica.info() for replica in self.replicas),
             waiting_items=self.queue.waiting_items,
             oldest_wait_s=self.queue.oldest_wait_s(),
         )
@@ -181,11 +221,35 @@ class ScorerPool:
 
     def _retry_after_s(self) -> float | None:
         """Seconds until a FAILED scorer tries again; None if it does so only when asked to."""
-        times_s = [r.retry_at_s for r in self._replicas if r.retry_at_s is not None]
+        times_s = [r.retry_at_s for r in self.replicas if r.retry_at_s is not None]
         return max(min(times_s) - time.monotonic(), 0.0) if times_s else None
 
     def _changed(self) -> None:
         if self.state == "FAILED":
             is_retryable = self._retry_after_s() is not None
             self.queue.fail_all(self._exit_reason(), retryable=is_retryable)
-        self._on_change()
+        self._on_change(self.name)
+
+
+def open_pools(
+    group: Mapping[str, ScorerConfig],
+    metrics: Metrics,
+    on_change: Callable[[str], None],
+    cache: ResultCache,
+) -> dict[str, ScorerPool]:
+    """The pools of scorers that share their workers; nothing is started yet.
+
+    Args:
+        group: name -> table, the one whose workers they are first.
+        metrics: of the server.
+        on_change: called with a name when the state of that scorer changes.
+        cache: of the server.
+    """
+    host = next(iter(group.values()))
+    workers = Workers(len(host.devices))
+    pools = {
+        name: ScorerPool(name, config, metrics, on_change, cache, workers)
+        for name, config in group.items()
+    }
+    workers.fill(host, pools)
+    return pools

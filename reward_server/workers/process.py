@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reward_server.config import ScorerConfig
+from reward_server.scheduling.queue import Work
 from reward_server.workers.devices import device_problem
 from reward_server.workers.ipc import (
     ArenaWriter,
@@ -29,6 +30,7 @@ from reward_server.workers.ipc import (
     ImageRef,
     ItemMessage,
     Ready,
+    Run,
     SelfTest,
     SelfTestDone,
     Start,
@@ -57,7 +59,7 @@ _LINE_LIMIT_BYTES = 64 << 10
 _LAST_MESSAGE_S = 1.0  # for what a process sent, or printed, before it exited
 # The config names an interpreter that cannot run; any other error of the operating system may pass.
 _PERMANENT_ERRNOS = frozenset({errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.ENOEXEC})
-_Expected = TypeVar("_Expected", Hello, Ready, SelfTestDone)
+_Expected = TypeVar("_Expected", Hello, Ready, SelfTestDone, BatchDone)
 
 
 class WorkerDied(Exception):
@@ -92,28 +94,31 @@ class WorkerProcess:
         self._on_line = on_line
         self._output = asyncio.create_task(self._pump_output(output))
         self.exited = asyncio.create_task(process.wait())
-        self._batch_number = 0
+        self._run_number = 0
 
     @classmethod
     async def start(
-        cls, name: str, config: ScorerConfig, device: str, on_line: Callable[[str], None]
+        cls,
+        config: ScorerConfig,
+        device: str,
+        variables: Sequence[str],
+        on_line: Callable[[str], None],
     ) -> WorkerProcess:
-        """Start the process and send it what to load.
+        """Start the process; it has no scorer yet.
 
         Args:
-            name: of the scorer, used where the config names no other.
-            config: of the scorer.
+            config: of the scorer whose worker it is.
             device: "cpu" or "cuda:N", N counted as on this host.
+            variables: names of environment variables to pass on besides the usual ones.
             on_line: called with every line the process prints.
 
         Raises:
             WorkerRefused: the interpreter cannot be started, or there is no such device.
-            WorkerDied: it went away at once.
             OSError: the host is short of descriptors, processes or memory.
         """
         if problem := device_problem(device, os.environ):
             raise WorkerRefused(problem, permanent=True)
-        threads = config.threads or (1 if device == "cpu" else 4)
+        threads = threads_of(config, device)
         python = config.python or sys.executable
         with contextlib.ExitStack() as stack:
             arena = ArenaWriter()
@@ -127,7 +132,7 @@ class WorkerProcess:
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=output_end,
                     stderr=output_end,
-                    env=worker_environment(os.environ, device, threads, passed_on(config)),
+                    env=worker_environment(os.environ, device, threads, variables),
                     # Ctrl-C is for the server, which then drains its workers.
                     start_new_session=True,
                 )
@@ -138,49 +143,55 @@ class WorkerProcess:
             theirs.close()
             output_end.close()
             streams = await asyncio.open_unix_connection(sock=ours)
-            worker = cls(process, streams, output, stack.pop_all(), arena, on_line)
-        await worker._send(Start(config.scorer or name, dict(config.options), device, threads))
-        return worker
+            return cls(process, streams, output, stack.pop_all(), arena, on_line)
 
     @property
     def pid(self) -> int:
         """The process id."""
         return self._process.pid
 
-    async def hello(self) -> Hello:
-        """Wait for the description of the scorer; raises WorkerRefused if there will be none."""
-        return await self._expect(Hello)
+    async def load(self, name: str, config: ScorerConfig, device: str) -> tuple[Hello, Ready]:
+        """Load a scorer; it has passed its self-test then.
 
-    async def ready(self) -> Ready:
-        """Wait until it has loaded and tested itself; raises WorkerRefused if it cannot."""
-        return await self._expect(Ready)
+        Raises:
+            WorkerRefused: it cannot serve; others of the process still do.
+        """
+        threads = threads_of(config, device)
+        path = config.scorer or name
+        await self._send(Start(name, path, dict(config.options), device, threads))
+        return await self._expect(Hello), await self._expect(Ready)
 
-    async def self_test(self) -> str:
-        """Let the scorer test itself again; returns what is wrong, or an empty string."""
-        await self._send(SelfTest())
+    async def self_test(self, name: str) -> str:
+        """Let a scorer test itself again; returns what is wrong, or an empty string."""
+        await self._send(SelfTest(name))
         return (await self._expect(SelfTestDone)).problem
 
-    async def score(
-        self,
-        items: Sequence[tuple[ItemMessage, Sequence[NDArray[np.uint8]]]],
-        *,
-        details: bool,
-    ) -> BatchDone:
-        """Run a batch: per item a message without image references, and its images.
+    async def send(self, batches: Mapping[str, Sequence[Work]]) -> None:
+        """Begin a run: a batch per scorer. `batch_done` waits for each, in this order.
 
-        The images are those of `images`, then those of `references`; placeholders in the message
-        give the counts.
+        The images of an item are those of `images`, then those of `references`; placeholders in
+        its message give the counts.
         """
-        self._batch_number += 1
-        pixels = [image for _, images in items for image in images]
-        refs = iter(self._arena.write(pixels))
-        messages = [_with_refs(message, refs) for message, _ in items]
-        await self._send(Batch(self._batch_number, messages, details))
-        done = await self._receive()
-        if not isinstance(done, BatchDone) or done.number != self._batch_number:
-            raise WorkerDied(f"the worker answered out of turn: {type(done).__name__}")
-        if len(done.outcomes) != len(items):
-            raise WorkerDied(f"the worker sent {len(done.outcomes)} outcomes for {len(items)}")
+        self._run_number += 1
+        works = [work for batch in batches.values() for work in batch]
+        refs = iter(self._arena.write([image for work in works for image in work.images]))
+        run = [
+            Batch(
+                name,
+                [_with_refs(work.message, refs) for work in batch],
+                any(work.details for work in batch),
+            )
+            for name, batch in batches.items()
+        ]
+        await self._send(Run(self._run_number, run))
+
+    async def batch_done(self, items: int) -> BatchDone:
+        """Wait for the next batch of the run, which has so many items."""
+        done = await self._expect(BatchDone)
+        if done.number != self._run_number:
+            raise WorkerDied(f"the worker answered run {done.number}, not {self._run_number}")
+        if len(done.outcomes) != items:
+            raise WorkerDied(f"the worker sent {len(done.outcomes)} outcomes for {items}")
         return done
 
     async def kill(self) -> None:
@@ -276,6 +287,11 @@ async def _output_pipe(stack: contextlib.ExitStack) -> tuple[asyncio.StreamReade
     )
     stack.callback(transport.close)
     return reader, theirs
+
+
+def threads_of(config: ScorerConfig, device: str) -> int:
+    """CPU threads of a worker."""
+    return config.threads or (1 if device == "cpu" else 4)
 
 
 def placeholder_refs(images: Sequence[NDArray[np.uint8]]) -> list[ImageRef]:

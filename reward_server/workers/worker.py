@@ -1,27 +1,30 @@
-"""The worker process: one scorer, one device, one connection to the server that started it.
+"""The worker process: its scorers, one device, one connection to the server that started it.
 
 Started as `python -m reward_server.workers.worker SOCKET_FD ARENA_FD` with the interpreter of the
-scorer.
-It imports no protobuf, grpc or web framework, so that a scorer's environment may pin what it likes.
+scorers. It imports no protobuf, grpc or web framework, so that a scorer's environment may pin what
+it likes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import functools
 import json
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import msgspec
 
 from reward_client.errors import Code
 from reward_server.scorers import load_scorer_class
-from reward_server.scorers.base import ScoreInput, Scorer, SelfTestError
+from reward_server.scorers.backbones import Backbones, UsesBackbones
+from reward_server.scorers.base import ScoreInput, Scorer, ScorerSpec, SelfTestError, UInt8Image
 from reward_server.workers.device_memory import DeviceMemory
 from reward_server.workers.ipc import (
     ArenaReader,
@@ -29,7 +32,9 @@ from reward_server.workers.ipc import (
     BatchDone,
     Disconnected,
     Failure,
+    FromWorker,
     Hello,
+    ImageRef,
     ItemMessage,
     Ready,
     Score,
@@ -42,6 +47,7 @@ from reward_server.workers.ipc import (
 )
 from reward_server.workers.isolation import IsolatingRunner
 
+_View: TypeAlias = Callable[[ImageRef], UInt8Image]
 _PR_SET_PDEATHSIG = 1
 
 
@@ -51,14 +57,9 @@ def main(arguments: list[str]) -> int:
     _die_with_parent()
     # Ctrl-C reaches the whole process group; the server drains and then closes the socket.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with socket.socket(fileno=socket_fd) as sock:
-        try:
-            _serve(sock, ArenaReader(arena_fd))
-        except (Disconnected, ConnectionError):
-            return 0
-        except _StartError as error:
-            sock.sendall(frame(StartFailed(error.reason, error.permanent)))
-            return 1
+    gone = contextlib.suppress(Disconnected, ConnectionError)
+    with gone, socket.socket(fileno=socket_fd) as sock:
+        _Host(sock, ArenaReader(arena_fd)).serve()
     return 0
 
 
@@ -69,40 +70,88 @@ class _StartError(Exception):
         self.permanent = permanent
 
 
-def _serve(sock: socket.socket, arena: ArenaReader) -> None:
-    start = receive_in_worker(sock)
-    if not isinstance(start, Start):
-        raise Disconnected("the first message was not Start")
-    scorer = _construct(start)
-    spec = scorer.spec
-    low, high = spec.output_range
-    sock.sendall(
-        frame(
-            Hello(
-                version=spec.version,
-                inputs=list(spec.inputs),
-                transforms=sorted(spec.transforms),
-                default_transform=spec.default_transform,
-                output_low=low,
-                output_high=high,
-            )
+class _Host:
+    """Runs the scorers of this process, one at a time, as the server says."""
+
+    def __init__(self, sock: socket.socket, arena: ArenaReader) -> None:
+        self._sock = sock
+        self._arena = arena
+        self._memory = DeviceMemory()
+        self._backbones = Backbones()
+        self._runners: dict[str, IsolatingRunner] = {}
+
+    def serve(self) -> None:
+        """Until the server closes the socket, which raises Disconnected."""
+        while True:
+            message = receive_in_worker(self._sock)
+            if isinstance(message, Start):
+                self._start(message)
+            elif isinstance(message, SelfTest):
+                self._send(SelfTestDone(_problem(self._runners[message.name].scorer)))
+            else:
+                view = functools.cache(self._arena.view)  # one picture is one object in a run
+                with self._backbones.run():
+                    for batch in message.batches:
+                        self._send(self._score(message.number, batch, view))
+
+    def _start(self, start: Start) -> None:
+        try:
+            scorer = _construct(start)
+            self._send(_hello(scorer.spec))
+            if isinstance(scorer, UsesBackbones):
+                scorer.use_backbones(self._backbones)
+            _load(scorer, start)
+            begin_s = time.monotonic()
+            fingerprint = _tested(scorer)
+        except _StartError as error:
+            self._send(StartFailed(error.reason, error.permanent))
+            return
+        self_test_s = time.monotonic() - begin_s
+        self._runners[start.name] = IsolatingRunner(scorer, _log, _free_device_memory)
+        self._send(Ready(fingerprint, self._memory.held_bytes(), self_test_s))
+
+    def _score(self, number: int, batch: Batch, view: _View) -> BatchDone:
+        runner, shared = self._runners[batch.name], self._backbones
+        inputs = [_input(item, view) for item in batch.items]
+        embedded, reused = shared.embedded, shared.reused
+        begin_s = time.monotonic()
+        transforms = [item.transform for item in batch.items]
+        outcomes = runner.run(inputs, transforms, details=batch.details)
+        compute_s = time.monotonic() - begin_s
+        return BatchDone(
+            number=number,
+            outcomes=[_with_portable_details(outcome) for outcome in outcomes],
+            begin_s=begin_s,
+            compute_s=compute_s,
+            max_pixels=runner.max_pixels,
+            device_memory_bytes=self._memory.held_bytes(),
+            embedded=shared.embedded - embedded,
+            reused=shared.reused - reused,
         )
+
+    def _send(self, message: FromWorker) -> None:
+        self._sock.sendall(frame(message))
+
+
+def _input(item: ItemMessage, view: _View) -> ScoreInput:
+    return ScoreInput(
+        prompt=item.prompt,
+        images=tuple(view(ref) for ref in item.images),
+        references=tuple(view(ref) for ref in item.references),
+        spec=item.spec,
     )
-    memory = DeviceMemory()
-    _load(scorer, start)
-    begin_s = time.monotonic()
-    fingerprint = _tested(scorer)
-    self_test_s = time.monotonic() - begin_s
-    sock.sendall(frame(Ready(fingerprint, memory.held_bytes(), self_test_s)))
-    runner = IsolatingRunner(scorer, _log, _free_device_memory)
-    while True:
-        message = receive_in_worker(sock)
-        if isinstance(message, SelfTest):
-            sock.sendall(frame(SelfTestDone(_problem(scorer))))
-        elif isinstance(message, Batch):
-            sock.sendall(_answer(runner, arena, message, memory))
-        else:
-            raise Disconnected(f"unexpected message {type(message).__name__}")
+
+
+def _hello(spec: ScorerSpec) -> Hello:
+    low, high = spec.output_range
+    return Hello(
+        version=spec.version,
+        inputs=list(spec.inputs),
+        transforms=sorted(spec.transforms),
+        default_transform=spec.default_transform,
+        output_low=low,
+        output_high=high,
+    )
 
 
 def _construct(start: Start) -> Scorer:
@@ -144,29 +193,6 @@ def _problem(scorer: Scorer) -> str:
     except Exception as error:  # whatever it is, the scorer does not work
         return f"self-test failed: {_described(error)}"
     return ""
-
-
-def _answer(
-    runner: IsolatingRunner, arena: ArenaReader, batch: Batch, memory: DeviceMemory
-) -> bytes:
-    inputs = [_input(item, arena) for item in batch.items]
-    begin_s = time.monotonic()
-    outcomes = runner.run(inputs, [item.transform for item in batch.items], details=batch.details)
-    compute_s = time.monotonic() - begin_s
-    checked = [_with_portable_details(outcome) for outcome in outcomes]
-    done = BatchDone(
-        batch.number, checked, begin_s, compute_s, runner.max_pixels, memory.held_bytes()
-    )
-    return frame(done)
-
-
-def _input(item: ItemMessage, arena: ArenaReader) -> ScoreInput:
-    return ScoreInput(
-        prompt=item.prompt,
-        images=tuple(arena.view(ref) for ref in item.images),
-        references=tuple(arena.view(ref) for ref in item.references),
-        spec=item.spec,
-    )
 
 
 def _with_portable_details(outcome: Score | Failure) -> Score | Failure:

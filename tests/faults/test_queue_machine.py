@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from reward_client.types import Priority
 from reward_server.observability.metrics import Metrics
 from reward_server.scheduling.batching import BatchLimits, Job
-from reward_server.scheduling.queue import MAX_CRASHES, Answer, Work, WorkQueue
+from reward_server.scheduling.queue import MAX_CRASHES, Answer, Work, WorkQueue, next_batches
 from reward_server.workers.ipc import BatchDone, Failure, ItemMessage, Score
 
 LIMITS = BatchLimits(max_items=4, max_pixels=60, max_wait_s=0.0)
@@ -68,7 +68,7 @@ class QueueMachine(RuleBasedStateMachine):
     @rule()
     def take(self) -> None:
         async def attempt() -> list[Work]:
-            return await asyncio.wait_for(self.queue.take(LIMITS), 0.02)
+            return (await asyncio.wait_for(next_batches([(self.queue, LIMITS)]), 0.02))[0]
 
         alive = [work for work in self.waiting() if work.job.deadline_at_s == math.inf]
         try:

@@ -18,7 +18,7 @@ from reward_client.types import ScorerResult
 from reward_server.config import ScorerConfig
 from reward_server.observability.metrics import Metrics
 from reward_server.scheduling.cache import ResultCache
-from reward_server.workers.pool import ScorerPool
+from reward_server.workers.pool import open_pools
 from reward_server.workers.replica import Pace
 
 TOML = f"""
@@ -193,7 +193,7 @@ def test_a_result_has_the_fingerprint_of_the_process_that_computed_it(
 
 async def test_a_host_out_of_descriptors_delays_a_start() -> None:
     config = ScorerConfig.model_validate({"scorer": f"{BAD}:Mean"})
-    pool = ScorerPool("mean", config, Metrics(), lambda: None, ResultCache(0))
+    pool = open_pools({"mean": config}, Metrics(), lambda name: None, ResultCache(0))["mean"]
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest_free = os.dup(0)
     os.close(lowest_free)

@@ -17,6 +17,8 @@ from reward_server import config
 from reward_server.cli import app
 from reward_server.config import ConfigError
 
+SHARED = "[scorers.clipscore]\n[scorers.aesthetic]\n{}\n"
+
 
 def load(folder: Path, toml: str, **env: str) -> config.Config:
     file = folder / "config.toml"
@@ -48,6 +50,32 @@ def test_the_built_in_config_serves_what_needs_no_downloads() -> None:
         ("[server]\n", "no scorer configured"),
         ("[server\n", "not valid TOML"),
         ("[scorers.'a b']\nscorer='jpeg'\n", "scorer name 'a b'"),
+        (SHARED.format("worker_of = 'clipscor'"), "'clipscor': did you mean 'clipscore'?"),
+        (SHARED.format("worker_of = 'aesthetic'"), "names the scorer itself"),
+        (
+            SHARED.format("worker_of = 'clipscore'\ndevice = 'cuda:1'"),
+            "scorers.aesthetic.device is 'cuda:1', but 'clipscore', whose worker it shares, has"
+            " 'cpu'",
+        ),
+        (SHARED.format("worker_of = 'clipscore'\nreplicas = 2"), "aesthetic.replicas is 2"),
+        (
+            SHARED.format("worker_of = 'clipscore'\noptions = { dtype = 'float16' }"),
+            "aesthetic.options.dtype is 'float16', but 'clipscore', whose worker it shares, has"
+            " 'float32': make them equal, or leave out worker_of",
+        ),
+        (
+            "[scorers.jpeg]\n[scorers.clipscore]\nworker_of = 'jpeg'\n",
+            "'clipscore' and 'jpeg' have no network in common",
+        ),
+        (
+            SHARED.format("worker_of = 'clipscore'")
+            + "[scorers.image_similarity]\nworker_of = 'aesthetic'\n",
+            "'aesthetic' has no worker of its own; name 'clipscore'",
+        ),
+        (
+            "[scorers.clipscore]\nupstream = 'a:1'\n[scorers.aesthetic]\nworker_of = 'clipscore'\n",
+            "'clipscore' runs on another server",
+        ),
     ],
 )
 def test_mistakes_are_one_line(tmp_path: Path, toml: str, words: str) -> None:
@@ -142,3 +170,57 @@ def test_serving_named_scorers_needs_no_file(tmp_path: Path) -> None:
     both = run_cli("serve", "jpeg", "--port", "1", "--http", "127.0.0.1:2")
     assert both.returncode == 2
     assert "leave one out" in both.stderr
+
+
+def test_a_guest_takes_over_what_concerns_the_worker(tmp_path: Path) -> None:
+    toml = """
+[defaults]
+device = "cuda:0"
+[scorers.clipscore]
+device = ["cuda:1", "cuda:2"]
+threads = 3
+max_batch_items = 4
+[scorers.aesthetic]
+worker_of = "clipscore"
+[scorers.jpeg]
+device = "cpu"
+"""
+    loaded = load(tmp_path, toml)
+    guest = loaded.scorers["aesthetic"]
+    assert guest.devices == ("cuda:1", "cuda:2")
+    assert (guest.threads, guest.max_batch_items) == (3, 16)
+    groups = config.worker_groups(loaded.scorers)
+    assert list(groups["clipscore"]) == list(groups["aesthetic"]) == ["clipscore", "aesthetic"]
+    assert list(groups["jpeg"]) == ["jpeg"]
+    # The host comes first wherever its table stands, and moves with its guests.
+    turned = load(tmp_path, "[scorers.aesthetic]\nworker_of = 'clipscore'\n[scorers.clipscore]\n")
+    assert list(config.worker_groups(turned.scorers)["aesthetic"]) == ["clipscore", "aesthetic"]
+    moved = config.on_device(loaded, "cuda:0")
+    assert moved.scorers["aesthetic"].devices == moved.scorers["clipscore"].devices == ("cuda:0",)
+
+
+def test_named_scorers_without_tables_share_what_they_can(tmp_path: Path) -> None:
+    def workers(loaded: config.Config, names: list[str]) -> dict[str, str]:
+        found = config.select(loaded, names).scorers
+        return {name: section.worker_of for name, section in found.items()}
+
+    names = ["pickscore", "aesthetic", "clipscore", "image_similarity", "hpsv2"]
+    built_in = config.load()
+    assert workers(built_in, names) == {
+        "pickscore": "",
+        "aesthetic": "",
+        "clipscore": "aesthetic",
+        "image_similarity": "aesthetic",
+        "hpsv2": "",
+    }
+    # Tables are taken as they are; guests whose host is not asked for stay together.
+    apart = load(tmp_path, "[scorers.clipscore]\n[scorers.aesthetic]\n")
+    assert workers(apart, ["clipscore", "aesthetic"]) == {"clipscore": "", "aesthetic": ""}
+    toml = "[scorers.clipscore]\n"
+    toml += "".join(
+        f"[scorers.{name}]\nworker_of = 'clipscore'\n" for name in ("aesthetic", "image_similarity")
+    )
+    together = load(tmp_path, toml)
+    assert workers(together, ["aesthetic"]) == {"aesthetic": ""}
+    left = {"image_similarity": "", "aesthetic": "image_similarity"}
+    assert workers(together, ["image_similarity", "aesthetic"]) == left

@@ -44,6 +44,18 @@ def test_the_arena_gives_back_what_was_written(batches: list[list[tuple[int, int
         reader.view(ipc.ImageRef(0, 10_000, 10_000))
 
 
+def test_a_picture_of_several_items_is_in_the_arena_once() -> None:
+    writer = ipc.ArenaWriter()
+    reader = ipc.ArenaReader(os.dup(writer.fd))
+    one, other = (np.full((40, 50, 3), value, np.uint8) for value in (1, 2))
+    refs = writer.write([one, other, one, one.copy(), other])
+    assert refs[0] == refs[2] != refs[3]
+    assert refs[1] == refs[4]
+    assert [reader.view(ref)[0, 0, 0] for ref in refs] == [1, 2, 1, 1, 2]
+    assert len({ref.offset_bytes for ref in refs}) == 3
+    writer.close()
+
+
 def test_broken_messages_disconnect_and_nothing_is_unpickled() -> None:
     for data in (b"\xff\xff\xff\xff", b"\0\0\0\3abc", b"\0\0\0\4ab", b""):
         ours, theirs = socket.socketpair()
@@ -80,13 +92,13 @@ def test_isolation_keeps_every_good_item(prompts: list[str]) -> None:
 def test_out_of_memory_is_remembered() -> None:
     small = runner("Small", room_px=200)
     calls = []
-    score = small._scorer.score
+    score = small.scorer.score
 
     def counting(batch, *, details):
         calls.append(len(batch))
         return score(batch, details=details)
 
-    small._scorer.score = counting  # type: ignore[method-assign]
+    small.scorer.score = counting  # type: ignore[method-assign]
     for expected in ([16, 8, 4, 2, 2, 4, 2, 2, 8, 4, 2, 2, 4, 2, 2], [2] * 8):
         calls.clear()
         outcomes = small.run(inputs(["ok"] * 16), ["raw"] * 16, details=False)

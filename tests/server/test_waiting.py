@@ -12,13 +12,13 @@ from reward_client.types import Priority
 from reward_server.observability.metrics import Metrics
 from reward_server.scheduling.batching import BatchLimits, Job
 from reward_server.scheduling.gather import within
-from reward_server.scheduling.queue import Work, WorkQueue
+from reward_server.scheduling.queue import Work, WorkQueue, next_batches
 from reward_server.workers.ipc import ItemMessage
 
 
 async def test_a_cancelled_worker_takes_no_items_with_it() -> None:
     queue = WorkQueue("q", Metrics())
-    taking = asyncio.create_task(queue.take(BatchLimits(4, 1 << 20, 0.0)))
+    taking = asyncio.create_task(next_batches([(queue, BatchLimits(4, 1 << 20, 0.0))]))
     await asyncio.sleep(0.01)
     answer = asyncio.get_running_loop().create_future()
     job = Job(1, "a", Priority.TRAIN, 1, time.monotonic())
