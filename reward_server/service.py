@@ -71,7 +71,10 @@ class RewardService:
         metrics.admitted_bytes.set_function(lambda: self._admission.bytes)
         metrics.limit_items.set_function(lambda: self._admission.max_items)
         metrics.limit_bytes.set_function(lambda: self._admission.max_bytes)
-        metrics.watch(self.infos)
+        metrics.watch(
+            self.infos,
+            lambda: (use for servers in self._routes.values() for use in servers.endpoint_uses()),
+        )
         self._limits = DecodeLimits(
             max_bytes=server.max_image_bytes,
             max_pixels=server.max_image_pixels,

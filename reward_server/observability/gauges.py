@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import get_args
+from typing import NamedTuple, get_args
 
 from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily
@@ -21,21 +21,33 @@ _SCORER = ("scorer",)
 _REPLICA = ("scorer", "replica")
 
 
+class EndpointUse(NamedTuple):
+    """How an upstream server is used for a scorer: items not answered yet, whether it gets any."""
+
+    scorer: str
+    endpoint: str
+    outstanding_items: int
+    is_usable: bool
+
+
 class ScorerWatch(Collector):
-    """Gauges of scorers and replicas, read at every scrape."""
+    """Gauges of scorers, replicas and upstream servers, read at every scrape."""
 
     def __init__(
         self,
         infos: Callable[[], Iterable[ScorerInfo]],
+        endpoints: Callable[[], Iterable[EndpointUse]],
         recent_scores: Mapping[str, Collection[float]],
     ) -> None:
         """Prepare.
 
         Args:
             infos: the scorers as they are now, replicas included.
+            endpoints: the upstream servers of each scorer; one may come twice during a reload.
             recent_scores: the latest `WINDOW_SCORES` of every scorer.
         """
         self._infos = infos
+        self._endpoints = endpoints
         self._recent_scores = recent_scores
 
     def collect(self) -> Iterable[Metric]:
@@ -43,6 +55,7 @@ class ScorerWatch(Collector):
         infos = tuple(self._infos())
         yield from self._scorers(infos)
         yield from self._replicas(infos)
+        yield from self._upstream()
         yield from self._scores()
 
     def _scorers(self, infos: Iterable[ScorerInfo]) -> Iterable[Metric]:
@@ -79,6 +92,24 @@ class ScorerWatch(Collector):
                 _add_known(rss, labels, replica.rss_bytes)
                 _add_known(device, labels, replica.device_memory_bytes)
         return ready, rss, device
+
+    def _upstream(self) -> Iterable[Metric]:
+        labels = ("scorer", "endpoint")
+        outstanding = GaugeMetricFamily(
+            "reward_upstream_outstanding_items",
+            "Items sent to an endpoint and not answered.",
+            labels=labels,
+        )
+        usable = GaugeMetricFamily(
+            "reward_upstream_usable", "1 if the endpoint gets items, else 0.", labels=labels
+        )
+        found: dict[tuple[str, str], list[EndpointUse]] = {}
+        for use in self._endpoints():
+            found.setdefault((use.scorer, use.endpoint), []).append(use)
+        for key, uses in found.items():
+            outstanding.add_metric(key, sum(use.outstanding_items for use in uses))
+            usable.add_metric(key, float(any(use.is_usable for use in uses)))
+        return outstanding, usable
 
     def _scores(self) -> Iterable[Metric]:
         # A reward that drifts or collapses shows here at once. It does not in a histogram, whose

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 
 from prometheus_client import (
     CollectorRegistry,
@@ -20,7 +19,7 @@ from prometheus_client import (
 
 from reward_client.types import ScorerInfo
 from reward_server.observability.build_info import BuildInfo
-from reward_server.observability.gauges import WINDOW_SCORES, ScorerWatch
+from reward_server.observability.gauges import WINDOW_SCORES, EndpointUse, ScorerWatch
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
@@ -118,16 +117,6 @@ class Metrics:
             "Messages sent to an endpoint, by outcome code.",
             *("scorer", "endpoint", "code"),
         )
-        self.upstream_outstanding = gauge(
-            "reward_upstream_outstanding_items",
-            "Items sent to an endpoint and not answered.",
-            *("scorer", "endpoint"),
-        )
-        self.upstream_usable = gauge(
-            "reward_upstream_usable",
-            "1 if the endpoint gets items, else 0.",
-            *("scorer", "endpoint"),
-        )
         self.upstream_failovers = counter(
             "reward_upstream_failovers",
             "Messages sent again, to another endpoint or to one that came back.",
@@ -140,20 +129,23 @@ class Metrics:
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
 
-    def forget_endpoint(self, scorer: str, endpoint: str) -> None:
-        """Drop the gauges of an upstream endpoint that is gone."""
-        for one in (self.upstream_outstanding, self.upstream_usable):
-            with suppress(KeyError):  # a successor of the scorer may have removed them
-                one.remove(scorer, endpoint)
-
     def observe_score(self, scorer: str, score: float) -> None:
         """Take a finite, transformed score into the distribution of its scorer."""
         self.scores.labels(scorer).observe(score)
         self.recent_scores[scorer].append(score)
 
-    def watch(self, infos: Callable[[], Iterable[ScorerInfo]]) -> None:
-        """Report the state of the scorers at every scrape; `infos` returns them with replicas."""
-        self.registry.register(ScorerWatch(infos, self.recent_scores))
+    def watch(
+        self,
+        infos: Callable[[], Iterable[ScorerInfo]],
+        endpoints: Callable[[], Iterable[EndpointUse]] = tuple,
+    ) -> None:
+        """Report the state of scorers and upstream servers at every scrape.
+
+        Args:
+            infos: the scorers with their replicas.
+            endpoints: the upstream servers of each scorer.
+        """
+        self.registry.register(ScorerWatch(infos, endpoints, self.recent_scores))
 
     def tell_build(self, build: BuildInfo) -> None:
         """Publish which build this is."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -40,6 +40,7 @@ from reward_client.types import (
     ScorerState,
 )
 from reward_server.backend import Order
+from reward_server.observability.gauges import EndpointUse
 from reward_server.observability.metrics import Metrics
 from reward_server.upstream.hops import hop_headers
 from reward_server.upstream.identity import Identity, served_identity
@@ -120,7 +121,6 @@ class Servers:
         self._seen: dict[Endpoint, _Seen] = {}
         self._outstanding: Counter[tuple[str, Endpoint]] = Counter()
         self._users: dict[object, _User] = {}
-        self._shown: set[tuple[str, str]] = set()
         self._identities: dict[str, Identity] = {}
         self._pool: Pool | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -159,7 +159,6 @@ class Servers:
     async def leave(self, user: object) -> None:
         """Serve a scorer no more; the last user closes the connections, its calls fail."""
         self._users.pop(user, None)
-        self._publish()
         if not self._users and self._pool is not None:
             pool, self._pool = self._pool, None
             await cancel([task for task in (self._watching,) if task is not None])
@@ -201,6 +200,14 @@ class Servers:
             return "READY", reason
         is_failed = all(seen.state(scorer)[0] == "FAILED" for _, seen in self._known())
         return ("FAILED" if replicas and is_failed else "STARTING"), reason
+
+    def endpoint_uses(self) -> Iterator[EndpointUse]:
+        """How every server is used for every scorer, for metrics."""
+        for user in self._users.values():
+            for endpoint, _ in self._known():
+                outstanding = self._outstanding[user.name, endpoint]
+                is_usable = self._is_usable(endpoint, [user.scorer])
+                yield EndpointUse(user.name, endpoint.address.target, outstanding, is_usable)
 
     def serves_together(self, scorers: Sequence[str]) -> bool:
         """Whether a server has all of these scorers ready, as they are served."""
@@ -251,7 +258,7 @@ class Servers:
             headers = hop_headers(order.client, order.via, self._own_id)
             where = {"server.address": endpoint.address.target, "reward.scorer": scorers}
             code = Code.CANCELLED
-            self._hold(names, endpoint, n_items)
+            self._outstanding.update({(name, endpoint): n_items for name in names})
             try:
                 with _tracing.span("forward", "CLIENT", where):
                     answer = await endpoint.transport.score(part.message, left_s, headers)
@@ -263,8 +270,10 @@ class Servers:
                 self._judge(endpoint, error)
                 raise
             finally:
-                self._hold(names, endpoint, -n_items)
                 for name in names:
+                    self._outstanding[name, endpoint] -= n_items
+                    if not self._outstanding[name, endpoint]:
+                        del self._outstanding[name, endpoint]
                     self._metrics.upstream_calls.labels(
                         name, endpoint.address.target, code.value
                     ).inc()
@@ -330,7 +339,6 @@ class Servers:
             seen.stale.clear()
         if before != (seen.trouble, seen.infos, seen.stale):
             self._update()
-        self._publish()
 
     def _judge(self, endpoint: Endpoint, error: RewardError) -> None:
         """Learn from a message that failed."""
@@ -363,35 +371,8 @@ class Servers:
             del self._seen[endpoint]
         if self._pool is not None:
             self._pool.news()
-        self._publish()
         for user in list(self._users.values()):
             user.on_change()
-
-    def _hold(self, names: Sequence[str], endpoint: Endpoint, n_items: int) -> None:
-        for name in names:
-            self._outstanding[name, endpoint] += n_items
-            if (name, endpoint.address.target) in self._shown:
-                held = self._outstanding[name, endpoint]
-                self._metrics.upstream_outstanding.labels(name, endpoint.address.target).set(held)
-            if not self._outstanding[name, endpoint]:
-                del self._outstanding[name, endpoint]
-
-    def _publish(self) -> None:
-        """Set the gauges; those of servers that are gone are dropped."""
-        shown = set()
-        for user in self._users.values():
-            for endpoint, _ in self._known():
-                labels = user.name, endpoint.address.target
-                shown.add(labels)
-                self._metrics.upstream_outstanding.labels(*labels).set(
-                    self._outstanding[user.name, endpoint]
-                )
-                self._metrics.upstream_usable.labels(*labels).set(
-                    self._is_usable(endpoint, [user.scorer])
-                )
-        for labels in self._shown - shown:
-            self._metrics.forget_endpoint(*labels)
-        self._shown = shown
 
 
 def may_pass_on(error: RewardError) -> bool:
