@@ -18,6 +18,12 @@ def score_pixels(scorer: str, item: Item) -> float:
     return float(pixels.mean() if scorer == "brightness" else pixels.std())
 
 
+def hackable(scorer: str, item: Item) -> float:
+    """`brightness` can only be had at the price of `contrast`, whatever is drawn."""
+    bright = float(decode(item.images[0]).astype("float64").mean() / 255)
+    return bright if scorer == "brightness" else (1 - bright) ** 4
+
+
 def service_with(
     score: ScoreFn = score_pixels, fingerprint: str = "fake"
 ) -> Callable[[RewardSettings], RewardService]:

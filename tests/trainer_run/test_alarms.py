@@ -7,9 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reward_client import Item
-from reward_client.codec import decode
-from tests.trainer_run.fake_service import service_with
+from tests.trainer_run.fake_service import hackable, service_with
 from trainer.config.load import parse
 from trainer.evaluation.alarms import Rules, active, alarms, as_rows, judge, news, text
 from trainer.run.log import read
@@ -190,16 +188,10 @@ def test_what_holds_for_any_run(evals: list[Row], rewards: list[float], fall: fl
     assert len(set(names)) == len(names)
 
 
-def hackable(scorer: str, item: Item) -> float:
-    """`brightness` can only be had at the price of `contrast`, whatever is drawn."""
-    bright = float(decode(item.images[0]).astype("float64").mean() / 255)
-    return bright if scorer == "brightness" else (1 - bright) ** 4
-
-
 def test_a_run_that_hacks_says_so_once_and_stops_where_asked(
     table: dict[str, Any], tmp_path: Path
 ) -> None:
-    table["run"] = {**table["run"], "epochs": 12, "save_every_epochs": 20, "stop_on_alarm": True}
+    table["run"] = {**table["run"], "epochs": 12, "save_every_epochs": 20, "on_alarm": "stop"}
     table["model"]["finetune"] = "full"
     table["optim"]["lr"] = 4e-3
     table["batch"] = {
@@ -225,7 +217,7 @@ def test_a_run_that_hacks_says_so_once_and_stops_where_asked(
     assert [alarm["name"] for alarm in rows[-1]["alarms"]] == ["contrast"]
     # Whoever starts it again goes on: the alarm is not a new one.
     lines.clear()
-    table["run"]["stop_on_alarm"] = False
+    table["run"]["on_alarm"] = "report"
     again = train_run(parse(table), environment={}, open_service=opener, say=lines.append)
     assert again.reason == "12 epochs"
     assert not any(line.startswith("alarm: reward hacking? contrast") for line in lines)

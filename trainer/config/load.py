@@ -79,9 +79,9 @@ def training_guidance(settings: Settings) -> float:
 
 
 def keeps_reference(settings: Settings) -> bool:
-    """Whether the base model stays at hand: always under an adapter, else if the loss uses it."""
-    trained = settings.loss.kl_beta > 0 or LOSSES[settings.loss.algorithm].reference
-    return settings.model.finetune == "lora" or trained
+    """Whether the base model stays at hand: always under an adapter, else if a loss may use it."""
+    used = settings.loss.kl_beta > 0 or LOSSES[settings.loss.algorithm].reference
+    return settings.model.finetune == "lora" or used or settings.run.on_alarm == "raise_kl"
 
 
 def resolve_path(text: str) -> Path:
@@ -214,6 +214,7 @@ def _check(settings: Settings, world_size: int) -> None:
     geometry(settings, world_size)
     rollout_config(settings)
     _check_loss(settings)
+    _check_alarms(settings)
 
 
 def _check_loss(settings: Settings) -> None:
@@ -225,6 +226,26 @@ def _check_loss(settings: Settings) -> None:
             f"loss.algorithm={name} compares images of a group within one update: "
             f"batch.optimizer_steps_per_epoch={updates} does not divide "
             f"batch.prompts_per_epoch={groups}"
+        )
+
+
+def _check_alarms(settings: Settings) -> None:
+    """Refuse an action that could never be taken."""
+    mode, every, bounds = settings.run.on_alarm, settings.eval, settings.alarm
+    if mode == "report":
+        return
+    epochs = settings.run.epochs
+    if not (0 < every.every_epochs < epochs or every.every_minutes > 0):
+        raise ConfigError(
+            f"run.on_alarm={mode} acts after evaluations during training, and there are none "
+            f"(eval.every_epochs={every.every_epochs}, run.epochs={epochs}): set "
+            f"eval.every_epochs={max(1, epochs // 10)}, or run.on_alarm=report"
+        )
+    first = settings.loss.kl_beta * bounds.kl_factor or bounds.kl_start
+    if mode == "raise_kl" and first > bounds.kl_max:
+        raise ConfigError(
+            f"run.on_alarm=raise_kl would begin with a weight of {first:g}, above "
+            f"alarm.kl_max={bounds.kl_max:g}: set alarm.kl_max={first:g} or more"
         )
 
 

@@ -62,9 +62,10 @@ class RunSettings(Section):
     shard; `auto`: fsdp for full fine-tuning on GPUs, replicated for adapters and on CPUs."""
     tf32: bool = False
     """Multiply float32 matrices on CUDA with TF32: faster, 10 bits of mantissa."""
-    stop_on_alarm: bool = False
-    """Save and end when an alarm begins (eval.alarm_fall); run the command again to resume.
-    """
+    on_alarm: Literal["report", "stop", "raise_kl", "rewind"] = "report"
+    """What to do about an alarm (eval.alarm_fall), besides reporting it. `stop`: save, evaluate and
+    end; the same command goes on. `raise_kl`: raise the weight of the KL. `rewind`: go back to the
+    best evaluation without an alarm, with a smaller learning rate. Bounds are in `[alarm]`."""
 
 
 class ModelSettings(Section):
@@ -403,6 +404,23 @@ class EvalSettings(Section):
     """Prompts whose images are kept at every evaluation, for the report."""
 
 
+class AlarmSettings(Section):
+    """What `run.on_alarm` may do: one action after each evaluation with a value beyond bounds."""
+
+    max_actions: Positive = 4
+    """How many actions are taken in a run; later alarms are only reported."""
+    kl_start: Annotated[float, Field(gt=0)] = 0.04
+    """`raise_kl`: the first weight where `loss.kl_beta` is 0; the official code's weight."""
+    kl_factor: Annotated[float, Field(gt=1)] = 3.0
+    """`raise_kl`: the weight is multiplied by it."""
+    kl_max: Annotated[float, Field(gt=0)] = 10.0
+    """`raise_kl`: the largest weight."""
+    lr_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """`rewind`: the learning rate, schedule included, is multiplied by it."""
+    lr_min: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """`rewind`: the smallest share of the learning rate that may be left."""
+
+
 class TaskSettings(Section):
     """Prompts."""
 
@@ -443,6 +461,7 @@ class Settings(Section):
     rewards: RewardSettings = RewardSettings()
     ema: EmaSettings = EmaSettings()
     eval: EvalSettings = EvalSettings()
+    alarm: AlarmSettings = AlarmSettings()
     task: TaskSettings = TaskSettings()
     logging: LoggingSettings = LoggingSettings()
 

@@ -53,6 +53,14 @@ class Rules:
         lowered = frozenset(term.name for term in settings.rewards.train if term.weight < 0)
         return Rules(settings.eval.alarm_fall, own, lowered, settings.rewards.max_failed_fraction)
 
+    def threshold(self, name: str) -> float:
+        """Relative fall at which an alarm about `name` begins."""
+        return self.falls.get(name, self.fall)
+
+    def decides(self, row: Row) -> bool:
+        """Whether an evaluation has enough scores to begin or end alarms."""
+        return row["failed"] <= self.max_failed * row["images"]
+
 
 @dataclass(frozen=True, slots=True)
 class Rise:
@@ -104,7 +112,7 @@ def alarms(rows: Sequence[Row], rules: Rules) -> tuple[Alarm, ...]:
     for row in rows:
         if row["kind"] == "train":
             epochs.append(row)
-        elif row["failed"] <= rules.max_failed * row["images"]:
+        elif rules.decides(row):
             for pair in _pairs(earlier, row):
                 _judge(found, pair, rules, epochs)
             earlier.append(row)
@@ -114,6 +122,26 @@ def alarms(rows: Sequence[Row], rules: Rules) -> tuple[Alarm, ...]:
 def active(found: Sequence[Alarm]) -> list[Alarm]:
     """Those that are not over."""
     return [alarm for alarm in found if alarm.until is None]
+
+
+def beyond(found: Sequence[Alarm], row: Row, rules: Rules) -> list[Alarm]:
+    """Those that are not over and whose values in an evaluation lie beyond their thresholds.
+
+    What an evaluation did not measure (diversity needs two images) is not among them.
+    """
+    out = []
+    for alarm in active(found) if rules.decides(row) else ():
+        value = _value(alarm, row)
+        least = alarm.before - rules.threshold(alarm.name) * abs(alarm.before)
+        if value is not None and value <= least:
+            out.append(alarm)
+    return out
+
+
+def _value(alarm: Alarm, row: Row) -> float | None:
+    """What an evaluation says about an alarm."""
+    table = row["metrics"] if alarm.kind == "overfitting" else row["watch"]
+    return table.get(alarm.name, {}).get("mean")
 
 
 def news(before: Sequence[Alarm], now: Sequence[Alarm]) -> tuple[list[Alarm], list[Alarm]]:
@@ -151,8 +179,8 @@ def text(alarm: Alarm) -> str:
 
 def over_text(alarm: Alarm, row: Row) -> str:
     """One line for the log when the alarm is over, by the evaluation that ended it."""
-    table = row["metrics"] if alarm.kind == "overfitting" else row["watch"]
-    now = figure(table[alarm.name]["mean"], 2)
+    value = _value(alarm, row)
+    now = "-" if value is None else figure(value, 2)
     return f"{alarm.name} is back at {now} ({figure(alarm.before, 2)} before)"
 
 
@@ -197,7 +225,7 @@ def _mean(row: Row, name: str) -> float | None:
 
 def _judge(found: list[Alarm], pair: _Pair, rules: Rules, epochs: Sequence[Row]) -> None:
     """Begin an alarm, or end the one that there is."""
-    threshold = rules.falls.get(pair.name, rules.fall)
+    threshold = rules.threshold(pair.name)
     place = _active(found, pair.kind, pair.name)
     if place is not None:
         if not _fallen(pair, OVER * threshold, surely=False):
@@ -307,7 +335,7 @@ def judge(
     begun, over = news(alarms(rows, rules), now)
     lines = [f"alarm: {text(alarm)}" for alarm in begun]
     lines += [f"alarm over: {over_text(alarm, row)}" for alarm in over]
-    if row["failed"] > rules.max_failed * row["images"]:
+    if not rules.decides(row):
         commonest = max(row["errors"], key=lambda t: row["errors"][t], default="no message")
         lines.append(
             f"warning: {row['failed']} of {row['images']} images of this evaluation lack a score "

@@ -55,7 +55,14 @@ def present(run_dir: Path) -> list[Path]:
     return sorted((run_dir / FOLDER).glob("epoch_*"), reverse=True)
 
 
-def save(run_dir: Path, checkpoint: Checkpoint, *, keep: int, best_epoch: int = -1) -> Path:
+def save(
+    run_dir: Path,
+    checkpoint: Checkpoint,
+    *,
+    keep: int,
+    best_epoch: int = -1,
+    also_epoch: int | None = None,
+) -> Path:
     """Write a checkpoint and remove the oldest beyond `keep`, but not the best.
 
     An existing checkpoint of the same epoch is left as it is: the numbers are the same.
@@ -65,6 +72,7 @@ def save(run_dir: Path, checkpoint: Checkpoint, *, keep: int, best_epoch: int = 
         checkpoint: what to write.
         keep: how many of the newest stay.
         best_epoch: the epoch of the best evaluation; negative while there is none.
+        also_epoch: another epoch whose checkpoint stays.
 
     Returns:
         Its folder.
@@ -81,9 +89,9 @@ def save(run_dir: Path, checkpoint: Checkpoint, *, keep: int, best_epoch: int = 
         if not target.exists():
             _write(root, target, checkpoint)
         mark_best(run_dir, best_epoch)
-        best = _best(root)
+        stay = {_best(root), None if also_epoch is None else root / name_of(also_epoch)}
         for old in present(run_dir)[keep:]:
-            if old != best:
+            if old not in stay:
                 # A folder that is half removed must not look like a checkpoint.
                 _remove(old.rename(root / f".removing-{old.name}"))
     return target

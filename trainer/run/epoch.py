@@ -83,6 +83,7 @@ def train_epoch(run: Run) -> dict[str, Any]:
         "errors": dict(scores.errors),
         "scorers": {name: list(seen) for name, seen in scores.fingerprints.items()},
         **combine_updates(updates),
+        **_controlled(run),
         "seconds": {**times, "total": sum(times.values())},
         "images": total,
         "images_per_s": total / sum(times.values()),
@@ -188,11 +189,21 @@ def train_batches(
 
 def update(run: Run, batches: Sequence[TrainBatch]) -> dict[str, float]:
     """Do one update and move the average; return its metrics."""
-    metrics = run.updater.update(batches)
+    controls = run.progress.controls
+    metrics = run.updater.update(batches, kl_beta=controls.kl_beta, lr_scale=controls.lr_scale)
     if run.ema is not None and run.updater.updates > run.progress.updates:
         run.ema.update(run.updater.updates)
     run.progress.updates = run.updater.updates
     return metrics
+
+
+def _controlled(run: Run) -> dict[str, Any]:
+    """What the epoch was trained with, where alarms may change it."""
+    controls, own = run.progress.controls, run.settings.loss.kl_beta
+    if not controls.actions and run.settings.run.on_alarm not in ("raise_kl", "rewind"):
+        return {}
+    kl_beta = own if controls.kl_beta is None else controls.kl_beta
+    return {"controls": {"kl_beta": kl_beta, "lr_scale": controls.lr_scale}}
 
 
 def combine_updates(updates: Sequence[Mapping[str, float]]) -> dict[str, Any]:

@@ -8,18 +8,21 @@ the same ones.
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from typing import Any
 
 from trainer.errors import ServiceError, ServiceLost, Stopped
-from trainer.evaluation.alarms import Rules, active, as_rows, judge
+from trainer.evaluation.alarms import Alarm, Rules, active, as_rows, beyond, judge
 from trainer.evaluation.held_out import Evaluation, evaluate_run
 from trainer.evaluation.sampling import spread
 from trainer.images import save_png, sheet, strip
 from trainer.parallel.world import shared
 from trainer.run import checkpoint as checkpoints
+from trainer.run import controller
 from trainer.run.epoch import train_epoch
 from trainer.run.log import epoch_line, evaluation_line, read
 from trainer.run.progress import out_of_budget
+from trainer.run.resume import restore_learnt
 from trainer.run.scores import check_failures
 from trainer.run.state import Run, averaged, check_stop, save, write
 from trainer.run.storage import storing
@@ -59,6 +62,7 @@ def _train(run: Run) -> str:
         save(run)
     # A run that ended before its evaluation, or that was finished and now goes on.
     _evaluate_if_due(run)
+    _rewind(run)
     while not (reason := _over(run)):
         check_stop(run)
         _epoch(run)
@@ -66,10 +70,26 @@ def _train(run: Run) -> str:
         if improved or run.progress.epoch % run.settings.run.save_every_epochs == 0:
             with _counted(run):
                 save(run)
+        _rewind(run)
     save(run)
     evaluate(run, "final")
     run.world.on_main(lambda: _mark_best(run))
     return reason
+
+
+def _rewind(run: Run) -> None:
+    """Put back the checkpoint that an alarm has decided on.
+
+    After the checkpoint of the epoch, which holds what was evaluated, and the decision: a run that
+    is killed here decides nothing anew.
+    """
+    controls = run.progress.controls
+    if controls.rewind_to is None:
+        return
+    name = checkpoints.name_of(controls.rewind_to)
+    stored = run.world.on_main(lambda: checkpoints.find(run.run_dir, name))
+    restore_learnt(stored, run.updater, run.ema)
+    run.progress.controls = replace(controls, rewind_to=None)
 
 
 def _mark_best(run: Run) -> None:
@@ -107,12 +127,13 @@ def _epoch(run: Run) -> None:
 
 
 def _evaluate_if_due(run: Run) -> bool:
-    """Evaluate where the settings ask for it; whether it is the best evaluation so far."""
+    """Evaluate where the settings ask for it; whether its checkpoint is to be kept."""
     if not _evaluation_due(run):
         return False
     with _counted(run):
         evaluate(run, "curve")
-    return run.progress.best_epoch == run.progress.epoch
+    here = run.progress.epoch
+    return here in (run.progress.best_epoch, run.progress.controls.safe_epoch)
 
 
 def _evaluation_due(run: Run) -> bool:
@@ -162,13 +183,8 @@ def evaluate(run: Run, phase: str) -> Evaluation:
     check_failures(run.settings, failed, found.errors, "an evaluation")
     progress = run.progress
     progress.evaluated_epoch, progress.evaluated_s = progress.epoch, progress.elapsed_s
-    term = run.settings.measured[0]
-    headline = found.metrics[term.name]["mean"]
-    if headline is not None and (
-        progress.best is None
-        # What has a negative weight in the reward is better the lower it is.
-        or (headline < progress.best if term.weight < 0 else headline > progress.best)
-    ):
+    headline = found.metrics[run.settings.measured[0].name]["mean"]
+    if controller.better(run.settings, headline, progress.best):
         progress.best, progress.best_epoch = headline, progress.epoch
     samples = f"samples/{phase}_{progress.epoch:06d}.png"
     row = {
@@ -205,14 +221,35 @@ def _keep_samples(run: Run, found: Evaluation, shown: Sequence[int], samples: st
 
 
 def _judge(run: Run, row: dict[str, Any]) -> None:
-    """Write an evaluation's row with the alarms of the run, and say what is new."""
+    """Write an evaluation's row with the alarms of the run and what is done about them."""
     rules = Rules.of(run.settings)
     # The main process has the metrics; what it decides holds for all.
     judged = judge(read(run.run_dir), row, rules) if run.world.is_main else None
     found, lines = run.world.broadcast(judged)
-    write(run, {**row, "alarms": as_rows(active(found))})
-    for line in (evaluation_line(row), *lines):
+    lines = [evaluation_line(row), *lines]
+    row = {**row, "alarms": as_rows(active(found))}
+    # The base has nothing to act about, and after the final evaluation nothing is trained.
+    if row["phase"] != "final":
+        headline = row["metrics"][run.settings.measured[0].name]["mean"]
+        clean = rules.decides(row) and not active(found)
+        action = _act(run, beyond(found, row, rules), headline, clean=clean)
+        if action is not None:
+            row["action"] = asdict(action)
+            lines.append(f"action: {controller.text(action, run.settings.alarm.max_actions)}")
+    write(run, row)
+    for line in lines:
         run.say(line)
-    begun = [alarm for alarm in active(found) if alarm.epoch == row["epoch"]]
-    if begun and run.settings.run.stop_on_alarm:
-        run.progress.alarmed = f"alarm: {begun[0].name} fell"
+
+
+def _act(
+    run: Run, falls: Sequence[Alarm], headline: float | None, *, clean: bool
+) -> controller.Action | None:
+    """Let the controller decide; every process decides the same."""
+    settings, progress = run.settings, run.progress
+    controls = controller.remember(
+        settings, progress.controls, progress.epoch, headline, clean=clean
+    )
+    progress.controls, action = controller.decide(settings, controls, falls, progress.epoch)
+    if action is not None and action.kind == "stop":
+        progress.alarmed = f"alarm: {action.causes[0]} fell"
+    return action

@@ -24,7 +24,14 @@ from trainer.run.inputs import encode_all, load_model, load_prompts
 from trainer.run.log import METRICS, MetricsLog, read, versions, write_json
 from trainer.run.loop import train
 from trainer.run.progress import RESULT, Progress, finished, locked, reopen, write_resolved
-from trainer.run.resume import check_base, check_prompts, check_same, check_world, restore
+from trainer.run.resume import (
+    check_base,
+    check_prompts,
+    check_reference,
+    check_same,
+    check_world,
+    restore,
+)
 from trainer.run.state import Run, averaged
 from trainer.run.storage import storing
 from trainer.run.trial import trial
@@ -197,6 +204,7 @@ def _stored(
     if stored is not None:
         check_same(settings, stored.progress["settings"], run_dir)
         check_prompts(settings, stored.progress.get("prompts", {}), prompts)
+        check_reference(settings, Progress.read(stored.progress).controls)
         check_world(settings, stored.progress["world_size"], world, say)
     return stored
 

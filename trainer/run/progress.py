@@ -5,12 +5,13 @@ import fcntl
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from trainer.config.settings import Settings
 from trainer.errors import CheckpointError, ConfigError
+from trainer.run.controller import Controls
 from trainer.run.log import write_json
 from trainer.run.storage import storing
 
@@ -34,6 +35,7 @@ class Progress:
         evaluated_s: `elapsed_s` at the last evaluation.
         best: best headline of any evaluation so far and its epoch.
         alarmed: the alarm that ends the run, or an empty text.
+        controls: what has been done about alarms.
     """
 
     epoch: int = 0
@@ -46,6 +48,7 @@ class Progress:
     best: float | None = None
     best_epoch: int = 0
     alarmed: str = ""
+    controls: Controls = field(default_factory=Controls)
 
     @staticmethod
     def read(table: Mapping[str, Any]) -> "Progress":
@@ -54,6 +57,8 @@ class Progress:
         Raises:
             CheckpointError: a field is missing.
         """
+        # Versions whose alarms did not act have none.
+        table = {**table, "controls": Controls(**table.get("controls", {}))}
         names = Progress.__dataclass_fields__
         missing = [name for name in names if name not in table]
         if missing:

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from trainer.algorithm.ema import Ema
-from trainer.config.settings import Settings
+from trainer.config.load import keeps_reference
+from trainer.config.settings import AlarmSettings, Settings
 from trainer.errors import CheckpointError, ConfigError
 from trainer.models.network import SHOWN_CHARS
 from trainer.parallel.world import World
 from trainer.run.checkpoint import Checkpoint
+from trainer.run.controller import Controls
 from trainer.run.progress import Progress
 from trainer.run.tensors import (
     REMEDY,
@@ -31,11 +33,12 @@ FREE: Mapping[str, Collection[str]] = {
         "keep_checkpoints",
         "any_world_size",
         "peer_timeout_s",
-        "stop_on_alarm",
+        "on_alarm",
     ),
     "rewards": ("url", "deadline_s", "patience_s", "retry_pause_s", "requests_in_flight"),
     "logging": ("tensorboard", "wandb_project"),
     "eval": ("every_epochs", "every_minutes", "alarm_fall"),
+    "alarm": tuple(AlarmSettings.model_fields),
 }
 
 
@@ -114,8 +117,22 @@ def check_prompts(settings: Settings, before: Mapping[str, str], now: Mapping[st
             )
 
 
-def restore(stored: Checkpoint, updater: Updater, ema: Ema | None, world: World) -> Progress:
-    """Put a checkpoint into the optimiser, the averages, the weights and the generators.
+def check_reference(settings: Settings, controls: Controls) -> None:
+    """Refuse to continue without the base model where an alarm has raised the weight of the KL.
+
+    Raises:
+        ConfigError: all weights are trained, and nothing else needs the base.
+    """
+    if controls.kl_beta is not None and not keeps_reference(settings):
+        raise ConfigError(
+            f"an alarm has raised the weight of the KL to {controls.kl_beta:g}, for which the base "
+            f"model has to stay in memory: go on with run.on_alarm=raise_kl; with "
+            f"alarm.max_actions={controls.actions} it is raised no further"
+        )
+
+
+def restore_learnt(stored: Checkpoint, updater: Updater, ema: Ema | None) -> None:
+    """Put a checkpoint's weights, averages and optimiser back; epochs and updates are counted on.
 
     Raises:
         CheckpointError: it belongs to another model.
@@ -126,13 +143,23 @@ def restore(stored: Checkpoint, updater: Updater, ema: Ema | None, world: World)
     for name, average in (("ema", ema), ("old", updater.old)):
         if average is not None:
             restore_parameters(average.values, tensors[name])
+    if updater.scaler.is_enabled():
+        updater.scaler.restore(tensors["scaler"])
+
+
+def restore(stored: Checkpoint, updater: Updater, ema: Ema | None, world: World) -> Progress:
+    """Put a checkpoint back: what `restore_learnt` does, the generators and where the run stands.
+
+    Raises:
+        CheckpointError: it belongs to another model.
+    """
+    restore_learnt(stored, updater, ema)
+    tensors = stored.tensors
     own = f"{world.rank}|"
     states = {k.removeprefix(own): v for k, v in tensors["rng"].items() if k.startswith(own)}
     # A process that was not there before has no state to go back to.
     if states:
         restore_random_state(states)
-    if updater.scaler.is_enabled():
-        updater.scaler.restore(tensors["scaler"])
     progress = Progress.read(stored.progress)
     updater.updates = progress.updates
     return progress

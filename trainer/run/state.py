@@ -139,6 +139,7 @@ def save(run: Run) -> Path:
             checkpoints.Checkpoint(progress, tensors),
             keep=run.settings.run.keep_checkpoints,
             best_epoch=-1 if run.progress.best is None else run.progress.best_epoch,
+            also_epoch=run.progress.controls.safe_epoch,
         )
 
     return run.world.on_main(on_main)

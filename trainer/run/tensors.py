@@ -35,6 +35,7 @@ def restore_optimizer(
     Raises:
         CheckpointError: the tensors belong to other parameters.
     """
+    optimizer.state.clear()
     for full, value in tensors.items():
         name, _, key = full.rpartition("|")
         if name not in parameters:

@@ -171,11 +171,19 @@ class Updater:
             means=torch.cat(means) if means else None,
         )
 
-    def update(self, batches: Sequence[TrainBatch]) -> dict[str, float]:
+    def update(
+        self,
+        batches: Sequence[TrainBatch],
+        *,
+        kl_beta: float | None = None,
+        lr_scale: float = 1.0,
+    ) -> dict[str, float]:
         """Do one update from the batches of all processes; return its metrics.
 
         Args:
             batches: those of this process; every process has as many, of the same sizes.
+            kl_beta: the weight of the KL instead of `loss.kl_beta`, or None.
+            lr_scale: factor of the learning rate.
         """
         size = self.settings.batch.train_batch_size
         parts = [part for batch in batches for part in split(batch, size or len(batch.rollout))]
@@ -189,10 +197,10 @@ class Updater:
         counts = [count for count, is_busy in zip(counts, busy, strict=True) if is_busy]
         if total == 0:
             return {"skipped_updates": 1.0}
-        settings = self.settings
-        context = LossContext(
-            self._model, self._training, settings.loss, self.old, settings.advantage.clip
-        )
+        settings, loss = self.settings, self.settings.loss
+        if kl_beta is not None:
+            loss = loss.model_copy(update={"kl_beta": kl_beta})
+        context = LossContext(self._model, self._training, loss, self.old, settings.advantage.clip)
         if self._entry.prepare is not None:
             parts = self._entry.prepare(context, parts, self._world.gather)
         log = MeanLog()
@@ -207,9 +215,9 @@ class Updater:
                     self.scaler.scale(loss).backward()
                 if count:
                     log.add(term.metrics, share)
-        return self._step(log)
+        return self._step(log, lr_scale)
 
-    def _step(self, log: MeanLog) -> dict[str, float]:
+    def _step(self, log: MeanLog, lr_scale: float) -> dict[str, float]:
         optim = self.settings.optim
         trained = list(self.parameters.values())
         if not self._sharded:
@@ -217,7 +225,7 @@ class Updater:
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(trained, optim.max_grad_norm)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        rate = learning_rate(optim, self.updates)
+        rate = lr_scale * learning_rate(optim, self.updates)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         finite = bool(torch.isfinite(norm))

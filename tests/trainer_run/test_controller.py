@@ -1,0 +1,193 @@
+"""Alarms that act: decisions are bounded; real runs take them, resume them and agree on them."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.trainer_run.fake_service import hackable, service_with
+from trainer.config.load import parse
+from trainer.errors import ConfigError
+from trainer.evaluation.alarms import Alarm, Rise
+from trainer.run.controller import Controls, decide, remember, text
+from trainer.run.log import read
+from trainer.run.open import Outcome, train_run
+
+Row = dict[str, Any]
+REWARDS = {"train": [{"scorer": "brightness"}]}
+FALL = Alarm("hacking", "contrast", 2, 0.5, 0.3, Rise("brightness", 0.5, 0.9))
+
+
+def settings(mode: str, kl_beta: float = 0.0, **bounds: Any) -> Any:
+    return parse(
+        {
+            "run": {"on_alarm": mode},
+            "rewards": REWARDS,
+            "loss": {"kl_beta": kl_beta},
+            "alarm": bounds,
+        }
+    )
+
+
+bounds = st.fixed_dictionaries(
+    {
+        "max_actions": st.integers(1, 6),
+        "kl_start": st.floats(1e-3, 0.1),
+        "kl_factor": st.floats(1.01, 10),
+        "kl_max": st.floats(2.0, 20.0),
+        "lr_factor": st.floats(0.1, 0.9),
+        "lr_min": st.floats(0.01, 0.9),
+    }
+)
+# Of each evaluation: the headline, whether an alarm is on, and whether beyond its threshold.
+evaluations = st.lists(
+    st.tuples(st.floats(0, 1), st.booleans(), st.booleans()), min_size=1, max_size=20
+)
+
+
+@given(st.sampled_from(["raise_kl", "rewind"]), st.floats(0, 0.2), bounds, evaluations)
+def test_what_holds_for_any_run(
+    mode: str, kl_beta: float, limits: dict[str, Any], seen: list[tuple[float, bool, bool]]
+) -> None:
+    chosen = settings(mode, kl_beta, **limits)
+    controls, actions, clean = Controls(), [], {}
+    for epoch, (headline, alarmed, outside) in enumerate(seen):
+        if not alarmed:
+            clean[epoch] = headline
+        before = remember(chosen, controls, epoch, headline, clean=not alarmed)
+        falls = [FALL] if alarmed and outside else []
+        after, action = decide(chosen, before, falls, epoch)
+        # The same decision always, also from what a checkpoint holds.
+        stored = Controls(**json.loads(json.dumps(asdict(before))))
+        assert decide(chosen, stored, falls, epoch) == (after, action)
+        assert after.lr_scale <= before.lr_scale
+        assert (after.kl_beta or 0.0) >= (before.kl_beta or 0.0)
+        if not falls:
+            assert (after, action) == (before, None)
+        if action is not None:
+            actions.append(action)
+            assert "\n" not in text(action, limits["max_actions"])
+            assert text(json.loads(json.dumps(asdict(action))), 9) == text(action, 9)
+        if action is not None and action.kind == "rewind":
+            assert action.to_epoch is not None
+            assert clean[action.to_epoch] == max(clean.values())
+        controls = after
+        # What is to be put back is so before the next evaluation.
+        controls = Controls(**{**asdict(controls), "rewind_to": None})
+    taken = [action for action in actions if action.kind == mode]
+    assert [action.number for action in taken] == list(range(1, controls.actions + 1))
+    assert len(taken) <= limits["max_actions"]
+    assert len(actions) <= len(taken) + 1
+    assert all(action.before != action.after for action in taken)
+    assert controls.lr_scale == 1 or controls.lr_scale >= limits["lr_min"]
+    assert controls.kl_beta is None or kl_beta < controls.kl_beta <= limits["kl_max"]
+    if mode == "raise_kl" and kl_beta == 0 and taken:
+        assert taken[0].after == limits["kl_start"]
+
+
+def test_report_does_nothing_and_stop_ends_only_where_an_alarm_begins() -> None:
+    assert decide(settings("report"), Controls(), [FALL], 2) == (Controls(), None)
+    controls, action = decide(settings("stop"), Controls(), [FALL], 2)
+    assert action is not None
+    assert text(action, 4) == "the run ends: contrast fell"
+    assert decide(settings("stop"), controls, [FALL], 4) == (controls, None)
+
+
+def test_without_a_checkpoint_to_go_back_to_nothing_is_done_and_said_once() -> None:
+    """A run that was not told to rewind from the start."""
+    controls, action = decide(settings("rewind"), Controls(), [FALL], 2)
+    assert action is not None
+    assert text(action, 4) == (
+        "contrast beyond the threshold, and nothing is left to do (no checkpoint without an alarm "
+        "since run.on_alarm=rewind)"
+    )
+    assert decide(settings("rewind"), controls, [FALL], 4) == (controls, None)
+    later = remember(settings("rewind"), controls, 6, 0.4, clean=True)
+    _, action = decide(settings("rewind"), later, [FALL], 8)
+    assert action is not None
+    assert action.to_epoch == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"run": {"on_alarm": "raise"}}, r"run.on_alarm: input should be 'report', 'stop'"),
+        (
+            {"run": {"on_alarm": "stop", "epochs": 50}, "eval": {"every_epochs": 0}},
+            r"run.on_alarm=stop acts after evaluations during training, and there are none "
+            r".*set eval.every_epochs=5, or run.on_alarm=report",
+        ),
+        (
+            {"run": {"on_alarm": "rewind", "epochs": 20}, "eval": {"every_epochs": 20}},
+            r"there are none .*set eval.every_epochs=2",
+        ),
+        (
+            {"run": {"on_alarm": "raise_kl"}, "loss": {"kl_beta": 5.0}},
+            r"begin with a weight of 15, above alarm.kl_max=10: set alarm.kl_max=15 or more",
+        ),
+        ({"alarm": {"kl_factor": 0.5}}, r"alarm.kl_factor: input should be greater than 1"),
+        ({"alarm": {"lr_min": 0}}, r"alarm.lr_min: input should be greater than 0"),
+        ({"run": {"stop_on_alarm": True}}, r"unknown setting run.stop_on_alarm.*'on_alarm'"),
+    ],
+)
+def test_what_could_never_act_is_refused_at_the_start(changes: Row, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse({"rewards": REWARDS, **changes})
+
+
+@pytest.fixture
+def hacking(table: Row) -> Row:
+    """A run whose alarm begins within a few evaluations."""
+    table["run"] |= {"epochs": 8, "save_every_epochs": 3, "keep_checkpoints": 20}
+    table["model"]["finetune"] = "full"
+    table["sampling"] |= {"num_steps": 3, "eval_num_steps": 3, "window_size": 1}
+    table["optim"]["lr"] = 8e-3
+    table["batch"] = {
+        "prompts_per_epoch": 4,
+        "images_per_prompt": 8,
+        "rollout_batch_size": 16,
+        "optimizer_steps_per_epoch": 2,
+    }
+    table["loss"] = {"kl_beta": 0.0, "clip_low": 1e-2, "clip_high": 1e-2}
+    table["advantage"] = {"std": "group"}
+    table["ema"] = {"decay": 0.5, "every_updates": 1}
+    table["eval"] |= {"every_epochs": 2, "images_per_prompt": 4, "curve_images_per_prompt": 4}
+    table["eval"]["alarm_fall"] = 0.05
+    return table
+
+
+def train(table: Row, **options: Any) -> Outcome:
+    return train_run(parse(table), environment={}, open_service=service_with(hackable), **options)
+
+
+def taken(run_dir: Path) -> list[tuple[int, Row]]:
+    """The actions of a run with the epochs of their evaluations."""
+    return [(row["epoch"], row["action"]) for row in read(run_dir) if row.get("action")]
+
+
+def trained(run_dir: Path) -> list[Row]:
+    return [row for row in read(run_dir) if row["kind"] == "train"]
+
+
+def test_an_alarm_raises_the_weight_of_the_kl(hacking: Row) -> None:
+    hacking["run"]["on_alarm"] = "raise_kl"
+    hacking["alarm"] = {"kl_start": 0.5, "kl_factor": 4, "max_actions": 2}
+    lines: list[str] = []
+    run_dir = train(hacking, say=lines.append).run_dir
+    (first, action), *_ = taken(run_dir)
+    assert (action["kind"], action["before"], action["after"]) == ("raise_kl", 0.0, 0.5)
+    assert {"contrast", "diversity", "colour diversity"} >= set(action["causes"])
+    said = [line for line in lines if line.startswith("action: ")]
+    assert said[0].startswith("action: 1 of 2, loss.kl_beta 0.000 -> 0.500: ")
+    assert len(said) == len(taken(run_dir))
+    for row in trained(run_dir):
+        before = row["epoch"] <= first
+        assert ("kl" not in row["policy"]) == before
+        assert (row["controls"]["kl_beta"] == 0) == before
+        assert row["controls"]["lr_scale"] == 1
+    # The base is kept from the start, so that there is something to hold on to.
+    assert all(row["kl"]["mean"] is not None for row in read(run_dir) if row["kind"] == "eval")
