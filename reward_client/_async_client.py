@@ -112,7 +112,7 @@ class AsyncRewardClient(ClientBase):
         self._is_closed = True
         core = self._cores.pop(asyncio.get_running_loop(), None)
         if core is not None:
-            await core.close()
+            await core.pool.close()
 
     async def __aenter__(self) -> AsyncRewardClient:
         return self
@@ -148,7 +148,7 @@ class _Source:
     def next(self) -> asyncio.Future[Item] | None:
         """The item under way, or None if there is no more."""
         if self._next is None and not self.is_exhausted:
-            self._next = asyncio.ensure_future(_anext(self._items))
+            self._next = asyncio.ensure_future(anext(self._items))
         return self._next
 
     def take(self) -> list[Item]:
@@ -165,10 +165,6 @@ class _Source:
     async def close(self) -> None:
         if self._next is not None:
             await cancel([self._next])
-
-
-async def _anext(items: AsyncIterator[Item]) -> Item:
-    return await anext(items)
 
 
 async def _walk(items: Iterable[Item]) -> AsyncIterator[Item]:

@@ -183,7 +183,7 @@ class RewardClient(ClientBase):
                 return
             self._is_closed = True
         if self._core is not None and os.getpid() == self._pid:
-            self._thread.close(self._core.close())
+            self._thread.close(self._core.pool.close())
 
     def __enter__(self) -> RewardClient:
         return self

@@ -135,10 +135,6 @@ class Core:
         """What is known of the servers."""
         return self.pool.states()
 
-    async def close(self) -> None:
-        """Close the connections; what is under way is cancelled."""
-        await self.pool.close()
-
     async def send(
         self,
         request: ScoreRequest,

@@ -8,16 +8,16 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import Any, Literal, TypeAlias, TypeVar
 
-from reward_client._addresses import Address, Lookup, Source, addresses_of, look_up
+from reward_client._addresses import Address, Lookup, Source, look_up
 from reward_client._call import Call, Patience
-from reward_client._endpoints import SILENT_POLLS, Endpoint, EndpointState, Hedge
+from reward_client._endpoints import SILENT_POLLS, Endpoint, Hedge
+from reward_client._servers import Servers
 from reward_client._tasks import cancel, until
-from reward_client._transports.base import Headers, Transport
-from reward_client.errors import Cancelled, InvalidArgument, RewardError, Unavailable
-from reward_client.types import ScorerInfo
+from reward_client._transports.base import Transport
+from reward_client.errors import Cancelled, RewardError, Unavailable
 
 Reply = TypeVar("Reply")
 Preference: TypeAlias = Literal["least_busy", "round_robin", "first"]
@@ -26,9 +26,7 @@ PREFERENCES = ("least_busy", "round_robin", "first")
 # A server that has been silent for so long is polled; a share of the deadline, where that is less.
 _PATIENCE_S = 2.0
 _PATIENCE_SHARE = 1 / 8
-_POLL_S, _POLL_TIMEOUT_S = 1.0, 3.0
 _DEFAULT_PATIENCE = Patience()
-_RESOLVE_S, _RESOLVE_AGAIN_S = 5.0, 1.0
 # With less time left another attempt is pointless.
 _LAST_ATTEMPT_S = 0.1
 _HEDGES_AT_ONCE = 10.0
@@ -36,7 +34,7 @@ _LATENCIES_KEPT = 256
 _LATENCIES_NEEDED = 20
 
 
-class Pool:
+class Pool(Servers):
     """The servers of one client or of one upstream.
 
     A message gets exactly one answer, from any of them. What fails for another reason than the
@@ -70,32 +68,15 @@ class Pool:
                 waiting for one.
             lookup: finds the addresses of a name.
         """
-        self.endpoints: list[Endpoint] = []
-        self.lookup_error = ""
-        self._sources = sources
-        self._connect = connect
+        super().__init__(sources, connect, lookup)
         self._prefer = prefer
         self._hedge = hedge
         self._patience = patience
         self._may_pass_on = may_pass_on or _is_elsewhere
         self._is_reported = is_reported
-        self._lookup = lookup
         self._turns = itertools.count()
         self._latencies_s: deque[float] = deque(maxlen=_LATENCIES_KEPT)
         self._hedges_allowed = 1.0
-        self._changed = asyncio.Event()
-        self._look = asyncio.Event()
-        self._is_static = all(source.is_static for source in sources)
-        self._resolve_at_s = float("-inf")
-        self._resolving = asyncio.Lock()
-        self._leaving: set[asyncio.Task[None]] = set()
-        self._is_closed = False
-        self._adopt([source.address for source in sources if source.is_static and source.address])
-
-    def states(self) -> tuple[EndpointState, ...]:
-        """What is known of the servers, in their order."""
-        now_s = asyncio.get_running_loop().time()
-        return tuple(endpoint.state(now_s) for endpoint in self.endpoints)
 
     async def call(
         self,
@@ -134,106 +115,6 @@ class Pool:
                 except RewardError as error:
                     self._judge(call, endpoint, error)
         return await self._hedged(attempt, call, self._hedge)
-
-    async def watch(
-        self,
-        seen: Callable[[Endpoint, tuple[ScorerInfo, ...] | RewardError], None],
-        headers: Headers = (),
-    ) -> None:
-        """Poll every server, and find them anew, until cancelled; `seen` gets every outcome."""
-        watching: dict[Endpoint, asyncio.Task[None]] = {}
-        try:
-            while True:
-                await self.refresh(force=True)
-                for endpoint in self.endpoints:
-                    if endpoint not in watching:
-                        watching[endpoint] = asyncio.ensure_future(
-                            self._watch_one(endpoint, seen, headers)
-                        )
-                gone = [endpoint for endpoint in watching if endpoint.is_gone]
-                await cancel([watching.pop(endpoint) for endpoint in gone])
-                now_s = asyncio.get_running_loop().time()
-                is_well = self.endpoints and all(e.is_up(now_s) for e in self.endpoints)
-                await until(self._look, _RESOLVE_S if is_well else _RESOLVE_AGAIN_S)
-        finally:
-            await cancel(watching.values())
-
-    def look_now(self) -> None:
-        """Let `watch` poll all servers at once."""
-        self._look.set()
-        self._look = asyncio.Event()
-
-    async def _watch_one(
-        self,
-        endpoint: Endpoint,
-        seen: Callable[[Endpoint, tuple[ScorerInfo, ...] | RewardError], None],
-        headers: Headers,
-    ) -> None:
-        while True:
-            seen(endpoint, await asyncio.shield(endpoint.poll(_POLL_TIMEOUT_S, headers)))
-            if await until(self._look, _POLL_S):
-                # Many calls may fail at once; the server need not be asked as often.
-                await asyncio.sleep(_POLL_S / 5)
-
-    def news(self) -> None:
-        """Wake calls that wait: a server may be chosen now that could not before."""
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    async def refresh(self, *, force: bool = False) -> None:
-        """Find the servers anew where a name or a file says which; at most once a second."""
-        clock = asyncio.get_running_loop().time
-        if self._is_static:
-            return
-        async with self._resolving:
-            if clock() < self._resolve_at_s and not force:
-                return
-            wanted: list[Address] = []
-            troubles = []
-            for source in self._sources:
-                found = await self._found(source)
-                if isinstance(found, str):
-                    troubles.append(f"{source.text}: {found}")
-                    # What it was before is better than nothing; polls tell which still live.
-                    found = [e.address for e in self.endpoints if _is_of(source, e.address)]
-                wanted += found
-            self.lookup_error = "; ".join(troubles)
-            self._adopt(wanted)
-            self._resolve_at_s = clock() + _RESOLVE_AGAIN_S
-
-    async def close(self) -> None:
-        """Close all connections; calls in flight are cancelled."""
-        self._is_closed = True
-        endpoints, self.endpoints = self.endpoints, []
-        await asyncio.gather(*(endpoint.close() for endpoint in endpoints), *self._leaving)
-
-    async def _found(self, source: Source) -> list[Address] | str:
-        """The servers of a source, or why they are not known."""
-        try:
-            return await addresses_of(source, self._lookup)
-        except InvalidArgument as error:
-            return error.message
-        except OSError as error:
-            verb = "cannot be read" if source.file else "cannot be resolved"
-            return f"{verb} ({error.strerror or error})"
-
-    def _adopt(self, wanted: Iterable[Address]) -> None:
-        known = {endpoint.address: endpoint for endpoint in self.endpoints}
-        found = [known.pop(a, None) or Endpoint(a, self._connect(a)) for a in dict.fromkeys(wanted)]
-        is_news = len(known) > 0 or len(found) != len(self.endpoints)
-        self.endpoints = found
-        for endpoint in known.values():
-            endpoint.is_gone = True
-            self._release(endpoint)
-        if is_news:
-            self.news()
-
-    def _release(self, endpoint: Endpoint) -> None:
-        """Close a connection that is not needed any more, once nothing is under way there."""
-        if endpoint.is_gone and endpoint.outstanding == 0 and not self._is_closed:
-            task = asyncio.ensure_future(endpoint.close())
-            self._leaving.add(task)
-            task.add_done_callback(self._leaving.discard)
 
     async def _next(self, call: Call) -> Endpoint:
         """Wait for the server that gets the next attempt; raises what there is to say."""
@@ -439,9 +320,3 @@ class Pool:
 
 def _is_elsewhere(error: RewardError) -> bool:
     return error.retryable or isinstance(error, Unavailable)
-
-
-def _is_of(source: Source, address: Address) -> bool:
-    if source.address is None:
-        return True  # of a file nothing else is known
-    return address.server_name == source.address.host and address.port == source.address.port
