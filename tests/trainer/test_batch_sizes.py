@@ -102,7 +102,8 @@ SIZES = [(12, 4), (4, 0), (3, 1)]
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "skip"), [("grpo", True), ("grpo", False), ("nft", True), ("dpo", True)]
+    ("algorithm", "skip"),
+    [("grpo", True), ("grpo", False), ("nft", True), ("dpo", True), ("dgpo", True)],
 )
 def test_sizes_of_batches_do_not_change_the_gradient(
     model: FlowModel, algorithm: str, skip: bool

@@ -13,8 +13,7 @@ from torch import Tensor
 from trainer.algorithm.ema import Ema
 from trainer.algorithm.losses import LOSSES, LossContext, TrainBatch
 from trainer.algorithm.losses.awm import awm_log_prob
-from trainer.algorithm.losses.dpo import pair_sources
-from trainer.algorithm.losses.images import Point, own_sources, points
+from trainer.algorithm.losses.images import Point, group_sources, own_sources, points
 from trainer.config.settings import LOSS_SETTINGS
 from trainer.models.base import FlowModel, LoraSpec, ModelOptions
 from trainer.models.registry import MODELS
@@ -142,7 +141,11 @@ def test_points_are_on_the_line_from_image_to_noise_and_belong_to_the_image(
         assert torch.equal(part.x_t, whole.x_t[[4, 1]])
         assert torch.equal(part.t, whole.t[[4, 1]])
     assert len(points(batch, 99, own_sources(batch))) == 5
-    pair = points(batch, 2, pair_sources(batch))[0]
+    high = points(batch, 99, own_sources(batch), lowest=0.5)
+    kept = [level for level in schedule if level >= 0.5]
+    assert {t for point in high for t in point.t.tolist()} == set(kept)
+    assert len(high) == len(kept) < 5
+    pair = points(batch, 2, group_sources(batch))[0]
     eps = pair.target + pair.x0
     assert torch.equal(pair.t[0], pair.t[3])
     torch.testing.assert_close(eps[0], eps[3])
@@ -254,7 +257,7 @@ def test_dpo_is_the_loss_of_pairs_wherever_their_images_are(
     advantage = [0.0, 1.0, 0.0, -1.0, -1.0, 0.0, 1.0, 0.0]
     batch = sampled(model, advantage, [value != 0 for value in advantage])
     context = context_for(model, "dpo", Ema(model.trainable_parameters()), dpo_beta=300.0)
-    at = points(batch, 3, pair_sources(batch))
+    at = points(batch, 3, group_sources(batch))
     with torch.no_grad(), model.reference():
         base = errors(model, batch, at)
     loss = torch.zeros(())
@@ -277,6 +280,39 @@ def test_dpo_says_so_when_a_partner_is_missing(model: FlowModel) -> None:
         list(LOSSES["dpo"].terms(context, batch))
     with pytest.raises(ValueError, match="groups"):
         exchange(context, [replace(batch, groups=None)], lambda value: [value])
+
+
+@pytest.mark.parametrize("rows", [[[0, 1, 2, 3, 4, 5, 6, 7]], [[0, 5], [6, 1], [2, 7], [3, 4]]])
+def test_dgpo_is_the_preference_of_groups_wherever_their_images_are(
+    model: FlowModel, old: Ema, rows: list[list[int]]
+) -> None:
+    """The likelihood that Luo-Yihong/DGPO, scripts/train_sd3_dgpo.py, weighs its images by."""
+    del old  # the sampling policy has moved away from the reference, and the trained one from it
+    sampling = moved(model, seed=1, size=0.005)
+    advantage = [1.5, -1.0, 0.5, -1.0, 2.0, -1.0, 7.0, -1.0]
+    batch = sampled(model, advantage, [place != 6 for place in range(8)])
+    at = points(batch, 3, group_sources(batch), 0.5)
+    with torch.no_grad(), model.reference():
+        base = errors(model, batch, at)
+    with torch.no_grad(), sampling.swap():
+        before = errors(model, batch, at)
+    after, up = errors(model, batch, at), batch.advantage > 0
+    ratios = [(b - a.detach()).exp() for a, b in zip(after, before, strict=True)]
+    clip = float((torch.stack(ratios) - 1).abs().median())
+    loss, gone, beta = torch.zeros(()), [], 300.0
+    for error, reference, ratio in zip(after, base, ratios, strict=True):
+        gone.append((up & (ratio > 1 + clip)) | (~up & (ratio < 1 - clip)))
+        excess = torch.where(gone[-1], error.detach(), error) - reference
+        for group in ([0, 1, 2, 3], [4, 5, 7]):
+            s = beta * (batch.advantage * excess)[group].mean()
+            assert 0.05 < torch.sigmoid(s) < 0.95
+            loss = loss - F.logsigmoid(-s) * len(group) / beta / 7 / 3
+    assert 0 < torch.stack(gone).float().mean() < 1
+    expected = gradients(model, loss)
+    own = {"dgpo_beta": beta, "clip_low": clip, "clip_high": clip, "lowest_level": 0.5}
+    context = context_for(model, "dgpo", sampling, **own)
+    parts = [batch.select(part) for part in rows]
+    assert_close(update_gradients(context, parts), expected)
 
 
 @pytest.mark.parametrize("name", ["sft", "rwr"])
@@ -309,7 +345,7 @@ def flow_sde_step(
     return normal, record.trajectory[:, place + 1], dt
 
 
-@pytest.mark.parametrize("name", ["grpo", "grpo_guard"])
+@pytest.mark.parametrize("name", ["grpo", "grpo_guard", "flow_dppo"])
 def test_the_policy_gradient_is_that_of_the_published_formula(
     model: FlowModel, old: Ema, name: str
 ) -> None:
@@ -322,27 +358,34 @@ def test_the_policy_gradient_is_that_of_the_published_formula(
         befores = [flow_sde_step(model, kept, place)[0] for place in places]
     with torch.no_grad(), model.reference():
         bases = [flow_sde_step(model, kept, place)[0] for place in places]
-    ratios, weights, distances = [], [], []
+    ratios, moves, weights, distances = [], [], [], []
     for place, before, base in zip(places, befores, bases, strict=True):
         new, x_next, dt = flow_sde_step(model, kept, place)
         log_ratio = (new.log_prob(x_next) - before.log_prob(x_next)).mean((1, 2, 3))
         std = new.stddev.mean((1, 2, 3))
+        shift = torch.distributions.kl_divergence(new, before).mean((1, 2, 3))
         if name == "grpo_guard":
-            shift = torch.distributions.kl_divergence(new, before).mean((1, 2, 3))
             log_ratio = (log_ratio + shift) * std
         ratios.append(log_ratio.exp())
+        moves.append(shift.detach())
         weights.append(1 / dt if name == "grpo_guard" else 1.0)
         distances.append(torch.distributions.kl_divergence(new, base).mean())
     # So that some are clipped and some are not.
     clip = float((torch.stack(ratios).detach() - 1).abs().median())
-    loss = torch.zeros(())
-    for r, weight, distance in zip(ratios, weights, distances, strict=True):
+    threshold = float(torch.stack(moves).median())
+    loss, away = torch.zeros(()), []
+    for r, move, weight, distance in zip(ratios, moves, weights, distances, strict=True):
         gain = torch.minimum(kept.advantage * r, kept.advantage * r.clamp(1 - clip, 1 + clip))
+        if name == "flow_dppo":
+            up, far = kept.advantage > 0, move > threshold
+            away.append(far & ((up & (r > 1)) | (~up & (r < 1))))
+            gain = kept.advantage * r * ~away[-1]
         loss = loss + (0.1 * distance - weight * gain.mean()) / len(ratios)
     expected = gradients(model, loss)
-    context = context_for(
-        model, name, old, kl_beta=0.1, kl_form="mean_dt", clip_low=clip, clip_high=clip
-    )
+    if away:
+        assert 0 < torch.stack(away).float().mean() < 1
+    own = {"dppo_threshold": threshold} if away else {"clip_low": clip, "clip_high": clip}
+    context = context_for(model, name, old, kl_beta=0.1, kl_form="mean_dt", **own)
     assert_close(update_gradients(context, [batch]), expected)
 
 
@@ -391,7 +434,7 @@ def test_a_step_goes_towards_good_images_and_away_from_bad_ones(
             if name == "grpo":
                 terms = list(LOSSES[name].terms(context, batch))
                 return sum(float(term.loss) for term in terms) * (1 if good else -1)
-            at = points(batch, 3, pair_sources(batch) if pair else own_sources(batch))
+            at = points(batch, 3, group_sources(batch) if pair else own_sources(batch))
             found = torch.stack(errors(model, batch, at))
             return float((found[:, 0] - found[:, 1]).mean() if pair else found.mean())
 
@@ -408,7 +451,10 @@ def test_a_step_goes_towards_good_images_and_away_from_bad_ones(
 
 def test_losses_on_images_say_what_they_lack(model: FlowModel) -> None:
     batch = sampled(model, [1.0])
-    for name in ("nft", "awm"):
-        context = replace(context_for(model, name, Ema(model.trainable_parameters())), old=None)
-        with pytest.raises(ValueError, match=name):
-            list(LOSSES[name].terms(context, batch))
+    for name in ("nft", "awm", "dgpo"):
+        context = context_for(model, name, Ema(model.trainable_parameters()))
+        prepared = replace(batch, prepared=torch.zeros(3, 1))
+        with pytest.raises(ValueError, match=f"{name} needs the .* policy"):
+            list(LOSSES[name].terms(replace(context, old=None), prepared))
+    with pytest.raises(ValueError, match="exchange_sums"):
+        list(LOSSES["dgpo"].terms(context, batch))

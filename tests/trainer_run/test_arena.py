@@ -11,8 +11,12 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.trainer_run.test_report import make_run
+from trainer.algorithm.losses import LOSSES
+from trainer.config.load import load
+from trainer.config.preset import tomllib
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "arena.py"
+ARENAS = SCRIPT.parent / "arenas"
 TABLE = """
 title = "Two arms"
 preset = "no_such_preset"
@@ -23,6 +27,18 @@ common = ["run.epochs=1"]
 seeds = [0]
 set = ["loss.kl_beta=0"]
 """
+
+
+def test_every_arm_of_the_shipped_tables_is_valid_and_every_loss_has_one() -> None:
+    tables = {path.stem: tomllib.loads(path.read_text()) for path in ARENAS.glob("*.toml")}
+    loaded = {
+        (name, arm): load(own.get("preset", table["preset"]), [*table["common"], *own["set"]])
+        for name, table in tables.items()
+        for arm, own in ((arm, {"set": [], **own}) for arm, own in table["arms"].items())
+    }
+    assert len(loaded) > 20
+    losses = {s.loss.algorithm for (name, _), s in loaded.items() if name == "losses"}
+    assert losses == set(LOSSES)
 
 
 def arena(*arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -57,11 +57,19 @@ def test_the_miniatures_presets_find_their_prompts(task: str) -> None:
         ("sampling.window_size=9", r"sampling: window_size 9 does not fit"),
         (
             "sampling.sde=ode",
-            r"grpo learns from stochastic steps: .* ode is for nft, awm, dpo, sft",
+            r"grpo learns from stochastic steps: .* ode is for nft, awm, dpo, dgpo, sft",
         ),
         ("loss.algorithm=awm", r"awm learns from finished images: set sampling\.sde=ode"),
         ("loss.nft_beta=0.1", r"loss\.nft_beta is a setting of nft; loss\.algorithm=grpo has "),
         ("loss.clip_lo=0.1", r"unknown setting loss\.clip_lo \(did you mean 'clip_low'\?\)"),
+        (
+            "loss.dppo_threshold=1",
+            r"dppo_threshold is a setting of flow_dppo; loss\.algorithm=grpo",
+        ),
+        (
+            "loss.algorithm=dgpo",
+            r"dgpo learns from finished images: set sampling\.sde=ode, not flow",
+        ),
         ("loss.clip_low=0", r"loss\.clip_low: .*greater than 0 \(got 0\)"),
         ("loss.step_weights=[1, 2]", r"loss\.step_weights: "),
         ("advantage.combine=mean", r"advantage\.combine"),
@@ -85,14 +93,26 @@ def test_a_wrong_setting_is_one_line_that_names_it(override: str, message: str) 
             ],
             r"optimizer_steps_per_epoch=2 does not divide batch\.prompts_per_epoch=9",
         ),
-        (["loss.step_weights=noise"], r"step_weights is a setting of grpo, grpo_guard; .*=nft has"),
-        (["loss.kl_form=velocity"], r"loss\.kl_form is a setting of grpo, grpo_guard"),
+        (
+            ["loss.algorithm=flow_dppo"],
+            r"flow_dppo learns from stochastic steps: set sampling\.sde to flow_sde, .* ode is for",
+        ),
+        (["loss.step_weights=noise"], r"step_weights is a setting of grpo, .*; .*=nft has"),
+        (["loss.kl_form=velocity"], r"loss\.kl_form is a setting of grpo, grpo_guard, flow_dppo"),
     ],
 )
 def test_settings_that_a_loss_on_images_cannot_use(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         config.load("mini_geneval", overrides)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("algorithm", ["grpo_guard", "flow_dppo"])
+def test_losses_on_densities_take_them_from_every_sampler(algorithm: str) -> None:
+    """The official log-probability of cps is a bare squared error."""
+    changes = ["sampling.sde=cps", f"loss.algorithm={algorithm}"]
+    assert config.rollout_config(config.load("mini_geneval_grpo", changes)).form == "gaussian"
+    assert config.rollout_config(config.load("mini_geneval_grpo", changes[:1])).form != "gaussian"
 
 
 def test_another_loss_keeps_what_it_has_in_common_and_drops_the_rest() -> None:

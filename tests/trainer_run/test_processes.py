@@ -33,6 +33,8 @@ CASES: dict[str, Changes] = {
     "nft": {"loss": {"algorithm": "nft"}, "sampling": ODE},
     # Groups of four, batches of two: the images of a pair are often on different processes.
     "dpo": {"loss": {"algorithm": "dpo", "kl_beta": 0.0}, "sampling": ODE},
+    "dgpo": {"loss": {"algorithm": "dgpo"}, "sampling": ODE},
+    "flow_dppo": {"loss": {"algorithm": "flow_dppo"}, "sampling": {"sde": "cps"}},
     "awm": {"loss": {"algorithm": "awm", "clip_low": 0.1, "clip_high": 0.1}, "sampling": ODE},
     # Sharded where there are two processes: every weight, and a frozen base under adapters.
     "full": {

@@ -311,6 +311,14 @@ def test_a_missing_model_is_one_line(table: dict[str, Any], tmp_path: Path) -> N
     [
         {"loss": {"algorithm": "nft"}, "sampling": {"sde": "ode"}},
         {"loss": {"algorithm": "grpo_guard", "kl_beta": 0.0}, "ema": {"enabled": False}},
+        {
+            "loss": {"algorithm": "flow_dppo", "step_weights": "gradient"},
+            "sampling": {"sde": "cps"},
+        },
+        {
+            "loss": {"algorithm": "dgpo", "lowest_level": 0.5},
+            "sampling": {"sde": "ode", "guidance_scale": 2.0},
+        },
         {"batch": {"train_batch_size": 1}, "sampling": {"sde": "cps", "guidance_scale": 2.0}},
         {"model": {"dtype": "float16", "activation_checkpointing": True}},
         {
@@ -328,7 +336,7 @@ def test_a_missing_model_is_one_line(table: dict[str, Any], tmp_path: Path) -> N
             "model": {"finetune": "full"},
         },
     ],
-    ids=["nft", "guard", "regrouped", "float16", "unguided", "awm", "dpo"],
+    ids=["nft", "guard", "flow_dppo", "dgpo", "regrouped", "float16", "unguided", "awm", "dpo"],
 )
 def test_other_modes_run_and_resume_to_the_bit(
     table: dict[str, Any], tmp_path: Path, changes: dict[str, dict[str, Any]]
@@ -342,7 +350,7 @@ def test_other_modes_run_and_resume_to_the_bit(
     assert run(parts).reason == "2 epochs"
     assert numbers(whole.run_dir) == numbers(tmp_path / "parts")
     train = [row for row in read(whole.run_dir) if row["kind"] == "train"]
-    has_ratio = parse(table).loss.algorithm in ("grpo", "grpo_guard", "awm")
+    has_ratio = parse(table).loss.algorithm in ("grpo", "grpo_guard", "flow_dppo", "awm")
     first = 0.0 if has_ratio else None
     assert [row["first_ratio_deviation"] for row in train] == [first, first]
     assert all(row["policy"]["skipped_updates"] == 0 for row in train)

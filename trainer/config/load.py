@@ -62,6 +62,7 @@ def rollout_config(settings: Settings) -> RolloutConfig:
             window_size=sampling.window_size,
             window_range=None if deterministic else (sampling.window_start, end),
             guidance_scale=sampling.guidance_scale,
+            log_prob_form=loss.log_prob_form,
             keep_means=loss.keep_means,
         )
     except ValueError as error:

@@ -220,6 +220,9 @@ class ImageLossSettings(LossSettings):
 
     noise_levels: Positive = 4
     """Noise levels per image and update, at most the steps of the rollout."""
+    lowest_level: Fraction = 0.0
+    """Only noise levels from this one up: a rollout of few steps lacks detail, which a loss at low
+    noise would teach (DGPO: shift(0.3), 0.56 for SD3)."""
 
 
 class ClipSettings(LossSettings):
@@ -231,17 +234,33 @@ class ClipSettings(LossSettings):
     """The ratio is clipped above 1 + clip_high."""
 
 
-class GrpoSettings(ClipSettings):
+class StepLossSettings(LossSettings):
+    """What the losses on stochastic steps have."""
+
+    kl_form: Literal["mean", "mean_dt", "velocity"] = "mean"
+    """`mean`: the official code (beta 0.04); `mean_dt`: the paper's formula; `velocity`: squared
+    distance of the velocities."""
+    step_weights: Literal["uniform", "noise", "gradient"] = "uniform"
+    """Weight of the policy gradient at each stochastic step: `uniform`: all alike; `noise`: by the
+    noise that the step adds (TempFlow-GRPO); `gradient`: so that the noise of every step moves the
+    velocity's gradient as much (Flash-GRPO)."""
+
+
+class GrpoSettings(StepLossSettings, ClipSettings):
     """The clipped policy gradient on stochastic steps (grpo), and GRPO-Guard."""
 
     algorithm: Literal["grpo", "grpo_guard"] = "grpo"
     """Key of `trainer.algorithm.losses.LOSSES`."""
-    kl_form: Literal["mean", "mean_dt", "velocity"] = "mean"
-    """`mean`: the official code (beta 0.04); `mean_dt`: the paper's formula; `velocity`: squared
-    distance of the velocities."""
-    step_weights: Literal["uniform", "noise"] = "uniform"
-    """Weight of the policy gradient at each stochastic step: all alike, or by the noise that the
-    step adds (TempFlow-GRPO)."""
+
+
+class FlowDppoSettings(StepLossSettings):
+    """Flow-DPPO: the policy gradient within a divergence from the policy that sampled."""
+
+    algorithm: Literal["flow_dppo"] = "flow_dppo"
+    """`flow_dppo`."""
+    dppo_threshold: Annotated[float, Field(gt=0)] = 1e-6
+    """Divergence of a step from the policy that sampled, averaged over elements, beyond which an
+    image is left out if it leads further away (paper: 1e-7 with flow_sde, 1e-6 with cps)."""
 
 
 class NftSettings(ImageLossSettings):
@@ -271,6 +290,19 @@ class DpoSettings(ImageLossSettings):
     """How sharply the best and the worst image of a group are told apart."""
 
 
+class DgpoSettings(ImageLossSettings, ClipSettings):
+    """DGPO."""
+
+    algorithm: Literal["dgpo"] = "dgpo"
+    """`dgpo`."""
+    dgpo_beta: Annotated[float, Field(gt=0)] = 100.0
+    """How soon a group that is told apart teaches less (10 to 100 with a fixed reference)."""
+    clip_low: Annotated[float, Field(gt=0, lt=1)] = 1e-2
+    """The ratio exp(E_old - E) is clipped below 1 - clip_low."""
+    clip_high: Annotated[float, Field(gt=0)] = 1e-2
+    """The ratio is clipped above 1 + clip_high."""
+
+
 class SftSettings(ImageLossSettings):
     """Online SFT on the best image of each group."""
 
@@ -287,14 +319,25 @@ class RwrSettings(ImageLossSettings):
     """Images are weighed by exp(advantage / temperature)."""
 
 
-AnyLossSettings = GrpoSettings | NftSettings | AwmSettings | DpoSettings | SftSettings | RwrSettings
+AnyLossSettings = (
+    GrpoSettings
+    | FlowDppoSettings
+    | NftSettings
+    | AwmSettings
+    | DpoSettings
+    | DgpoSettings
+    | SftSettings
+    | RwrSettings
+)
 # Which settings each loss has: nothing that it would ignore can be set.
 LOSS_SETTINGS: dict[str, type[AnyLossSettings]] = {
     "grpo": GrpoSettings,
     "grpo_guard": GrpoSettings,
+    "flow_dppo": FlowDppoSettings,
     "nft": NftSettings,
     "awm": AwmSettings,
     "dpo": DpoSettings,
+    "dgpo": DgpoSettings,
     "sft": SftSettings,
     "rwr": RwrSettings,
 }

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from trainer.algorithm.advantages import Mode
 from trainer.algorithm.ema import Ema
+from trainer.algorithm.sde import LogProbForm
 from trainer.config.settings import LossSettings
 from trainer.models.base import Conditioning, FlowModel
 from trainer.rollout.policy import RolloutBatch, RolloutConfig
@@ -127,6 +128,7 @@ class LossEntry:
             which deterministic sampling makes.
         advantage: What the advantages of its images mean, see ``trainer.algorithm.advantages``.
         keep_means: The rollout has to store the means of its steps.
+        log_prob_form: The log-probabilities that it needs; None: the official ones of the sampler.
         old_decay: For losses that need the old policy, a copy of the weights that images are
             sampled with. After the last update of an epoch it becomes d * old + (1 - d) * policy;
             this gives d for the number of updates so far.
@@ -138,6 +140,7 @@ class LossEntry:
     learns_from: Literal["steps", "images"]
     advantage: Mode = "relative"
     keep_means: bool = False
+    log_prob_form: LogProbForm | None = None
     old_decay: Callable[[int], float] | None = None
     reference: bool = False
     prepare: Prepare | None = None

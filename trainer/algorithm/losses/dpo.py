@@ -21,41 +21,13 @@ from trainer.algorithm.losses.base import Gather, LossContext, Term, TrainBatch,
 from trainer.algorithm.losses.images import (
     Point,
     Velocities,
+    excess_errors,
+    group_sources,
     image_terms,
     matching_error,
-    points,
-    reference_velocity,
     used,
-    velocity,
 )
 from trainer.config.settings import DpoSettings
-from trainer.rollout.noise import generator
-
-
-def pair_sources(batch: TrainBatch) -> list[torch.Generator]:
-    """Generators that give the images of a group the same levels and noise.
-
-    Raises:
-        ValueError: The batch does not know its groups.
-    """
-    if batch.groups is None:
-        raise ValueError("dpo needs the groups of its images")
-    return [
-        generator("pair", key.seed, key.epoch, group)
-        for key, group in zip(batch.rollout.keys, batch.groups.tolist(), strict=True)
-    ]
-
-
-@torch.no_grad()
-def excess_errors(context: LossContext[DpoSettings], batch: TrainBatch) -> Tensor:
-    """(noise levels, B): how much worse than the reference the policy explains each image."""
-    return torch.stack(
-        [
-            matching_error(velocity(context, batch, point), point)
-            - matching_error(reference_velocity(context, batch, point), point)
-            for point in points(batch, context.loss.noise_levels, pair_sources(batch))
-        ]
-    )
 
 
 def exchange(
@@ -125,4 +97,4 @@ def dpo(context: LossContext[DpoSettings], batch: TrainBatch) -> Iterator[Term]:
             "preferred": masked_mean((z < 0).float(), batch.valid),
         }
 
-    return image_terms(context, batch, image_loss, sources=pair_sources, needs_reference=True)
+    return image_terms(context, batch, image_loss, sources=group_sources, needs_reference=True)

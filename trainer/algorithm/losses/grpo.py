@@ -14,22 +14,28 @@ from torch import Tensor
 
 from trainer.algorithm.losses.base import LossContext, Term, TrainBatch, masked_mean
 from trainer.algorithm.sde import kl, transition
-from trainer.config.settings import GrpoSettings
+from trainer.config.settings import GrpoSettings, StepLossSettings
 from trainer.rollout.policy import PolicyStep, RolloutConfig, recompute
 
 
-def ratio_metrics(
-    log_ratio: Tensor, ratio: Tensor, clip_low: float, clip_high: float, valid: Tensor | None
-) -> dict[str, Tensor]:
+def ratio_metrics(log_ratio: Tensor, ratio: Tensor, valid: Tensor | None) -> dict[str, Tensor]:
     """Detached 0-d tensors that describe how far the policy has moved since the rollout."""
     log_ratio, ratio = log_ratio.detach(), ratio.detach()
     return {
         "approx_kl": masked_mean(0.5 * log_ratio**2, valid),
-        "clip_frac_low": masked_mean((ratio < 1 - clip_low).float(), valid),
-        "clip_frac_high": masked_mean((ratio > 1 + clip_high).float(), valid),
         "ratio_mean": masked_mean(ratio, valid),
         "ratio_max": ratio.max(),
         "ratio_deviation": (ratio - 1).abs().max(),
+    }
+
+
+def clip_metrics(
+    ratio: Tensor, clip_low: float, clip_high: float, valid: Tensor | None
+) -> dict[str, Tensor]:
+    """The shares of ratios on either side of the clip range."""
+    return {
+        "clip_frac_low": masked_mean((ratio < 1 - clip_low).float(), valid),
+        "clip_frac_high": masked_mean((ratio > 1 + clip_high).float(), valid),
     }
 
 
@@ -66,23 +72,28 @@ def grpo_loss(
     log_ratio = log_prob - old_log_prob.detach()
     ratio = torch.exp(log_ratio)
     loss = masked_mean(clipped_surrogate(ratio, advantage, clip_low, clip_high), valid)
-    metrics = ratio_metrics(log_ratio, ratio, clip_low, clip_high, valid)
+    metrics = ratio_metrics(log_ratio, ratio, valid)
+    metrics |= clip_metrics(ratio, clip_low, clip_high, valid)
     metrics["policy_loss"] = loss.detach()
     return loss, metrics
 
 
 def step_weights(
-    scheme: Literal["uniform", "noise"], config: RolloutConfig, sigmas: Tensor
+    scheme: Literal["uniform", "noise", "gradient"], config: RolloutConfig, sigmas: Tensor
 ) -> Tensor:
     """How much every sampling step counts in the policy gradient.
 
     The advantage of an image is the same at all its steps, which differ by orders of magnitude in
-    how much their noise moves the image, and with it in their gradient.
+    how much their noise moves the image, and in their gradient: with x_next = m + s eps it is
+    d log p / dv = eps (dm/dv) / s. Weights are 1 on average over the steps that may lie in the
+    window.
 
     Args:
-        scheme: ``uniform``: 1. ``noise``: the standard deviation that the step adds, divided by
-            its mean over the steps that may lie in the window (TempFlow-GRPO, arXiv:2508.04324
-            eq. 8).
+        scheme: ``uniform``: 1. ``noise``: s, the standard deviation that the step adds
+            (TempFlow-GRPO, arXiv:2508.04324 eq. 8). ``gradient``: s / |dm/dv|, which gives all
+            steps gradients of one size (Flash-GRPO, arXiv:2605.15980); with the diffusion
+            coefficient g of an SDE it is 1 / [sqrt(-dt) / g + g sqrt(-dt) (1 - sigma) / (2 sigma)].
+            For log-probabilities by squared error, which lack 1 / (2 s^2), 1 / (s |dm/dv|).
         config: How the images were sampled.
         sigmas: (num_steps + 1,) schedule.
 
@@ -93,20 +104,25 @@ def step_weights(
         return torch.ones(config.num_steps)
     first, end = config.allowed
     x = torch.zeros(config.num_steps, 1)
+    # The mean is linear in x and v: here it is dm/dv.
     step = transition(
         config.kind,
         x,
-        x,
+        torch.ones_like(x),
         sigmas[:-1],
         sigmas[1:],
         noise_level=config.noise_level,
         sigma_max=sigmas[1].item(),
     )
-    std = step.std.flatten()
-    return std / std[first:end].mean()
+    weights, slope = step.std.flatten(), step.mean.abs().flatten()
+    if scheme == "gradient":
+        weights = weights / slope if config.form == "gaussian" else 1 / (weights * slope)
+    return weights / weights[first:end].mean()
 
 
-def step_advantages(context: LossContext[GrpoSettings], batch: TrainBatch, place: int) -> Tensor:
+def step_advantages(
+    context: LossContext[StepLossSettings], batch: TrainBatch, place: int
+) -> Tensor:
     """(B,) advantages at one step of the window, weighted by step."""
     record = batch.rollout
     weights = step_weights(context.loss.step_weights, context.rollout, record.sigmas)
@@ -117,7 +133,7 @@ PolicyLoss = Callable[[PolicyStep, int], tuple[Tensor, dict[str, Tensor]]]
 
 
 def policy_terms(
-    context: LossContext[GrpoSettings], batch: TrainBatch, policy_loss: PolicyLoss
+    context: LossContext[StepLossSettings], batch: TrainBatch, policy_loss: PolicyLoss
 ) -> Iterator[Term]:
     """Per step of the window: a policy loss plus the weighted distance to the reference.
 
@@ -126,7 +142,7 @@ def policy_terms(
     """
     record, loss = batch.rollout, context.loss
     if not record.steps:
-        raise ValueError(f"{loss.algorithm} needs stochastic steps, the rollout has none")
+        raise ValueError("a policy gradient needs stochastic steps, the rollout has none")
     model, settings, negative = context.model, context.rollout, batch.negative
     for place in range(len(record.steps)):
         reference = None
@@ -148,6 +164,29 @@ def policy_terms(
             metrics["kl"] = penalty.detach()
             value = value + loss.kl_beta * penalty
         yield Term(value * (1 / len(record.steps)), metrics)
+
+
+def divergences(
+    context: LossContext[StepLossSettings], batch: TrainBatch
+) -> Callable[[PolicyStep, int], Tensor]:
+    """What gives the divergence of a step from the policy that sampled, (B,), with graph.
+
+    KL of Gaussians with the same deviation: (m - m_old)^2 / (2 s^2), averaged over elements.
+
+    Raises:
+        ValueError: The rollout kept no means, or its log-probabilities are no densities.
+    """
+    means = batch.rollout.means
+    if means is None:
+        raise ValueError("the loss needs the transition means: set keep_means")
+    if context.rollout.form != "gaussian":
+        raise ValueError("the loss needs gaussian log-probabilities")
+
+    def divergence(step: PolicyStep, place: int) -> Tensor:
+        error = (step.transition.mean - means[:, place]) ** 2
+        return error.flatten(1).mean(1) / (2 * step.transition.std.flatten() ** 2)
+
+    return divergence
 
 
 def grpo(context: LossContext[GrpoSettings], batch: TrainBatch) -> Iterator[Term]:
@@ -173,28 +212,21 @@ def grpo_guard(context: LossContext[GrpoSettings], batch: TrainBatch) -> Iterato
     The correction is per image. (The official code averages it over the batch by mistake.)
 
     Raises:
-        ValueError: The rollout kept no means, or its log-probabilities are no densities.
+        ValueError: See ``divergences``.
     """
-    loss = context.loss
-    if batch.rollout.means is None:
-        raise ValueError("grpo_guard needs the transition means: set keep_means")
-    if context.rollout.form != "gaussian":
-        raise ValueError("grpo_guard needs gaussian log-probabilities")
-    means = batch.rollout.means
+    loss, divergence = context.loss, divergences(context, batch)
 
     def policy_loss(step: PolicyStep, place: int) -> tuple[Tensor, dict[str, Tensor]]:
         assert step.log_prob is not None
-        old_mean = means[:, place]
-        std = step.transition.std.flatten()
-        shift = ((step.transition.mean - old_mean) ** 2).flatten(1).mean(1) / (2 * std**2)
-        old = batch.rollout.log_probs[:, place]
-        log_ratio = (step.log_prob - old + shift) * std
+        old, std = batch.rollout.log_probs[:, place], step.transition.std.flatten()
+        log_ratio = (step.log_prob - old + divergence(step, place)) * std
         ratio = torch.exp(log_ratio)
         valid = batch.valid
         advantage = step_advantages(context, batch, place)
         surrogate = clipped_surrogate(ratio, advantage, loss.clip_low, loss.clip_high)
         value = masked_mean(surrogate / -step.dt, valid)
-        metrics = ratio_metrics(log_ratio, ratio, loss.clip_low, loss.clip_high, valid)
+        metrics = ratio_metrics(log_ratio, ratio, valid)
+        metrics |= clip_metrics(ratio, loss.clip_low, loss.clip_high, valid)
         metrics["policy_loss"] = value.detach()
         return value, metrics
 

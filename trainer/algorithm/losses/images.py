@@ -16,7 +16,7 @@ from torch import Tensor
 from trainer.algorithm.ema import Ema
 from trainer.algorithm.losses.base import LossContext, Term, TrainBatch, masked_mean
 from trainer.config.settings import ImageLossSettings, LossSettings
-from trainer.rollout.noise import draw
+from trainer.rollout.noise import draw, generator
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +65,22 @@ def used(batch: TrainBatch) -> TrainBatch:
     return batch if len(rows) == len(batch.rollout) else batch.select(rows)
 
 
-def points(batch: TrainBatch, noise_levels: int, sources: Sequence[torch.Generator]) -> list[Point]:
+def points(
+    batch: TrainBatch,
+    noise_levels: int,
+    sources: Sequence[torch.Generator],
+    lowest: float = 0.0,
+) -> list[Point]:
     """Noise the finished images, at most at as many levels as the schedule has.
 
     Args:
         batch: B images.
         noise_levels: How many levels per image.
         sources: B generators, one per image; each gives the levels, then the noise.
+        lowest: Only levels from this one up; at most 1, where every schedule has one.
     """
     x0, schedule = batch.rollout.final, batch.rollout.sigmas[:-1]
+    schedule = schedule[schedule >= lowest]
     order = torch.stack([torch.randperm(len(schedule), generator=source) for source in sources])
     out = []
     for place in range(min(noise_levels, len(schedule))):
@@ -87,6 +94,20 @@ def points(batch: TrainBatch, noise_levels: int, sources: Sequence[torch.Generat
 def own_sources(batch: TrainBatch) -> list[torch.Generator]:
     """Generators that give every image its own levels and noise."""
     return [key.loss() for key in batch.rollout.keys]
+
+
+def group_sources(batch: TrainBatch) -> list[torch.Generator]:
+    """Generators that give the images of a group the same levels and noise.
+
+    Raises:
+        ValueError: The batch does not know its groups.
+    """
+    if batch.groups is None:
+        raise ValueError("the loss needs the groups of its images")
+    return [
+        generator("pair", key.seed, key.epoch, group)
+        for key, group in zip(batch.rollout.keys, batch.groups.tolist(), strict=True)
+    ]
 
 
 def velocity(context: LossContext[LossSettings], batch: TrainBatch, point: Point) -> Tensor:
@@ -112,6 +133,24 @@ def reference_velocity(
     """The reference model's prediction at a point."""
     with context.model.reference():
         return velocity(context, batch, point)
+
+
+@torch.no_grad()
+def excess_errors(context: LossContext[ImageLossSettings], batch: TrainBatch) -> Tensor:
+    """How much worse than the reference the policy explains each image, at the group's points.
+
+    Returns:
+        (noise levels, B), negative where it explains it better.
+    """
+    loss = context.loss
+    found = points(batch, loss.noise_levels, group_sources(batch), loss.lowest_level)
+    return torch.stack(
+        [
+            matching_error(velocity(context, batch, point), point)
+            - matching_error(reference_velocity(context, batch, point), point)
+            for point in found
+        ]
+    )
 
 
 @torch.no_grad()
@@ -147,7 +186,7 @@ def image_terms(
         needs_reference: The loss itself reads the reference's velocity.
     """
     loss, batch = context.loss, used(batch)
-    found = points(batch, loss.noise_levels, sources(batch))
+    found = points(batch, loss.noise_levels, sources(batch), loss.lowest_level)
     # Before any graph exists: swapping weights under a graph would make it invalid.
     old = _with_weights(context.old, context, batch, found)
     for place, point in enumerate(found):
