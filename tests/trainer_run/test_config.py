@@ -54,6 +54,10 @@ def test_the_miniatures_presets_find_their_prompts(task: str) -> None:
         ),
         ("batch.train_batch_size=5", r"train_batch_size=5 does not divide"),
         ("batch.optimizer_steps_per_epoch=5", r"optimizer_steps_per_epoch=5 does not divide"),
+        (
+            "sampling.window_per=prompt",
+            r"rollout_batch_size=24 does not divide batch\.images_per_prompt=16; use 4, 8 or 16$",
+        ),
         ("sampling.window_size=9", r"sampling: window_size 9 does not fit"),
         (
             "sampling.sde=ode",

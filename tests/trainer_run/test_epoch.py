@@ -25,24 +25,44 @@ def test_all_images_of_an_epoch_have_the_same_stochastic_steps(
         "rollout_batch_size": 3,
         "optimizer_steps_per_epoch": 2,
     }
-    windows = []
+    epochs = windows_of(table, tmp_path)
+    assert all(len({steps for _, steps in epoch}) == 1 for epoch in epochs)
+    # Two of the first three steps.
+    assert {epoch[0][1] for epoch in epochs} == {(0, 1), (1, 2)}
+
+
+def test_each_group_may_have_stochastic_steps_of_its_own(
+    table: dict[str, Any], tmp_path: Path
+) -> None:
+    table["sampling"]["window_per"] = "prompt"
+    several = 0
+    for epoch in windows_of(table, tmp_path):
+        chosen = dict(epoch)
+        # Two batches of a group have the same; not all groups have.
+        assert set(epoch) == set(chosen.items())
+        several += len(set(chosen.values())) > 1
+    assert 0 < several < 8
+
+
+def windows_of(table: dict[str, Any], run_dir: Path) -> list[list[tuple[int, tuple[int, ...]]]]:
+    """For every sampling batch of eight epochs its prompt and its stochastic steps."""
     with opened(
         parse(table),
-        run_dir=tmp_path,
+        run_dir=run_dir,
         world=World(),
         device=torch.device("cpu"),
         open_service=service_with(),
         say=lambda text: None,
         stop=lambda: False,
     ) as run:
-        negative = run.model.encode_prompts([""])
+        negative, prompts = run.model.encode_prompts([""]), range(len(run.train))
+        found = []
         for epoch in range(8):
             run.progress.epoch = epoch
-            updates = sample_epoch(run, [0, 1, 2], negative)
-            (window,) = {sampled.batch.steps for batches in updates for sampled in batches}
-            windows.append(window)
-    # Two of the first three steps.
-    assert set(windows) == {(0, 1), (1, 2)}
+            updates = sample_epoch(run, prompts[: run.settings.batch.prompts_per_epoch], negative)
+            batches = [item.batch for sampled in updates for item in sampled]
+            found.append([(batch.keys[0].prompt, batch.steps) for batch in batches])
+        return found
 
 
 def test_the_window_of_an_epoch_is_in_its_metrics(table: dict[str, Any]) -> None:

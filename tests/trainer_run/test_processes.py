@@ -35,6 +35,11 @@ CASES: dict[str, Changes] = {
     "dpo": {"loss": {"algorithm": "dpo", "kl_beta": 0.0}, "sampling": ODE},
     "dgpo": {"loss": {"algorithm": "dgpo"}, "sampling": ODE},
     "flow_dppo": {"loss": {"algorithm": "flow_dppo"}, "sampling": {"sde": "cps"}},
+    # Two groups of two batches each, every group with a window of its own.
+    "flash": {
+        "loss": {"clip_low": 0.1, "clip_high": 0.1, "step_weights": "gradient"},
+        "sampling": {"window_size": 1, "window_per": "prompt"},
+    },
     "awm": {"loss": {"algorithm": "awm", "clip_low": 0.1, "clip_high": 0.1}, "sampling": ODE},
     # Sharded where there are two processes: every weight, and a frozen base under adapters.
     "full": {

@@ -313,7 +313,7 @@ def test_a_missing_model_is_one_line(table: dict[str, Any], tmp_path: Path) -> N
         {"loss": {"algorithm": "grpo_guard", "kl_beta": 0.0}, "ema": {"enabled": False}},
         {
             "loss": {"algorithm": "flow_dppo", "step_weights": "gradient"},
-            "sampling": {"sde": "cps"},
+            "sampling": {"sde": "cps", "window_size": 1, "window_per": "prompt"},
         },
         {
             "loss": {"algorithm": "dgpo", "lowest_level": 0.5},

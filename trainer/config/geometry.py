@@ -62,6 +62,12 @@ def geometry(settings: Settings, world_size: int = 1) -> Geometry:
             f"batch.train_batch_size={micro} does not divide batch.rollout_batch_size={size}; use "
             f"{_nearest(_divisors(size), micro)}"
         )
+    if settings.sampling.window_per == "prompt" and batch.images_per_prompt % size:
+        raise ConfigError(
+            f"sampling.window_per=prompt needs sampling batches of one prompt: "
+            f"batch.rollout_batch_size={size} does not divide batch.images_per_prompt="
+            f"{batch.images_per_prompt}; use {_nearest(_divisors(batch.images_per_prompt), size)}"
+        )
     per_rank = images // world_size
     return Geometry(
         images=images,

@@ -139,6 +139,10 @@ class SamplingSettings(Section):
     """First step that may lie in the window."""
     window_end: Count = 0
     """The window ends before this step; 0: before the last step."""
+    window_per: Literal["epoch", "prompt"] = "epoch"
+    """What a window is drawn for: `epoch`: one for all images; `prompt`: one for each group, so
+    that an update sees several steps (Flash-GRPO); `batch.rollout_batch_size` then divides
+    `batch.images_per_prompt`."""
     guidance_scale: Scale = 1.0
     """Classifier-free guidance while training. As in diffusers, 1 and less (0, on the cards of
     distilled models) is none and needs no second forward pass; Z-Image's pipeline counts from 0:

@@ -76,11 +76,19 @@ class RolloutConfig:
         return self.log_prob_form or OFFICIAL_LOG_PROB.get(self.kind, "gaussian")
 
 
-def draw_window(config: RolloutConfig, seed: int, epoch: int) -> tuple[int, ...]:
+def draw_window(
+    config: RolloutConfig, seed: int, epoch: int, group: int | None = None
+) -> tuple[int, ...]:
     """The stochastic steps of an epoch: a run of consecutive ones, drawn anew for every epoch.
 
-    It is the same for all images of the epoch (Flow-GRPO-Fast draws one per batch): a reward
-    depends on where the noise is added, and is compared within groups and over the epoch.
+    It is the same for all images of the epoch (Flow-GRPO-Fast draws one per batch), or of a group
+    (Flash-GRPO): a reward depends on where the noise is added, and is compared within groups.
+
+    Args:
+        config: How images are sampled.
+        seed: The run's seed.
+        epoch: Number of the epoch.
+        group: Number of the group in the epoch, if each has a window of its own.
 
     Returns:
         ``window_size`` steps, or all that are allowed; none for ``ode``.
@@ -89,7 +97,7 @@ def draw_window(config: RolloutConfig, seed: int, epoch: int) -> tuple[int, ...]
         return ()
     first, end = config.allowed
     size = config.window_size or end - first
-    source = generator("window", seed, epoch)
+    source = generator("window", seed, epoch, *(() if group is None else (group,)))
     start = int(torch.randint(first, end - size + 1, (1,), generator=source))
     return tuple(range(start, start + size))
 

@@ -75,7 +75,7 @@ def train_epoch(run: Run) -> dict[str, Any]:
         "kind": "train",
         "epoch": epoch + 1,
         "updates": run.progress.updates,
-        "window": list(sampled[0][0].batch.steps),
+        "window": sorted({step for group in range(len(prompts)) for step in _window(run, group)}),
         "reward": {name: _mean(scores.values[name]) for name in names},
         "categories": _by_category(run, prompts, scores.values[names[0]]),
         "advantage": dict(found.stats),
@@ -143,7 +143,7 @@ def sample_batch(run: Run, images: Sequence[Draw], number: int, negative: Condit
         [image.key for image in images],
         run.updater.config,
         latent_shape=run.model.latent_shape(*settings.sampling.size),
-        window=draw_window(run.updater.config, settings.run.seed, epoch),
+        window=_window(run, images[0].group),
         negative=negative,
     )
     decoded = run.model.decode(batch.final)
@@ -157,6 +157,12 @@ def sample_batch(run: Run, images: Sequence[Draw], number: int, negative: Condit
     finite = torch.as_tensor(decoded.finite, device=batch.final.device)
     renewed = run.updater.renew(batch.keep_finite(finite), cond, negative)
     return Sampled(number * len(images), renewed, cond, pending)
+
+
+def _window(run: Run, group: int) -> tuple[int, ...]:
+    """The stochastic steps of a group; a batch has one group if they differ (`geometry`)."""
+    own = group if run.settings.sampling.window_per == "prompt" else None
+    return draw_window(run.updater.config, run.settings.run.seed, run.progress.epoch, own)
 
 
 def train_batches(
