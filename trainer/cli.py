@@ -320,8 +320,8 @@ def quiet_libraries() -> None:
 
 
 def _printer(console: Console) -> Callable[[str], None]:
-    """Prints lines of a run; alarms and warnings so that they are not overlooked."""
-    styles = {"alarm:": "bold red", "warning:": "yellow"}
+    """Prints lines of a run; alarms, actions and warnings so that they are not overlooked."""
+    styles = {"alarm:": "bold red", "action:": "bold magenta", "warning:": "yellow"}
 
     def say(text: str) -> None:
         console.print(_escape(text), style=styles.get(text.split(" ", 1)[0]))

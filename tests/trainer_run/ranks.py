@@ -12,7 +12,7 @@ from pathlib import Path
 
 from reward_client import Item
 from tests.trainer_run import warm
-from tests.trainer_run.fake_service import score_pixels, service_with
+from tests.trainer_run.fake_service import hackable, score_pixels, service_with
 from trainer.config.load import parse
 from trainer.run.open import train_run
 
@@ -31,8 +31,9 @@ def one_rank(file: str, rank: int, world_size: int, port: int) -> None:
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
     )
-    settings = parse(json.loads(Path(file).read_text(encoding="utf-8")))
-    train_run(settings, open_service=service_with(rounded))
+    table = json.loads(Path(file).read_text(encoding="utf-8"))
+    score = {"rounded": rounded, "hackable": hackable}[table.pop("score", "rounded")]
+    train_run(parse(table), open_service=service_with(score))
 
 
 def run_ranks(file: str, world_size: int) -> None:

@@ -10,10 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.trainer_run.fake_service import hackable, service_with
+from tests.trainer_run.test_processes import launch
+from tests.trainer_run.test_resume import assert_same_state
+from tests.trainer_run.test_run import elsewhere, numbers
 from trainer.config.load import parse
 from trainer.errors import ConfigError
 from trainer.evaluation.alarms import Alarm, Rise
-from trainer.run.controller import Controls, decide, remember, text
+from trainer.report.page import write_report
+from trainer.run import checkpoint
+from trainer.run.controller import Action, Controls, decide, remember, text
 from trainer.run.log import read
 from trainer.run.open import Outcome, train_run
 
@@ -72,7 +77,8 @@ def test_what_holds_for_any_run(
         if action is not None:
             actions.append(action)
             assert "\n" not in text(action, limits["max_actions"])
-            assert text(json.loads(json.dumps(asdict(action))), 9) == text(action, 9)
+            read_back = Action(**json.loads(json.dumps(asdict(action))))
+            assert text(read_back, 9) == text(action, 9)
         if action is not None and action.kind == "rewind":
             assert action.to_epoch is not None
             assert clean[action.to_epoch] == max(clean.values())
@@ -94,7 +100,7 @@ def test_report_does_nothing_and_stop_ends_only_where_an_alarm_begins() -> None:
     assert decide(settings("report"), Controls(), [FALL], 2) == (Controls(), None)
     controls, action = decide(settings("stop"), Controls(), [FALL], 2)
     assert action is not None
-    assert text(action, 4) == "the run ends: contrast fell"
+    assert text(action, 4) == "the run ends: contrast beyond the threshold"
     assert decide(settings("stop"), controls, [FALL], 4) == (controls, None)
 
 
@@ -102,9 +108,8 @@ def test_without_a_checkpoint_to_go_back_to_nothing_is_done_and_said_once() -> N
     """A run that was not told to rewind from the start."""
     controls, action = decide(settings("rewind"), Controls(), [FALL], 2)
     assert action is not None
-    assert text(action, 4) == (
-        "contrast beyond the threshold, and nothing is left to do (no checkpoint without an alarm "
-        "since run.on_alarm=rewind)"
+    assert text(action, 4).startswith(
+        "nothing is left to do (no checkpoint without an alarm since run.on_alarm=rewind): "
     )
     assert decide(settings("rewind"), controls, [FALL], 4) == (controls, None)
     later = remember(settings("rewind"), controls, 6, 0.4, clean=True)
@@ -183,7 +188,7 @@ def test_an_alarm_raises_the_weight_of_the_kl(hacking: Row) -> None:
     assert (action["kind"], action["before"], action["after"]) == ("raise_kl", 0.0, 0.5)
     assert {"contrast", "diversity", "colour diversity"} >= set(action["causes"])
     said = [line for line in lines if line.startswith("action: ")]
-    assert said[0].startswith("action: 1 of 2, loss.kl_beta 0.000 -> 0.500: ")
+    assert said[0].startswith("action: loss.kl_beta 0.000 -> 0.500 (action 1 of 2): ")
     assert len(said) == len(taken(run_dir))
     for row in trained(run_dir):
         before = row["epoch"] <= first
@@ -192,3 +197,68 @@ def test_an_alarm_raises_the_weight_of_the_kl(hacking: Row) -> None:
         assert row["controls"]["lr_scale"] == 1
     # The base is kept from the start, so that there is something to hold on to.
     assert all(row["kl"]["mean"] is not None for row in read(run_dir) if row["kind"] == "eval")
+
+
+def test_an_alarm_goes_back_to_the_best_and_resumes_to_the_bit(
+    hacking: Row, tmp_path: Path
+) -> None:
+    """From the checkpoint that has yet to be left, and from the first one after it."""
+    hacking["run"]["on_alarm"] = "rewind"
+    whole = train(elsewhere(hacking, tmp_path / "whole")).run_dir
+    (first, action), *_ = taken(whole)
+    assert action["kind"] == "rewind"
+    assert (action["before"], action["after"]) == (1.0, 0.5)
+    rates = {row["epoch"]: row["policy"]["lr"] for row in trained(whole)}
+    assert rates[first] == 2 * rates[first + 1]
+    # Epochs and updates are counted on; what is sampled comes from the weights gone back to.
+    assert [row["updates"] for row in trained(whole)] == [2 * n for n in range(1, 9)]
+    before, after = trained(whole)[first - 1], trained(whole)[first]
+    assert after["reward"]["brightness"] < before["reward"]["brightness"]
+    assert after["first_ratio_deviation"] == 0
+    for epoch in (first, first + 1):
+        parts = tmp_path / f"parts{epoch}"
+        stop_after(elsewhere(hacking, parts), epoch)
+        stored = checkpoint.find(parts).progress
+        assert stored["epoch"] == epoch
+        assert stored["controls"]["rewind_to"] == (action["to_epoch"] if epoch == first else None)
+        train(elsewhere(hacking, parts))
+        assert numbers(parts) == numbers(whole)
+        assert_same_state(whole, parts)
+    html = write_report(whole).read_text(encoding="utf-8")
+    assert f"back to epoch {action['to_epoch']}" in html
+    assert 'stroke-dasharray="4 3"' in html
+
+
+def stop_after(table: Row, epoch: int) -> None:
+    """Ask to stop once an epoch and its evaluation are done; what is sampled then is given up."""
+    run_dir = Path(table["run"]["out_dir"])
+    last = "train" if epoch % table["eval"]["every_epochs"] else "eval"
+
+    def asked() -> bool:
+        return any((row["epoch"], row["kind"]) == (epoch, last) for row in read(run_dir))
+
+    assert train(table, stop=asked).reason == ""
+
+
+def test_two_processes_take_the_same_actions(hacking: Row, tmp_path: Path) -> None:
+    files = []
+    hacking["batch"]["rollout_batch_size"] = 8
+    for mode in ("raise_kl", "rewind"):
+        hacking["run"] |= {"on_alarm": mode, "epochs": 6, "keep_checkpoints": 1}
+        hacking["score"] = "hackable"
+        file = tmp_path / f"{mode}.json"
+        file.write_text(json.dumps(elsewhere(hacking, tmp_path / mode)), encoding="utf-8")
+        files.append(file)
+    launch(files)
+    for mode in ("raise_kl", "rewind"):
+        (first, action), *_ = taken(tmp_path / mode)
+        assert action["kind"] == mode
+        later = [row for row in trained(tmp_path / mode) if row["epoch"] > first]
+        assert later
+        assert all(row["first_ratio_deviation"] == 0 for row in later)
+        stored = checkpoint.find(tmp_path / mode).progress["controls"]
+        assert stored["actions"] == len(taken(tmp_path / mode))
+        # What can be gone back to outlives newer checkpoints.
+        if mode == "rewind":
+            kept = [path.name for path in checkpoint.present(tmp_path / mode)]
+            assert checkpoint.name_of(stored["safe_epoch"]) in kept

@@ -20,6 +20,7 @@ from trainer.report.charts import headline_series
 from trainer.report.data import (
     TEMPLATES,
     RunData,
+    actions,
     categories,
     comparison,
     found_alarms,
@@ -83,6 +84,7 @@ def write_card(
         watch=watched(run),
         kl=kl_after(run),
         alarms=[_alarm_line(alarm) for alarm in found_alarms(run)],
+        actions=actions(run),
         curve=CURVE,
         before_after=BEFORE_AFTER if pictures else "",
         shown=list(run.base["shown"])[:WIDGETS],

@@ -1,19 +1,24 @@
 """The curves of a report."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from trainer.report.data import RunData
+from trainer.report.data import RunData, actions
 from trainer.report.svg import Axes, Series, line_chart, moving_average
 
 Chart = tuple[str, str, str]
 """Title, note and SVG."""
 FROM_0 = Axes(y_min=0)
+Draw = Callable[..., str]
+"""`line_chart` with the marks of a run."""
 
 
 def charts(run: RunData) -> list[dict[str, str]]:
-    """All curves: title, note and SVG."""
-    out = [*_held_out(run), *(_training(run.epochs) if run.epochs else ())]
+    """All curves: title, note and SVG, with a mark where alarms led to an action."""
+    marks = [(row["epoch"], row["change"]) for row in actions(run) if row["kind"] != "none"]
+    draw = partial(line_chart, marks=marks)
+    out = [*_held_out(run, draw), *(_training(run.epochs, draw) if run.epochs else ())]
     return [{"title": title, "note": note, "svg": svg} for title, note, svg in out if svg]
 
 
@@ -25,27 +30,27 @@ def headline_series(run: RunData) -> list[Series]:
     return [Series(run.headline, at, mean, low, high)]
 
 
-def _held_out(run: RunData) -> list[Chart]:
+def _held_out(run: RunData, draw: Draw) -> list[Chart]:
     at = [row["epoch"] for row in run.evaluations]
     note = "Held-out prompts, fixed seeds, EMA weights; the band is the 95 % interval."
-    out = [(f"{run.headline} on held-out prompts", note, line_chart(headline_series(run)))]
+    out = [(f"{run.headline} on held-out prompts", note, draw(headline_series(run)))]
     found = [row["metrics"][run.headline]["categories"] for row in run.evaluations]
     if len(found[0]) > 1:
         lines = _colored(at, {n: [c.get(n, {}).get("mean") for c in found] for n in found[0]})
         note = "Between the ends with fewer images (eval.curve_*)."
-        out.append((f"{run.headline} by category", note, line_chart(lines)))
+        out.append((f"{run.headline} by category", note, draw(lines)))
     band = 100 * run.tolerance
-    watched = line_chart(_colored(at, _relative_watch(run)), Axes(band=(-band, band), unit="%"))
+    watched = draw(_colored(at, _relative_watch(run)), Axes(band=(-band, band), unit="%"))
     note = f"Never trained on. The band is ±{run.tolerance:.0%}."
     out.append(("Watched rewards, change against the base", note, watched))
     distance = [row.get("kl", {}).get("mean") for row in run.evaluations]
     if any(distance):
         note = "Mean squared distance of the velocities along the sampling of held-out images."
-        out.append(("KL to the base, held-out", note, line_chart([Series("KL", at, distance)])))
+        out.append(("KL to the base, held-out", note, draw([Series("KL", at, distance)])))
     return out
 
 
-def _training(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
+def _training(rows: Sequence[Mapping[str, Any]], draw: Draw) -> list[Chart]:
     x = [row["epoch"] for row in rows]
     policy = {
         name: [row["policy"].get(name) for row in rows]
@@ -69,32 +74,32 @@ def _training(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
             (
                 f"Training reward: {name}",
                 "Each epoch, and the mean of the last ten.",
-                line_chart(_smoothed(name, x, values)),
+                draw(_smoothed(name, x, values)),
             )
             for name, values in rewards.items()
         ),
         (
             f"Training reward by category: {next(iter(rewards))}",
             "Mean of the last ten epochs.",
-            line_chart(_colored(x, smooth)) if len(categories) > 1 else "",
+            draw(_colored(x, smooth)) if len(categories) > 1 else "",
         ),
         (
             "KL in training",
             "In the form that the loss uses.",
-            line_chart(_smoothed("KL", x, policy["kl"]), FROM_0),
+            draw(_smoothed("KL", x, policy["kl"]), FROM_0),
         ),
-        ("Clipped ratios", "Share outside the clip range.", line_chart(clipped, FROM_0)),
+        ("Clipped ratios", "Share outside the clip range.", draw(clipped, FROM_0)),
         (
             "Gradient norm",
             "Before clipping.",
-            line_chart(_smoothed("norm", x, policy["grad_norm"]), FROM_0),
+            draw(_smoothed("norm", x, policy["grad_norm"]), FROM_0),
         ),
         (
             "Groups without a signal",
             "Share of prompts whose images all scored alike.",
-            line_chart(_smoothed("share of groups", x, flat), Axes(y_min=0, y_max=1)),
+            draw(_smoothed("share of groups", x, flat), Axes(y_min=0, y_max=1)),
         ),
-        ("Seconds per epoch", "Where the time goes.", line_chart(_colored(x, seconds), FROM_0)),
+        ("Seconds per epoch", "Where the time goes.", draw(_colored(x, seconds), FROM_0)),
     ]
 
 

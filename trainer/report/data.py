@@ -11,6 +11,7 @@ from trainer.config.settings import Settings
 from trainer.errors import ConfigError
 from trainer.evaluation.alarms import ADVICE, Alarm, Rules, active, alarms, text
 from trainer.images import Pixels, cut, load_png
+from trainer.run.controller import Action, change
 from trainer.run.log import figure, read
 from trainer.run.progress import RESOLVED, RESULT
 from trainer.scores import history
@@ -119,6 +120,21 @@ def banner(run: RunData) -> list[dict[str, str]]:
             "advice": ADVICE[alarm.kind],
         }
         for alarm in active(found_alarms(run))
+    ]
+
+
+def actions(run: RunData) -> list[dict[str, Any]]:
+    """What was done about alarms (`run.on_alarm`): `epoch`, `kind`, `causes` and `change`."""
+    limit = settings_of(run).alarm.max_actions
+    return [
+        {
+            "epoch": row["epoch"],
+            "kind": row["action"]["kind"],
+            "causes": ", ".join(row["action"]["causes"]),
+            "change": change(Action(**row["action"]), limit),
+        }
+        for row in run.evaluations
+        if row.get("action")
     ]
 
 

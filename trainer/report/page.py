@@ -19,6 +19,7 @@ from trainer.report.charts import charts
 from trainer.report.data import (
     TEMPLATES,
     RunData,
+    actions,
     banner,
     categories,
     comparison,
@@ -70,6 +71,7 @@ def write_report(run_dir: Path) -> Path:
         scorers=scorers(run),
         banner=banner(run),
         past=[text(alarm) for alarm in found_alarms(run) if alarm.until is not None],
+        actions=actions(run),
         outputs=outputs(run),
         loading=_loading(run),
         command=f"flow-train report {shlex.quote(str(run_dir))}",

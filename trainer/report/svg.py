@@ -76,14 +76,24 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [min(max(round(index * step, 12), low), high) for index in range(first, last + 1)]
 
 
-def line_chart(series: Sequence[Series], axes: Axes | None = None) -> str:
-    """Draw lines; an empty text when there is nothing to draw."""
+def line_chart(
+    series: Sequence[Series],
+    axes: Axes | None = None,
+    marks: Sequence[tuple[float, str]] = (),
+) -> str:
+    """Draw lines; an empty text when there is nothing to draw.
+
+    Args:
+        series: the lines.
+        axes: what surrounds them.
+        marks: positions of dashed vertical lines, with what happened there.
+    """
     axes = axes or Axes()
     kept = [line for line in series if any(value is not None for value in line.y)]
     if not kept:
         return ""
     scale = _Scale.fit(kept, axes)
-    parts = [_frame(scale, axes)]
+    parts = [_frame(scale, axes), *(_mark(scale, x, text) for x, text in marks)]
     for line in sorted(kept, key=lambda item: not item.faint):
         parts.append(_interval(line, scale))
         parts.append(_path(line, scale))
@@ -173,6 +183,14 @@ def _frame(scale: _Scale, axes: Axes) -> str:
         f"{escape(axes.x_label)}</text>"
     )
     return "".join(out)
+
+
+def _mark(scale: _Scale, at: float, text: str) -> str:
+    x = f"{scale.x(at):.1f}"
+    return (
+        f'<line x1="{x}" x2="{x}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" stroke="var(--warn)" '
+        f'stroke-width="1.5" stroke-dasharray="4 3"><title>{escape(text)}</title></line>'
+    )
 
 
 def _points(line: Series, scale: _Scale) -> list[tuple[float, float, float, float]]:

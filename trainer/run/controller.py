@@ -10,9 +10,9 @@ at most `alarm.max_actions` steps. Epochs are counted on after a rewind, so that
 noise are repeated.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from trainer.config.settings import Settings
 from trainer.evaluation.alarms import Alarm
@@ -144,23 +144,26 @@ def better(settings: Settings, headline: float | None, than: float | None) -> bo
     return headline < than if settings.measured[0].weight < 0 else headline > than
 
 
-def text(action: Mapping[str, Any] | Action, limit: int) -> str:
-    """One line for the log and the report.
+def change(action: Action, limit: int) -> str:
+    """What an action does, in a few words.
 
     Args:
-        action: as decided, or as read from `metrics.jsonl`.
+        action: as decided.
         limit: `alarm.max_actions`.
     """
-    done = action if isinstance(action, Action) else Action(**action)
-    causes = " and ".join(done.causes)
-    if done.kind == "stop":
-        return f"the run ends: {causes} fell"
-    if done.kind == "none":
-        return f"{causes} beyond the threshold, and nothing is left to do ({done.bound})"
-    assert done.before is not None
-    assert done.after is not None
-    change = f"{figure(done.before)} -> {figure(done.after)}"
-    what = f"loss.kl_beta {change}"
-    if done.kind == "rewind":
-        what = f"back to epoch {done.to_epoch}, learning rate x {change}"
-    return f"{done.number} of {limit}, {what}: {causes} beyond the threshold"
+    if action.kind == "stop":
+        return "the run ends"
+    if action.kind == "none":
+        return f"nothing is left to do ({action.bound})"
+    assert action.before is not None
+    assert action.after is not None
+    moved = f"{figure(action.before)} -> {figure(action.after)}"
+    what = f"loss.kl_beta {moved}"
+    if action.kind == "rewind":
+        what = f"back to epoch {action.to_epoch}, factor of the learning rate {moved}"
+    return f"{what} (action {action.number} of {limit})"
+
+
+def text(action: Action, limit: int) -> str:
+    """One line for the log; `change` with its reason."""
+    return f"{change(action, limit)}: {' and '.join(action.causes)} beyond the threshold"
