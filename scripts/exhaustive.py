@@ -78,7 +78,7 @@ def record(digests: Mapping[str, str]) -> None:
 
 def main() -> int:
     """Run the selected groups; the exit status is 1 when any fails."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--all", action="store_true", help="also groups whose files are unchanged")
     parser.add_argument("--record", action="store_true", help="record the groups that pass")
     parser.add_argument("groups", nargs="*", help="names from tests/exhaustive.toml (default: all)")
