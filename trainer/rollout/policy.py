@@ -36,7 +36,7 @@ class RolloutConfig:
         window_range: The window lies in [first, end); None is (0, num_steps - 1).
         guidance_scale: Classifier-free guidance; 1 needs no second forward.
         log_prob_form: None takes the official form of ``kind``.
-        keep_means: Store the transition means (GRPO-Guard needs them).
+        keep_means: Store the transition means (GRPO-Guard and Flow-DPPO need them).
     """
 
     num_steps: int = 10
