@@ -173,7 +173,7 @@ def test_keys_that_need_a_restart_are_named(server: Server) -> None:
         eventually(lambda: reloads(server) > before, 10)
         (warning,) = [e for e in server.log() if e["event"].startswith("config keys")][-1:]
         assert warning["keys"] == ["server.decode_threads"]
-        with pytest.raises(InvalidArgument, match="the limit is 2"):
+        with pytest.raises(InvalidArgument, match="limit of 2"):
             client.score(items(["ok"] * 3), ["kept"])
     reload(server, KEPT + SLOW)
 
