@@ -186,16 +186,16 @@ def items(count: int) -> list[ScoreInput]:
 def measure(name: str, folder: Path) -> None:
     WRITERS[name](folder)
     gc.collect()
-    backbones, scorers = Backbones(), []
+    backbones, scorers = Backbones(), list[Any]()
     start = time.process_time()
     for part in name.split("+"):
         extra = {"head": str(folder)} if part == "aesthetic" else {}
         scorer_class: Any = load_scorer_class(part)
-        scorer = scorer_class(weights=str(folder), dtype="float32", **extra)
+        scorer: Any = scorer_class(weights=str(folder), dtype="float32", **extra)
+        scorers.append(scorer)
         if isinstance(scorer, UsesBackbones):
             scorer.use_backbones(backbones)
-        scorer.load("cpu")
-        scorers.append(scorer)
+        scorers[-1].load("cpu")
     loaded_s = time.process_time() - start
     for batch in BATCHES:
         inputs = items(batch)

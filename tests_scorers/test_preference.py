@@ -15,7 +15,7 @@ import torch
 from preference_cases import REFERENCES, scorer, shared
 
 from reward_client.errors import Code
-from reward_server.scorers import golden, golden_file, load_scorer_class
+from reward_server.scorers import golden, golden_file, load_scorer_class, torch_tools
 from reward_server.scorers.base import ItemFailure, ItemScore, ScoreInput, SelfTestError
 from reward_server.weights import store
 
@@ -257,3 +257,28 @@ def test_fingerprint_changes_with_weights_dtype_and_preprocessing(
     assert first.weights_digest() == different[0].weights_digest()
     with pytest.raises(RuntimeError, match="load"):
         load_scorer_class(name)().fingerprint()
+
+
+def test_networks_are_built_without_drawing_weights_but_with_their_buffers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import open_clip  # pyright: ignore[reportMissingImports]
+
+    config: Any = open_clip.get_model_config("ViT-B-32")
+    text = {**config["text_cfg"], "width": 64, "heads": 2, "layers": 2}
+    vision = {**config["vision_cfg"], "width": 64, "layers": 2}
+    draw, drawn_shapes = torch.Tensor.normal_, []
+
+    def noted(tensor: torch.Tensor, *args: float, **options: float) -> torch.Tensor:
+        drawn_shapes.append(tensor.shape)
+        return draw(tensor, *args, **options)
+
+    monkeypatch.setattr(torch.Tensor, "normal_", noted)
+    built = torch_tools.unfilled(lambda: open_clip.CLIP(32, vision, text))
+    assert drawn_shapes == []
+    drawn = open_clip.CLIP(32, vision, text)
+    assert len(drawn_shapes) > 10
+    buffers = dict(built.named_buffers())
+    assert buffers.keys() - built.state_dict().keys() == {"attn_mask"}
+    for name, buffer in drawn.named_buffers():
+        assert torch.equal(buffer, buffers[name]), name

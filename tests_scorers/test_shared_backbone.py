@@ -49,7 +49,8 @@ def together(*names: str, **options: Any) -> tuple[Backbones, dict[str, Any]]:
     """Scorers that load one after the other, as in one worker."""
     backbones, loaded = Backbones(), {}
     for name in names:
-        scorer: Any = load_scorer_class(name)(**options)
+        made: Any = load_scorer_class(name)
+        scorer = made(**options)
         scorer.use_backbones(backbones)
         scorer.load("cpu")
         loaded[name] = scorer
@@ -118,7 +119,8 @@ def test_weights_are_in_memory_once(models: Path) -> None:
 
 def test_other_preparations_share_weights_but_no_embeddings(models: Path) -> None:
     backbones, shared = together("aesthetic")
-    other: Any = load_scorer_class("clipscore")(resize="flow_grpo")
+    made: Any = load_scorer_class("clipscore")
+    other = made(resize="flow_grpo")
     other.use_backbones(backbones)
     other.load("cpu")
     assert other.network is shared["aesthetic"].network
@@ -133,7 +135,8 @@ def test_other_preparations_share_weights_but_no_embeddings(models: Path) -> Non
 
 def test_other_types_share_nothing(models: Path) -> None:
     backbones, shared = together("aesthetic")
-    other: Any = load_scorer_class("clipscore")(dtype="bfloat16")
+    made: Any = load_scorer_class("clipscore")
+    other = made(dtype="bfloat16")
     other.use_backbones(backbones)
     other.load("cpu")
     assert other.network is not shared["aesthetic"].network

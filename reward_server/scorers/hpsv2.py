@@ -169,7 +169,7 @@ def _model(architecture: str) -> Any:
     config = open_clip.get_model_config(architecture)
     if config is None:
         raise ValueError(f"architecture {architecture!r}: open_clip has no such configuration")
-    return open_clip.CLIP(**config)
+    return torch_tools.unfilled(lambda: open_clip.CLIP(**config))
 
 
 def _load_checkpoint(model: Any, path: Path) -> None:

@@ -151,7 +151,7 @@ def _vision(state: State, path: Path) -> Any:
         hidden_act="gelu",
     )
     renamed = {_vision_key(key): value for key, value in state.items()}
-    return _filled(BlipVisionModel(config), renamed, path)
+    return _filled(torch_tools.unfilled(lambda: BlipVisionModel(config)), renamed, path)
 
 
 def _vision_key(key: str) -> str:
@@ -179,7 +179,8 @@ def _text(state: State, med: Mapping[str, Any], vision: Any, path: Path) -> Any:
         is_decoder=True,
         use_cache=False,
     )
-    return _filled(BlipTextModel(config, add_pooling_layer=False), state, path)
+    model = torch_tools.unfilled(lambda: BlipTextModel(config, add_pooling_layer=False))
+    return _filled(model, state, path)
 
 
 def _filled(model: Any, state: State, path: Path) -> Any:

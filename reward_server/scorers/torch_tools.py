@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,6 +83,23 @@ def load_state(path: Path) -> dict[str, Any]:
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
         reason = str(error).strip().split("\n", 1)[0]
         raise ValueError(f"{path}: not a checkpoint that can be read safely: {reason}") from error
+
+
+def unfilled(build: Callable[[], Any]) -> Any:
+    """What `build` builds, without drawing the weights that a checkpoint replaces anyway.
+
+    Unlike on the meta device, buffers that are in no checkpoint (masks, positions) have values.
+    """
+    from torch.overrides import TorchFunctionMode
+
+    class KeepMemory(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            if getattr(func, "__module__", "") == "torch.nn.init":
+                return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
+            return func(*args, **(kwargs or {}))
+
+    with KeepMemory():
+        return build()
 
 
 def to_device(batch: torch.Tensor, device: str) -> torch.Tensor:
