@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.models.base import Conditioning, Decoded, ModelOptions
-from trainer.models.family import Family, frozen
+from trainer.models.family import Family, Inputs, frozen
 from trainer.models.network import Network
 from trainer.models.precision import mixed_precision
 
@@ -198,14 +198,14 @@ class Adapter:
         dtype = self._options.compute_dtype
         training = torch.is_grad_enabled() or self._options.same_graph
         with torch.set_grad_enabled(training), mixed_precision(self._device.type, dtype):
-            v = self._family.velocity(
-                self._network.active,
+            inputs = Inputs(
                 x.to(dtype),
                 sigma.float().expand(len(x)),
                 cond.to(dtype=dtype),
                 guidance_scale,
                 None if negative is None else negative.to(dtype=dtype),
             )
+            v = self._family.velocity(self._network.active, inputs)
         return v.float() if torch.is_grad_enabled() else v.detach().float()
 
     @torch.no_grad()

@@ -5,12 +5,32 @@ Everything that is the same for all of them is ``trainer.models.adapter.Adapter`
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from trainer.models.base import Conditioning
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a velocity is predicted from.
+
+    Attributes:
+        x: (B, ...) latents in the compute dtype.
+        sigma: (B,) float32.
+        cond: B encoded prompts in the compute dtype.
+        guidance_scale: Classifier-free guidance; see ``guides``.
+        negative: One or B encoded negative prompts, or None without guidance.
+    """
+
+    x: Tensor
+    sigma: Tensor
+    cond: Conditioning
+    guidance_scale: float
+    negative: Conditioning | None
 
 
 class Family(Protocol):
@@ -40,25 +60,11 @@ class Family(Protocol):
         """See ``FlowModel``."""
         ...
 
-    def velocity(
-        self,
-        network: Any,
-        x: Tensor,
-        sigma: Tensor,
-        cond: Conditioning,
-        guidance_scale: float,
-        negative: Conditioning | None,
-    ) -> Tensor:
+    def velocity(self, network: Any, inputs: Inputs) -> Tensor:
         """Predict v = eps - x_0, shape of x.
 
-        Args:
-            network: The component to call (an ``nn.ModuleDict`` of several): the policy's or the
-                reference's.
-            x: (B, ...) latents in the compute dtype.
-            sigma: (B,) float32.
-            cond: B encoded prompts in the compute dtype.
-            guidance_scale: Classifier-free guidance; see ``guides``.
-            negative: One or B encoded negative prompts.
+        ``network`` is the component to call (an ``nn.ModuleDict`` of several): the policy's or the
+        reference's.
         """
         ...
 
@@ -131,45 +137,26 @@ def expanded(negative: Conditioning | None, count: int) -> Conditioning:
     return negative.expand(count)
 
 
-def with_and_without(
-    forward: Forward, x: Tensor, sigma: Tensor, cond: Conditioning, negative: Conditioning | None
-) -> tuple[Tensor, Tensor]:
-    """Predictions under the prompt and under the negative prompt, from one doubled batch.
-
-    Args:
-        forward: Predicts (n, ...) from latents (n, ...), sigma (n,) and n encoded prompts.
-        x: (B, ...) latents.
-        sigma: (B,).
-        cond: B encoded prompts.
-        negative: One or B encoded negative prompts.
-
-    Returns:
-        (conditional, unconditional), each (B, ...) float32.
-
-    Raises:
-        ValueError: No negative prompt.
-    """
-    both = Conditioning.cat([expanded(negative, len(x)), cond])
-    v = forward(torch.cat([x, x]), torch.cat([sigma, sigma]), both).float()
-    unconditional, conditional = v.chunk(2)
-    return conditional, unconditional
-
-
 def guides(scale: float) -> bool:
     """Whether this scale means classifier-free guidance; as in diffusers, 1 and less is none."""
     return scale > 1.0
 
 
-def guided(
-    forward: Forward,
-    x: Tensor,
-    sigma: Tensor,
-    cond: Conditioning,
-    scale: float,
-    negative: Conditioning | None,
-) -> Tensor:
-    """Classifier-free guidance, v_u + scale (v_c - v_u); see ``guides`` for scales up to 1."""
+def guided(forward: Forward, inputs: Inputs, scale: float) -> Tensor:
+    """Classifier-free guidance, v_u + scale (v_c - v_u), from one doubled batch.
+
+    Args:
+        forward: Predicts (n, ...) from latents (n, ...), sigma (n,) and n encoded prompts.
+        inputs: Latents, noise levels and prompts.
+        scale: Of the guidance; see ``guides`` for scales up to 1.
+
+    Raises:
+        ValueError: No negative prompt.
+    """
+    x, sigma, cond = inputs.x, inputs.sigma, inputs.cond
     if not guides(scale):
         return forward(x, sigma, cond)
-    conditional, unconditional = with_and_without(forward, x, sigma, cond, negative)
+    both = Conditioning.cat([expanded(inputs.negative, len(x)), cond])
+    v = forward(torch.cat([x, x]), torch.cat([sigma, sigma]), both).float()
+    unconditional, conditional = v.chunk(2)
     return unconditional + scale * (conditional - unconditional)

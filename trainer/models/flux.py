@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trainer.models.adapter import Adapter
 from trainer.models.base import Conditioning, ModelOptions
-from trainer.models.family import decode_kl, guided, guides, image_size, sequence_length
+from trainer.models.family import Inputs, decode_kl, guided, guides, image_size, sequence_length
 from trainer.models.loading import load_pipeline
 from trainer.models.schedule import image_sigmas
 
@@ -78,23 +78,16 @@ class Flux:
         """From 1 to 1 / num_steps evenly, then shifted by resolution (dev)."""
         return image_sigmas(self.pipe.scheduler.config, num_steps, latent_shape, PATCH)
 
-    def velocity(
-        self,
-        network: Any,
-        x: Tensor,
-        sigma: Tensor,
-        cond: Conditioning,
-        guidance_scale: float,
-        negative: Conditioning | None,
-    ) -> Tensor:
+    def velocity(self, network: Any, inputs: Inputs) -> Tensor:
         """With ``guidance_scale`` in the guidance embedding.
 
         Classifier-free guidance comes on top with ``true_cfg_scale``, and instead of it where the
         model has no such embedding.
         """
-        embedded = guidance_scale if self._embedded else None
-        scale = self._options.true_cfg_scale if self._embedded else guidance_scale
-        return guided(partial(self._forward, network, embedded), x, sigma, cond, scale, negative)
+        if not self._embedded:
+            return guided(partial(self._forward, network, None), inputs, inputs.guidance_scale)
+        forward = partial(self._forward, network, inputs.guidance_scale)
+        return guided(forward, inputs, self._options.true_cfg_scale)
 
     def _forward(
         self, network: Any, guidance: float | None, x: Tensor, sigma: Tensor, cond: Conditioning

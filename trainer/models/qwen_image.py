@@ -10,7 +10,14 @@ from torch import Tensor
 
 from trainer.models.adapter import Adapter
 from trainer.models.base import MASK, Conditioning, ModelOptions
-from trainer.models.family import decode_video, expanded, guides, image_size, sequence_length
+from trainer.models.family import (
+    Inputs,
+    decode_video,
+    expanded,
+    guides,
+    image_size,
+    sequence_length,
+)
 from trainer.models.loading import load_pipeline
 from trainer.models.schedule import image_sigmas
 
@@ -75,30 +82,22 @@ class QwenImage:
         """Shifted by resolution, and stretched to end at the scheduler's ``shift_terminal``."""
         return image_sigmas(self.pipe.scheduler.config, num_steps, latent_shape, PATCH)
 
-    def velocity(
-        self,
-        network: Any,
-        x: Tensor,
-        sigma: Tensor,
-        cond: Conditioning,
-        guidance_scale: float,
-        negative: Conditioning | None,
-    ) -> Tensor:
+    def velocity(self, network: Any, inputs: Inputs) -> Tensor:
         """With the pipeline's "true" guidance: guided tokens keep the norm of the conditional ones.
 
         Two forward passes, not one of a doubled batch: padding one prompt to the other's length
         costs attention over all of the image.
         """
-        rows, columns = x.shape[2] // PATCH, x.shape[3] // PATCH
+        x, sigma, scale = inputs.x, inputs.sigma, inputs.guidance_scale
+        shape = x.shape[2] // PATCH, x.shape[3] // PATCH
         tokens = F.pixel_unshuffle(x, PATCH).flatten(2).transpose(1, 2)
-        v = self._forward(network, tokens, sigma, cond, (rows, columns))
-        if guides(guidance_scale):
-            without = self._forward(
-                network, tokens, sigma, expanded(negative, len(x)), (rows, columns)
-            )
-            combined = without + guidance_scale * (v - without)
+        v = self._forward(network, tokens, sigma, inputs.cond, shape)
+        if guides(scale):
+            negative = expanded(inputs.negative, len(x))
+            without = self._forward(network, tokens, sigma, negative, shape)
+            combined = without + scale * (v - without)
             v = combined * (v.norm(dim=-1, keepdim=True) / combined.norm(dim=-1, keepdim=True))
-        return F.pixel_shuffle(v.transpose(1, 2).unflatten(2, (rows, columns)), PATCH)
+        return F.pixel_shuffle(v.transpose(1, 2).unflatten(2, shape), PATCH)
 
     def _forward(
         self,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trainer.models.adapter import Adapter
 from trainer.models.base import Conditioning, ModelOptions
-from trainer.models.family import decode_kl, guided, image_size, sequence_length
+from trainer.models.family import Inputs, decode_kl, guided, image_size, sequence_length
 from trainer.models.loading import load_pipeline
 from trainer.models.schedule import image_sigmas
 
@@ -67,18 +67,9 @@ class SD3:
             even=False,
         )
 
-    def velocity(
-        self,
-        network: Any,
-        x: Tensor,
-        sigma: Tensor,
-        cond: Conditioning,
-        guidance_scale: float,
-        negative: Conditioning | None,
-    ) -> Tensor:
+    def velocity(self, network: Any, inputs: Inputs) -> Tensor:
         """With classifier-free guidance: v_u + guidance_scale (v_c - v_u)."""
-        forward = partial(self._forward, network)
-        return guided(forward, x, sigma, cond, guidance_scale, negative)
+        return guided(partial(self._forward, network), inputs, inputs.guidance_scale)
 
     def _forward(self, network: Any, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         return network(

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from trainer.models.adapter import Adapter
 from trainer.models.base import HIGH, LOW, Conditioning, Experts, ModelOptions
-from trainer.models.family import decode_video, expanded, frozen, guides, sequence_length
+from trainer.models.family import Inputs, decode_video, expanded, frozen, guides, sequence_length
 from trainer.models.loading import load_pipeline
 from trainer.models.schedule import euler_sigmas
 from trainer.parallel.world import on_any_process
@@ -105,31 +105,24 @@ class Wan:
         )
         return euler_sigmas(shifted.config, num_steps, sigmas=levels)
 
-    def velocity(
-        self,
-        network: Any,
-        x: Tensor,
-        sigma: Tensor,
-        cond: Conditioning,
-        guidance_scale: float,
-        negative: Conditioning | None,
-    ) -> Tensor:
+    def velocity(self, network: Any, inputs: Inputs) -> Tensor:
         """With classifier-free guidance, alike for both experts: v_u + guidance_scale (v_c - v_u).
 
         Two forward passes, as in the pipeline: a doubled batch of videos would not fit. A sharded
         expert is called by all processes or none, for its weights are gathered from all of them: a
         process without rows for it passes one, of which nothing is kept.
         """
-        time = sigma * self.pipe.scheduler.config.num_train_timesteps
-        without = expanded(negative, len(x)) if guides(guidance_scale) else None
+        x, scale = inputs.x, inputs.guidance_scale
+        time = inputs.sigma * self.pipe.scheduler.config.num_train_timesteps
+        without = expanded(inputs.negative, len(x)) if guides(scale) else None
         out = torch.zeros_like(x, dtype=torch.float32)
         for expert, index in self._shares(network, time):
             rows = index if len(index) else index.new_zeros(1)
             part = (expert, x[rows], time[rows])
-            v = self._forward(*part, cond.index_select(rows))
+            v = self._forward(*part, inputs.cond.index_select(rows))
             if without is not None:
                 v_without = self._forward(*part, without.index_select(rows))
-                v = v_without + guidance_scale * (v - v_without)
+                v = v_without + scale * (v - v_without)
             out = out.index_copy(0, index, v[: len(index)])
         return out
 

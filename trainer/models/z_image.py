@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trainer.models.adapter import Adapter
 from trainer.models.base import MASK, Conditioning, ModelOptions
-from trainer.models.family import decode_kl, guided, image_size, sequence_length
+from trainer.models.family import Inputs, decode_kl, guided, image_size, sequence_length
 from trainer.models.loading import load_pipeline
 from trainer.models.schedule import image_sigmas
 
@@ -66,21 +66,12 @@ class ZImage:
         """From 1 to 1 / num_steps evenly, then shifted by a constant, or by resolution."""
         return image_sigmas(self.pipe.scheduler.config, num_steps, latent_shape, PATCH)
 
-    def velocity(
-        self,
-        network: Any,
-        x: Tensor,
-        sigma: Tensor,
-        cond: Conditioning,
-        guidance_scale: float,
-        negative: Conditioning | None,
-    ) -> Tensor:
+    def velocity(self, network: Any, inputs: Inputs) -> Tensor:
         """With classifier-free guidance: v_u + guidance_scale (v_c - v_u), as for other families.
 
         The pipeline's own ``guidance_scale`` is one less, as it is added to v_c: 0 is none there.
         """
-        forward = partial(self._forward, network)
-        return guided(forward, x, sigma, cond, guidance_scale, negative)
+        return guided(partial(self._forward, network), inputs, inputs.guidance_scale)
 
     def _forward(self, network: Any, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         lengths = cond[MASK].sum(1).tolist()
