@@ -65,12 +65,8 @@ class Policy:
 
     def __init__(self, part: Part, chosen: Settings) -> None:
         self.part, self.settings = part, chosen
-        device = setup_torch(
-            chosen.run.device,
-            threads=1 if part.tiny else 8,
-            deterministic=chosen.run.deterministic,
-            tf32=chosen.run.tf32,
-        )
+        threads = 1 if part.tiny else 8
+        device = setup_torch(chosen.run.model_copy(update={"threads": threads}))
         self.model = load_model(chosen, device)
         self.size = chosen.batch.rollout_batch_size
         self.use(chosen)

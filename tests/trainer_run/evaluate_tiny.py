@@ -15,6 +15,7 @@ from reward_client import Code, Item, ItemError
 from reward_client.codec import decode
 from tests.trainer_run.fake_service import service_with
 from trainer.config.load import parse, resolve_path
+from trainer.config.settings import RunSettings
 from trainer.data import TASKS
 from trainer.evaluation.held_out import evaluate_run
 from trainer.models.base import FlowModel
@@ -43,7 +44,7 @@ def moved(model: FlowModel) -> FlowModel:
 def evaluations(table: dict[str, Any], cases: list[dict[str, Any]], world: World) -> list[Any]:
     """One evaluation per case (`indices` and `images_per_prompt`), as plain values."""
     settings = parse(table)
-    device = setup_torch("cpu", threads=1, deterministic=True)
+    device = setup_torch(RunSettings(device="cpu"))
     model = moved(load_model(settings, device))
     prompts = TASKS[settings.task.name](resolve_path(settings.task.test), print)
     service = service_with(score)(settings.rewards)

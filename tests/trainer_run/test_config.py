@@ -217,5 +217,4 @@ def test_geometry_either_adds_up_or_is_refused(
         return
     assert found.images == groups * size == found.images_per_rank * world
     assert found.rollout_batches * rollout == found.images_per_rank
-    assert found.micro_batches * found.micro_batch_size == found.images_per_rank
-    assert found.micro_per_update * updates == found.micro_batches
+    assert found.micro_per_update * updates * found.micro_batch_size == found.images_per_rank

@@ -15,7 +15,6 @@ class Geometry:
         images: images per epoch, all processes together.
         images_per_rank: images per epoch of this process.
         rollout_batches: sampling batches of this process.
-        micro_batches: training forwards of this process per window step.
         micro_batch_size: images of one training forward.
         micro_per_update: training micro-batches between two updates.
     """
@@ -23,7 +22,6 @@ class Geometry:
     images: int
     images_per_rank: int
     rollout_batches: int
-    micro_batches: int
     micro_batch_size: int
     micro_per_update: int
 
@@ -73,7 +71,6 @@ def geometry(settings: Settings, world_size: int = 1) -> Geometry:
         images=images,
         images_per_rank=per_rank,
         rollout_batches=per_rank // size,
-        micro_batches=per_rank // micro,
         micro_batch_size=micro,
         micro_per_update=share // micro,
     )

@@ -24,7 +24,6 @@ from trainer.evaluation.sampling import EVAL_EPOCH, Job, plan, sample_and_compar
 from trainer.evaluation.statistics import (
     DIVERSITIES,
     Part,
-    column_row,
     distinct,
     joined_columns,
     summary_row,
@@ -209,7 +208,7 @@ def _collect(
     index = [prompt for part in parts for prompt, _ in part.rows]
     scores = [part.scores for part in parts if isinstance(part.scores, Scores)]
     whole = merge(scores)
-    rows = {t.name: column_row(whole.values[t.name], index, prompts) for t in terms}
+    rows = {t.name: summary_row(whole.values[t.name].tolist(), index, prompts) for t in terms}
     spreads = joined_columns(part.diversity for part in parts)
     distances = [value for part in parts for value in part.distances]
     shown: dict[int, Pixels] = {}
@@ -221,7 +220,7 @@ def _collect(
         watch={t.name: rows[t.name] for t in settings.rewards.watch}
         | {name: summary_row(list(v.values()), list(v), prompts) for name, v in spreads.items()},
         outputs={
-            name: column_row(column, index, prompts)
+            name: summary_row(column.tolist(), index, prompts)
             for name, column in distinct(whole.outputs).items()
         },
         kl=summary_row(distances, index, prompts) if distances else None,

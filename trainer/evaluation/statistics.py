@@ -36,16 +36,12 @@ class Summary:
     """Statistics of one score.
 
     Attributes:
-        overall: Over all images.
         mean_of_groups: Mean of the groups' means (GenEval's headline number).
         groups: Per group.
-        failed: Images without a score; they are in no mean.
     """
 
-    overall: Estimate
     mean_of_groups: Estimate
     groups: Mapping[str, Estimate]
-    failed: int
 
 
 def _resampled_means(
@@ -102,14 +98,10 @@ def summarise(
             draws.append(means)
             mean = totals[rows].sum() / counts[rows].sum()
             estimates[name] = _estimate(mean, means, int(counts[rows].sum()))
-    total = int(counts.sum())
-    everything = _resampled_means(totals[scored], counts[scored], seed, resamples)
     middle = float(np.mean([item.mean for item in estimates.values()]))
     return Summary(
-        overall=_estimate(totals.sum() / total, everything, total),
-        mean_of_groups=_estimate(middle, np.mean(draws, axis=0), total),
+        mean_of_groups=_estimate(middle, np.mean(draws, axis=0), int(counts.sum())),
         groups=estimates,
-        failed=len(scores) - total,
     )
 
 
@@ -231,13 +223,6 @@ def distinct(outputs: Mapping[str, MaskedArray]) -> dict[str, MaskedArray]:
 
 def _equal(one: MaskedArray, other: MaskedArray | None) -> bool:
     return other is not None and one.tolist() == other.tolist()
-
-
-def column_row(
-    values: MaskedArray, index: Sequence[int], prompts: Sequence[Prompt]
-) -> dict[str, Any]:
-    """`summary_row` of (N,) values that are masked where an image has no score."""
-    return summary_row(values.tolist(), index, prompts)
 
 
 def summary_row(

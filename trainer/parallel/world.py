@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from trainer.config.settings import RunSettings
 from trainer.errors import PeerLost, TrainerError
 
 T = TypeVar("T")
@@ -173,28 +174,21 @@ def shared(error: TrainerError) -> TrainerError:
     return error
 
 
-def setup_torch(
-    device: str, *, threads: int, deterministic: bool, tf32: bool = False
-) -> torch.device:
-    """Choose the device and set the process-wide switches of PyTorch.
-
-    Args:
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        threads: CPU threads of this process.
-        deterministic: refuse kernels whose result changes from call to call.
-        tf32: let CUDA multiply float32 matrices with TF32.
-    """
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+def setup_torch(run: RunSettings) -> torch.device:
+    """Choose the device and set the process-wide switches of PyTorch, as a run's settings say."""
+    name = run.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    chosen = torch.device(name)
-    torch.set_num_threads(threads)
-    if deterministic:
+    device = torch.device(name)
+    torch.set_num_threads(run.threads)
+    if run.deterministic:
         # cuBLAS needs this before its first call to be reproducible.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.benchmark = False
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-    return chosen
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = run.tf32
+    return device

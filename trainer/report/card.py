@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from trainer.config.settings import Settings
 from trainer.config.toml import differences, to_toml, toml
@@ -18,20 +17,17 @@ from trainer.evaluation.alarms import ADVICE, Alarm, text
 from trainer.images import Pixels, save_png, sheet
 from trainer.report.charts import headline_series
 from trainer.report.data import (
-    TEMPLATES,
     RunData,
     actions,
-    categories,
-    comparison,
     found_alarms,
     interval,
     kl_after,
     load_run,
-    scorers,
     settings_of,
     shown_pictures,
-    watched,
+    shown_prompt,
 )
+from trainer.report.render import render
 from trainer.report.snippets import base_of, is_hub_id, snippet
 from trainer.report.svg import line_document
 
@@ -59,39 +55,23 @@ def write_card(
     settings = settings_of(run)
     pictures = _pictures(run, folder)
     (folder / CURVE).write_text(line_document(headline_series(run)), encoding="utf-8")
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        # The card is Markdown for people who know where it comes from; nothing is a web page.
-        autoescape=False,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    card = environment.get_template("model_card.md").render(
+    card = render(
+        "model_card.md",
+        run,
         front=_front_matter(run, settings, pictures).to_yaml(),
-        title=run_dir.name,
-        run=run,
         settings=settings,
         base=base_of(settings),
         lora=settings.model.finetune == "lora" and not whole,
         whole=whole,
-        headline=comparison(run.headline, run.base["metrics"], run.after["metrics"]),
-        categories=categories(run),
-        others=[
-            comparison(name, run.base["metrics"], run.after["metrics"])
-            for name in list(run.base["metrics"])[1:]
-        ],
-        watch=watched(run),
         kl=kl_after(run),
         alarms=[_alarm_line(alarm) for alarm in found_alarms(run)],
         actions=actions(run),
         curve=CURVE,
         before_after=BEFORE_AFTER if pictures else "",
         shown=list(run.base["shown"])[:WIDGETS],
-        snippet=snippet(settings, str(folder), _prompt(run), whole=whole),
+        snippet=snippet(settings, str(folder), shown_prompt(run), whole=whole),
         command=_command(settings),
         changes=_changes(settings),
-        scorers=scorers(run),
         interval=interval,
     )
     path = folder / CARD
@@ -143,7 +123,7 @@ def _front_matter(run: RunData, settings: Settings, pictures: Sequence[str]) -> 
             settings.task.name,
         ],
         widget=widgets or None,
-        instance_prompt=_prompt(run),
+        instance_prompt=shown_prompt(run),
     )
 
 
@@ -159,10 +139,6 @@ def _pictures(run: RunData, folder: Path) -> list[str]:
     for name, picture in zip(names, after, strict=False):
         save_png(folder / name, picture)
     return names
-
-
-def _prompt(run: RunData) -> str:
-    return (run.base["shown"] or ["a photo of a star"])[0]
 
 
 def _alarm_line(alarm: Alarm) -> str:

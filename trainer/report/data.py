@@ -16,8 +16,6 @@ from trainer.run.log import figure, read
 from trainer.run.progress import RESOLVED, RESULT
 from trainer.scores import history
 
-TEMPLATES = Path(__file__).parent / "templates"
-
 
 @dataclass(frozen=True, slots=True)
 class RunData:
@@ -149,6 +147,11 @@ def outputs(run: RunData) -> list[dict[str, Any]]:
     return [comparison(name, before, after) for name in before]
 
 
+def shown_prompt(run: RunData) -> str:
+    """A prompt to show the model with."""
+    return (run.base["shown"] or ["a photo of a star"])[0]
+
+
 def shown_pictures(run: RunData, row: Mapping[str, Any]) -> list[Pixels]:
     """The pictures of the shown prompts in one evaluation; none if they were not kept."""
     path = run.run_dir / (row.get("samples") or "")
@@ -184,6 +187,11 @@ def comparison(
         "apart": apart,
         "text": "-" if change is None else ("+" if change >= 0 else "-") + figure(abs(change)),
     }
+
+
+def measured(run: RunData) -> list[dict[str, Any]]:
+    """Before and after of every measured term, the headline first."""
+    return [comparison(n, run.base["metrics"], run.after["metrics"]) for n in run.base["metrics"]]
 
 
 def categories(run: RunData) -> list[dict[str, Any]]:
@@ -232,7 +240,7 @@ def verdict(run: RunData) -> dict[str, str]:
             "seen here. Name scorers in rewards.watch.",
         }
     rose = [row for row in rows if row["state"] == "rose"]
-    gain = comparison(run.headline, run.base["metrics"], run.after["metrics"])["change"] or 0.0
+    gain = measured(run)[0]["change"] or 0.0
     lost = [row for row in categories(run) if row["apart"] and row["change"] < 0]
     if lost:
         names = " and ".join(f"{row['name']} ({row['text']})" for row in lost)

@@ -9,7 +9,6 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image as PilImage
 from rich.box import HORIZONTALS
 from rich.table import Table
@@ -17,25 +16,25 @@ from rich.table import Table
 from trainer.evaluation.alarms import text
 from trainer.report.charts import charts
 from trainer.report.data import (
-    TEMPLATES,
     RunData,
     actions,
     banner,
     categories,
-    comparison,
     facts,
     found_alarms,
     interval,
     load_run,
+    measured,
     number,
     outputs,
     percent,
-    scorers,
     settings_of,
     shown_pictures,
+    shown_prompt,
     verdict,
     watched,
 )
+from trainer.report.render import render
 from trainer.report.snippets import snippet
 
 SHOWN_EVALUATIONS = 7
@@ -49,32 +48,22 @@ def write_report(run_dir: Path) -> Path:
         ConfigError: see `load_run`.
     """
     run = load_run(run_dir)
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined
-    )
-    html = environment.get_template("report.html").render(
-        title=run_dir.name,
-        run=run,
+    folder = shlex.quote(str(run_dir))
+    html = render(
+        "report.html",
+        run,
         finished=run.result is not None,
-        headline=comparison(run.headline, run.base["metrics"], run.after["metrics"]),
-        categories=categories(run),
-        others=[
-            comparison(name, run.base["metrics"], run.after["metrics"])
-            for name in list(run.base["metrics"])[1:]
-        ],
-        watch=watched(run),
         verdict=verdict(run),
         facts=facts(run),
         samples=samples(run),
         charts=charts(run),
         sections=run.settings,
-        scorers=scorers(run),
         banner=banner(run),
         past=[text(alarm) for alarm in found_alarms(run) if alarm.until is not None],
         actions=actions(run),
         outputs=outputs(run),
-        loading=_loading(run),
-        command=f"flow-train report {shlex.quote(str(run_dir))}",
+        loading=snippet(settings_of(run), str(run_dir / "model"), shown_prompt(run)),
+        command=f"flow-train report {folder}",
         pct=percent,
         num=number,
     )
@@ -99,7 +88,7 @@ def before_after(run_dir: Path) -> Table:
     for row in categories(run):
         table.add_row(row["name"], interval(row["before"]), interval(row["after"]), row["text"])
     table.add_section()
-    whole = comparison(run.headline, run.base["metrics"], run.after["metrics"])
+    whole = measured(run)[0]
     cells = (interval(whole["before"]), interval(whole["after"]), whole["text"])
     table.add_row("mean of categories", *cells, style="bold")
     table.add_section()
@@ -112,12 +101,6 @@ def before_after(run_dir: Path) -> Table:
             percent(row["relative"]),
         )
     return table
-
-
-def _loading(run: RunData) -> str:
-    settings, folder = settings_of(run), run.run_dir / "model"
-    prompt = (run.base["shown"] or ["a photo of a star"])[0]
-    return snippet(settings, str(folder), prompt)
 
 
 def samples(run: RunData) -> dict[str, Any]:

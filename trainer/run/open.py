@@ -82,12 +82,7 @@ def train_run(
     """
     run_dir = Path(settings.run.out_dir)
     environment = os.environ if environment is None else environment
-    device = setup_torch(
-        settings.run.device,
-        threads=settings.run.threads,
-        deterministic=settings.run.deterministic,
-        tf32=settings.run.tf32,
-    )
+    device = setup_torch(settings.run)
     rewards = settings.rewards
     late_s = settings.run.peer_timeout_s + rewards.patience_s + rewards.deadline_s
     world = World.join(environment, device.type, timeout_s=late_s)

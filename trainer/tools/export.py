@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from trainer.config.settings import Settings
+from trainer.config.settings import RunSettings, Settings
 from trainer.errors import ConfigError
 from trainer.models import lora_file
 from trainer.parallel.world import setup_torch
@@ -30,7 +30,7 @@ def export_run(run_dir: Path, out: Path, *, checkpoint: str = LATEST, whole: boo
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out {out}: there is something already; name a new folder")
     target = find(str(run_dir), Choice(checkpoint=checkpoint))
-    device = setup_torch("cpu", threads=target.settings.run.threads, deterministic=False)
+    device = setup_torch(RunSettings(device="cpu", threads=target.settings.run.threads))
     model = target.load(device)
     model.save(out, model.trainable_parameters())
     write_card(run_dir, out, epoch=target.epoch, whole=whole)

@@ -41,11 +41,7 @@ def sample_target(
     """
     target = find(place, replace(choice, overrides=[f"eval.seed={seed}", *choice.overrides]))
     settings = target.settings
-    device = setup_torch(
-        settings.run.device,
-        threads=settings.run.threads,
-        deterministic=settings.run.deterministic,
-    )
+    device = setup_torch(settings.run)
     model = target.load(device)
     jobs = [(number, image) for number in range(len(prompts)) for image in range(images)]
     for start in range(0, len(jobs), settings.eval.batch_size):
@@ -82,11 +78,7 @@ def evaluate_target(
     settings = target.settings
     prompts = TASKS[settings.task.name](resolve_path(settings.task.test), print)
     indices = spread(prompts, settings.eval.num_prompts)
-    device = setup_torch(
-        settings.run.device,
-        threads=settings.run.threads,
-        deterministic=settings.run.deterministic,
-    )
+    device = setup_torch(settings.run)
     world = World.join(environment, device.type)
     service = connect(settings.rewards, environment)
     try:
