@@ -125,10 +125,7 @@ def train(
             page = _written(outcome.run_dir)
     if outcome.already:
         console.print(f"{outcome.run_dir} is already finished ({outcome.reason})")
-    from trainer.report.page import before_after
-
-    console.print(before_after(outcome.run_dir))
-    console.print(f"report: {page.resolve()}")
+    _print_result(console, outcome.run_dir, page)
 
 
 @app.command()
@@ -221,12 +218,8 @@ def export(
 @app.command()
 def report(run_dir: RunDir) -> None:
     """Write RUN_DIR/report.html and the card of RUN_DIR/model again, finished or not."""
-    from trainer.report.page import before_after
-
-    console = Console(soft_wrap=True, highlight=False)
     page = _written(run_dir)
-    console.print(before_after(run_dir))
-    console.print(f"report: {page.resolve()}")
+    _print_result(Console(soft_wrap=True, highlight=False), run_dir, page)
 
 
 @presets_app.command("list")
@@ -274,8 +267,7 @@ def plan(name: str, overrides: list[str] | None, out: str, *, gpus: int, gpu_gb:
     """Print what can be known of a run before it loads anything."""
     from trainer.tools.plan import checks
 
-    extra = [f"run.out_dir={out}"] if out else []
-    settings = config.load(name, [*(overrides or ()), *extra], os.environ, world_size=gpus)
+    settings = _settings(name, overrides, out, gpus)
     count = gpus or settings.run.gpus or 1
     for line in explain(name, settings, count):
         typer.echo(line)
@@ -300,9 +292,16 @@ def _written(run_dir: Path) -> Path:
     return page
 
 
-def _settings(preset: str, overrides: list[str] | None, out: str) -> Settings:
+def _print_result(console: Console, run_dir: Path, page: Path) -> None:
+    from trainer.report.page import before_after
+
+    console.print(before_after(run_dir))
+    console.print(f"report: {page.resolve()}")
+
+
+def _settings(preset: str, overrides: list[str] | None, out: str, world_size: int = 0) -> Settings:
     extra = [f"run.out_dir={out}"] if out else []
-    return config.load(preset, [*(overrides or ()), *extra], os.environ)
+    return config.load(preset, [*(overrides or ()), *extra], os.environ, world_size=world_size)
 
 
 def _is_main() -> bool:

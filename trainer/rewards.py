@@ -5,7 +5,7 @@ a whole, or a service that stays away longer than the patience, ends the run wit
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from threading import Event
@@ -51,23 +51,13 @@ class RewardService:
     Args:
         client: a connected client; closed with the service.
         settings: deadlines and patience.
-        clock: monotonic seconds, for tests.
     """
 
-    def __init__(
-        self,
-        client: RewardClient,
-        settings: RewardSettings,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-        pause: Callable[[float], object] | None = None,
-    ) -> None:
+    def __init__(self, client: RewardClient, settings: RewardSettings) -> None:
         self._client = client
         self._settings = settings
-        self._clock = clock
         self._closed = Event()
         self._inputs: dict[str, tuple[str, ...]] = {}
-        self._pause = pause or self._closed.wait
         self._pool = ThreadPoolExecutor(settings.requests_in_flight, thread_name_prefix="rewards")
 
     def check(self, terms: Sequence[RewardTerm]) -> dict[str, str]:
@@ -180,17 +170,17 @@ class RewardService:
     def _request(
         self, items: Sequence[Item], terms: Sequence[RewardTerm], priority: Priority
     ) -> Scores:
-        started = self._clock()
+        started = time.monotonic()
         while True:
             outcome = self._attempt(items, terms, priority)
             if isinstance(outcome, Scores):
                 return outcome
-            if self._closed.is_set() or self._clock() - started >= self._settings.patience_s:
+            if self._closed.is_set() or time.monotonic() - started >= self._settings.patience_s:
                 raise ServiceLost(
                     f"the reward service at {self._settings.url} has not answered for "
                     f"{self._settings.patience_s:g} s ({outcome.message})"
                 ) from outcome
-            self._pause(outcome.retry_after_s or self._settings.retry_pause_s)
+            self._closed.wait(outcome.retry_after_s or self._settings.retry_pause_s)
 
     def _attempt(
         self,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trainer.algorithm.losses import TrainBatch
 from trainer.config.settings import Settings
-from trainer.evaluation.sampling import sample_ode
+from trainer.evaluation.sampling import sample_and_compare
 from trainer.models.base import Decoded, FlowModel, LoraSpec, ModelOptions
 from trainer.models.registry import MODELS
 from trainer.parallel.world import World
@@ -89,7 +89,7 @@ def images(
     guided: bool = True,
     size: tuple[int, int, int] | None = None,
 ) -> Decoded:
-    final = sample_ode(
+    final, _ = sample_and_compare(
         model,
         model.encode_prompts(TEXTS),
         initial_noise(KEYS, model.latent_shape(*(size or case.size)), model.device),

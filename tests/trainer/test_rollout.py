@@ -9,7 +9,7 @@ from trainer.algorithm.advantages import advantages
 from trainer.algorithm.ema import Ema
 from trainer.algorithm.losses import LOSSES, LossContext, TrainBatch
 from trainer.config.settings import LOSS_SETTINGS
-from trainer.evaluation.sampling import sample_ode
+from trainer.evaluation.sampling import sample_and_compare
 from trainer.models.base import Finetune, FlowModel, LoraSpec, ModelOptions
 from trainer.models.registry import MODELS
 from trainer.rollout.noise import NoiseKey, derive_seed, initial_noise
@@ -120,7 +120,7 @@ def test_without_stochastic_steps_it_is_the_evaluation_s_sampler(tiny: Path) -> 
     assert record.steps == ()
     assert record.trajectory.shape[:2] == (4, 0)
     x = initial_noise(KEYS, tuple(record.final.shape[1:]), "cpu")
-    assert torch.equal(record.final, sample_ode(model, cond, x, 4))
+    assert torch.equal(record.final, sample_and_compare(model, cond, x, 4)[0])
 
 
 def test_windows_are_drawn_in_range_and_again_alike() -> None:

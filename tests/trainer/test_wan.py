@@ -12,7 +12,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
 )
 from tiny_parts import PROMPTS
 
-from trainer.evaluation.sampling import sample_ode
+from trainer.evaluation.sampling import sample_and_compare
 from trainer.models.base import FlowModel, LoraSpec, ModelOptions
 from trainer.models.registry import MODELS
 from trainer.rollout.noise import NoiseKey, initial_noise
@@ -152,5 +152,5 @@ def test_the_schedule_is_that_of_the_published_scheduler(tmp_path: Path) -> None
         generator=[key.initial() for key in KEYS],
         output_type="pt",
     ).frames
-    final = sample_ode(model, model.encode_prompts(TEXTS), noise(model), 4)
+    final, _ = sample_and_compare(model, model.encode_prompts(TEXTS), noise(model), 4)
     assert (model.decode(final).unit - expected).abs().max() <= 1e-4

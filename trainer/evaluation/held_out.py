@@ -9,18 +9,17 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from reward_client import Priority
 from trainer.config.load import keeps_reference
 from trainer.config.settings import RewardTerm, Settings
 from trainer.errors import ModelError, Stopped, TrainerError
-from trainer.evaluation.sampling import EVAL_EPOCH, Job, plan, sample_and_compare, sample_ode
+from trainer.evaluation.sampling import EVAL_EPOCH, Job, plan, sample_and_compare
 from trainer.evaluation.statistics import (
     DIVERSITIES,
     Part,
@@ -28,14 +27,13 @@ from trainer.evaluation.statistics import (
     joined_columns,
     summary_row,
 )
+from trainer.images import Pixels
 from trainer.models.base import FlowModel
 from trainer.parallel.world import World, shared
 from trainer.rewards import RewardService
 from trainer.rollout.noise import NoiseKey, initial_noise
 from trainer.scores import NOT_FINITE, Scores, joined, merge, scores_of
 from trainer.types import Prompt
-
-Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +65,11 @@ class Evaluation:
     errors: Mapping[str, int]
     scorers: Mapping[str, Sequence[str]]
 
+    def row(self) -> dict[str, Any]:
+        """Everything but the pictures, by name, for files; `kl` only where there is one."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: v for name, v in values.items() if name != "shown" and v is not None}
+
 
 def evaluate_run(
     model: FlowModel,
@@ -83,17 +86,8 @@ def evaluate_run(
 ) -> Evaluation:
     """Evaluate the model as it is (the caller puts the EMA weights in).
 
-    Args:
-        model: the policy.
-        prompts: all held-out prompts.
-        service: where scores come from.
-        settings: the run's settings.
-        world: batches of prompts are shared out over its processes.
-        indices: which prompts are evaluated.
-        images_per_prompt: images of each.
-        shown: prompts whose first image is kept.
-        tag: names the evaluation in item ids.
-        stop: whether this process was asked to stop; asked between batches.
+    Batches of prompts are shared out over the processes of `world`. `indices` are the prompts that
+    are evaluated, `shown` those whose first image is kept; `tag` names the evaluation in item ids.
 
     Raises:
         ServiceError: the service refused or went away.
@@ -153,12 +147,8 @@ def draw_images(
 ) -> Pixels:
     """Sample one batch as evaluations do; (B, H, W, 3), of videos (B, F, H, W, 3).
 
-    Args:
-        model: the policy.
-        prompts: B prompts.
-        keys: (prompt number, image number) of each, which name its noise: an image is the same
-            whatever else is evaluated.
-        settings: steps, guidance, size and seed.
+    `keys` are (prompt number, image number) of each of B prompts, which name its noise: an image is
+    the same whatever else is evaluated.
 
     Raises:
         ModelError: A picture with NaN or infinity.
@@ -185,18 +175,17 @@ def _sample(
     noise = [NoiseKey(settings.eval.seed, EVAL_EPOCH, prompt, image) for prompt, image in keys]
     cond = model.encode_prompts([prompt.text for prompt in prompts])
     negative = model.encode_prompts([sampling.negative_prompt])
-    x, steps = initial_noise(noise, shape, model.device), sampling.eval_num_steps
-    if not compare or settings.eval.kl_steps == 0 or not keeps_reference(settings):
-        return sample_ode(model, cond, x, steps, guidance_scale=scale, negative=negative), None
-    return sample_and_compare(
+    compared = settings.eval.kl_steps if compare and keeps_reference(settings) else 0
+    latents, distance = sample_and_compare(
         model,
         cond,
-        x,
-        steps,
-        compared_steps=settings.eval.kl_steps,
+        initial_noise(noise, shape, model.device),
+        sampling.eval_num_steps,
+        compared_steps=compared,
         guidance_scale=scale,
         negative=negative,
     )
+    return latents, distance if compared else None
 
 
 def _collect(

@@ -61,13 +61,6 @@ def plan(
     Every process gets equally many, since weights that are sharded over processes are gathered in
     each forward pass: idle processes repeat the first batches and discard them. All
     images of a prompt are with one process, which can compare them with each other.
-
-    Args:
-        indices: the prompts, each once.
-        images_per_prompt: images of each.
-        batch_size: most images of a batch.
-        rank: number of the process.
-        size: number of processes.
     """
     per_unit = max(1, batch_size // images_per_prompt)
     units = [tuple(indices[start : start + per_unit]) for start in range(0, len(indices), per_unit)]
@@ -84,27 +77,6 @@ def plan(
     return out
 
 
-def sample_ode(
-    model: FlowModel,
-    cond: Conditioning,
-    x: Tensor,
-    num_steps: int,
-    *,
-    guidance_scale: float = 1.0,
-    negative: Conditioning | None = None,
-) -> Tensor:
-    """Integrate starting noise (B, ...) to final latents by Euler steps."""
-    return sample_and_compare(
-        model,
-        cond,
-        x,
-        num_steps,
-        compared_steps=0,
-        guidance_scale=guidance_scale,
-        negative=negative,
-    )[0]
-
-
 @torch.no_grad()
 def sample_and_compare(
     model: FlowModel,
@@ -112,11 +84,11 @@ def sample_and_compare(
     x: Tensor,
     num_steps: int,
     *,
-    compared_steps: int,
+    compared_steps: int = 0,
     guidance_scale: float = 1.0,
     negative: Conditioning | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Sample as `sample_ode` does, and measure the distance to the base model on the way.
+    """Integrate noise to final latents by Euler steps; measure the distance to the base model.
 
     The distance of an image is (v - v_base)^2, averaged over elements and over steps that are
     spread evenly along its trajectory: `trainer.algorithm.sde.kl` in its form `velocity`. Up to the
@@ -128,7 +100,7 @@ def sample_and_compare(
         cond: B encoded prompts.
         x: Starting noise (B, ...).
         num_steps: Euler steps.
-        compared_steps: At how many of them; more than there are take all.
+        compared_steps: At how many of them the distance is measured; at most at all.
         guidance_scale: Classifier-free guidance of both models.
         negative: Used with guidance only.
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from trainer.errors import TrainerError
 from trainer.evaluation.sampling import Job
+from trainer.images import Pixels
 from trainer.scores import Scores
 from trainer.types import Prompt
 
@@ -105,7 +106,6 @@ def summarise(
     )
 
 
-Pixels = NDArray[np.uint8]
 Features = NDArray[np.floating]
 _BINS = 4
 
@@ -197,7 +197,7 @@ class Part:
     scores: Scores | TrainerError | None
     distances: tuple[float | None, ...]
     diversity: Mapping[str, Mapping[int, float]]
-    shown: Mapping[int, NDArray[np.uint8]]
+    shown: Mapping[int, Pixels]
 
 
 def joined_columns(

@@ -118,12 +118,7 @@ class Adapter:
         return self._network.trainable()
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """Encode prompts, each only once; one row each, on the device.
-
-        Raises:
-            ValueError: No prompts.
-            RuntimeError: A prompt is not cached and the encoders have been dropped.
-        """
+        """Encode prompts, each only once; see ``PromptCache.batch``."""
         return self._prompts.batch(prompts)
 
     def can_cache(self, prompts: Sequence[str]) -> bool:

@@ -106,18 +106,6 @@ class Conditioning:
         return Conditioning({name: change(tensor) for name, tensor in self.tensors.items()})
 
 
-__all__ = [
-    "HIGH",
-    "LOW",
-    "Conditioning",
-    "Decoded",
-    "Experts",
-    "Finetune",
-    "FlowModel",
-    "LoraSpec",
-    "ModelOptions",
-]
-
 Finetune = Literal["lora", "full"]
 Experts = Literal["both", "high_noise", "low_noise"]
 # The components of Wan 2.2 A14B that predict at high and at low noise; other models have the first.

@@ -182,7 +182,6 @@ def _add_adapter(part: Any, lora: LoraSpec, targets: Sequence[str], seed: int) -
 
 
 SAMPLES_PER_TENSOR = 1024
-SHOWN_CHARS = 12
 
 
 def base_fingerprint(networks: Sequence[nn.Module]) -> str:

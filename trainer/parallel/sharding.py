@@ -32,11 +32,8 @@ Parallel = Literal["replicated", "fsdp"]
 def parallel(settings: Settings, world_size: int, device: torch.device) -> Parallel:
     """How the processes share the work.
 
-    Args:
-        settings: the run's settings.
-        world_size: how many processes there are.
-        device: of this process. What trains on a CPU fits into its memory, and gathering shards
-            would be most of its time: there `auto` never shards.
+    What trains on a CPU fits into its memory, and gathering shards would be most of its time: there
+    `auto` never shards.
 
     Raises:
         ConfigError: a combination that there is not.
@@ -62,12 +59,7 @@ def prepare_networks(
     """Recompute, compile and shard the networks as the settings say, in place.
 
     To be called before anything holds on to the parameters.
-
-    Args:
-        model: as loaded.
-        settings: the run's settings.
-        world: the processes; all of them have to call this.
-        dtype: type of the forward pass.
+    All processes have to call this. `dtype` is the type of the forward pass.
 
     Raises:
         ConfigError: the network's class does not say what its blocks are.
@@ -135,10 +127,7 @@ def whole(tensors: Mapping[str, Tensor], *, keep: bool = True) -> dict[str, Tens
     """The whole tensors of all processes, by name; called by all processes.
 
     Only one of them is whole on the device at a time.
-
-    Args:
-        tensors: plain tensors or shards.
-        keep: whether this process wants them; others only take part in the gather.
+    Without `keep`, this process only takes part in the gather.
     """
     out = {}
     for name, tensor in tensors.items():

@@ -61,13 +61,7 @@ class World:
     def join(
         environment: Mapping[str, str], device_type: str, *, timeout_s: float = 1800.0
     ) -> "World":
-        """Join the processes that torchrun started; a single process otherwise.
-
-        Args:
-            environment: torchrun's variables.
-            device_type: `cuda` or `cpu`.
-            timeout_s: how long a process waits for the others before it gives up.
-        """
+        """Join the processes that torchrun started; a single process otherwise."""
         size = int(environment.get("WORLD_SIZE", "1"))
         if size == 1:
             return World()

@@ -42,11 +42,8 @@ def write_card(
 ) -> Path:
     """Write the card of the weights in `folder`, with its pictures, and return its path.
 
-    Args:
-        run_dir: the run that they come from.
-        folder: where the weights are.
-        epoch: of the checkpoint that they come from; None for the newest.
-        whole: the folder holds a complete pipeline.
+    `epoch` is that of the checkpoint that they come from, None for the newest. With `whole`, the
+    folder holds a complete pipeline.
 
     Raises:
         ConfigError: nothing has been evaluated yet.

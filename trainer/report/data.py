@@ -63,9 +63,7 @@ class RunData:
 def load_run(run_dir: Path, until_epoch: int | None = None) -> RunData:
     """Read a run's folder.
 
-    Args:
-        run_dir: the folder.
-        until_epoch: leave out what came after this epoch.
+    What came after `until_epoch` is left out.
 
     Raises:
         ConfigError: it holds no run, or nothing has been evaluated yet.

@@ -78,11 +78,7 @@ def snippet(
 ) -> str:
     """Code that loads the weights in `folder` and draws a prompt as evaluations do.
 
-    Args:
-        settings: of the run.
-        folder: where the weights are: a LoRA, or a folder per network.
-        prompt: what is drawn.
-        whole: the folder holds a complete pipeline.
+    `folder` holds a LoRA, or a folder per network; with `whole`, a complete pipeline.
     """
     lora = settings.model.finetune == "lora"
     networks = () if whole or lora else trained_networks(settings)

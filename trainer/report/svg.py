@@ -193,14 +193,10 @@ def _mark(scale: _Scale, at: float, text: str) -> str:
     )
 
 
-def _points(line: Series, scale: _Scale) -> list[tuple[float, float, float, float]]:
-    return [
+def _path(line: Series, scale: _Scale) -> str:
+    points = [
         (scale.x(x), scale.y(y), x, y) for x, y in zip(line.x, line.y, strict=True) if y is not None
     ]
-
-
-def _path(line: Series, scale: _Scale) -> str:
-    points = _points(line, scale)
     drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y, _, _ in points)
     style = 'stroke-width="1" opacity=".3"' if line.faint else 'stroke-width="2"'
     out = [

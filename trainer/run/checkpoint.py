@@ -67,12 +67,8 @@ def save(
 
     An existing checkpoint of the same epoch is left as it is: the numbers are the same.
 
-    Args:
-        run_dir: folder of the run.
-        checkpoint: what to write.
-        keep: how many of the newest stay.
-        best_epoch: the epoch of the best evaluation; negative while there is none.
-        also_epoch: another epoch whose checkpoint stays.
+    `keep` of the newest stay, and the checkpoint of `also_epoch`; `best_epoch` is negative while
+    there is no evaluation.
 
     Returns:
         Its folder.
@@ -188,9 +184,7 @@ def load(path: Path) -> Checkpoint:
 def find(run_dir: Path, name: str = LATEST) -> Checkpoint:
     """Read a checkpoint by name; nothing is changed.
 
-    Args:
-        run_dir: folder of the run.
-        name: `latest` (the newest that is whole), `best`, or a folder such as `epoch_000010`.
+    Its name is `latest` (the newest that is whole), `best`, or a folder such as `epoch_000010`.
 
     Raises:
         CheckpointError: there is none of that name, or it is damaged.

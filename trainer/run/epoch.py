@@ -127,11 +127,7 @@ def sample_epoch(run: Run, prompts: Sequence[int], negative: Conditioning) -> li
 def sample_batch(run: Run, images: Sequence[Draw], number: int, negative: Conditioning) -> Sampled:
     """Sample and decode one batch, and ask for its scores.
 
-    Args:
-        run: the run.
-        images: what to sample.
-        number: number of the batch in the epoch, over all processes.
-        negative: the encoded negative prompt.
+    `number` is that of the batch in the epoch, over all processes.
     """
     check_stop(run)
     settings, epoch = run.settings, run.progress.epoch
@@ -168,14 +164,7 @@ def _window(run: Run, group: int) -> tuple[int, ...]:
 def train_batches(
     run: Run, sampled: Sequence[Sampled], found: Advantages, negative: Conditioning
 ) -> list[TrainBatch]:
-    """The batches of one update of this process with their advantages.
-
-    Args:
-        run: the run.
-        sampled: the batches.
-        found: advantages by number of the image in the epoch.
-        negative: the encoded negative prompt.
-    """
+    """The batches of one update of this process with their advantages."""
     device = run.model.device
     out = []
     for item in sampled:

@@ -45,10 +45,7 @@ def load_prompts(
 def load_model(settings: Settings, device: torch.device, *, parked: bool = False) -> FlowModel:
     """Load the base model, ready to be trained.
 
-    Args:
-        settings: the run's settings.
-        device: where it will run.
-        parked: leave its networks on the CPU for now (`ModelOptions.parked`).
+    `parked` leaves its networks on the CPU for now (`ModelOptions.parked`).
 
     Raises:
         ConfigError: there is no such model, or it cannot make images of this size.
@@ -77,15 +74,14 @@ def load_model(settings: Settings, device: torch.device, *, parked: bool = False
         first = str(error).strip().splitlines()[0]
         raise ConfigError(f"model.path={chosen.path}: {first}") from error
     try:
+        model.latent_shape(*settings.sampling.size)
         if start is not None:
             parameters = model.trainable_parameters()
             lora_file.start_from(start, parameters, chosen.lora_rank, chosen.lora_alpha)
-    except CheckpointError as error:
-        raise ConfigError(f"model.lora_path={chosen.lora_path}: {error}") from None
-    try:
-        model.latent_shape(*settings.sampling.size)
     except ValueError as error:
         raise ConfigError(f"sampling: {error}") from error
+    except CheckpointError as error:
+        raise ConfigError(f"model.lora_path={chosen.lora_path}: {error}") from None
     return model
 
 
@@ -114,11 +110,7 @@ def encode_all(
 ) -> None:
     """Encode every prompt of a run, so that the encoders can leave; they stay if that is too much.
 
-    Args:
-        model: the policy.
-        texts: all prompts of the run, the negative one included.
-        settings: the run's settings.
-        say: prints one line.
+    `texts` are all prompts of the run, the negative one included.
     """
     if cut := model.cut_prompts(list(dict.fromkeys(texts))):
         say(

@@ -61,12 +61,8 @@ def write_json(path: Path, value: Any) -> None:
 class MetricsLog:
     """Appends to `metrics.jsonl` and mirrors numbers to TensorBoard and W&B.
 
-    Args:
-        run_dir: folder of the run.
-        settings: for the loggers and their copy of the settings.
-        keep_lines: lines that belong to the checkpoint that is resumed; later ones are dropped.
-        first_epoch: TensorBoard forgets what it has from this epoch on.
-        say: prints one line.
+    Lines after the first `keep_lines` belong to no checkpoint and are dropped; TensorBoard forgets
+    what it has from `first_epoch` on.
 
     Raises:
         ConfigError: a logger that cannot be started.

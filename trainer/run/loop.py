@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Literal
 
 from trainer.errors import ServiceError, ServiceLost, Stopped
 from trainer.evaluation.alarms import Alarm, Rules, active, as_rows, beyond, judge
@@ -144,20 +144,12 @@ def _evaluation_due(run: Run) -> bool:
     since_s = progress.elapsed_s - progress.evaluated_s
     by_time = every.every_minutes > 0 and since_s >= every.every_minutes * 60
     # The final evaluation follows at once otherwise.
-    return run.world.broadcast((by_epoch or by_time) and not _over_now(run))
+    over = bool(out_of_budget(run.settings, progress))
+    return run.world.broadcast((by_epoch or by_time) and not over)
 
 
-def _over_now(run: Run) -> bool:
-    return bool(out_of_budget(run.settings, run.progress))
-
-
-def evaluate(run: Run, phase: str) -> Evaluation:
-    """Evaluate the averaged weights on held-out prompts, and write the row and the images.
-
-    Args:
-        run: the run.
-        phase: `base`, `curve` or `final`.
-    """
+def evaluate(run: Run, phase: Literal["base", "curve", "final"]) -> Evaluation:
+    """Evaluate the averaged weights on held-out prompts, and write the row and the images."""
     settings = run.settings.eval
     full = phase != "curve"
     begin = time.perf_counter()
@@ -193,15 +185,7 @@ def evaluate(run: Run, phase: str) -> Evaluation:
         "epoch": progress.epoch,
         "updates": progress.updates,
         "train_minutes": progress.elapsed_s / 60,
-        "metrics": dict(found.metrics),
-        "rewards": dict(found.rewards),
-        "watch": dict(found.watch),
-        "outputs": dict(found.outputs),
-        **({} if found.kl is None else {"kl": dict(found.kl)}),
-        "failed": found.failed,
-        "errors": dict(found.errors),
-        "scorers": {name: list(seen) for name, seen in found.scorers.items()},
-        "images": found.images,
+        **found.row(),
         "samples": samples if shown else None,
         "shown": [run.test[index].text for index in shown],
         "seconds": time.perf_counter() - begin,

@@ -8,7 +8,6 @@ from trainer.algorithm.ema import Ema
 from trainer.config.load import keeps_reference
 from trainer.config.settings import AlarmSettings, Settings
 from trainer.errors import CheckpointError, ConfigError
-from trainer.models.network import SHOWN_CHARS
 from trainer.parallel.world import World
 from trainer.run.checkpoint import Checkpoint
 from trainer.run.controller import Controls
@@ -20,6 +19,7 @@ from trainer.run.tensors import (
     restore_random_state,
 )
 from trainer.run.update import Updater
+from trainer.scores import SHOWN_CHARS
 
 # Settings that may differ between a run and its resumption: they do not change its numbers.
 FREE: Mapping[str, Collection[str]] = {

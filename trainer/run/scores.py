@@ -18,9 +18,7 @@ from trainer.scores import Scores, merge, scores_of
 def epoch_scores(run: Run, pending: Sequence[Sequence["Future[Scores]"]]) -> Scores:
     """The scores of all processes, in the order of the epoch's images; called by all of them.
 
-    Args:
-        run: the run.
-        pending: the requests of this process, by update.
+    `pending` are the requests of this process, by update.
 
     Raises:
         ServiceError: on every process, if any process lost the service or too much failed.
@@ -64,11 +62,7 @@ def check_failures(
 ) -> None:
     """Refuse scores of which too many are missing; all processes have to call this.
 
-    Args:
-        settings: `rewards.max_failed_fraction` is the largest share.
-        failed: share of the images without a score.
-        errors: how often which error occurred.
-        images: which they are, for the message.
+    `failed` is the share of the images without a score; `images` names them in the message.
 
     Raises:
         ServiceLost: on every process.

@@ -27,20 +27,13 @@ from trainer.types import Prompt
 
 @dataclass
 class Run:
-    """Everything the loop holds; made by `trainer.run.open.open_run`.
+    """Everything the loop holds; made by `trainer.run.open.opened`.
 
     Attributes:
-        settings: the run's settings.
-        run_dir: where files go.
-        world: the processes.
-        model: the policy.
-        updater: optimiser and update.
         ema: average of the trained weights, or None.
-        service: where scores come from.
         train: training prompts.
         probabilities: how likely each is to be drawn.
         test: held-out prompts.
-        progress: where the run stands.
         log: metrics, on the main process.
         say: prints one line, on the main process.
         stop: whether this process was asked to save and stop; asked between batches.

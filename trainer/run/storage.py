@@ -26,8 +26,7 @@ HINTS = {
 def storing(what: str) -> Iterator[None]:
     """Turn an `OSError` into a `StorageError` of one line.
 
-    Args:
-        what: names what is written, with its place.
+    `what` names what is written, with its place.
 
     Raises:
         StorageError: it could not be written.

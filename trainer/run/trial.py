@@ -24,11 +24,6 @@ def trial(service: RewardService, settings: Settings, prompts: Sequence[Prompt])
     specifications are asked about them. A scorer that fails for another reason is left for the run
     to meet.
 
-    Args:
-        service: connected and checked.
-        settings: of the run.
-        prompts: of training and evaluations.
-
     Raises:
         ConfigError: the service refuses them; names the prompt and the reason.
     """

@@ -206,19 +206,22 @@ def _lora(folder: Path, choice: Choice) -> Target:
         **_experts(table, tuple(lora_file.find(folder))),
         **({} if choice.base else {"lora_path": ""}),
     )
-    if choice.base:
-        settings = _settings(table, choice, untrained=True)
-        return Target(f"{folder}, base", settings, preset=choice.preset)
-    return Target(str(folder), _settings(table, choice), found.weights, preset=choice.preset)
+    return _finished(folder, choice, table, found.weights)
 
 
 def _full(folder: Path, choice: Choice) -> Target:
     table = _table_beside(folder, choice)
     table.setdefault("model", {}).update(finetune="full", **_experts(table, _full_networks(folder)))
+    return _finished(folder, choice, table, {} if choice.base else lora_file.read_full(folder))
+
+
+def _finished(
+    folder: Path, choice: Choice, table: dict[str, Any], weights: Mapping[str, Tensor]
+) -> Target:
+    """The finished weights in a folder, or the base that they were trained from."""
     if choice.base:
         settings = _settings(table, choice, untrained=True)
         return Target(f"{folder}, base", settings, preset=choice.preset)
-    weights = lora_file.read_full(folder)
     return Target(str(folder), _settings(table, choice), weights, preset=choice.preset)
 
 

@@ -17,11 +17,8 @@ from trainer.tools.artifacts import Choice, find
 def export_run(run_dir: Path, out: Path, *, checkpoint: str = LATEST, whole: bool = False) -> Path:
     """Write a run's weights as diffusers loads them, and the model card.
 
-    Args:
-        run_dir: folder of the run, finished or not.
-        out: folder for the weights; must be empty or not exist.
-        checkpoint: `latest`, `best` or the name of its folder.
-        whole: the complete pipeline instead of what was trained; a LoRA is merged into it.
+    `out` must be empty or not exist. With `whole` it gets the complete pipeline instead of what was
+    trained; a LoRA is merged into it.
 
     Raises:
         ConfigError: no run, or `out` holds something.

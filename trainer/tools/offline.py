@@ -59,11 +59,7 @@ def evaluate_target(
 ) -> Measured | None:
     """Evaluate a model on held-out prompts, in as many processes as torchrun has started.
 
-    Args:
-        place: a run, a checkpoint, finished weights, a pipeline folder or a hub id.
-        choice: how it is used.
-        environment: process environment; REWARD_URL, torchrun's variables and what else the client
-            reads are used.
+    REWARD_URL, torchrun's variables and what else the client reads come from the environment.
 
     Returns:
         What was found; None on other processes than the first.

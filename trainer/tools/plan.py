@@ -29,11 +29,6 @@ _GB = 1e9
 def explain(name: str, settings: Settings, gpus: int) -> list[str]:
     """Lines for people.
 
-    Args:
-        name: name of the preset or file, as given.
-        settings: as they would be used.
-        gpus: number of processes.
-
     Raises:
         ConfigError: sizes that do not fit that number of processes.
     """
@@ -177,11 +172,7 @@ def checks(
 ) -> Iterator[Found]:
     """Look at prompts, model, service and folder.
 
-    Args:
-        settings: of the run.
-        environment: of the process.
-        gpus: processes of the run.
-        gpu_gb: memory of one GPU in 10^9 bytes; 0: that of this machine's, if it has one.
+    `gpu_gb` is the memory of one GPU in 10^9 bytes; 0: that of this machine's, if it has one.
     """
     found, prompts = _prompts(settings)
     yield found
