@@ -128,14 +128,8 @@ def color_diversity(images: Pixels, prompt_index: Sequence[int]) -> float:
     """Mean distance in [0, 1] between the colours of two images of the same prompt.
 
     The distance is the total variation between histograms of 4x4x4 RGB bins: it ignores where
-    things are, so it sees all pictures drift to one colour, which `diversity` does not.
-
-    Args:
-        images: (N, H, W, 3) uint8.
-        prompt_index: N prompt numbers; prompts count alike, those with one image not at all.
-
-    Raises:
-        ValueError: No prompt has two images.
+    things are, so it sees all pictures drift to one colour, which `diversity` does not. Arguments
+    and errors are the same.
     """
     histograms = np.stack([_color_histogram(image) for image in images])
     return _mean_distance(histograms, prompt_index, _total_variation)

@@ -75,6 +75,7 @@ class PromptCache:
         return self._encode(prompt).to("cpu")
 
 
+DECODE_BATCH = 16  # images decoded at once
 TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
 
 
@@ -208,10 +209,7 @@ class Adapter:
         """Images or videos of final latents (B, ...), post-processed as the pipeline does."""
         dtype = self._family.pipe.vae.dtype
         raw = torch.cat(
-            [
-                self._family.decode(part.to(dtype)).float()
-                for part in latents.split(self._options.decode_batch)
-            ]
+            [self._family.decode(part.to(dtype)).float() for part in latents.split(DECODE_BATCH)]
         )
         finite = raw.isfinite().flatten(1).all(1)
         # Videos have their frames behind the channels here, and before them outside.

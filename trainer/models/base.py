@@ -143,7 +143,6 @@ class ModelOptions:
             Z-Image and Wan). Where SD3's third encoder is missing, diffusers appends as many zero
             tokens.
         cache_bytes: Main memory for encoded prompts, least recently used first out.
-        decode_batch: Images decoded at once.
         keep_reference: Keep a frozen copy under ``full``; without it, no ``reference()``.
         seed: Seeds the adapter's initial weights.
         parked: Leave the networks on the CPU until they are sharded: whole, they may not fit.
@@ -161,7 +160,6 @@ class ModelOptions:
     compute_dtype: torch.dtype = torch.float32
     max_sequence_length: int = 256
     cache_bytes: int = 16 * 10**9
-    decode_batch: int = 16
     keep_reference: bool = True
     seed: int = 0
     parked: bool = False
@@ -176,8 +174,8 @@ class ModelOptions:
             raise ValueError(
                 f"compute_dtype must be one of {', '.join(DTYPES)}, not {self.compute_dtype}"
             )
-        if self.cache_bytes < 1 or self.decode_batch < 1:
-            raise ValueError("cache_bytes and decode_batch must be at least 1")
+        if self.cache_bytes < 1:
+            raise ValueError("cache_bytes must be at least 1")
 
 
 @dataclass(frozen=True, slots=True)

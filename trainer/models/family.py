@@ -13,6 +13,18 @@ from torch import Tensor, nn
 
 from trainer.models.base import Conditioning
 
+# Name endings of the attention layers of transformers with a text and an image stream.
+JOINT_ATTENTION = (
+    "attn.to_k",
+    "attn.to_q",
+    "attn.to_v",
+    "attn.to_out.0",
+    "attn.add_k_proj",
+    "attn.add_q_proj",
+    "attn.add_v_proj",
+    "attn.to_add_out",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Inputs:

@@ -11,7 +11,15 @@ from torch import Tensor
 
 from trainer.models.adapter import Adapter
 from trainer.models.base import Conditioning, ModelOptions
-from trainer.models.family import Inputs, decode_kl, guided, guides, image_size, sequence_length
+from trainer.models.family import (
+    JOINT_ATTENTION,
+    Inputs,
+    decode_kl,
+    guided,
+    guides,
+    image_size,
+    sequence_length,
+)
 from trainer.models.loading import load_pipeline
 from trainer.models.schedule import image_sigmas
 
@@ -26,14 +34,7 @@ class Flux:
     networks: tuple[str, ...] = ("transformer",)
     # The official targets (train_flux.py); its rank is 64 and its alpha 128.
     lora_targets: tuple[str, ...] = (
-        "attn.to_k",
-        "attn.to_q",
-        "attn.to_v",
-        "attn.to_out.0",
-        "attn.add_k_proj",
-        "attn.add_q_proj",
-        "attn.add_v_proj",
-        "attn.to_add_out",
+        *JOINT_ATTENTION,
         "ff.net.0.proj",
         "ff.net.2",
         "ff_context.net.0.proj",

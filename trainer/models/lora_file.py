@@ -40,13 +40,11 @@ class LoraFile:
     Attributes:
         rank: of all its layers; smaller ones are filled up with zeros.
         targets: names of the layers that have an adapter.
-        second_only: it is for the second of two networks alone.
         weights: by the names of `FlowModel.trainable_parameters`, float32.
     """
 
     rank: int
     targets: tuple[str, ...]
-    second_only: bool
     weights: Mapping[str, Tensor]
 
 
@@ -91,7 +89,7 @@ def read(place: Path) -> LoraFile:
             for side, value in padded.items():
                 weights[f"{prefix}{layer}.lora_{side}.{ADAPTER}.weight"] = value
     targets = dict.fromkeys(layer for layers in parts.values() for layer in layers)
-    return LoraFile(rank, tuple(targets), set(parts) == {SECOND}, weights)
+    return LoraFile(rank, tuple(targets), weights)
 
 
 def start_from(

@@ -11,6 +11,7 @@ from torch import Tensor
 from trainer.models.adapter import Adapter
 from trainer.models.base import MASK, Conditioning, ModelOptions
 from trainer.models.family import (
+    JOINT_ATTENTION,
     Inputs,
     decode_video,
     expanded,
@@ -33,14 +34,7 @@ class QwenImage:
     # The official targets (train_qwenimage.py): attention and MLPs of both streams; its rank is 64
     # and its alpha 128.
     lora_targets: tuple[str, ...] = (
-        "attn.to_k",
-        "attn.to_q",
-        "attn.to_v",
-        "attn.to_out.0",
-        "attn.add_k_proj",
-        "attn.add_q_proj",
-        "attn.add_v_proj",
-        "attn.to_add_out",
+        *JOINT_ATTENTION,
         "img_mlp.net.0.proj",
         "img_mlp.net.2",
         "txt_mlp.net.0.proj",

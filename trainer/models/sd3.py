@@ -11,7 +11,14 @@ from torch import Tensor
 
 from trainer.models.adapter import Adapter
 from trainer.models.base import Conditioning, ModelOptions
-from trainer.models.family import Inputs, decode_kl, guided, image_size, sequence_length
+from trainer.models.family import (
+    JOINT_ATTENTION,
+    Inputs,
+    decode_kl,
+    guided,
+    image_size,
+    sequence_length,
+)
 from trainer.models.loading import load_pipeline
 from trainer.models.schedule import image_sigmas
 
@@ -22,16 +29,7 @@ class SD3:
     encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2", "text_encoder_3")
     networks: tuple[str, ...] = ("transformer",)
     # The official targets for SD3.5-M (paper, app. B; train_sd3.py).
-    lora_targets: tuple[str, ...] = (
-        "attn.add_k_proj",
-        "attn.add_q_proj",
-        "attn.add_v_proj",
-        "attn.to_add_out",
-        "attn.to_k",
-        "attn.to_q",
-        "attn.to_v",
-        "attn.to_out.0",
-    )
+    lora_targets: tuple[str, ...] = JOINT_ATTENTION
 
     def __init__(self, pipe: Any, options: ModelOptions) -> None:
         """Take over a loaded pipeline; ValueError for prompts longer than it takes."""

@@ -152,14 +152,7 @@ def _gpus(count: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One thing that was looked at.
-
-    Attributes:
-        what: its name.
-        text: what was found.
-        ok: nothing to say about it.
-        stops: a run would end with it at once.
-    """
+    """What a check found: `ok` unless there is something to note; `stops` if a run would end."""
 
     what: str
     text: str
