@@ -212,6 +212,8 @@ def test_a_run_that_hacks_says_so_once_and_stops_where_asked(
     (line,) = [line for line in lines if line.startswith("alarm: reward hacking? contrast fell")]
     assert "while brightness rose" in line
     assert outcome.reason == "alarm: contrast fell"
+    result = json.loads((outcome.run_dir / "result.json").read_text(encoding="utf-8"))
+    assert result["reason"] == outcome.reason
     last = [row for row in rows if row["kind"] == "train"][-1]["epoch"]
     assert last < 12
     assert [alarm["name"] for alarm in rows[-1]["alarms"]] == ["contrast"]

@@ -16,6 +16,7 @@ from tests.trainer_run.test_run import elsewhere, numbers
 from trainer.config.load import parse
 from trainer.errors import ConfigError
 from trainer.evaluation.alarms import Alarm, Rise
+from trainer.report.card import write_card
 from trainer.report.page import write_report
 from trainer.run import checkpoint
 from trainer.run.controller import Action, Controls, decide, remember, text
@@ -197,6 +198,9 @@ def test_an_alarm_raises_the_weight_of_the_kl(hacking: Row) -> None:
         assert row["controls"]["lr_scale"] == 1
     # The base is kept from the start, so that there is something to hold on to.
     assert all(row["kl"]["mean"] is not None for row in read(run_dir) if row["kind"] == "eval")
+    hacking["run"] |= {"on_alarm": "report", "epochs": 9}
+    with pytest.raises(ConfigError, match=r"go on with run.on_alarm=raise_kl; with alarm.max_ac"):
+        train(hacking)
 
 
 def test_an_alarm_goes_back_to_the_best_and_resumes_to_the_bit(
@@ -227,6 +231,8 @@ def test_an_alarm_goes_back_to_the_best_and_resumes_to_the_bit(
     html = write_report(whole).read_text(encoding="utf-8")
     assert f"back to epoch {action['to_epoch']}" in html
     assert 'stroke-dasharray="4 3"' in html
+    card = write_card(whole, whole / "model").read_text(encoding="utf-8")
+    assert f"- after epoch {first}: back to epoch {action['to_epoch']}" in card
 
 
 def stop_after(table: Row, epoch: int) -> None:
