@@ -272,7 +272,7 @@ def test_servers_that_differ_are_never_mixed(client: RewardClient, other: Member
 def test_full_servers_answer_with_their_advice(
     served: Server, members: tuple[Member, Member], client: RewardClient
 ) -> None:
-    slow = [Asking(client, timed_items([value], 2.5)) for value in (201, 202)]
+    slow = [Asking(client, timed_items([value], 6.0)) for value in (201, 202)]
     eventually(lambda: all(member.scored() for member in members))
     # Behind those all the places that one caller can have, the same number at both.
     sent = timed_items(range(2 * (PLACES - PLACES // 16 - 1)), 0)
