@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.trainer_run.fake_service import hackable, service_with
+from tests.trainer_run.tiny import let_it_learn
 from trainer.config.load import parse
 from trainer.evaluation.alarms import Rules, active, alarms, as_rows, judge, news, text
 from trainer.run.log import read
@@ -192,16 +193,7 @@ def test_a_run_that_hacks_says_so_once_and_stops_where_asked(
     table: dict[str, Any], tmp_path: Path
 ) -> None:
     table["run"] = {**table["run"], "epochs": 12, "save_every_epochs": 20, "on_alarm": "stop"}
-    table["model"]["finetune"] = "full"
-    table["optim"]["lr"] = 4e-3
-    table["batch"] = {
-        "prompts_per_epoch": 4,
-        "images_per_prompt": 8,
-        "rollout_batch_size": 16,
-        "optimizer_steps_per_epoch": 2,
-    }
-    table["loss"] = {"kl_beta": 0.0, "clip_low": 1e-2, "clip_high": 1e-2}
-    table["advantage"] = {"std": "group"}
+    let_it_learn(table, lr=4e-3)
     table["ema"] = {"enabled": False}
     table["eval"] |= {"every_epochs": 2, "images_per_prompt": 4, "curve_images_per_prompt": 4}
     table["eval"]["alarm_fall"] = 0.05

@@ -13,6 +13,7 @@ from tests.trainer_run.fake_service import hackable, service_with
 from tests.trainer_run.test_processes import launch
 from tests.trainer_run.test_resume import assert_same_state
 from tests.trainer_run.test_run import elsewhere, numbers
+from tests.trainer_run.tiny import let_it_learn
 from trainer.config.load import parse
 from trainer.errors import ConfigError
 from trainer.evaluation.alarms import Alarm, Rise
@@ -150,17 +151,8 @@ def test_what_could_never_act_is_refused_at_the_start(changes: Row, message: str
 def hacking(table: Row) -> Row:
     """A run whose alarm begins within a few evaluations."""
     table["run"] |= {"epochs": 8, "save_every_epochs": 3, "keep_checkpoints": 20}
-    table["model"]["finetune"] = "full"
     table["sampling"] |= {"num_steps": 3, "eval_num_steps": 3, "window_size": 1}
-    table["optim"]["lr"] = 8e-3
-    table["batch"] = {
-        "prompts_per_epoch": 4,
-        "images_per_prompt": 8,
-        "rollout_batch_size": 16,
-        "optimizer_steps_per_epoch": 2,
-    }
-    table["loss"] = {"kl_beta": 0.0, "clip_low": 1e-2, "clip_high": 1e-2}
-    table["advantage"] = {"std": "group"}
+    let_it_learn(table, lr=8e-3)
     table["ema"] = {"decay": 0.5, "every_updates": 1}
     table["eval"] |= {"every_epochs": 2, "images_per_prompt": 4, "curve_images_per_prompt": 4}
     table["eval"]["alarm_fall"] = 0.05

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from reward_client import Code, Item, ItemError, Unavailable
 from tests.trainer_run.fake_service import ScoreFn, score_pixels, service_with
 from tests.trainer_run.nursery import Nursery
+from tests.trainer_run.tiny import let_it_learn
 from trainer.config.load import parse
 from trainer.errors import CheckpointError, ConfigError, DataError, ServiceLost
 from trainer.run import checkpoint
@@ -358,16 +359,7 @@ def test_other_modes_run_and_resume_to_the_bit(
 
 def test_the_reward_rises(table: dict[str, Any]) -> None:
     table["run"] = {**table["run"], "epochs": 10, "save_every_epochs": 10}
-    table["model"]["finetune"] = "full"
-    table["optim"]["lr"] = 2e-3
-    table["batch"] = {
-        "prompts_per_epoch": 4,
-        "images_per_prompt": 8,
-        "rollout_batch_size": 16,
-        "optimizer_steps_per_epoch": 2,
-    }
-    table["loss"] = {"kl_beta": 0.0, "clip_low": 1e-2, "clip_high": 1e-2}
-    table["advantage"] = {"std": "group"}
+    let_it_learn(table, lr=2e-3)
     rows = read(run(table).run_dir)
     rewards = [row["reward"]["brightness"] for row in rows if row["kind"] == "train"]
     assert sum(rewards[-3:]) > sum(rewards[:3])

@@ -133,3 +133,17 @@ def settings_table(folder: Path, pipeline: Path) -> dict[str, Any]:
         },
         "logging": {"tensorboard": False},
     }
+
+
+def let_it_learn(table: dict[str, Any], *, lr: float) -> None:
+    """Change the settings so that the reward rises within a few epochs, and nothing holds it."""
+    table["model"]["finetune"] = "full"
+    table["optim"]["lr"] = lr
+    table["batch"] = {
+        "prompts_per_epoch": 4,
+        "images_per_prompt": 8,
+        "rollout_batch_size": 16,
+        "optimizer_steps_per_epoch": 2,
+    }
+    table["loss"] = {"kl_beta": 0.0, "clip_low": 1e-2, "clip_high": 1e-2}
+    table["advantage"] = {"std": "group"}
