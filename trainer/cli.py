@@ -3,7 +3,8 @@
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,7 @@ from trainer.run.storage import storing
 from trainer.tools.plan import explain, size_note
 
 INTERRUPTED = 130
+EXIT = "exit.json"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -98,7 +100,13 @@ def train(
             "--gpus is for --dry-run; to train on several GPUs: torchrun --nproc-per-node N -m "
             f"trainer train {name or preset}"
         )
-    settings = _settings(name or preset, overrides, out)
+    with exit_recorded(out):
+        settings = _settings(name or preset, overrides, out)
+    with exit_recorded(settings.run.out_dir):
+        _train(name or preset, settings)
+
+
+def _train(name: str, settings: Settings) -> None:
     quiet_libraries()
     from trainer.run.open import train_run
 
@@ -109,7 +117,7 @@ def train(
         if _is_main():
             printed(text)
 
-    if note := size_note(name or preset, settings, int(os.environ.get("WORLD_SIZE", "1"))):
+    if note := size_note(name, settings, int(os.environ.get("WORLD_SIZE", "1"))):
         say(note)
     with stop_signals(say) as stop:
         outcome = train_run(settings, say=say, stop=stop)
@@ -279,6 +287,34 @@ def plan(name: str, overrides: list[str] | None, out: str, *, gpus: int, gpu_gb:
         )
     if any(one.stops for one in found):
         raise typer.Exit(ConfigError.exit_code)
+
+
+@contextmanager
+def exit_recorded(run_dir: str) -> Iterator[None]:
+    """Leave in RUN_DIR/exit.json how this start ended, because torchrun hides exit codes.
+
+    Process 0 writes `exit_code` and `error` (one line, or nothing); a start that was killed leaves
+    no file.
+    """
+    if not run_dir or not _is_main():
+        yield
+        return
+    file, code, error = Path(run_dir) / EXIT, 0, ""
+    with suppress(OSError):
+        file.unlink()
+    try:
+        yield
+    except typer.Exit as ended:
+        code = ended.exit_code
+        raise
+    except Exception as raised:
+        code = raised.exit_code if isinstance(raised, TrainerError) else 1
+        error = " ".join((str(raised) or type(raised).__name__).split())
+        raise
+    finally:
+        # On a full disk the line on stderr has to do.
+        with suppress(OSError):
+            write_json(file, {"exit_code": code, "error": error})
 
 
 def _written(run_dir: Path) -> Path:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from tests.trainer_run.fake_service import service_with
 from trainer import cli
@@ -21,6 +22,10 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         cli.main()
     code = caught.value.code
     return code if isinstance(code, int) else 0
+
+
+def recorded(folder: Path | str) -> dict[str, Any]:
+    return json.loads((Path(folder) / cli.EXIT).read_text(encoding="utf-8"))
 
 
 def to_toml(table: dict[str, Any]) -> str:
@@ -88,6 +93,34 @@ def test_without_a_service_the_exit_code_is_3(
     error = capsys.readouterr().err
     assert url in error
     assert error.count("\n") == 1
+    assert recorded(table["run"]["out_dir"])["exit_code"] == 3
+    assert url in recorded(table["run"]["out_dir"])["error"]
+
+
+def test_how_a_start_ended_is_in_the_folder_because_torchrun_hides_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    wrong = ["train", "mini_jpeg", "--out", str(tmp_path), "--set", "optim.lrr=1"]
+    assert call(monkeypatch, *wrong) == 2
+    assert recorded(tmp_path)["exit_code"] == 2
+    assert "did you mean 'lr'" in recorded(tmp_path)["error"]
+    # Another process than the first leaves it alone; a crash is 1.
+    monkeypatch.setenv("RANK", "1")
+    assert call(monkeypatch, *wrong[:-1], "optim.beta9=1") == 2
+    assert "lrr" in recorded(tmp_path)["error"]
+    monkeypatch.setenv("RANK", "0")
+
+    def crash() -> None:
+        # What an earlier start left is gone as soon as the next one begins.
+        assert not (tmp_path / cli.EXIT).exists()
+        raise ZeroDivisionError("division\nby zero")
+
+    with pytest.raises(ZeroDivisionError), cli.exit_recorded(str(tmp_path)):
+        crash()
+    assert recorded(tmp_path) == {"exit_code": 1, "error": "division by zero"}
+    with pytest.raises(typer.Exit), cli.exit_recorded(str(tmp_path)):
+        raise typer.Exit(cli.INTERRUPTED)
+    assert recorded(tmp_path) == {"exit_code": 130, "error": ""}
 
 
 def test_a_finished_run_can_be_reported_and_sampled(
@@ -110,6 +143,7 @@ def test_a_finished_run_can_be_reported_and_sampled(
     file.write_text(to_toml(table), encoding="utf-8")
     assert call(monkeypatch, "train", str(file)) == 0
     assert "already finished (1 epochs)" in capsys.readouterr().out
+    assert recorded(folder) == {"exit_code": 0, "error": ""}
     images = tmp_path / "images"
     asked = ["sample", folder, "a red star", "a heart", "--images", "2", "--out", str(images)]
     assert call(monkeypatch, *asked) == 0
