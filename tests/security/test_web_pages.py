@@ -58,17 +58,34 @@ def test_a_web_page_of_others_cannot_use_a_server_on_loopback(server: Server) ->
 
 
 def test_pages_load_nothing_from_elsewhere(server: Server) -> None:
-    for path in ("/", "/docs"):
+    for path, folder in (("/", "playground"), ("/docs", "docs")):
         page = ask(server, "GET", path)
         assert page.status_code == 200
         assert "//" not in "".join(re.findall(r'(?:src|href)="([^"]*)"', page.text))
         policy = page.headers["content-security-policy"]
         assert "default-src 'none'" in policy
-        assert "script-src 'self' 'sha256-" in policy
-        for asset in re.findall(r'(?:src|href)="(docs/[^"]+)"', page.text):
+        assert "connect-src 'self';" in policy
+        assert "unsafe" not in policy.replace("style-src 'self' 'unsafe-inline'", "")
+        assets = re.findall(rf'(?:src|href)="({folder}/[^"]+)"', page.text)
+        assert len(assets) >= 2
+        for asset in assets:
             found = ask(server, "GET", "/" + asset)
             assert found.status_code == 200
-            assert len(found.content) > 100_000
+            assert found.headers["x-content-type-options"] == "nosniff"
+            assert len(found.content) > 100
+
+
+def test_the_playground_has_every_module_it_imports(server: Server) -> None:
+    todo, known = ["main.js"], set[str]()
+    while todo:
+        name = todo.pop()
+        known.add(name)
+        module = ask(server, "GET", f"/playground/{name}")
+        assert module.headers["content-type"].startswith("text/javascript")
+        assert "http://" not in module.text.replace('"http://www.w3.org/2000/svg"', "")
+        todo += set(re.findall(r'from "\./([a-z.]+)"', module.text)) - known
+    assert {"api.js", "draw.js", "snippets.js"} <= known
+    assert ask(server, "GET", "/playground/../http_api.py").status_code == 404
 
 
 def test_other_methods_and_paths_are_refused_in_our_shape(server: Server) -> None:
