@@ -14,9 +14,12 @@ import pytest
 import yaml
 
 from reward_server import config
+from trainer.config.load import load
 
 ROOT = Path(__file__).parents[2]
-OVERLAYS = ("mini", "full", "train")
+OVERLAYS = ("mini", "full", "train", "single", "keda", "trainjob", "kserve")
+# Custom resources: their schemas are checked in an environment of its own, by tests_cluster.
+CUSTOM = {"TrainJob", "TrainingRuntime", "ScaledObject", "InferenceService"}
 # The oldest release with all that is used (the pause before a container stops), and a new one.
 RELEASES = ("1.30", "1.37")
 Manifest = dict[str, Any]
@@ -43,7 +46,17 @@ def of_kind(manifests: list[Manifest], kind: str) -> dict[str, Manifest]:
 
 def pods(manifests: list[Manifest]) -> dict[str, Manifest]:
     kinds = {**of_kind(manifests, "Deployment"), **of_kind(manifests, "Job")}
-    return {name: found["spec"]["template"] for name, found in kinds.items()}
+    found = {name: manifest["spec"]["template"] for name, manifest in kinds.items()}
+    for name, runtime in of_kind(manifests, "TrainingRuntime").items():
+        (job,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+        found[name] = job["template"]["spec"]["template"]
+    for name, service in of_kind(manifests, "InferenceService").items():
+        spec = dict(service["spec"]["predictor"])
+        labels = spec.pop("labels")
+        for key in ("minReplicas", "maxReplicas", "autoScaling"):
+            del spec[key]
+        found[name] = {"metadata": {"labels": labels}, "spec": spec}
+    return found
 
 
 def matches(selector: dict[str, str], manifests: list[Manifest]) -> list[Manifest]:
@@ -58,7 +71,17 @@ def matches(selector: dict[str, str], manifests: list[Manifest]) -> list[Manifes
 def test_every_manifest_holds_to_the_schema(manifests: list[Manifest], release: str) -> None:
     assert len(manifests) >= 3
     for manifest in manifests:
-        kubernetes_validate.validate(manifest, release, strict=True)
+        # A kind without a schema is an error.
+        if manifest["kind"] not in CUSTOM:
+            kubernetes_validate.validate(manifest, release, strict=True)
+    for name, template in pods(manifests).items():
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}}
+        kubernetes_validate.validate(pod | {"spec": template["spec"]}, release, strict=True)
+
+
+def test_everything_is_in_one_namespace(manifests: list[Manifest]) -> None:
+    found = {m["metadata"].get("namespace") for m in manifests if m["kind"] != "Namespace"}
+    assert found == {"flow-reward"}
 
 
 def test_the_schema_check_finds_a_misspelt_key() -> None:
@@ -81,7 +104,10 @@ def test_pods_are_restricted(manifests: list[Manifest]) -> None:
             assert context["readOnlyRootFilesystem"] is True, name
             assert context["allowPrivilegeEscalation"] is False, name
             assert context["capabilities"] == {"drop": ["ALL"]}, name
-            assert container["resources"]["limits"]["memory"], name
+            if "resources" in container:
+                assert container["resources"]["limits"]["memory"], name
+    for name, job in of_kind(manifests, "TrainJob").items():
+        assert job["spec"]["trainer"]["resourcesPerNode"]["limits"]["memory"], name
 
 
 def test_servers_have_probes_and_time_to_drain(manifests: list[Manifest]) -> None:
@@ -112,21 +138,33 @@ def test_everything_that_points_at_something_finds_it(manifests: list[Manifest])
         assert scaler["spec"]["scaleTargetRef"]["name"] in deployments, name
         metric = scaler["spec"]["metrics"][0]["pods"]["metric"]["name"]
         assert metric in (ROOT / "reward_server" / "observability" / "metrics.py").read_text(), name
+    for name, scaler in of_kind(manifests, "ScaledObject").items():
+        assert scaler["spec"]["scaleTargetRef"]["name"] == name
+        assert name in deployments
+        # KEDA refuses what another autoscaler scales.
+        assert name not in of_kind(manifests, "HorizontalPodAutoscaler")
+        query = scaler["spec"]["triggers"][0]["metadata"]["query"]
+        assert f'pod=~"{name}-.*"' in query
+        assert f'namespace="{deployments[name]["metadata"]["namespace"]}"' in query
     claims = of_kind(manifests, "PersistentVolumeClaim")
+    configs = of_kind(manifests, "ConfigMap")
     for name, pod in pods(manifests).items():
         volumes = pod["spec"]["volumes"]
+        assert {v["configMap"]["name"] for v in volumes if "configMap" in v} <= configs.keys(), name
         mounts = {m["name"] for c in pod["spec"]["containers"] for m in c["volumeMounts"]}
         assert mounts == {volume["name"] for volume in volumes}, name
         wanted = [
             v["persistentVolumeClaim"]["claimName"]
             for v in volumes
-            if "emptyDir" not in v and "secret" not in v
+            if not {"emptyDir", "secret", "configMap"} & v.keys()
         ]
         assert set(wanted) <= claims.keys(), name
 
 
 def test_every_pod_is_named_by_one_network_policy(manifests: list[Manifest]) -> None:
-    policies = {**of_kind(render("mini"), "NetworkPolicy")}
+    policies = of_kind(manifests, "NetworkPolicy") or of_kind(render("mini"), "NetworkPolicy")
+    if "default-deny" not in policies:
+        policies |= {"default-deny": of_kind(render("mini"), "NetworkPolicy")["default-deny"]}
     assert policies.pop("default-deny")["spec"] == {
         "podSelector": {},
         "policyTypes": ["Ingress", "Egress"],
@@ -139,7 +177,9 @@ def test_every_pod_is_named_by_one_network_policy(manifests: list[Manifest]) -> 
             if policy["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
         ]
         assert len(own) == 1, name
-    assert policies["scorers"]["spec"]["egress"] == []
+    for policy in policies.values():
+        if policy["spec"]["podSelector"].get("matchLabels") == {"flow-reward/role": "scorer"}:
+            assert policy["spec"]["egress"] == []
 
 
 def test_environments_are_configurations_and_upstreams_are_services() -> None:
@@ -177,14 +217,59 @@ def test_secrets_and_probes_of_the_full_overlay() -> None:
 
 
 def test_the_training_job_is_one_run_over_its_pods() -> None:
-    job = of_kind(render("train"), "Job")["flow-train"]
+    manifests = render("train")
+    job = of_kind(manifests, "Job")["flow-train"]
     spec, pod = job["spec"], job["spec"]["template"]["spec"]
-    arguments = pod["containers"][0]["args"]
+    container = pod["containers"][0]
     assert spec["completionMode"] == "Indexed"
-    assert f"--nnodes={spec['completions']}" in arguments
+    assert f"--nnodes={spec['completions']}" in container["args"]
     assert spec["completions"] == spec["parallelism"]
     # The first pod, by the name that Kubernetes gives it.
-    assert f"--rdzv-endpoint=flow-train-0.{pod['subdomain']}:29500" in arguments
-    assert pod["subdomain"] in of_kind(render("train"), "Service")
+    assert f"--rdzv-endpoint=flow-train-0.{pod['subdomain']}:29500" in container["args"]
+    assert pod["subdomain"] in of_kind(manifests, "Service")
+    gpus = spec["completions"] * container["resources"]["limits"]["nvidia.com/gpu"]
+    fits(container["args"], gpus)
+    # Process 0 of the pod has to be the script that passes SIGTERM on.
+    assert container["command"] == ["sh", "/scripts/train.sh"]
+    assert "train.sh" in of_kind(manifests, "ConfigMap")["flow-train-scripts"]["data"]
+
+
+def test_the_train_job_of_kubeflow_names_its_runtime_and_fits_its_gpus() -> None:
+    manifests = render("trainjob")
+    ((job,), (runtime,)) = (
+        of_kind(manifests, kind).values() for kind in ("TrainJob", "TrainingRuntime")
+    )
+    assert job["spec"]["runtimeRef"] == {
+        "kind": "TrainingRuntime",
+        "name": runtime["metadata"]["name"],
+    }
+    trainer = job["spec"]["trainer"]
+    assert trainer["numProcPerNode"] == trainer["resourcesPerNode"]["limits"]["nvidia.com/gpu"]
+    fits(trainer["args"], trainer["numNodes"] * trainer["numProcPerNode"])
+    (template,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    # The names by which Kubeflow Trainer finds what it changes.
+    assert template["name"] == "node"
+    step = {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}
+    assert template["template"]["metadata"]["labels"] == step
+    (container,) = template["template"]["spec"]["template"]["spec"]["containers"]
+    assert container["name"] == "node"
+    assert container["command"] == ["sh", "/scripts/train.sh"]
+
+
+def fits(arguments: list[str], gpus: int) -> None:
+    """The preset is made for so many GPUs."""
     preset = next(a for a in arguments if a.startswith("--preset=")).partition("=")[2]
-    assert (ROOT / "trainer" / "config" / "presets" / f"{preset}.toml").exists()
+    assert load(preset, (), {}, world_size=gpus).run.gpus == gpus
+
+
+def test_one_scorer_alone_asks_for_keys() -> None:
+    manifests = render("single")
+    pod = pods(manifests)["geneval"]["spec"]
+    assert {v["secret"]["secretName"] for v in pod["volumes"] if "secret" in v} == {
+        "reward-keys",
+        "reward-tls",
+    }
+    names = {e["name"] for e in pod["containers"][0]["env"]}
+    assert "REWARD_SERVER__SERVER__ALLOW_UNAUTHENTICATED" not in names
+    assert "REWARD_SERVER__SERVER__KEYS_FILE" in names
+    assert "gateway" not in of_kind(manifests, "Deployment")
