@@ -100,7 +100,7 @@ bench-smoke: install ## what the wire costs beside the public servers and a bare
 	@$(BIN)/python -m benchmarks.serving --smoke $(ARGS)
 
 # With the python of the machine: it has the GPU's build of torch (benchmarks/gpu/wheels.txt).
-gpu-receipt: ## measure one GPU in eight minutes: speed, memory, correctness (docs/performance.md)
+gpu-receipt: ## measure one GPU in eight minutes: speed, memory, correctness (docs/operate/performance.md)
 	@$(PYTHON) -m benchmarks.gpu.receipt $(ARGS)
 
 soak: install ## steady load with faults for MINUTES=10: percentiles, memory, lost = 0, wrong = 0

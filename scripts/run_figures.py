@@ -1,4 +1,4 @@
-"""Draw the figures of README and docs/miniature.md from run folders.
+"""Draw the figures of README and docs/explain/miniature.md from run folders.
 
 python scripts/run_figures.py --run 'seed 0=runs/s0' --run 'KL off=runs/k0' \
     --control 'more pretraining=0.75' --grid runs/s0 --out docs/images

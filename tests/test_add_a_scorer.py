@@ -1,4 +1,4 @@
-"""docs/add_a_scorer.md, executed: its scorers, its config and its call, with a real server."""
+"""docs/guides/add_a_scorer.md, executed: its scorers, its config and its call, with a real server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from tests.server.server_process import eventually, running
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "add_a_scorer.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs/guides/add_a_scorer.md").read_text(encoding="utf-8")
 MODULES = ("brightness_scorer", "tint_scorer")
 
 

@@ -1,4 +1,4 @@
-"""docs/architecture.md names files and functions that exist, and every folder it describes."""
+"""docs/explain/architecture.md names files and functions that exist, and every folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs/explain/architecture.md").read_text(encoding="utf-8")
 DESCRIBED = ("reward_server", "trainer")
 
 

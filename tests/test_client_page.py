@@ -1,4 +1,4 @@
-"""docs/client.md, executed block by block, as one program, against a real server."""
+"""docs/guides/client.md, executed block by block, as one program, against a real server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from tests.server.server_process import running
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "client.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs/guides/client.md").read_text(encoding="utf-8")
 TOML = '[scorers.geneval]\noptions = { detector = "shapes" }\n[scorers.jpeg]\n'
 
 

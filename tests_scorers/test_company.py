@@ -114,7 +114,7 @@ def test_float32_is_the_default(name: str) -> None:
 
 
 def main() -> None:
-    """Print the table of docs/scorers.md."""
+    """Print the table of docs/reference/scorers.md."""
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         patch.setenv(store.ENV_MODELS_DIR, folder)
         options = tiny_scorers.options(Path(folder))

@@ -66,7 +66,7 @@ def set_precision(dtype: str) -> torch.dtype:
 
 
 def tolerance(dtype: str) -> Tolerance:
-    """What an option's type may round away; measured in docs/scorers_preference.md."""
+    """What an option's type may round away; measured in docs/reference/scorers_preference.md."""
     return _FLOAT32 if dtype == "float32" else _HALF
 
 
