@@ -155,7 +155,7 @@ def test_a_finished_run_can_be_reported_and_sampled(
 
 
 def test_the_guide_names_every_setting() -> None:
-    guide = (REPOSITORY / "docs" / "training.md").read_text(encoding="utf-8")
+    guide = (REPOSITORY / "docs/guides/training.md").read_text(encoding="utf-8")
     for name, section in Settings():
         assert f"### `[{name}]`" in guide
         fields = set(type(section).model_fields)
