@@ -1,4 +1,4 @@
-"""The paper's ablations on the miniature: run them, then draw docs/explain/experiments.md's figures.
+"""Run the paper's ablations on the miniature and draw the figures of docs/explain/experiments.md.
 
 make serve                                                    # in another terminal
 REWARD_URL=grpc://127.0.0.1:50051 python scripts/experiments.py run --out runs/experiments
@@ -10,7 +10,8 @@ and one that was interrupted goes on.
 
 What is trained is a small size of the picture as a JPEG (DDPO's compressibility): a dense
 reward that the policy gradient follows within minutes. GenEval accuracy, which nobody asks for,
-shows what it costs. GenEval as the reward is too sparse for so few images (docs/explain/miniature.md).
+shows what it costs. GenEval as the reward is too sparse for so few images
+(docs/explain/miniature.md).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""docs/guides/add_a_scorer.md, executed: its scorers, its config and its call, with a real server."""
+"""docs/guides/add_a_scorer.md, executed: its scorers, its config, its call; a real server."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ def test_slow_items_are_no_hang(server: Server, client: RewardClient) -> None:
 
 @pytest.mark.parametrize("item_s", [4.3, 5.5])
 def test_the_shipped_scorers_fit_the_default_limit(item_s: float) -> None:
-    """PickScore's and HPSv2's seconds per image on a CPU: docs/reference/scorers_preference.md, Speed."""
+    """PickScore's and HPSv2's seconds per image, CPU: reference/scorers_preference.md, Speed."""
     config = ScorerConfig.model_validate({})
     pace = Pace(config.timeout_s)
     pace.tested(6 * item_s)

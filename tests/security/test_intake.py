@@ -44,7 +44,7 @@ max_batch_items = 1
 [scorers.bright]
 scorer = "tests.scorers_bad.bad:Mean"
 """
-# docs/operate/operations.md, Memory: two messages that are being read (twice), one per decode thread four
+# operations.md, Memory: two messages that are being read (twice), one per decode thread four
 # times over while it is parsed, a batch in shared memory per worker; the rest is the allocator's.
 MARGIN = (2 * 2 + 4 * 1 + 1) * MESSAGE + 32 * MIB
 

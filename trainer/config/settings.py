@@ -1,6 +1,6 @@
 """The settings of a run: frozen, typed, closed. The text under a field is its documentation.
 
-`trainer.config.load` reads them from files and the command line; `docs/guides/training.md` lists them.
+`trainer.config.load` reads them from files and the command line; the documentation lists them.
 """
 
 from typing import Annotated, Any, Literal
