@@ -49,7 +49,7 @@ from trainer.rollout.prompts import draw_prompts, draws
 from trainer.rollout.rollout import rollout
 from trainer.run.inputs import load_model, load_prompts
 
-PRESET = "mini_geneval_grpo"
+PRESET = "mini_geneval"
 REFERENCE = (
     "loss.algorithm=nft",
     "sampling.sde=ode",

@@ -299,12 +299,12 @@ def same_settings(folder: Path, epochs: int) -> float:
     half = has_bfloat16(torch.device("cpu"))
     for dtype in (torch.float32, torch.bfloat16) if half else (torch.float32,):
         name = str(dtype).removeprefix("torch.")
-        official = settings(folder / "unused", "mini_geneval_grpo", 1, *OFFICIAL)
+        official = settings(folder / "unused", "mini_geneval", 1, *OFFICIAL)
         plain = PlainLoop(official, dtype)
         network_s = network_alone(plain)
         theirs = [plain.epoch(number) for number in range(epochs + 1)]
         changed = (*OFFICIAL, f"model.dtype={name}")
-        ours = train(settings(folder / name, "mini_geneval_grpo", epochs + 1, *changed))
+        ours = train(settings(folder / name, "mini_geneval", epochs + 1, *changed))
         for loss in ("policy_loss", "kl"):
             found = theirs[0][loss], ours.rows[0]["policy"][loss]
             print(f"  {name}, first epoch, {loss}: plain {found[0]:.4e}, ours {found[1]:.4e}")
@@ -346,7 +346,7 @@ def show(name: str, seconds: Sequence[float]) -> None:
 
 def presets(folder: Path, epochs: int, official_s: float) -> None:
     """The presets as they are, with a scorer that costs nothing."""
-    for name in ("mini_geneval", "mini_geneval_grpo"):
+    for name in ("mini_geneval", "mini_geneval_nft"):
         seconds = train(settings(folder / name, name, epochs + 1)).per_image()
         show(name, seconds)
         print(f"  ratio to the official setting: {official_s / statistics.median(seconds):.2f}")
@@ -366,7 +366,7 @@ def overlap(folder: Path, epochs: int) -> None:
         services[0].start()
 
     sizes = ("batch.prompts_per_epoch=6", "batch.rollout_batch_size=8")
-    rows = train(settings(folder, "mini_geneval", epochs + 1, *sizes), connect, over).rows
+    rows = train(settings(folder, "mini_geneval_nft", epochs + 1, *sizes), connect, over).rows
     for row, scoring_s in list(zip(rows, taken_s, strict=True))[1:]:
         seconds = row["seconds"]
         print(

@@ -30,7 +30,7 @@ from contact_sheet import labelled
 
 from trainer.report.svg import Axes, Series, line_document, moving_average
 
-PRESET = "mini_geneval_grpo"
+PRESET = "mini_geneval"
 REFERENCE = "reference"
 SMOOTHING_EPOCHS = 4
 SAMPLES = "experiment_samples.png"

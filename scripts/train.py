@@ -31,11 +31,15 @@ DEFAULTS = {
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600",
+    "LOGLEVEL": "ERROR",
 }
+TORCHRUN = "torchrun"
 
 
 def main() -> int:
     """Run; the exit code is the trainer's."""
+    if sys.argv[1:2] == [TORCHRUN]:
+        return _torchrun(sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--task", default="geneval", help="geneval, ocr or jpeg")
     parser.add_argument(
@@ -52,20 +56,35 @@ def main() -> int:
     preset = args.preset or preset_of(args.model, args.task, processes)
     if args.processes == "auto" and args.model != "mini":
         preset, processes = _fitting(preset, processes)
-    launcher = [sys.executable, "-m"]
+    launcher = [sys.executable]
     training = dict(os.environ)
     if processes > 1:
         # What torchrun sets itself, with five lines of warning.
         training.setdefault("OMP_NUM_THREADS", "1")
-        launcher += ["torch.distributed.run", "--nproc-per-node", str(processes)]
+        launcher += [__file__, TORCHRUN, "--nproc-per-node", str(processes)]
         # By default every launcher takes the same port: a second run beside this one would end.
-        launcher += ["--master-port", str(_free_port()), "-m"]
-    command = [*launcher, "trainer", "train", "--preset", preset, *extra]
+        launcher += ["--master-port", str(_free_port())]
+    command = [*launcher, "-m", "trainer", "train", "--preset", preset, *extra]
     training = {**DEFAULTS, **training}
     if args.reward_url:
         return _run(command, {**training, "REWARD_URL": args.reward_url})
     with tempfile.TemporaryDirectory(prefix="flow-reward-") as folder:
         return _with_local_service(command, training, Path(folder), args.scorers)
+
+
+def _torchrun(arguments: list[str]) -> int:
+    """Torchrun without its tracebacks: what went wrong is in the trainer's own last lines."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main as torchrun
+
+    try:
+        torchrun(arguments)
+    except SignalException as stopped:
+        return 128 + stopped.sigval
+    except ChildFailedError as failed:
+        return failed.get_first_failure()[1].exitcode
+    return 0
 
 
 def _free_port() -> int:

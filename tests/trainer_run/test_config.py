@@ -22,7 +22,7 @@ def test_every_preset_is_valid_and_documents_every_setting() -> None:
                 assert info.description, f"{name}: {field} has no text"
 
 
-@pytest.mark.parametrize("task", ["geneval", "geneval_grpo", "ocr", "jpeg"])
+@pytest.mark.parametrize("task", ["geneval", "geneval_nft", "ocr", "jpeg"])
 def test_the_miniatures_presets_find_their_prompts(task: str) -> None:
     settings = config.load(f"mini_{task}")
     train, test = load_prompts(settings, print)
@@ -81,7 +81,7 @@ def test_the_miniatures_presets_find_their_prompts(task: str) -> None:
 )
 def test_a_wrong_setting_is_one_line_that_names_it(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        config.load("mini_geneval_grpo", [override])
+        config.load("mini_geneval", [override])
     assert "\n" not in str(caught.value)
 
 
@@ -107,7 +107,7 @@ def test_a_wrong_setting_is_one_line_that_names_it(override: str, message: str) 
 )
 def test_settings_that_a_loss_on_images_cannot_use(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        config.load("mini_geneval", overrides)
+        config.load("mini_geneval_nft", overrides)
     assert "\n" not in str(caught.value)
 
 
@@ -115,14 +115,14 @@ def test_settings_that_a_loss_on_images_cannot_use(overrides: list[str], message
 def test_losses_on_densities_take_them_from_every_sampler(algorithm: str) -> None:
     """The official log-probability of cps is a bare squared error."""
     changes = ["sampling.sde=cps", f"loss.algorithm={algorithm}"]
-    assert config.rollout_config(config.load("mini_geneval_grpo", changes)).form == "gaussian"
-    assert config.rollout_config(config.load("mini_geneval_grpo", changes[:1])).form != "gaussian"
+    assert config.rollout_config(config.load("mini_geneval", changes)).form == "gaussian"
+    assert config.rollout_config(config.load("mini_geneval", changes[:1])).form != "gaussian"
 
 
 def test_another_loss_keeps_what_it_has_in_common_and_drops_the_rest() -> None:
     changes = ["loss.noise_levels=2", "sampling.sde=ode", "sampling.group_noise=independent"]
-    loss = config.load("mini_geneval_grpo", [*changes, "loss.algorithm=nft"]).loss
-    before = config.load("mini_geneval_grpo").loss
+    loss = config.load("mini_geneval", [*changes, "loss.algorithm=nft"]).loss
+    before = config.load("mini_geneval").loss
     assert loss == NftSettings(kl_beta=before.kl_beta, noise_levels=2)
     assert set(LOSS_SETTINGS) == set(LOSSES)
 
@@ -136,15 +136,15 @@ def test_images_that_start_alike_without_stochastic_steps_is_refused() -> None:
 def test_antithetic_pairs_need_an_even_group() -> None:
     odd = ["batch.images_per_prompt=15", "batch.rollout_batch_size=15", "batch.prompts_per_epoch=8"]
     with pytest.raises(ConfigError, match=r"even batch.images_per_prompt, not 15; use 14 or 16"):
-        config.load("mini_geneval_grpo", odd)
+        config.load("mini_geneval", odd)
 
 
 def test_layers_of_full_fine_tuning_under_an_adapter_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"set model.trained_layers=\[\]"):
-        config.load("mini_geneval_grpo", ["model.finetune=lora"])
+        config.load("mini_geneval", ["model.finetune=lora"])
 
 
-@pytest.mark.parametrize("preset", ["mini_geneval", "mini_geneval_grpo", "mini_jpeg", "mini_ocr"])
+@pytest.mark.parametrize("preset", ["mini_geneval", "mini_geneval_nft", "mini_jpeg", "mini_ocr"])
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_the_miniatures_presets_divide_by_what_make_train_may_choose(
     preset: str, processes: int

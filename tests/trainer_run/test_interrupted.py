@@ -3,6 +3,8 @@ a process that is killed, a server that dies."""
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from tests.trainer_run.test_cli import to_toml
 from tests.trainer_run.test_run import assert_same_run, elsewhere
 from trainer.run.log import read
 
+ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
@@ -133,3 +136,30 @@ def test_two_processes_under_torchrun_s_agent(
         assert child.wait() == 0, child.log.read_text()
         assert f"resuming {run_dir} after epoch" in child.log.read_text()
     assert_same_run(tmp_path / "whole", run_dir)
+
+
+@pytest.mark.exhaustive
+def test_make_train_of_two_processes_ends_without_a_traceback(
+    long: dict[str, Any], tmp_path: Path
+) -> None:
+    """Torchrun's own would follow the trainer's last line: on Ctrl-C, and on a wrong setting."""
+    script, run_dir = str(ROOT / "scripts" / "train.py"), tmp_path / "parts"
+    command = [sys.executable, script, "--preset", save(long, tmp_path, "parts")]
+    with running(tmp_path, "[scorers.jpeg]\n", wait_for=("jpeg",)) as server:
+        command += ["--processes", "2", "--reward-url", server.grpc_url]
+        with (tmp_path / "log").open("w") as log:
+            child = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        while epochs_done(run_dir) < 1 if run_dir.exists() else True:
+            assert child.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.2)
+        os.killpg(child.pid, signal.SIGINT)
+        assert child.wait(120) == 130
+        said = (tmp_path / "log").read_text()
+        assert f"stopped after epoch {epochs_done(run_dir)} of {run_dir}" in said
+        assert "Traceback" not in said
+        wrong = subprocess.run(
+            [*command, "--set", "optim.lr=-1"], capture_output=True, text=True, check=False
+        )
+        assert wrong.returncode == 2
+        assert "optim.lr" in wrong.stderr
+        assert "Traceback" not in wrong.stderr

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize("finetune", ["full", "lora"])
 def test_the_least_memory_is_less_than_what_training_holds(finetune: str) -> None:
     changes = [f"model.finetune={finetune}", "model.trained_layers=[]", "model.dtype=float32"]
-    settings = config.load("mini_geneval_grpo", changes)
+    settings = config.load("mini_geneval", changes)
     model = load_model(settings, torch.device("cpu"))
     trained = sum(p.numel() for p in model.trainable_parameters().values())
     network = sum(p.numel() for p in model.transformer.parameters())
