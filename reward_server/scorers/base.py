@@ -71,6 +71,11 @@ def raw(score: ItemScore) -> float:
     return score.raw
 
 
+def component(name: str) -> Transform:
+    """The transform that reports a component."""
+    return lambda score: score.components[name]
+
+
 @dataclass(frozen=True, slots=True)
 class ScorerSpec:
     """The static description of a scorer, readable without loading weights.

@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING
 
 from reward_server.scorers import backbones, clip_tools
 from reward_server.scorers.backbones import Backbones
-from reward_server.scorers.base import ItemScore, ScoreInput, UInt8Image
+from reward_server.scorers.base import ItemScore, ScoreInput, UInt8Image, component
 from reward_server.scorers.clip_tools import VIT_L_14, Clip
 from reward_server.scorers.network_scorer import NetworkScorer
 from reward_server.scorers.pixels import Preparation
 
 if TYPE_CHECKING:
     import torch
+
+
+# flow_grpo and its forks resize a float tensor bilinearly instead of using CLIP's processor.
+RESIZE = {"hf": "pillow_floor", "flow_grpo": "bilinear"}
 
 
 class ClipFamilyScorer(NetworkScorer[Clip]):
@@ -88,6 +92,23 @@ class ClipFamilyScorer(NetworkScorer[Clip]):
         return Preparation(self.preparation, self.network.size_px)
 
 
+class ResizedScorer(ClipFamilyScorer):
+    """A scorer with the option `resize`, one of `RESIZE`: "flow_grpo" gives that project's numbers.
+
+    Raises:
+        ValueError: `resize` or `dtype` is not one of the allowed.
+    """
+
+    def __init__(
+        self, weights: str = "", dtype: str = "float32", compile: bool = False, resize: str = "hf"
+    ) -> None:
+        super().__init__(weights, dtype, compile)
+        if resize not in RESIZE:
+            known = ", ".join(RESIZE)
+            raise ValueError(f"{self.spec.name}: resize {resize!r} is not one of {known}")
+        self.preparation = RESIZE[resize]
+
+
 class ClipPairScorer(ClipFamilyScorer):
     """raw = exp(logit_scale) * cos(image, prompt); component `cosine`."""
 
@@ -100,9 +121,7 @@ class ClipPairScorer(ClipFamilyScorer):
         return [ItemScore(scale * value, {"cosine": value}) for value in found]
 
 
-def cosine(score: ItemScore) -> float:
-    """The transform without the logit scale."""
-    return score.components["cosine"]
+cosine = component("cosine")  # the transform without the logit scale
 
 
 def div100(score: ItemScore) -> float:

@@ -7,10 +7,7 @@ metric of Hessel et al. 2021 (2.5 * max(cos, 0) of ViT-B/32), but what reward co
 from __future__ import annotations
 
 from reward_server.scorers.base import ItemScore, ScorerSpec, raw
-from reward_server.scorers.clip_family import ClipPairScorer, cosine, div100
-
-# flow_grpo and its forks resize a float tensor bilinearly instead of using CLIP's processor.
-RESIZE = {"hf": "pillow_floor", "flow_grpo": "bilinear"}
+from reward_server.scorers.clip_family import ClipPairScorer, ResizedScorer, cosine, div100
 
 
 def div30(score: ItemScore) -> float:
@@ -18,7 +15,7 @@ def div30(score: ItemScore) -> float:
     return score.raw / 30
 
 
-class ClipScorer(ClipPairScorer):
+class ClipScorer(ResizedScorer, ClipPairScorer):
     """Scaled cosine of picture and prompt under CLIP ViT-L/14."""
 
     spec = ScorerSpec(
@@ -29,22 +26,3 @@ class ClipScorer(ClipPairScorer):
         default_transform="raw",
         output_range=(-100.0, 100.0),
     )
-
-    def __init__(
-        self, weights: str = "", dtype: str = "float32", compile: bool = False, resize: str = "hf"
-    ) -> None:
-        """Validate the options.
-
-        Args:
-            weights: see `NetworkScorer`.
-            dtype: see `NetworkScorer`.
-            compile: see `NetworkScorer`.
-            resize: "hf", or "flow_grpo" for the numbers of that project.
-
-        Raises:
-            ValueError: `resize` or `dtype` is not one of the allowed.
-        """
-        super().__init__(weights, dtype, compile)
-        if resize not in RESIZE:
-            raise ValueError(f"clipscore: resize {resize!r} is not one of {', '.join(RESIZE)}")
-        self.preparation = RESIZE[resize]

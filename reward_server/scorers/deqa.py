@@ -11,21 +11,25 @@ import contextlib
 import hashlib
 import json
 import os
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from reward_server.scorers import deqa_maths, golden, tools, torch_tools
-from reward_server.scorers.base import ItemScore, Outcome, ScoreInput, ScorerSpec, UInt8Image, raw
+from reward_server.scorers import deqa_maths, tools, torch_tools
+from reward_server.scorers.base import ItemFailure, ItemScore, ScoreInput, ScorerSpec, raw
+from reward_server.scorers.network_scorer import NetworkScorer
 from reward_server.weights import store
+from reward_server.weights.catalog import DEQA_REPOSITORY
 
-# The published code asks the hub for its own tokenizer under this name.
-REPOSITORY = "zhiyuanyou/DeQA-Score-Mix3"
+if TYPE_CHECKING:
+    import torch
+
 REQUIRED = ("config.json", "preprocessor_config.json", "tokenizer_config.json")
 _WEIGHT_ENDINGS = (".bin", ".safetensors")
 
@@ -35,7 +39,31 @@ def fifth(score: ItemScore) -> float:
     return score.raw / 5.0
 
 
-class DeqaScorer:
+@dataclass(frozen=True, slots=True)
+class Deqa:
+    """The loaded network, its processor, and the token ids that put the question."""
+
+    model: Any
+    processor: Any
+    prompt: list[int]
+    levels: list[int]
+    code: str
+
+    def facts(self) -> Mapping[str, str]:
+        """What decides the scores besides weights and code."""
+        import torch
+        import transformers
+
+        return {
+            "dtype": str(self.model.dtype),
+            "code": self.code,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "mean": str(tuple(self.processor.image_mean)),
+        }
+
+
+class DeqaScorer(NetworkScorer[Deqa]):
     """Expected quality level, 1 (bad) to 5 (excellent).
 
     Args:
@@ -64,112 +92,83 @@ class DeqaScorer:
         trust_remote_code: bool = False,
         code_sha256: str = "",
     ) -> None:
-        self._weights = weights
-        self._dtype = torch_tools.check_dtype("deqa", dtype)
+        super().__init__(weights=weights, dtype=dtype, compile=False)
         self._trusted = trust_remote_code
         self._code_sha256 = code_sha256.strip().lower()
-        tolerance = torch_tools.tolerance(dtype)
-        self.golden_tolerance, self.company_tolerance = tolerance.recorded, tolerance.company
-        self._device = "cpu"
-        self._digest = ""
-        self._model: Any = None
-        self._processor: Any = None
-        self._prompt: list[int] = []
-        self._levels: list[int] = []
-        self._facts: dict[str, str] = {}
 
-    def load(self, device: str) -> None:
-        """Check the folder, then run its code and load its weights; never asks the network.
+    def files(self) -> list[Path]:
+        """All files of the folder, whose code may run.
 
         Raises:
             MissingWeights: a file is not there.
             PermissionError: its code may not run, or is not the code that was allowed; one line.
         """
-        folder = store.require("deqa", self._weights, REQUIRED).resolve()
-        code = code_digest(folder)
-        self._check_trust(folder, code)
-        _check_own_code(folder)
-        weights = [path for path in folder.iterdir() if path.suffix in _WEIGHT_ENDINGS]
-        if not weights:
+        folder = self._folder()
+        self._check_trust(folder, code_digest(folder))
+        files = [path for path in folder.iterdir() if path.is_file()]
+        if not any(path.suffix in _WEIGHT_ENDINGS for path in files):
             raise store.MissingWeights(
                 f"no weights of deqa: {folder} holds neither .bin nor .safetensors files"
             )
-        self._digest = store.digest_of(path for path in folder.iterdir() if path.is_file())
+        return files
+
+    def open(self, device: str, dtype: torch.dtype) -> Deqa:
+        """Run the folder's code and load its weights; never asks the network."""
         # Both are read when transformers is imported: the folder is all there is.
         os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
-        torch_tools.prepare_torchvision()
-        import torch
         import transformers
 
-        self._model = _model(folder, torch_tools.set_precision(self._dtype)).to(device).eval()
-        tokenizer = _tokenizer(folder)
-        self._processor = transformers.CLIPImageProcessor.from_pretrained(
-            folder, local_files_only=True
+        folder = self._folder()
+        model = _model(folder, dtype).to(device).eval()
+        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
+            folder, use_fast=False, local_files_only=True
         )
+        processor = transformers.CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
 
         def encode(text: str) -> list[int]:
             return list(tokenizer(text)["input_ids"])
 
-        self._prompt = deqa_maths.prompt_ids(encode, tokenizer.bos_token_id)
-        self._levels = deqa_maths.level_ids(encode, tokenizer.bos_token_id)
-        self._device = device
-        self._facts = {
-            "dtype": self._dtype,
-            "code": code,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "mean": str(tuple(self._processor.image_mean)),
-        }
+        return Deqa(
+            model,
+            processor,
+            deqa_maths.prompt_ids(encode, tokenizer.bos_token_id),
+            deqa_maths.level_ids(encode, tokenizer.bos_token_id),
+            code_digest(folder),
+        )
 
-    def weights_digest(self) -> str:
-        """Digest over all files of the folder."""
-        return self._digest
+    def modules(self) -> list[ModuleType]:
+        """The definition of the score."""
+        return [deqa_maths]
 
-    def fingerprint(self) -> str:
-        """Digest over this code, the folder's code and weights, types and library versions."""
-        facts = {"version": self.spec.version, "weights": self._digest, **self._facts}
-        return tools.digest([deqa_maths, sys.modules[__name__]], facts)
+    def problem(self, item: ScoreInput) -> ItemFailure | None:
+        """Exactly one picture, of any shape."""
+        return tools.image_problem(item, "deqa")
 
-    def golden_items(self) -> list[ScoreInput]:
-        """Four drawings; one is not square."""
-        flat, *others = golden.pictures()
-        return [ScoreInput("", (picture,)) for picture in (flat[:160], *others)]
-
-    def self_test(self) -> None:
-        """Compare with the blessed scores.
-
-        Raises:
-            SelfTestError: see `golden.self_test`.
-        """
-        golden.self_test(self)
-
-    def score(self, batch: Sequence[ScoreInput], *, details: bool) -> list[Outcome]:
+    def rows(self, items: Sequence[ScoreInput]) -> list[ItemScore]:
         """Score all pictures in one forward pass; the prompt plays no part."""
-        outcomes: list[Outcome | None] = [tools.image_problem(item, "deqa") for item in batch]
-        todo = [index for index, problem in enumerate(outcomes) if problem is None]
-        if todo:
-            rows = self._probabilities([batch[index].images[0] for index in todo])
-            values = deqa_maths.expected_level(rows)
-            for index, value, row in zip(todo, values.tolist(), rows.tolist(), strict=True):
-                shown = dict(zip(deqa_maths.LEVELS, row, strict=True)) if details else None
-                outcomes[index] = ItemScore(value, details=shown)
-        return [outcome for outcome in outcomes if outcome is not None]
-
-    def _probabilities(self, images: Sequence[UInt8Image]) -> Any:
         import torch
 
-        mean = self._processor.image_mean
-        squares = [deqa_maths.padded_to_square(np.asarray(image), mean) for image in images]
-        pixels = self._processor.preprocess(
+        network, mean = self.network, self.network.processor.image_mean
+        squares = [deqa_maths.padded_to_square(np.asarray(i.images[0]), mean) for i in items]
+        pixels = network.processor.preprocess(
             [Image.fromarray(square) for square in squares], return_tensors="pt"
         )["pixel_values"]
-        ids = torch.tensor(self._prompt, device=self._device).repeat(len(images), 1)
-        with torch.inference_mode():
-            answer = self._model(
-                input_ids=ids,
-                images=torch_tools.to_device(pixels, self._device).to(self._model.dtype),
-            )
-            return deqa_maths.level_probabilities(answer["logits"][:, -1, self._levels])
+        device = str(network.model.device)
+        answer = network.model(
+            input_ids=torch.tensor(network.prompt, device=device).repeat(len(items), 1),
+            images=torch_tools.to_device(pixels, device).to(network.model.dtype),
+        )
+        levels = deqa_maths.level_probabilities(answer["logits"][:, -1, network.levels])
+        values = deqa_maths.expected_level(levels)
+        return [
+            ItemScore(value, details=dict(zip(deqa_maths.LEVELS, row, strict=True)))
+            for value, row in zip(values.tolist(), levels.tolist(), strict=True)
+        ]
+
+    def _folder(self) -> Path:
+        folder = store.require("deqa", self._weights, REQUIRED).resolve()
+        _check_own_code(folder)
+        return folder
 
     def _check_trust(self, folder: Path, code: str) -> None:
         if not self._trusted:
@@ -214,7 +213,7 @@ def _model(folder: Path, dtype: Any) -> Any:
     typed: dict[str, Any] = {"dtype" if major >= 5 else "torch_dtype": dtype}
     with _found_under_its_own_name(folder):
         return transformers.AutoModelForCausalLM.from_pretrained(
-            REPOSITORY,
+            DEQA_REPOSITORY,
             trust_remote_code=True,
             local_files_only=True,
             attn_implementation="eager",
@@ -222,22 +221,16 @@ def _model(folder: Path, dtype: Any) -> Any:
         )
 
 
-def _tokenizer(folder: Path) -> Any:
-    import transformers
-
-    return transformers.AutoTokenizer.from_pretrained(folder, use_fast=False, local_files_only=True)
-
-
 @contextlib.contextmanager
 def _found_under_its_own_name(folder: Path) -> Iterator[None]:
-    """Make `REPOSITORY` a path to the folder: a relative path comes before the hub's names.
+    """Make `DEQA_REPOSITORY` a path to the folder: a relative path comes before the hub's names.
 
     The published code loads a tokenizer by this name while it is constructed. The working directory
     belongs to the whole process; a worker holds one scorer and loads it before anything else.
     """
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as place:
-        link = Path(place) / REPOSITORY
+        link = Path(place) / DEQA_REPOSITORY
         link.parent.mkdir(parents=True)
         link.symlink_to(folder, target_is_directory=True)
         os.chdir(place)

@@ -1,7 +1,6 @@
 """`goldens.json`: the recorded scores of the golden items, by scorer and digest of its weights.
 
-One file ships beside this module, for weights that ship with the code; the other lies below the
-models directory and is written by `reward-server models bless` alone. The second wins.
+It lies below the models directory and is written by `reward-server models bless` alone.
 """
 
 from __future__ import annotations
@@ -13,9 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from reward_server.weights import files, store
+import msgspec
 
-SHIPPED = Path(__file__).with_name("goldens.json")
+from reward_server.weights import files, store
 
 
 class DamagedGoldens(files.WeightsError):
@@ -45,38 +44,25 @@ def blessed_file() -> Path:
 
 
 def expected(name: str, digest: str) -> Golden | None:
-    """What is recorded for a scorer and its weights, or None.
-
-    Args:
-        name: of the scorer (`spec.name`).
-        digest: `weights_digest()`.
+    """What is recorded for a scorer (`spec.name`) and its `weights_digest()`, or None.
 
     Raises:
-        DamagedGoldens: the entry, or the file it would be in, cannot be read.
+        DamagedGoldens: the entry, or the file, cannot be read.
     """
-    for path in (blessed_file(), SHIPPED):
-        entry = _read(path).get(name, {}).get(digest)
-        if entry is not None:
-            return _parsed(entry, f"{path}, entry {name} {digest[:12]}")
-    return None
+    entry = _read(blessed_file()).get(name, {}).get(digest)
+    return None if entry is None else _parsed(entry, name, digest)
 
 
-def load(path: Path | None = None) -> dict[str, dict[str, Golden]]:
-    """All recorded goldens by scorer and digest of the weights, shipped and blessed.
-
-    Args:
-        path: of the blessed ones; default: `blessed_file()`.
+def load() -> dict[str, dict[str, Golden]]:
+    """All recorded goldens by scorer and digest of the weights.
 
     Raises:
-        DamagedGoldens: a file or an entry cannot be read.
+        DamagedGoldens: the file or an entry cannot be read.
     """
-    merged: dict[str, dict[str, Golden]] = {}
-    for source in (SHIPPED, path or blessed_file()):
-        for name, by_digest in _read(source).items():
-            for digest, entry in by_digest.items():
-                where = f"{source}, entry {name} {digest[:12]}"
-                merged.setdefault(name, {})[digest] = _parsed(entry, where)
-    return merged
+    return {
+        name: {digest: _parsed(entry, name, digest) for digest, entry in by_digest.items()}
+        for name, by_digest in _read(blessed_file()).items()
+    }
 
 
 def record(name: str, digest: str, golden: Golden) -> None:
@@ -108,17 +94,15 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
 _REMEDY = "move it away and run `reward-server models bless` for each scorer again"
 
 
-def _parsed(entry: Any, where: str) -> Golden:
+def _parsed(entry: Any, name: str, digest: str) -> Golden:
     try:
-        raw = tuple(map(float, entry["raw"]))
-        components = {str(k): tuple(map(float, v)) for k, v in entry["components"].items()}
-        columns = [raw, *components.values()]
-        if not raw or any(len(column) != len(raw) for column in columns):
+        golden = msgspec.convert(entry, Golden)
+        columns = [golden.raw, *golden.components.values()]
+        if not golden.raw or any(len(column) != len(golden.raw) for column in columns):
             raise ValueError("its columns differ in length")
         if not all(math.isfinite(value) for column in columns for value in column):
             raise ValueError("a value is not finite")
-        facts = [str(entry.get(key, "")) for key in ("inputs", "fingerprint")]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise DamagedGoldens(f"{where} is damaged ({reason}); bless the scorer again") from error
-    return Golden(raw, components, *facts)
+    except (msgspec.ValidationError, ValueError) as error:
+        where = f"{blessed_file()}, entry {name} {digest[:12]}"
+        raise DamagedGoldens(f"{where} is damaged ({error}); bless the scorer again") from error
+    return golden

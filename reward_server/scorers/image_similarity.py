@@ -10,11 +10,10 @@ from collections.abc import Sequence
 
 from reward_server.scorers import clip_tools, pixels, tools
 from reward_server.scorers.base import ItemFailure, ItemScore, ScoreInput, ScorerSpec, raw
-from reward_server.scorers.clip_family import ClipFamilyScorer
-from reward_server.scorers.clipscore import RESIZE
+from reward_server.scorers.clip_family import ResizedScorer
 
 
-class ImageSimilarityScorer(ClipFamilyScorer):
+class ImageSimilarityScorer(ResizedScorer):
     """How alike the content of a picture and of its one reference is."""
 
     with_text = False
@@ -26,20 +25,6 @@ class ImageSimilarityScorer(ClipFamilyScorer):
         default_transform="raw",
         output_range=(-1.0, 1.0),
     )
-
-    def __init__(
-        self, weights: str = "", dtype: str = "float32", compile: bool = False, resize: str = "hf"
-    ) -> None:
-        """Validate the options; `resize` as for `clipscore`.
-
-        Raises:
-            ValueError: `resize` or `dtype` is not one of the allowed.
-        """
-        super().__init__(weights, dtype, compile)
-        if resize not in RESIZE:
-            known = ", ".join(RESIZE)
-            raise ValueError(f"image_similarity: resize {resize!r} is not one of {known}")
-        self.preparation = RESIZE[resize]
 
     def problem(self, item: ScoreInput) -> ItemFailure | None:
         """Exactly one picture and one reference, neither too thin."""

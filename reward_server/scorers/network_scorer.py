@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
@@ -70,7 +71,7 @@ class NetworkScorer(ABC, Generic[NetworkT]):
 
     @abstractmethod
     def rows(self, items: Sequence[ScoreInput]) -> list[ItemScore]:
-        """Score items without a problem, in one forward per tower."""
+        """Score items without a problem, in one forward per tower; details cost nothing here."""
 
     def problem(self, item: ScoreInput) -> ItemFailure | None:
         """Why an item cannot be scored, or None."""
@@ -140,5 +141,6 @@ class NetworkScorer(ABC, Generic[NetworkT]):
         problems = [self.problem(item) for item in batch]
         good = [item for item, found in zip(batch, problems, strict=True) if found is None]
         with torch.inference_mode():
-            rows = iter(self.rows(good) if good else [])
+            scores = self.rows(good) if good else []
+        rows = iter(scores if details else [replace(score, details=None) for score in scores])
         return [found or next(rows) for found in problems]

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reward_server.scorers import tools
-from reward_server.scorers.base import ItemScore, Outcome, ScoreInput, ScorerSpec, Transform, raw
+from reward_server.scorers.base import ItemScore, Outcome, ScoreInput, ScorerSpec, component, raw
 from reward_server.scorers.geneval import (
     palette,
     shapes,
@@ -40,16 +40,8 @@ from reward_server.scorers.geneval.shapes_scene import Array, Scenes
 _MIN_SIDE_PX = 16
 _CLIP_LEVELS = 40.0
 _SCALE_LEVELS = 8.0
-_CHUNK = 16
 
 Row = dict[str, float]
-
-
-def _component(name: str) -> Transform:
-    def transform(score: ItemScore) -> float:
-        return score.components[name]
-
-    return transform
 
 
 class ShapesQualityScorer:
@@ -61,16 +53,16 @@ class ShapesQualityScorer:
         inputs=("image",),
         transforms={
             "raw": raw,
-            "background": _component("background"),
-            "sharpness": _component("sharpness"),
-            "purity": _component("purity"),
+            "background": component("background"),
+            "sharpness": component("sharpness"),
+            "purity": component("purity"),
         },
         default_transform="raw",
         output_range=(0.0, 1.0),
     )
 
     def __init__(self) -> None:
-        self._tables: tuple[silhouettes.Silhouettes, palette.Table] | None = None
+        self._tables: tuple[silhouettes.Silhouettes, palette.Nearest] | None = None
 
     def load(self, device: str) -> None:
         """Build the tables; numpy on one core whatever the device."""
@@ -115,15 +107,8 @@ class ShapesQualityScorer:
             RuntimeError: called before `load`.
         """
         rows: dict[int, Row] = {}
-        groups: dict[tuple[int, ...], list[int]] = {}
-        small = [shapes_scene.to_working_size(image) for image in images]
-        for index, image in enumerate(small):
-            groups.setdefault(image.shape, []).append(index)
-        for members in groups.values():
-            for start in range(0, len(members), _CHUNK):
-                chunk = members[start : start + _CHUNK]
-                measured = self._measure_stack(np.stack([small[i] for i in chunk]))
-                rows.update(zip(chunk, measured, strict=True))
+        for members, stack in shapes_scene.stacks(images):
+            rows.update(zip(members, self._measure_stack(stack), strict=True))
         return [rows[index] for index in range(len(images))]
 
     def _measure_stack(self, stack: NDArray[np.uint8]) -> list[Row]:

@@ -7,11 +7,10 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import msgspec
 from pydantic import ValidationError
 
 from reward_server.config import Config, ConfigError, ScorerConfig, select
@@ -131,22 +130,7 @@ def _measure(path: str, section: ScorerConfig) -> Measured:
             raise BlessError(f"not measured within start_timeout_s = {limit}") from error
         if not result.exists():
             raise BlessError(f"the measuring process of {python!r} ended without a result")
-        return _measured(json.loads(result.read_text(encoding="utf-8")))
-
-
-def _measured(table: Mapping[str, Any]) -> Measured:
-    if "error" in table:
-        raise BlessError(f"not blessed: {table['error']}")
-    golden = table["golden"]
-    return Measured(
-        name=table["name"],
-        version=table["version"],
-        digest=table["digest"],
-        tolerance=table["tolerance"],
-        golden=Golden(
-            tuple(golden["raw"]),
-            {key: tuple(column) for key, column in golden["components"].items()},
-            golden["inputs"],
-            golden["fingerprint"],
-        ),
-    )
+        table = json.loads(result.read_text(encoding="utf-8"))
+        if "error" in table:
+            raise BlessError(f"not blessed: {table['error']}")
+        return msgspec.convert(table, Measured)

@@ -53,18 +53,18 @@ def measure(path: str, options: dict[str, Any], device: str) -> dict[str, Any]:
     """
     scorer: Any = load_scorer_class(path)(**options)
     missing = [name for name in _GOLDEN_MEMBERS if not hasattr(scorer, name)]
-    if missing:
+    if missing and not isinstance(scorer, golden.Coarse):
         raise _Unsupported(
             f"scorer {path!r} records no golden scores (it has no {missing[0]}): its self-test"
             " compares with what its own code says, so there is nothing to bless"
         )
     scorer.load("cuda:0" if device.startswith("cuda") else device)
-    found = golden.measure(scorer)
+    found, subject = golden.measure(scorer), golden.subject(scorer)
     return {
-        "name": scorer.spec.name,
-        "version": scorer.spec.version,
-        "digest": scorer.weights_digest(),
-        "tolerance": float(golden.subject(scorer).golden_tolerance),
+        "name": subject.spec.name,
+        "version": subject.spec.version,
+        "digest": subject.weights_digest(),
+        "tolerance": float(subject.golden_tolerance),
         "golden": asdict(found),
     }
 

@@ -65,12 +65,12 @@ _DEQA_FILES = (
     *(f"model-{shard:05d}-of-00004.safetensors" for shard in range(1, 5)),
 )
 
+# The published code asks the hub for its own tokenizer under this name.
+DEQA_REPOSITORY = "zhiyuanyou/DeQA-Score-Mix3"
 _DEQA = WeightSet(
     name="deqa",
     scorers=("deqa",),
-    files=hub_files(
-        "zhiyuanyou/DeQA-Score-Mix3", "246e219b7e3bc9b5dff5269c1a8564087aefca3f", *_DEQA_FILES
-    ),
+    files=hub_files(DEQA_REPOSITORY, "246e219b7e3bc9b5dff5269c1a8564087aefca3f", *_DEQA_FILES),
     license="MIT (as its code repository says)",
     size_gb=17.0,
 )

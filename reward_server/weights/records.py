@@ -7,12 +7,12 @@ is found by `verify`, which always hashes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from reward_server.weights import files
 from reward_server.weights.catalog import WeightFile, WeightSet
@@ -99,8 +99,8 @@ def parse(text: str) -> dict[str, Record]:
         ValueError: it is none.
     """
     try:
-        return {path: _record(entry) for path, entry in json.loads(text)["files"].items()}
-    except (KeyError, TypeError, AttributeError) as error:
+        return msgspec.json.decode(text, type=dict[str, dict[str, Record]])["files"]
+    except (KeyError, msgspec.MsgspecError) as error:
         raise ValueError(f"not a table of checksums: {error}") from error
 
 
@@ -181,13 +181,3 @@ def overall(states: Mapping[str, State]) -> State:
     if State.ABSENT in found:
         return State.PARTIAL
     return next((s for s in (State.OUTDATED, State.UNRECORDED) if s in found), State.COMPLETE)
-
-
-def _record(entry: Mapping[str, Any]) -> Record:
-    return Record(
-        sha256=str(entry["sha256"]),
-        bytes=int(entry["bytes"]),
-        mtime_ns=int(entry["mtime_ns"]),
-        url=str(entry["url"]),
-        trust=Trust(entry["trust"]),
-    )

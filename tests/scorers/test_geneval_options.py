@@ -86,7 +86,7 @@ def test_detector_without_weights_has_nothing_to_bless() -> None:
     scorer = GenEvalScorer("shapes")
     scorer.load("cpu")
     with pytest.raises(LookupError, match="nothing to bless"):
-        scorer.golden_items()
+        scorer.golden_subject()
 
 
 def test_missing_mmdet_is_named() -> None:

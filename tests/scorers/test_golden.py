@@ -202,21 +202,6 @@ def test_recording_at_the_same_time_loses_nothing() -> None:
     assert recorded["scorer0"]["0"] == found
 
 
-@pytest.mark.usefixtures("models")
-def test_what_is_blessed_here_wins_over_what_ships(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scorer = loaded()
-    found, digest = golden.measure(scorer), scorer.weights_digest()
-    shipped = tmp_path / "shipped.json"
-    row = {"raw": list(found.raw), "components": {"red": list(found.components["red"])}}
-    shipped.write_text(json.dumps({"weighted": {digest: row}}))
-    monkeypatch.setattr("reward_server.scorers.golden_file.SHIPPED", shipped)
-    scorer.self_test()
-    golden.record("weighted", digest, golden.Golden((9.0, 8.0, 7.0, 6.0), found.components))
-    assert "recorded: [9, 8, 7, 6]" in refused(scorer)
-
-
 def test_the_pictures_are_fixed() -> None:
     flat, disc, stripes, noise = golden.pictures(64)
     assert all(p.shape == (64, 64, 3) for p in (flat, disc, stripes, noise))

@@ -71,7 +71,7 @@ class ColorClassifier:
         compiled: bool = False,
         crops_per_forward: int = CROPS_PER_FORWARD,
     ) -> None:
-        self._weights = weights
+        self.checkpoint = weights
         self._dtype_option = dtype
         self._compiled = compiled
         self._crops_per_forward = crops_per_forward
@@ -86,15 +86,11 @@ class ColorClassifier:
 
         On a CPU 1,610 texts take minutes, so there a class is embedded when it is first asked for.
         """
-        self._clip = clip_model.load(self._weights, device)
+        self._clip = clip_model.load(self.checkpoint, device)
         self._device, self._dtype = device, torch_tools.set_precision(self._dtype_option)
         self._encode_image = torch_tools.compiled(self._clip.network.encode_image, self._compiled)
         if device.startswith("cuda"):
             self.embeddings(coco.CLASSES)
-
-    def weight_files(self) -> list[Path]:
-        """The CLIP file."""
-        return [self._weights]
 
     def facts(self) -> Mapping[str, str]:
         """Architecture, activation, type and versions."""

@@ -70,7 +70,7 @@ class Mask2FormerSegmenter:
         pipeline: str = "mmdet2",
         images_per_forward: int = IMAGES_PER_FORWARD,
     ) -> None:
-        self._checkpoint = checkpoint
+        self.checkpoint = checkpoint
         self._dtype_option = dtype
         self._compiled = compiled
         self._channel_order = channel_order
@@ -87,7 +87,7 @@ class Mask2FormerSegmenter:
             mmdet_checkpoint.CheckpointError: the file cannot be read safely.
             mmdet_keys.UnknownLayout: it holds another network.
         """
-        self._take(build(mmdet_checkpoint.read_state_dict(self._checkpoint)), device)
+        self._take(build(mmdet_checkpoint.read_state_dict(self.checkpoint)), device)
 
     @classmethod
     def of(cls, network: Any, device: str, *, dtype: str = "float32") -> Mask2FormerSegmenter:
@@ -105,10 +105,6 @@ class Mask2FormerSegmenter:
     def _take(self, network: Any, device: str) -> None:
         self._device, self._dtype = device, torch_tools.set_precision(self._dtype_option)
         self._network = torch_tools.compiled(network.to(device), self._compiled)
-
-    def weight_files(self) -> list[Path]:
-        """The checkpoint."""
-        return [self._checkpoint]
 
     def facts(self) -> Mapping[str, str]:
         """Type, preprocessing and versions."""

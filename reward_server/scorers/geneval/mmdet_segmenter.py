@@ -36,7 +36,7 @@ class MmdetSegmenter:
     def __init__(
         self, checkpoint: Path, *, channel_order: str = "official", config: Path | None = None
     ) -> None:
-        self._checkpoint = checkpoint
+        self.checkpoint = checkpoint
         self._channel_order = channel_order
         self._config = config or Path(str(mmdet.__file__)).parent / CONFIG
         self._network: Any = None
@@ -57,17 +57,13 @@ class MmdetSegmenter:
         config = Config.fromfile(str(self._config))
         config.model.backbone.init_cfg = None  # else it downloads ImageNet weights first
         network = init_detector(config, None, device=device, palette="coco")
-        table = mmdet_keys.modern(mmdet_checkpoint.read_state_dict(self._checkpoint))
+        table = mmdet_keys.modern(mmdet_checkpoint.read_state_dict(self.checkpoint))
         try:
             network.load_state_dict(table)
         except RuntimeError as error:
             text = " ".join(str(error).split())[:300]
             raise mmdet_keys.UnknownLayout(f"the checkpoint does not fit mmdet: {text}") from error
         self._network = network
-
-    def weight_files(self) -> list[Path]:
-        """The checkpoint."""
-        return [self._checkpoint]
 
     def facts(self) -> Mapping[str, str]:
         """Channel order, configuration and versions."""

@@ -40,31 +40,14 @@ _LAB = np.array(
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
-    """Nearest palette colour by quantised RGB.
+class Nearest:
+    """The nearest palette colour, by quantised RGB (32768,) or of the pixels of a batch (N, H, W).
 
     Attributes:
         rgb: (C, 3) float32 palette in 0..255.
-        nearest: (32768,) index of the nearest palette colour.
-        distance: (32768,) distance from it, in OKLab.
-        purity: (32768,) how surely it is that colour: 1 close to it, 0 far from every colour.
-    """
-
-    rgb: NDArray[np.float32]
-    nearest: NDArray[np.intp]
-    distance: NDArray[np.float32]
-    purity: NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class Pixels:
-    """The palette colour of every pixel of a batch.
-
-    Attributes:
-        rgb: (C, 3) float32 palette in 0..255.
-        nearest: (N, H, W) index of the nearest palette colour.
-        distance: (N, H, W) distance from it, in OKLab.
-        purity: (N, H, W) how surely it is that colour, in [0, 1].
+        nearest: index of the nearest palette colour.
+        distance: distance from it, in OKLab.
+        purity: how surely it is that colour: 1 close to it, 0 far from every colour.
     """
 
     rgb: NDArray[np.float32]
@@ -80,7 +63,7 @@ def oklab(rgb: NDArray[np.floating]) -> NDArray[np.float64]:
     return np.cbrt(linear @ _LMS.T) @ _LAB.T
 
 
-def build() -> Table:
+def build() -> Nearest:
     """Compute the table; a few milliseconds."""
     steps = np.arange(32) * 8 + 3.5
     grid = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
@@ -90,13 +73,13 @@ def build() -> Table:
     distances /= np.array([2.0 if name == "black" else 1.0 for name in COLORS])
     shortest = distances.min(axis=1).astype(np.float32)
     purity = np.clip((_IMPURE - shortest) / np.float32(_IMPURE - _PURE), 0, 1)
-    return Table(colors, distances.argmin(axis=1), shortest, purity)
+    return Nearest(colors, distances.argmin(axis=1), shortest, purity)
 
 
-def classify(rgb: NDArray[np.uint8], table: Table) -> Pixels:
+def classify(rgb: NDArray[np.uint8], table: Nearest) -> Nearest:
     """Look up every uint8 RGB pixel (N, H, W, 3)."""
     step = rgb >> 3
     entry = (step[..., 0].astype(np.intp) << 10) | (step[..., 1].astype(np.intp) << 5)
     entry |= step[..., 2]
     nearest, distance = table.nearest.take(entry), table.distance.take(entry)
-    return Pixels(table.rgb, nearest, distance, table.purity.take(entry))
+    return Nearest(table.rgb, nearest, distance, table.purity.take(entry))

@@ -14,7 +14,7 @@ from reward_server.scorers.base import (
     Outcome,
     ScoreInput,
     ScorerSpec,
-    Transform,
+    component,
     raw,
 )
 from reward_server.scorers.geneval import rules
@@ -23,13 +23,6 @@ from reward_server.scorers.geneval.detector import Detection
 from reward_server.scorers.geneval.detectors import DetectorOptions, make
 
 _MIN_SIDE_PX = 16
-
-
-def _component(name: str) -> Transform:
-    def transform(score: ItemScore) -> float:
-        return score.components[name]
-
-    return transform
 
 
 class GenEvalScorer:
@@ -58,9 +51,9 @@ class GenEvalScorer:
         inputs=("image", "spec.geneval"),
         transforms={
             "soft": raw,
-            "official": _component("official"),
-            "strict": _component("strict"),
-            "flowgrpo": _component("flowgrpo"),
+            "official": component("official"),
+            "strict": component("strict"),
+            "flowgrpo": component("flowgrpo"),
             "raw": raw,
         },
         default_transform="soft",
@@ -112,11 +105,7 @@ class GenEvalScorer:
             raise LookupError(
                 f"geneval: detector {self._detector_name!r} has no weights; nothing to bless"
             )
-        return self._detector.probe()
-
-    def golden_items(self) -> list[ScoreInput]:
-        """The drawings of `golden_subject`."""
-        return self.golden_subject().golden_items()
+        return self._detector
 
     def weights_digest(self) -> str:
         """Digest of the detector's weights; after `load`."""

@@ -39,13 +39,10 @@ class Segmenter(Protocol):
     """A segmentation network: construct (cheap) -> load -> segment, segment, ..."""
 
     modules: tuple[ModuleType, ...]
+    checkpoint: Path
 
     def load(self, device: str) -> None:
         """Load the weights; called once, in the worker process."""
-        ...
-
-    def weight_files(self) -> list[Path]:
-        """The files that were loaded; after `load`."""
         ...
 
     def facts(self) -> Mapping[str, str]:

@@ -45,7 +45,6 @@ VERSION = "2"
 CLEAR_COLOR = 0.7
 # OKLab distance from which on a colour leans to none; red and yellow are 0.34 apart.
 FAR_COLOR = 0.30
-_CHUNK = 16  # pictures analysed together: more of them fall out of the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +83,7 @@ class ShapesDetector:
     colors: tuple[str, ...] = tuple(palette.COLORS)
 
     def __init__(self) -> None:
-        self._tables: tuple[silhouettes.Silhouettes, palette.Table] | None = None
+        self._tables: tuple[silhouettes.Silhouettes, palette.Nearest] | None = None
 
     def load(self, device: str) -> None:
         """Build the tables; the detector is numpy on one core whatever the device."""
@@ -104,13 +103,8 @@ class ShapesDetector:
             RuntimeError: called before `load`.
         """
         found: list[list[Detection]] = [[] for _ in images]
-        groups: dict[tuple[int, ...], list[int]] = {}
-        small = [shapes_scene.to_working_size(image) for image in images]
-        for index, image in enumerate(small):
-            groups.setdefault(image.shape, []).append(index)
-        chunks = [m[i : i + _CHUNK] for m in groups.values() for i in range(0, len(m), _CHUNK)]
-        for members in chunks:
-            for picture, detection in self._detect_stack(np.stack([small[i] for i in members])):
+        for members, stack in shapes_scene.stacks(images):
+            for picture, detection in self._detect_stack(stack):
                 index = members[picture]
                 scale = shapes_scene.working_scale(*images[index].shape[:2])
                 x0, y0, x1, y1 = (v / scale for v in detection.box)

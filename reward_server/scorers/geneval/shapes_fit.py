@@ -79,7 +79,7 @@ def measure(
     numbers: list[int],
     window_px: int,
     *,
-    pixels: palette.Pixels,
+    pixels: palette.Nearest,
     shapes: silhouettes.Silhouettes,
 ) -> Fits:
     """Measure candidates that fit into windows of one size.

@@ -7,6 +7,7 @@ simply no candidates.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ Array = NDArray[np.float32]
 WORKING_PX = 64
 _KEEP_UP_TO_PX = 96
 _KEEP_FROM_PX = 48
+_STACK = 16  # pictures analysed together: more of them fall out of the cache
 
 # A background darker than this in any channel hides what is drawn on it.
 MIN_BACKGROUND_LEVEL = 150.0
@@ -42,7 +44,6 @@ class Scenes:
         depth: (N, H, W) float32, how far a pixel is below the background in its darkest channel;
             mixing a colour into the background scales it linearly.
         lit: (N,) bool, False where no light background was found.
-        foreground_level: (N,) float32, the depth that counts as foreground.
         labels: (N, H, W) int32, component numbers from 1 over the whole batch, 0 = background.
         places: per component its slices (picture, rows, columns).
     """
@@ -51,7 +52,6 @@ class Scenes:
     background: Array
     depth: Array
     lit: NDArray[np.bool_]
-    foreground_level: Array
     labels: NDArray[np.int32]
     places: list[tuple[slice, slice, slice]]
 
@@ -73,6 +73,20 @@ def to_working_size(image: UInt8Image) -> UInt8Image:
     return np.asarray(Image.fromarray(image).resize(size, kernel))
 
 
+def stacks(
+    images: Sequence[NDArray[np.uint8]],
+) -> Iterator[tuple[list[int], NDArray[np.uint8]]]:
+    """Pictures of any sizes at working size, by shape: their indices, and (N, H, W, 3) of them."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    small = [to_working_size(image) for image in images]
+    for index, image in enumerate(small):
+        groups.setdefault(image.shape, []).append(index)
+    for members in groups.values():
+        for start in range(0, len(members), _STACK):
+            chunk = members[start : start + _STACK]
+            yield chunk, np.stack([small[index] for index in chunk])
+
+
 def analyse(images: NDArray[np.uint8]) -> Scenes:
     """Separate background and objects of a batch.
 
@@ -87,7 +101,7 @@ def analyse(images: NDArray[np.uint8]) -> Scenes:
     foreground = (depth > level[:, None, None]) & lit[:, None, None]
     labels = np.empty(foreground.shape, dtype=np.int32)
     ndimage.label(foreground, structure=_IN_PLANE, output=labels)
-    return Scenes(rgb, background, depth, lit, level, labels, ndimage.find_objects(labels))
+    return Scenes(rgb, background, depth, lit, labels, ndimage.find_objects(labels))
 
 
 def fit_background(rgb: Array) -> tuple[Array, NDArray[np.bool_]]:

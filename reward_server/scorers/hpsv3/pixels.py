@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from reward_server.scorers.base import UInt8Image
+from reward_server.scorers.pixels import CLIP_MEAN, CLIP_STD
 
 if TYPE_CHECKING:
     import torch
@@ -24,8 +25,6 @@ MERGE = 2  # patches per side that become one token
 FACTOR_PX = PATCH_PX * MERGE
 AREA_PX = 256 * FACTOR_PX * FACTOR_PX
 MAX_RATIO = 200
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
 _FRAMES = 2  # the network sees a still as two equal frames
 
 
@@ -51,6 +50,12 @@ def target_size_px(height_px: int, width_px: int) -> tuple[int, int]:
     return height, width
 
 
+def grid_of(image: UInt8Image) -> tuple[int, int]:
+    """(rows, columns) of patches that a picture is cut into."""
+    height, width = target_size_px(*image.shape[:2])
+    return height // PATCH_PX, width // PATCH_PX
+
+
 def patches(image: UInt8Image) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """Resize a picture and cut it up.
 
@@ -61,9 +66,9 @@ def patches(image: UInt8Image) -> tuple[NDArray[np.uint8], tuple[int, int]]:
         uint8 patches (rows * columns, 3, 14, 14), the four of a token next to each other, and
         (rows, columns) of the grid of patches.
     """
-    height, width = target_size_px(*image.shape[:2])
-    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
-    rows, columns = height // PATCH_PX, width // PATCH_PX
+    rows, columns = grid_of(image)
+    size = (columns * PATCH_PX, rows * PATCH_PX)
+    resized = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
     cut = np.asarray(resized).reshape(
         rows // MERGE, MERGE, PATCH_PX, columns // MERGE, MERGE, PATCH_PX, 3
     )
@@ -75,8 +80,8 @@ def pixel_values(cut: torch.Tensor) -> torch.Tensor:
     """Normalised inputs of the network, float32 (N, 1176), from uint8 patches (N, 3, 14, 14)."""
     import torch
 
-    mean = torch.tensor(MEAN, device=cut.device).view(1, 3, 1, 1)
-    std = torch.tensor(STD, device=cut.device).view(1, 3, 1, 1)
+    mean = torch.tensor(CLIP_MEAN, device=cut.device).view(1, 3, 1, 1)
+    std = torch.tensor(CLIP_STD, device=cut.device).view(1, 3, 1, 1)
     normal = (cut.float() / 255.0 - mean) / std
     return normal.unsqueeze(2).expand(-1, -1, _FRAMES, -1, -1).reshape(len(cut), -1)
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reward_server.scorers import golden, tools, torch_tools
-from reward_server.scorers.base import ItemFailure, ItemScore, Outcome, ScoreInput, ScorerSpec, raw
+from reward_server.scorers import tools, torch_tools
+from reward_server.scorers.base import ItemFailure, ItemScore, ScoreInput, ScorerSpec, raw
 from reward_server.scorers.hpsv3 import network, pixels, template
+from reward_server.scorers.network_scorer import NetworkScorer
 from reward_server.weights import store
+
+if TYPE_CHECKING:
+    import torch
 
 CHECKPOINT = "HPSv3.safetensors"
 FILES = (CHECKPOINT, "config.json", "tokenizer.json", "tokenizer_config.json")
@@ -27,15 +31,63 @@ def tenth(score: ItemScore) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class _Prepared:
-    """One item ready for the network: token ids, uint8 patches and their grid."""
+class HpsV3:
+    """Backbone, head and tokenizer on a device."""
 
-    ids: list[int]
-    cut: NDArray[np.uint8]
-    grid: tuple[int, int]
+    backbone: Any
+    head: Any
+    tokenizer: Any
+    device: str
+    control: tuple[str, ...]
+    compile: bool
+
+    def facts(self) -> Mapping[str, str]:
+        """What decides the scores besides weights and code."""
+        import torch
+        import transformers
+
+        return {
+            "dtype": str(self.backbone.dtype),
+            "compile": str(self.compile),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+
+    def ids(self, item: ScoreInput) -> list[int]:
+        """Token ids of one item, with as many places for its picture as that takes."""
+        (places,) = pixels.tokens_of([pixels.grid_of(item.images[0])])
+        text = template.conversation(item.prompt, places)
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def forward(
+        self,
+        texts: Sequence[list[int]],
+        cuts: Sequence[NDArray[np.uint8]],
+        grids: Sequence[tuple[int, int]],
+    ) -> list[tuple[float, float]]:
+        """(mu, sigma) of N items, from their token ids, uint8 patches and grids of patches."""
+        import torch
+
+        length = max(map(len, texts))
+        pad = self.tokenizer.pad_token_id
+        padded = torch.tensor([ids + [pad] * (length - len(ids)) for ids in texts])
+        ids = torch_tools.to_device(padded, self.device)
+        lengths = torch.tensor([len(ids) for ids in texts], device=self.device)
+        cut = torch_tools.to_device(torch.from_numpy(np.concatenate(cuts)), self.device)
+        hidden = self.backbone(
+            input_ids=ids,
+            attention_mask=(torch.arange(length, device=self.device) < lengths[:, None]).long(),
+            pixel_values=pixels.pixel_values(cut),
+            image_grid_thw=torch.tensor([(1, *grid) for grid in grids], device=self.device),
+            mm_token_type_ids=(ids == self.backbone.config.image_token_id).int(),
+            use_cache=False,
+        ).last_hidden_state
+        reward_id = self.tokenizer.convert_tokens_to_ids(template.REWARD_TOKEN)
+        at_reward = hidden[ids == reward_id]  # (N, hidden): one per item, in order
+        return [(mu, sigma) for mu, sigma in self.head(at_reward.float()).tolist()]
 
 
-class HpsV3Scorer:
+class HpsV3Scorer(NetworkScorer[HpsV3]):
     """Human preference by Qwen2-VL-7B with a rank head; raw value mu, unbounded, about 0 to 15.
 
     Args:
@@ -64,88 +116,35 @@ class HpsV3Scorer:
         compile: bool = False,
         batch_tokens: int = 16384,
     ) -> None:
+        super().__init__(weights=weights, dtype=dtype, compile=compile)
         if batch_tokens < 1:
             raise ValueError("hpsv3: batch_tokens must be at least 1")
-        self._weights = weights
-        self._dtype = torch_tools.check_dtype("hpsv3", dtype)
-        self._compile = compile
         self._batch_tokens = batch_tokens
-        tolerance = torch_tools.tolerance(dtype)
-        self.golden_tolerance, self.company_tolerance = tolerance.recorded, tolerance.company
-        self._folder = Path()
-        self._digest = ""
-        self._device = "cpu"
-        self._backbone: Any = None
-        self._head: Any = None
-        self._tokenizer: Any = None
-        self._control: tuple[str, ...] = ()
-        self._facts: dict[str, str] = {}
 
-    def load(self, device: str) -> None:
+    def files(self) -> list[Path]:
+        """Checkpoint, config and tokenizer."""
+        folder = store.require("hpsv3", self._weights, FILES)
+        return [folder / name for name in FILES]
+
+    def open(self, device: str, dtype: torch.dtype) -> HpsV3:
         """Load network and tokenizer; needs as much host memory as the weights take.
 
         Raises:
-            MissingWeights: a file is not there.
             ValueError: the files do not belong together; one line.
         """
-        torch_tools.prepare_torchvision()
-        import torch
-        import transformers
+        folder = self.files()[0].parent
+        backbone, head = network.load(folder, CHECKPOINT, dtype, device)
+        tokenizer = _tokenizer(folder, backbone.config.text_config.vocab_size)
+        control = tuple(tokenizer.get_added_vocab())
+        backbone = torch_tools.compiled(backbone, self._compile)
+        return HpsV3(backbone, head, tokenizer, device, control, self._compile)
 
-        self._folder = store.require("hpsv3", self._weights, FILES)
-        self._digest = store.digest_of(self._folder / name for name in FILES)
-        dtype = torch_tools.set_precision(self._dtype)
-        backbone, self._head = network.load(self._folder, CHECKPOINT, dtype, device)
-        self._tokenizer = _tokenizer(self._folder, backbone.config.text_config.vocab_size)
-        self._control = tuple(self._tokenizer.get_added_vocab())
-        self._backbone = torch_tools.compiled(backbone, self._compile)
-        self._device = device
-        self._facts = {
-            "dtype": str(dtype),
-            "compile": str(self._compile),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        }
+    def modules(self) -> list[ModuleType]:
+        """Network, pictures and question."""
+        return [network, pixels, template]
 
-    def weights_digest(self) -> str:
-        """Digest over checkpoint, config and tokenizer."""
-        return self._digest
-
-    def fingerprint(self) -> str:
-        """Digest over code, weights, types and library versions."""
-        facts = {"version": self.spec.version, "weights": self._digest, **self._facts}
-        modules = [network, pixels, template, sys.modules[__name__]]
-        return tools.digest(modules, facts)
-
-    def golden_items(self) -> list[ScoreInput]:
-        """Four drawings with captions of different lengths."""
-        captions = ("", "a red disc on a light background", "stripes", "grey noise " * 20)
-        return [
-            ScoreInput(caption, (picture,))
-            for caption, picture in zip(captions, golden.pictures(), strict=True)
-        ]
-
-    def self_test(self) -> None:
-        """Compare with the blessed scores.
-
-        Raises:
-            SelfTestError: see `golden.self_test`.
-        """
-        golden.self_test(self)
-
-    def score(self, batch: Sequence[ScoreInput], *, details: bool) -> list[Outcome]:
-        """Score items in as few forward passes as `batch_tokens` allows."""
-        outcomes: list[Outcome | _Prepared] = [self._prepared(item) for item in batch]
-        todo = [i for i, found in enumerate(outcomes) if isinstance(found, _Prepared)]
-        ready = [found for found in outcomes if isinstance(found, _Prepared)]
-        for group in groups([len(p.ids) for p in ready], self._batch_tokens):
-            values = self._forward([ready[i] for i in group])
-            for i, (mu, sigma) in zip(group, values, strict=True):
-                shown = {"tokens": len(ready[i].ids), "patches": list(ready[i].grid)}
-                outcomes[todo[i]] = ItemScore(mu, {"sigma": sigma}, shown if details else None)
-        return [found for found in outcomes if not isinstance(found, _Prepared)]
-
-    def _prepared(self, item: ScoreInput) -> _Prepared | ItemFailure:
+    def problem(self, item: ScoreInput) -> ItemFailure | None:
+        """One picture that is no strip, and a prompt that is short enough and only text."""
         problem = tools.image_problem(item, "hpsv3")
         if problem is not None:
             return problem
@@ -154,44 +153,26 @@ class HpsV3Scorer:
             return tools.invalid(
                 f"images[0]: {width}x{height} px; hpsv3 takes sides of at most {pixels.MAX_RATIO}:1"
             )
-        control = next((token for token in self._control if token in item.prompt), None)
+        control = next((token for token in self.network.control if token in item.prompt), None)
         if control is not None:
             return tools.invalid(f"prompt: {control!r} is a control token of hpsv3's network")
-        cut, grid = pixels.patches(item.images[0])
-        (places,) = pixels.tokens_of([grid])
-        text = template.conversation(item.prompt, places)
-        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        if len(ids) > MAX_TOKENS:
+        if (tokens := len(self.network.ids(item))) > MAX_TOKENS:
             return tools.invalid(
-                f"prompt: {len(ids)} tokens with picture and instruction; hpsv3 takes {MAX_TOKENS}"
+                f"prompt: {tokens} tokens with picture and instruction; hpsv3 takes {MAX_TOKENS}"
             )
-        return _Prepared(ids, cut, grid)
+        return None
 
-    def _forward(self, items: Sequence[_Prepared]) -> list[tuple[float, float]]:
-        import torch
-
-        length = max(len(item.ids) for item in items)
-        pad = self._tokenizer.pad_token_id
-        padded = [item.ids + [pad] * (length - len(item.ids)) for item in items]
-        ids = torch_tools.to_device(torch.tensor(padded), self._device)
-        lengths = torch.tensor([len(item.ids) for item in items], device=self._device)
-        mask = (torch.arange(length, device=self._device) < lengths[:, None]).long()
-        cut = torch_tools.to_device(
-            torch.from_numpy(np.concatenate([item.cut for item in items])), self._device
-        )
-        grids = torch.tensor([(1, *item.grid) for item in items], device=self._device)
-        reward_id = self._tokenizer.convert_tokens_to_ids(template.REWARD_TOKEN)
-        with torch.inference_mode():
-            hidden = self._backbone(
-                input_ids=ids,
-                attention_mask=mask,
-                pixel_values=pixels.pixel_values(cut),
-                image_grid_thw=grids,
-                mm_token_type_ids=(ids == self._backbone.config.image_token_id).int(),
-                use_cache=False,
-            ).last_hidden_state
-            at_reward = hidden[ids == reward_id]  # (N, hidden): one per item, in order
-            return [(mu, sigma) for mu, sigma in self._head(at_reward.float()).tolist()]
+    def rows(self, items: Sequence[ScoreInput]) -> list[ItemScore]:
+        """Score items in as few forward passes as `batch_tokens` allows."""
+        texts = [self.network.ids(item) for item in items]
+        scores: dict[int, ItemScore] = {}
+        for group in groups([len(ids) for ids in texts], self._batch_tokens):
+            cuts, grids = zip(*(pixels.patches(items[i].images[0]) for i in group), strict=True)
+            values = self.network.forward([texts[i] for i in group], cuts, grids)
+            for i, grid, (mu, sigma) in zip(group, grids, values, strict=True):
+                details = {"tokens": len(texts[i]), "patches": list(grid)}
+                scores[i] = ItemScore(mu, {"sigma": sigma}, details)
+        return [scores[i] for i in range(len(items))]
 
 
 def _tokenizer(folder: Path, embeddings: int) -> Any:

@@ -29,14 +29,14 @@ class Judge:
 
     version: str
     question: str
-    question_is_option: bool
     parse: Callable[[Reply], Verdict]
-    resize_px: int
-    max_tokens: int
-    top_logprobs: int
     transforms: Mapping[str, Transform]
     default_transform: str
     output_range: tuple[float, float]
+    question_is_option: bool = False
+    resize_px: int = 0
+    max_tokens: int = 512
+    top_logprobs: int = 0
 
 
 def fifth(score: ItemScore) -> float:
@@ -59,11 +59,8 @@ JUDGES: Mapping[str, Judge] = MappingProxyType(
         "unifiedreward": Judge(
             version="1.5",
             question=prompts.UNIFIED,
-            question_is_option=False,
             parse=parsing.unified,
             resize_px=512,
-            max_tokens=512,
-            top_logprobs=0,
             transforms={"flowgrpo": fifth, "unit": unit},
             default_transform="flowgrpo",
             output_range=(0.2, 1.0),
@@ -71,11 +68,7 @@ JUDGES: Mapping[str, Judge] = MappingProxyType(
         "unifiedreward2": Judge(
             version="2.0",
             question=prompts.UNIFIED_2,
-            question_is_option=False,
             parse=parsing.unified_2,
-            resize_px=0,
-            max_tokens=512,
-            top_logprobs=0,
             transforms={
                 "unit": unit,
                 "alignment": unit_component("alignment"),
@@ -88,11 +81,8 @@ JUDGES: Mapping[str, Judge] = MappingProxyType(
         "qwenvl": Judge(
             version="1",
             question=prompts.QWEN_VL,
-            question_is_option=False,
             parse=parsing.score_tag,
-            resize_px=0,
             max_tokens=2048,
-            top_logprobs=0,
             transforms={"flowgrpo": fifth, "unit": unit},
             default_transform="flowgrpo",
             output_range=(0.2, 1.0),
@@ -102,7 +92,6 @@ JUDGES: Mapping[str, Judge] = MappingProxyType(
             question=prompts.YES_NO,
             question_is_option=True,
             parse=parsing.yes_no,
-            resize_px=0,
             max_tokens=1,
             top_logprobs=20,
             transforms={},

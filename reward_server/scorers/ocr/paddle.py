@@ -15,7 +15,7 @@ from typing import Any
 from reward_server.scorers.base import UInt8Image
 from reward_server.scorers.ocr.engine import EngineOptions, Line
 from reward_server.scorers.ocr.paddle_apis import API_2, API_3
-from reward_server.scorers.ocr.sessions import Sessions
+from reward_server.scorers.ocr.sessions import BEFORE_LOAD, Sessions
 from reward_server.weights import store
 
 _PACKAGES = ("paddleocr", "paddlex", "paddlepaddle", "paddlepaddle-gpu", "onnxruntime")
@@ -57,41 +57,29 @@ class PaddleEngine:
         make = functools.partial(self._api.make, self._options)
         self._sessions = Sessions(make, self._options.sessions)
 
-    def facts(self) -> Mapping[str, str]:
-        """Versions of the packages there are and digests of the networks' files.
-
-        Raises:
-            RuntimeError: called before `load`.
-        """
+    @property
+    def _loaded(self) -> Sessions[Any]:
         if self._sessions is None:
-            raise RuntimeError("the OCR engine was used before load")
+            raise RuntimeError(BEFORE_LOAD)
+        return self._sessions
+
+    def facts(self) -> Mapping[str, str]:
+        """Versions of the packages there are and digests of the networks' files."""
         facts = {name: version for name in _PACKAGES if (version := _version(name))}
-        folders = self._api.folders(self._sessions.first)
+        folders = self._api.folders(self._loaded.first)
         for role, folder in zip(("detector", "recognizer"), folders, strict=True):
             facts[role] = store.digest_of(file for file in folder.iterdir() if file.is_file())
         return facts
 
     def alphabet(self) -> frozenset[str] | None:
-        """The characters of the recognition network, where its description lists them.
-
-        Raises:
-            RuntimeError: called before `load`.
-        """
-        if self._sessions is None:
-            raise RuntimeError("the OCR engine was used before load")
-        found = self._api.characters(self._sessions.first)
+        """The characters of the recognition network, where its description lists them."""
+        found = self._api.characters(self._loaded.first)
         # Some lists leave the space to the decoder; it is folded away before the comparison.
         return frozenset(found) if found else None
 
     def read(self, images: Sequence[UInt8Image]) -> list[list[Line]]:
-        """Read BGR pictures; see `Engine`.
-
-        Raises:
-            RuntimeError: called before `load`.
-        """
-        if self._sessions is None:
-            raise RuntimeError("the OCR engine was used before load")
-        return self._sessions.map(self._api.read, images)
+        """Read BGR pictures; see `Engine`."""
+        return self._loaded.map(self._api.read, images)
 
 
 def _version(package: str) -> str:

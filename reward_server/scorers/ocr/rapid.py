@@ -12,7 +12,7 @@ import numpy as np
 
 from reward_server.scorers.base import UInt8Image
 from reward_server.scorers.ocr.engine import MIN_CONFIDENCE, EngineOptions, Line
-from reward_server.scorers.ocr.sessions import Sessions
+from reward_server.scorers.ocr.sessions import BEFORE_LOAD, Sessions
 from reward_server.weights import store
 
 if TYPE_CHECKING:
@@ -74,6 +74,12 @@ class RapidEngine:
             }
         )
 
+    @property
+    def _loaded(self) -> Sessions[RapidOCR]:
+        if self._sessions is None:
+            raise RuntimeError(BEFORE_LOAD)
+        return self._sessions
+
     def facts(self) -> Mapping[str, str]:
         """Versions of both packages and digests of the networks."""
         import rapidocr
@@ -86,33 +92,21 @@ class RapidEngine:
         return facts
 
     def alphabet(self) -> frozenset[str]:
-        """The characters of the recognition network.
-
-        Raises:
-            RuntimeError: called before `load`.
-        """
-        if self._sessions is None:
-            raise RuntimeError("the OCR engine was used before load")
-        session = self._sessions.first
+        """The characters of the recognition network."""
+        session = self._loaded.first
         # RapidOCR loads the network with the first line that it reads.
         _text(session, np.full((MIN_LINE_PX, MIN_LINE_PX, 3), 255, dtype=np.uint8))
         assert session.text_rec is not None
         return frozenset(session.text_rec.postprocess_op.character)
 
     def read(self, images: Sequence[UInt8Image]) -> list[list[Line]]:
-        """Read BGR pictures; see `Engine`.
-
-        Raises:
-            RuntimeError: called before `load`.
-        """
-        if self._sessions is None:
-            raise RuntimeError("the OCR engine was used before load")
-        found = self._sessions.map(_regions, list(enumerate(images)))
+        """Read BGR pictures; see `Engine`."""
+        found = self._loaded.map(_regions, list(enumerate(images)))
         regions = [region for of_image in found for region in of_image]
         # The longest first, so that no session is left with a long line at the end.
         order = sorted(range(len(regions)), key=lambda i: -_aspect(regions[i].crop))
         texts = dict(
-            zip(order, self._sessions.map(_text, [regions[i].crop for i in order]), strict=True)
+            zip(order, self._loaded.map(_text, [regions[i].crop for i in order]), strict=True)
         )
         lines: list[list[Line]] = [[] for _ in images]
         for index, region in enumerate(regions):

@@ -22,8 +22,8 @@ from reward_server.scorers.base import (
     Outcome,
     ScoreInput,
     ScorerSpec,
-    Transform,
     UInt8Image,
+    component,
     raw,
 )
 from reward_server.scorers.ocr import engine as protocol
@@ -38,13 +38,6 @@ MIN_SIDE_PX = 8
 ENLARGED_SIDE_PX = 128
 MAX_ASPECT = 32
 _SELF_TEST_TEXT = "HELLO"
-
-
-def _component(name: str) -> Transform:
-    def transform(score: ItemScore) -> float:
-        return score.components[name]
-
-    return transform
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +68,9 @@ class OcrScorer:
         version="1",
         inputs=("image", "spec.ocr"),
         transforms={
-            "soft": _component("soft"),
-            "flowgrpo": _component("flowgrpo"),
-            "flowgrpo_video": _component("flowgrpo_video"),
+            "soft": component("soft"),
+            "flowgrpo": component("flowgrpo"),
+            "flowgrpo_video": component("flowgrpo_video"),
             "raw": raw,
         },
         default_transform="soft",

@@ -16,6 +16,7 @@ from queue import SimpleQueue
 from typing import Generic, TypeVar
 
 MAX_DEFAULT_SESSIONS = 16
+BEFORE_LOAD = "the OCR engine was used before load"
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 Session = TypeVar("Session")
