@@ -165,11 +165,7 @@ async def addresses_of(source: Source, lookup: Lookup) -> list[Address]:
 
 
 async def look_up(host: str, port: int) -> Sequence[str]:
-    """All addresses of a name: the IPv4 ones, or where there are none the IPv6 ones.
-
-    Raises:
-        OSError: the name is not known, or no resolver answers.
-    """
+    """All IPv4 addresses of a name, or where it has none its IPv6 addresses; raises OSError."""
     loop = asyncio.get_running_loop()
     asking = loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     try:

@@ -158,11 +158,7 @@ class ClientBase:
         return self._timeout_s if deadline_s is None else check_timeout("deadline_s", deadline_s)
 
     def _check_open(self) -> None:
-        """Refuse to work on the sockets of another process, which would hang, or on closed ones.
-
-        Raises:
-            Cancelled: the process has forked since the client was made, or `close` was called.
-        """
+        """Raise Cancelled after `close`, and after a fork: the sockets are another process's."""
         if os.getpid() != self._pid:
             raise Cancelled(
                 f"this client belongs to process {self._pid}, this is {os.getpid()}: make a client"

@@ -59,13 +59,10 @@ def _plain(value: Any) -> Any:
 def items_of(
     images: Any, prompts: Any, scorers: Any, specs: Specs, references: References
 ) -> tuple[Sequence[Item], Any]:
-    """Read the arguments of `score`, which takes pictures or items.
+    """Read the arguments of `score`, which takes pictures or items; raises InvalidArgument.
 
     Returns:
         The items, and the scorers as they were given.
-
-    Raises:
-        InvalidArgument: the arguments do not fit together, or a picture cannot be converted.
     """
     if isinstance(images, Item):
         images = (images,)

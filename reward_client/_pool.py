@@ -86,17 +86,7 @@ class Pool(Servers):
         weight: int = 1,
         allowed: Callable[[Endpoint], bool] = lambda _: True,
     ) -> Reply:
-        """Get one answer.
-
-        Args:
-            attempt: sends the message to a server, which has so many seconds; raises RewardError.
-            timeout_s: for everything together.
-            weight: what the message adds to a server's outstanding work.
-            allowed: which servers may get it.
-
-        Raises:
-            RewardError: of the last attempt, or DeadlineExceeded.
-        """
+        """Get one answer by `attempt`, which has so many seconds at a server; raises RewardError."""
         now_s = asyncio.get_running_loop().time()
         idle_s = self._patience.idle_s
         call = Call(

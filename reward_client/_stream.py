@@ -32,14 +32,7 @@ class Stream:
         in_flight: int,
         timeout_s: float,
     ) -> None:
-        """Start without messages.
-
-        Args:
-            core: sends them.
-            request_of: makes the request for some items.
-            in_flight: messages without an answer, beyond which there is no room.
-            timeout_s: of each message, retries included.
-        """
+        """Start without messages."""
         self._core = core
         self._request_of = request_of
         self._in_flight = in_flight

@@ -41,21 +41,13 @@ class TlsFiles:
         return cls(*values) if any(values) else None
 
     def pem(self) -> tuple[bytes | None, bytes | None, bytes | None]:
-        """(roots, private key, certificate chain), as `grpc.ssl_channel_credentials` takes them.
-
-        Raises:
-            InvalidArgument: a file cannot be used; names it.
-        """
+        """(roots, key, certificate chain) as gRPC takes them; raises InvalidArgument."""
         # gRPC itself says nothing about broken files until every call fails.
         self.context()
         return _bytes(self.ca_file), _bytes(self.client_key_file), _bytes(self.client_cert_file)
 
     def context(self) -> ssl.SSLContext:
-        """What httpx verifies with.
-
-        Raises:
-            InvalidArgument: a file cannot be used; names it.
-        """
+        """What httpx verifies with; raises InvalidArgument."""
         for file in (self.ca_file, self.client_cert_file, self.client_key_file):
             _bytes(file)
         try:

@@ -27,11 +27,7 @@ def make_request(
     include_details: bool,
     request_id: str | None = None,
 ) -> ScoreRequest:
-    """Build a request and check it.
-
-    Raises:
-        InvalidArgument: says what is wrong, what was expected and what to do.
-    """
+    """Build a request and check it; raises InvalidArgument."""
     request = ScoreRequest(
         request_id=request_id or uuid.uuid4().hex,
         scorers=selectors(scorers),

@@ -154,11 +154,7 @@ LIVE_KEYS = frozenset(
 
 
 def reload(service: RewardService, load: Callable[[], Config]) -> bool:
-    """Load the config again and apply it; a broken one changes nothing and is logged in one line.
-
-    Returns:
-        Whether it was applied.
-    """
+    """Load the config again; returns whether it was applied. A broken one changes nothing."""
     log = structlog.get_logger()
     try:
         wanted = load()

@@ -342,9 +342,7 @@ def select(config: Config, names: list[str]) -> Config:
 
     Built-in scorers without tables share a worker where they use the same network. Scorers whose
     tables say that they live with one that is left out share the worker of the first of them.
-
-    Raises:
-        ConfigError: a name that is neither configured nor built in.
+    Raises ConfigError.
     """
     chosen = {}
     for name in names:
@@ -373,11 +371,7 @@ def select(config: Config, names: list[str]) -> Config:
 
 
 def on_device(config: Config, device: str) -> Config:
-    """Have all scorers of this host run on one device, whatever their tables say.
-
-    Raises:
-        ConfigError: no such kind of device.
-    """
+    """Run all scorers of this host on one device, whatever their tables say; raises ConfigError."""
     try:
         checked = ScorerConfig.model_validate({"device": device}).device
     except ValidationError as error:

@@ -26,11 +26,7 @@ _FIXED_BYTES = {1: 8, 5: 4}
 
 
 def load_json(body: bytes, limits: RequestLimits) -> Any:
-    """Read JSON that is neither too deep nor made of too many values.
-
-    Raises:
-        InvalidArgument: it is, or it is not JSON.
-    """
+    """Read JSON that is neither too deep nor made of too many values; raises InvalidArgument."""
     # Inside of strings these count too; base64 has none of them, prompts have few.
     values = body.count(b",") + body.count(b"[") + body.count(b"{")
     if values > limits.max_values:
@@ -62,10 +58,7 @@ def check_message(
 ) -> None:
     """Look a serialised message over (by default a `reward.v1.ScoreRequest`), without parsing it.
 
-    What is malformed passes: the parser says so better.
-
-    Raises:
-        InvalidArgument: too many items, too many fields in total, or nested too deeply.
+    What is malformed passes: the parser says so better. Raises InvalidArgument.
     """
     if len(body) <= 2 * min(
         limits.max_values, limits.max_items
@@ -170,13 +163,7 @@ class FieldWalk:
             yield tag, data[value:at], data[begin:at]
 
     def message(self, data: memoryview, kind: Any, depth: int) -> None:
-        """Walk one message to its leaves.
-
-        Raises:
-            Malformed: it is none.
-            InvalidArgument: it is over a limit.
-            TooManyFields: it has more than the caller wants to wait for.
-        """
+        """Walk one message to its leaves."""
         for tag, value, _ in self.fields(data, depth):
             self.inside(kind, tag, value, depth)
 

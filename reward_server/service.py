@@ -50,13 +50,7 @@ class RewardService:
     """Every transport is a thin layer over `score`, `infos` and `is_ready`."""
 
     def __init__(self, config: Config, metrics: Metrics, access: Access | None = None) -> None:
-        """Prepare the service; nothing is started.
-
-        Args:
-            config: what to serve.
-            metrics: where to count.
-            access: who may ask for what; default: everybody for everything.
-        """
+        """Prepare the service; nothing is started."""
         server = config.server
         self.access = access or Access()
         self.config = config
@@ -286,11 +280,7 @@ class RewardService:
     def _open_backends(
         self, group: Mapping[str, ScorerConfig], on_change: Callable[[str], None]
     ) -> Mapping[str, Backend]:
-        """Build the backends of scorers that share their workers; nothing is started yet.
-
-        Raises:
-            UpstreamConfigError: a key or a certificate for its upstream cannot be read.
-        """
+        """Build, not start, backends of scorers that share workers; raises UpstreamConfigError."""
         name, config = next(iter(group.items()))
         if not config.targets:
             return open_pools(group, self.metrics, on_change, self._cache)

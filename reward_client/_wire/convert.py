@@ -40,11 +40,7 @@ PLACEHOLDER = 0.0
 
 
 def request_to_proto(request: ScoreRequest) -> pb.ScoreRequest:
-    """Build the message for a request that passed `validation.check_request`.
-
-    Raises:
-        InvalidArgument: a spec does not fit its kind; names the item and the key.
-    """
+    """Build the message of a request that was checked; raises InvalidArgument for a wrong spec."""
     return pb.ScoreRequest(
         request_id=request.request_id,
         scorers=[pb.ScorerSelector(**_fields(selector)) for selector in request.scorers],
@@ -59,10 +55,6 @@ def request_from_proto(
     message: pb.ScoreRequest, items: tuple[Item, ...] | None = None
 ) -> ScoreRequest:
     """Read a request as it arrived; `validation.check_request` has not been applied.
-
-    Args:
-        message: the request.
-        items: its items, if they were read already.
 
     Raises:
         InvalidArgument: an image without encoding or data, or in shared memory; an unknown
@@ -105,13 +97,7 @@ def item_from_proto(
     images: tuple[Image, ...] | None = None,
     references: tuple[Image, ...] | None = None,
 ) -> Item:
-    """Read one item; raises InvalidArgument for an image that cannot be represented.
-
-    Args:
-        message: the item.
-        images: those of the item, if they were read already.
-        references: likewise.
-    """
+    """Read one item; raises InvalidArgument for an image that cannot be represented."""
 
     def read(field: str, found: Iterable[pb.Media]) -> tuple[Image, ...]:
         return tuple(
@@ -131,11 +117,7 @@ def item_from_proto(
 
 
 def media_header(image: Image, where: str) -> pb.Media:
-    """Build the message of one image, without its data.
-
-    Raises:
-        InvalidArgument: a size beyond 32 bits; `where` names the item.
-    """
+    """Build the message of one image, without its data; raises InvalidArgument."""
     encoding = getattr(pb.Media, image.encoding.value)
     try:
         return pb.Media(encoding=encoding, width=image.width, height=image.height)
@@ -144,16 +126,7 @@ def media_header(image: Image, where: str) -> pb.Media:
 
 
 def image_from_proto(message: pb.Media, data: bytes | memoryview, where: str) -> Image:
-    """Read one image.
-
-    Args:
-        message: all but its data.
-        data: the data.
-        where: names the item and the field.
-
-    Raises:
-        InvalidArgument: the image cannot be represented.
-    """
+    """Read one image; raises InvalidArgument."""
     encoding = _ENCODINGS.get(message.encoding)
     if encoding is None:
         raise InvalidArgument(

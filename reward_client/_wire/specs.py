@@ -19,11 +19,7 @@ _MAX_DEPTH = 32
 
 
 def spec_to_proto(spec: Mapping[str, Any], kind: SpecKind | None, message: pb.Item) -> None:
-    """Fill the oneof `spec` of an item's message.
-
-    Raises:
-        InvalidArgument: the spec does not fit its kind; names the item and the key.
-    """
+    """Fill the oneof `spec` of an item's message; raises InvalidArgument."""
     where = f"item {message.id!r}, spec"
     if not isinstance(spec, Mapping):
         raise InvalidArgument(f"{where}: expected a mapping, got {type(spec).__name__}")

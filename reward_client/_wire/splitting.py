@@ -49,12 +49,9 @@ class Sizes:
 
 
 def split(request: ScoreRequest, sizes: Sizes) -> list[Part]:
-    """Cut a request into messages, keeping the order of items.
+    """Cut a request into messages, keeping the order of items; raises InvalidArgument.
 
     A request that fits keeps its id; the parts of a larger one are `<id>/0`, `<id>/1`, ...
-
-    Raises:
-        InvalidArgument: one item alone does not fit, or a spec does not fit its kind.
     """
     header = convert.request_to_proto(dataclasses.replace(request, items=()))
     overhead = header.ByteSize() + _HEADER_OVERHEAD_BYTES
@@ -97,11 +94,7 @@ def _pieces_of(item: Item) -> ItemPieces:
 
 
 def read_response(request: ScoreRequest, part: Part, message: pb.ScoreResponse) -> ScoreResponse:
-    """Read the answer to one part and check that it answers what was asked.
-
-    Raises:
-        Internal: another request id, other scorers, or another number of items.
-    """
+    """Read the answer to one part and check that it answers what was asked; raises Internal."""
     response = convert.response_from_proto(message)
     if response.request_id != part.message.request_id:
         raise Internal(

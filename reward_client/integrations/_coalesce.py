@@ -49,23 +49,14 @@ class Coalescer:
     def __init__(
         self, score: Callable[[list[Item]], Awaitable[ScoreResponse]], when: Gathering
     ) -> None:
-        """Start without calls.
-
-        Args:
-            score: sends a request; called in the coalescer's own loop.
-            when: a request is sent.
-        """
+        """Start without calls."""
         self._score = score
         self._when = when
         self._thread = LoopThread("reward-client-coalescer")
         self._batch: _Batch | None = None
 
     async def awaited(self, item: Item) -> ScoreResponse:
-        """The response to this item alone, as if nothing else had been in the request.
-
-        Raises:
-            RewardError: the item is wrong, or the request failed.
-        """
+        """The response to this item alone, whatever else was sent with it; raises RewardError."""
         _check(item)
         return await asyncio.wrap_future(self._thread.submit(self._join(item)))
 

@@ -25,12 +25,7 @@ from reward_client.types import Priority
 
 @dataclass(frozen=True, slots=True)
 class Rewards:
-    """What Flow-Factory reads of a `RewardModelOutput`.
-
-    Attributes:
-        rewards: (N,) scores.
-        extra_info: components by name, N values each.
-    """
+    """What Flow-Factory reads of a `RewardModelOutput`."""
 
     rewards: list[float]
     extra_info: dict[str, list[float | None]]

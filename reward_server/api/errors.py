@@ -67,13 +67,7 @@ _MAX_PATH_CHARS = 200
 def answer_framework_errors(
     app: FastAPI, respond: Callable[[RewardError, int], Response], hint: str
 ) -> None:
-    """Answer what no handler of ours has seen (404, 405) in the shape of all other errors.
-
-    Args:
-        app: the application.
-        respond: makes the response of an error, with a status.
-        hint: where the paths that exist are found.
-    """
+    """Answer what no handler of ours has seen (404, 405) in the shape of all other errors."""
 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

@@ -97,11 +97,7 @@ class GrpcApi:
         self._health_task: asyncio.Task[None] | None = None
 
     async def start(self, address: str) -> int:
-        """Listen; returns the port.
-
-        Raises:
-            OSError: the address cannot be had.
-        """
+        """Listen; returns the port; raises OSError."""
         try:
             if self._tls is None:
                 port = self._server.add_insecure_port(address)

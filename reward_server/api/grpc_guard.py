@@ -45,11 +45,7 @@ class ApiKeyInterceptor(grpc.aio.ServerInterceptor):
 
 
 def caller_of(access: Access, context: Any) -> Caller:
-    """Who makes a call.
-
-    Raises:
-        Unauthenticated: its key has just been revoked.
-    """
+    """Who makes a call; raises Unauthenticated."""
     auth = context.auth_context()
     names = auth.get("x509_subject_alternative_name") or auth.get("x509_common_name")
     peer = names[0].decode("utf-8", "replace") if names else context.peer()

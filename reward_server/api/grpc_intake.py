@@ -38,11 +38,7 @@ class Intake:
 
     @contextlib.contextmanager
     def entered(self, kind: str) -> Iterator[None]:
-        """Count one of the "calls" or "streams" for the time of the block.
-
-        Raises:
-            ResourceExhausted: there are too many already.
-        """
+        """Count one of the "calls" or "streams" during a block; raises ResourceExhausted."""
         if self._open[kind] >= self._limits[kind]:
             raise ResourceExhausted(
                 f"the server is full ({self._open[kind]} gRPC {kind} are open)",

@@ -20,14 +20,7 @@ from reward_server.service import RewardService
 
 @dataclass(frozen=True, slots=True)
 class HttpApp:
-    """One application.
-
-    Attributes:
-        name: what the port file calls its port.
-        address: HOST:PORT.
-        hint: how to choose another address.
-        app: the application.
-    """
+    """One application."""
 
     name: str
     address: str

@@ -56,11 +56,7 @@ def request_from_json(body: object) -> ScoreRequest:
 
 
 def response_to_json(response: ScoreResponse) -> dict[str, Any]:
-    """Build the JSON body of a response; placeholders of failed items are null, not numbers.
-
-    Raises:
-        Internal: a result breaks the contract.
-    """
+    """Build the JSON body of a response; failed items have null, not numbers. Raises Internal."""
     body = _to_dict(convert.response_to_proto(response))
     for result in body["results"]:
         failed = [status["index"] for status in result["status"]]

@@ -19,15 +19,7 @@ class AddressInUse(Exception):
 
 
 class HttpListener:
-    """Holds an address from construction on, so that nothing is started if it cannot be had.
-
-    Args:
-        address: HOST:PORT; port 0 picks a free one.
-        hint: what to change if the address is taken.
-
-    Raises:
-        AddressInUse: the address cannot be had.
-    """
+    """Holds an address from construction on, so that nothing is started if it cannot be had."""
 
     def __init__(self, address: str, hint: str) -> None:
         self._socket = bind(address, hint)

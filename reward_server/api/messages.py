@@ -64,13 +64,10 @@ class Parsed:
         return sum(m.about.shm.length_bytes for i in self.items for m in i.media if m.data is None)
 
     def request(self, read_shared: ReadShared | None) -> ScoreRequest:
-        """Turn it into dataclasses.
+        """Turn it into dataclasses; raises InvalidArgument.
 
         Args:
             read_shared: None where no memory is shared; a reference is refused then.
-
-        Raises:
-            InvalidArgument: see `convert.request_from_proto`; names the item and the field.
         """
         return convert.request_from_proto(
             self.header, tuple(_item(item, read_shared) for item in self.items)
@@ -78,15 +75,12 @@ class Parsed:
 
 
 def parse_request(body: bytes, limits: RequestLimits, most_fields: int | None = None) -> Parsed:
-    """Split a serialised request.
+    """Split a serialised request; raises InvalidArgument.
 
     Args:
         body: the message.
         limits: what it may hold.
         most_fields: stop and raise `TooManyFields` beyond, for callers in a hurry.
-
-    Raises:
-        InvalidArgument: it holds more, or is no such message.
     """
     walk, kind = FieldWalk(limits, pb.ScoreRequest.DESCRIPTOR, most_fields), pb.ScoreRequest
     header, items = bytearray(), []

@@ -34,13 +34,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """One outline on the picture.
-
-    Attributes:
-        corners: in pixels of the picture.
-        label: what stands on its tag.
-        color: of outline and tag.
-    """
+    """One outline on the picture."""
 
     corners: tuple[Point, ...]
     label: str
@@ -58,15 +52,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one scorer says about a picture.
-
-    Attributes:
-        scorer: its name.
-        score: None where it failed.
-        components: further values by name.
-        details: as the scorer returned them.
-        error: why there is no score.
-    """
+    """What one scorer says about a picture."""
 
     scorer: str
     score: float | None = None

@@ -94,21 +94,13 @@ def is_listening(url: str) -> bool:
 
 
 def ask_server(items: Sequence[Item], scorers: Sequence[str], url: str) -> ScoreResponse:
-    """Score with a running server, details included.
-
-    Raises:
-        RewardError: whatever the client raises.
-    """
+    """Score with a running server, details included; raises RewardError."""
     with RewardClient.from_env(url=url) as client:
         return client.score(items, scorers, include_details=True)
 
 
 def ask_here(items: Sequence[Item], config: Config) -> ScoreResponse:
-    """Score with workers started for this one request, by all scorers of a config.
-
-    Raises:
-        RewardError: as a server would answer.
-    """
+    """Score with workers of all scorers of a config, started for this; raises RewardError."""
     from reward_server.observability import logs
 
     # What goes wrong is in the answer; a user wants it once.
@@ -122,11 +114,7 @@ def ask_here(items: Sequence[Item], config: Config) -> ScoreResponse:
 
 
 def list_infos(url: str) -> Sequence[ScorerInfo]:
-    """The scorers of a running server.
-
-    Raises:
-        RewardError: whatever the client raises.
-    """
+    """The scorers of a running server; raises RewardError."""
     with RewardClient.from_env(url=url, attempts=1) as client:
         return client.list_scorers()
 
@@ -153,11 +141,7 @@ def findings(response: ScoreResponse, index: int) -> list[Finding]:
 def write_explanations(
     folder: Path, paths: Sequence[Path], items: Sequence[Item], response: ScoreResponse
 ) -> list[Path]:
-    """Write NAME.explained.png for every image that can be decoded; returns what was written.
-
-    Raises:
-        OSError: a file cannot be written.
-    """
+    """Write NAME.explained.png for all images that can be decoded; returns what was written."""
     written: list[Path] = []
     for index, (path, item) in enumerate(zip(paths, items, strict=True)):
         try:

@@ -93,11 +93,7 @@ def show_scorers(infos: Sequence[ScorerInfo]) -> None:
 
 
 def watch_scorers(list_infos: Callable[[], Sequence[ScorerInfo]]) -> None:
-    """Redraw the table of scorers every second until Ctrl-C; an unreachable server is retried.
-
-    Raises:
-        RewardError: the first request fails.
-    """
+    """Redraw the table every second until Ctrl-C; raises RewardError if the first request fails."""
     table: RenderableType = _scorer_table(list_infos())
     with contextlib.suppress(KeyboardInterrupt), Live(table, console=_console()) as live:
         while True:

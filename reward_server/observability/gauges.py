@@ -39,13 +39,7 @@ class ScorerWatch(Collector):
         endpoints: Callable[[], Iterable[EndpointUse]],
         recent_scores: Mapping[str, Collection[float]],
     ) -> None:
-        """Prepare.
-
-        Args:
-            infos: the scorers as they are now, replicas included.
-            endpoints: the upstream servers of each scorer; one may come twice during a reload.
-            recent_scores: the latest `WINDOW_SCORES` of every scorer.
-        """
+        """Prepare."""
         self._infos = infos
         self._endpoints = endpoints
         self._recent_scores = recent_scores

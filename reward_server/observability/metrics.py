@@ -139,12 +139,7 @@ class Metrics:
         infos: Callable[[], Iterable[ScorerInfo]],
         endpoints: Callable[[], Iterable[EndpointUse]] = tuple,
     ) -> None:
-        """Report the state of scorers and upstream servers at every scrape.
-
-        Args:
-            infos: the scorers with their replicas.
-            endpoints: the upstream servers of each scorer.
-        """
+        """Report the state of scorers and upstream servers at every scrape."""
         self.registry.register(ScorerWatch(infos, endpoints, self.recent_scores))
 
     def tell_build(self, build: BuildInfo) -> None:

@@ -59,14 +59,7 @@ _LEVELS = {
 
 @dataclass(slots=True)
 class Seen:
-    """What has become known about a request; filled in by the API that serves it.
-
-    Attributes:
-        caller: who asks.
-        request: once it could be read.
-        response: once there is one.
-        failure: why there is none.
-    """
+    """What has become known about a request; filled in by the API that serves it."""
 
     caller: str
     request: ScoreRequest | None = None

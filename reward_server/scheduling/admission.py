@@ -134,11 +134,7 @@ class Ticket:
         self.bytes = 0
 
     def grow(self, extra_bytes: int) -> None:
-        """Hold more bytes.
-
-        Raises:
-            ResourceExhausted: the server is full.
-        """
+        """Hold more bytes; raises ResourceExhausted."""
         self._admission.hold_bytes(self, extra_bytes)
 
     def answered(self, scorer: str) -> None:

@@ -13,13 +13,7 @@ T = TypeVar("T")
 
 
 class Arrival:
-    """What a transport holds for a request; a context manager around the whole call.
-
-    Args:
-        admission: of the server.
-        threads: where requests are parsed.
-        caller: who asks.
-    """
+    """What a transport holds for a request; a context manager around the whole call."""
 
     def __init__(self, admission: Admission, threads: FairThreads, caller: Caller) -> None:
         self.caller = caller
@@ -32,11 +26,7 @@ class Arrival:
         return self._ticket.bytes
 
     def hold(self, size_bytes: int) -> None:
-        """Have `size_bytes` in all admitted, before they are read.
-
-        Raises:
-            ResourceExhausted: the server is full.
-        """
+        """Have `size_bytes` in all admitted, before they are read; raises ResourceExhausted."""
         if size_bytes > self._ticket.bytes:
             self._ticket.grow(size_bytes - self._ticket.bytes)
 

@@ -19,14 +19,7 @@ from reward_server.scheduling.threads import FairThreads
 
 @dataclass(frozen=True, slots=True)
 class DecodedItem:
-    """An item with its pixels.
-
-    Attributes:
-        item: as it arrived.
-        images: uint8 RGB (H, W, 3) each.
-        references: likewise.
-        is_lossy: whether an image or reference came in a lossy encoding.
-    """
+    """An item with its pixels."""
 
     item: Item
     images: tuple[UInt8Image, ...]
@@ -42,19 +35,11 @@ class DecodedItem:
 def examine(
     request: ScoreRequest, limits: RequestLimits, pixel_limits: DecodeLimits | None
 ) -> tuple[dict[int, int], dict[int, ItemError]]:
-    """Look at all items of a request.
-
-    Args:
-        request: as it arrived.
-        limits: of one request.
-        pixel_limits: of one image; None if no pixels will be needed.
+    """Look at all items of a request; raises InvalidArgument.
 
     Returns:
         Item index -> bytes of its pixels once decoded, by the headers of its images, if they will
         be needed; item index -> what is wrong with it.
-
-    Raises:
-        InvalidArgument: all items are wrong.
     """
     sizes: dict[int, int] = {}
     errors = _problems(request, limits)
@@ -95,13 +80,6 @@ async def decode_items(
     client: str,
 ) -> tuple[dict[int, DecodedItem], dict[int, ItemError]]:
     """Decode items of a request, by its priority, fairly between clients.
-
-    Args:
-        request: as it arrived.
-        sizes: item index -> bytes of its pixels, for the items to decode.
-        limits: of one image.
-        threads: where it is done.
-        client: who asks.
 
     Returns:
         Item index -> pixels, item index -> why it has none.

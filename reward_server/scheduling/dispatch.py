@@ -17,16 +17,7 @@ from reward_server.upstream.scorer import UpstreamScorer, score_together
 
 
 async def dispatch(order: Order, backends: Sequence[Backend], metrics: Metrics) -> ScoreResponse:
-    """Score what can be scored.
-
-    Args:
-        order: the request.
-        backends: the scorers it asks, in the order of its selectors.
-        metrics: where results are counted.
-
-    Raises:
-        RewardError: nothing could be done for any item.
-    """
+    """Score what can be scored; raises RewardError."""
     groups = await all_of([_score(group, order, metrics) for group in _groups(backends)])
     by_name = {name: outcome for group in groups for name, outcome in group.items()}
     found = {backend.name: by_name[backend.name] for backend in backends}

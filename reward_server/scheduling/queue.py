@@ -115,13 +115,7 @@ class WorkQueue:
     """What waits for one scorer; several workers take from it (`next_batches`)."""
 
     def __init__(self, name: str, metrics: Metrics, changed: Signal | None = None) -> None:
-        """Prepare.
-
-        Args:
-            name: of the scorer.
-            metrics: where to count.
-            changed: shared by the queues that the same workers take from.
-        """
+        """Prepare."""
         self.changed = changed or Signal()
         self._name = name
         self._metrics = metrics

@@ -30,17 +30,11 @@ def works_of(
 ) -> tuple[dict[int, Work], dict[int, ItemError]]:
     """Sort the items of an order; must run in the event loop that serves the queue.
 
-    Args:
-        order: with its pixels.
-        info: of the scorer.
-        keys: for the jobs; unique per queue and increasing.
+    Raises RewardError.
 
     Returns:
         Item index -> what is put into the queue, item index -> why it never gets there; together
         they cover every item.
-
-    Raises:
-        RewardError: no item can be scored.
     """
     errors, works = dict(order.errors), {}
     trace = _tracing.current_context()

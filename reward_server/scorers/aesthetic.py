@@ -54,9 +54,6 @@ class AestheticScorer(ClipFamilyScorer):
             dtype: of the CLIP tower; the head is always float32.
             compile: see `NetworkScorer`.
             head: folder that holds the head's file; empty: where `models pull` puts it.
-
-        Raises:
-            ValueError: `dtype` is not one of the allowed.
         """
         super().__init__(weights, dtype, compile)
         self._head_folder = head
@@ -68,11 +65,7 @@ class AestheticScorer(ClipFamilyScorer):
         return [*super().files(), folder / HEAD_FILE]
 
     def open(self, device: str, dtype: torch.dtype) -> Clip:
-        """Load the image tower and the head.
-
-        Raises:
-            ValueError: a file holds another network.
-        """
+        """Load the image tower and the head; raises ValueError."""
         clip = super().open(device, dtype)
         state = torch_tools.load_state(self.files()[-1])
         self._head = linear_head.compose(state, "", clip.width, device)

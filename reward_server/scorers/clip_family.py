@@ -51,11 +51,7 @@ class ClipFamilyScorer(NetworkScorer[Clip]):
         return clip_tools.clip_files(self.weight_set, self._weights)
 
     def open(self, device: str, dtype: torch.dtype) -> Clip:
-        """Load the towers, or what is lacking of them.
-
-        Raises:
-            ValueError: another network, or a preprocessor that is not CLIP's.
-        """
+        """Load the towers, or what is lacking of them; raises ValueError."""
         files = clip_tools.clip_files(self.weight_set, self._weights)
         # By their times too: a scorer that is tried again must not meet weights of before.
         found = tuple((str(path.resolve()), path.stat().st_mtime_ns) for path in files)
@@ -95,8 +91,7 @@ class ClipFamilyScorer(NetworkScorer[Clip]):
 class ResizedScorer(ClipFamilyScorer):
     """A scorer with the option `resize`, one of `RESIZE`: "flow_grpo" gives that project's numbers.
 
-    Raises:
-        ValueError: `resize` or `dtype` is not one of the allowed.
+    Raises ValueError.
     """
 
     def __init__(

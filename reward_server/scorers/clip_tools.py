@@ -27,14 +27,7 @@ class Clip:
     """The towers of a CLIPModel of transformers on a device; without text until it is added."""
 
     def __init__(self, model: Any, *, device: str, dtype: torch.dtype, compile: bool) -> None:
-        """Move the image tower to its device and type.
-
-        Args:
-            model: transformers' CLIPModel in float32.
-            device: "cpu" or "cuda:N".
-            dtype: of the weights and activations; embeddings are always float32.
-            compile: whether to compile the towers.
-        """
+        """Move the image tower to its device and type."""
         # Before the weights lose precision: 4.6052 in bfloat16 is off by 1 % after exp.
         self.logit_scale = float(model.logit_scale.detach().float().exp())
         self.width = int(model.config.projection_dim)
@@ -50,12 +43,7 @@ class Clip:
         return self._tokenizer is not None
 
     def add_text(self, model: Any, tokenizer: Any) -> None:
-        """Take the text tower of a CLIPModel too.
-
-        Args:
-            model: of the same repository, in float32.
-            tokenizer: of the `tokenizers` package, truncating and padding.
-        """
+        """Take the text tower of a CLIPModel too."""
         self._text = self._tower(model.text_model)
         self._project_text = self._placed(model.text_projection)
         self._tokenizer = tokenizer
@@ -95,15 +83,7 @@ class Clip:
 
 
 def clip_files(name: str, weights: str) -> list[Path]:
-    """The files of a CLIP repository; `pytorch_model.bin` serves where it is the only one.
-
-    Args:
-        name: a key of `CATALOG`.
-        weights: the scorer's option.
-
-    Raises:
-        MissingWeights: one is not there.
-    """
+    """A CLIP repository's files; an older `pytorch_model.bin` will do. Raises MissingWeights."""
     folder = Path(weights).expanduser() if weights else store.models_dir() / name
     *others, checkpoint = CLIP_FILES
     older = "pytorch_model.bin"
@@ -117,18 +97,7 @@ def clip_files(name: str, weights: str) -> list[Path]:
 def load_clip(
     folder: Path, *, device: str, dtype: torch.dtype, compile: bool, with_text: bool
 ) -> Clip:
-    """Load a CLIP repository from its folder.
-
-    Args:
-        folder: holds the files of `CLIP_FILES`.
-        device: "cpu" or "cuda:N".
-        dtype: of weights and activations.
-        compile: whether to compile.
-        with_text: whether to keep the text tower; it can be added later.
-
-    Raises:
-        ValueError: another network, or a preprocessor that is not CLIP's.
-    """
+    """Load a CLIP repository from its folder; raises ValueError."""
     model = _model(folder)
     clip = Clip(model, device=device, dtype=dtype, compile=compile)
     _check_preprocessor(folder / "preprocessor_config.json", clip.size_px)
@@ -138,16 +107,7 @@ def load_clip(
 
 
 def add_text(clip: Clip, folder: Path, model: Any = None) -> None:
-    """Give a network that was loaded for pictures alone its text tower.
-
-    Args:
-        clip: without one.
-        folder: that it was loaded from.
-        model: its CLIPModel, if that is still there.
-
-    Raises:
-        ValueError: the tokenizer does not belong to the network.
-    """
+    """Give a network that was loaded for pictures alone its text tower; raises ValueError."""
     model = model or _model(folder)
     text = model.config.text_config
     tokenizer = load_tokenizer(folder / "tokenizer.json", text.max_position_embeddings)

@@ -184,11 +184,7 @@ class DeqaScorer(NetworkScorer[Deqa]):
 
 
 def code_digest(folder: Path) -> str:
-    """Digest over the paths and contents of all Python files below a folder.
-
-    Raises:
-        OSError: one cannot be read.
-    """
+    """Digest over the paths and contents of all Python files below a folder; raises OSError."""
     sha = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         sha.update(f"{path.relative_to(folder)}={store.sha256_of(path)}\n".encode())

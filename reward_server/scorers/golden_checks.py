@@ -13,11 +13,7 @@ _EQUAL = 1e-6
 
 
 def check_plausible(spec: ScorerSpec, found: Golden) -> None:
-    """The checks that need no other scores: finite, different from each other, in range.
-
-    Raises:
-        SelfTestError: one fails.
-    """
+    """Raise SelfTestError unless scores are finite, different from each other and in range."""
     values = [v for column in (found.raw, *found.components.values()) for v in column]
     if not all(math.isfinite(v) for v in values):
         raise SelfTestError(
@@ -51,7 +47,7 @@ def compare(name: str, found: Golden, recorded: Golden, tolerance: float) -> Non
 def check_close(
     name: str, found: Golden, wanted: Golden, tolerance: float, *, what: str, cause: str
 ) -> None:
-    """Compare two measurements of the same items.
+    """Compare two measurements of the same items; raises SelfTestError.
 
     Args:
         name: of the scorer.
@@ -60,9 +56,6 @@ def check_close(
         tolerance: largest difference that is rounding, relative to the spread of `wanted`.
         what: how `wanted` came about, for the message.
         cause: what is likely wrong if they differ.
-
-    Raises:
-        SelfTestError: they differ; says where.
     """
     if set(found.components) != set(wanted.components) or len(found.raw) != len(wanted.raw):
         raise SelfTestError(

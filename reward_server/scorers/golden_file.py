@@ -44,21 +44,13 @@ def blessed_file() -> Path:
 
 
 def expected(name: str, digest: str) -> Golden | None:
-    """What is recorded for a scorer (`spec.name`) and its `weights_digest()`, or None.
-
-    Raises:
-        DamagedGoldens: the entry, or the file, cannot be read.
-    """
+    """What is recorded for a scorer and its `weights_digest()`, or None; raises DamagedGoldens."""
     entry = _read(blessed_file()).get(name, {}).get(digest)
     return None if entry is None else _parsed(entry, name, digest)
 
 
 def load() -> dict[str, dict[str, Golden]]:
-    """All recorded goldens by scorer and digest of the weights.
-
-    Raises:
-        DamagedGoldens: the file or an entry cannot be read.
-    """
+    """All recorded goldens by scorer and digest of the weights; raises DamagedGoldens."""
     return {
         name: {digest: _parsed(entry, name, digest) for digest, entry in by_digest.items()}
         for name, by_digest in _read(blessed_file()).items()

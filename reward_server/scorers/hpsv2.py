@@ -96,9 +96,6 @@ class HpsV2Scorer(NetworkScorer[OpenClip]):
             antialias: as torchvision does since 0.17; False as it did before.
             architecture: the open_clip config that the checkpoint belongs to: its name, or a
                 file `NAME.json` of open_clip's form, for fine-tunes of other networks.
-
-        Raises:
-            ValueError: `dtype` is not one of the allowed.
         """
         super().__init__(weights=weights, dtype=dtype, compile=compile)
         self._preparation = "letterbox" if antialias else "letterbox_aliased"
@@ -109,11 +106,7 @@ class HpsV2Scorer(NetworkScorer[OpenClip]):
         return [store.require(self.spec.name, self._weights, (self.checkpoint,)) / self.checkpoint]
 
     def open(self, device: str, dtype: torch.dtype) -> OpenClip:
-        """Build the open_clip model and load the checkpoint.
-
-        Raises:
-            ValueError: the checkpoint holds another network.
-        """
+        """Build the open_clip model and load the checkpoint; raises ValueError."""
         (path,) = self.files()
         architecture = _registered(self._architecture)
         model = _model(architecture)

@@ -104,19 +104,7 @@ def load(
     dtype: torch.dtype,
     compile: bool,
 ) -> RewardNet:
-    """Load the official files.
-
-    Args:
-        checkpoint: ImageReward.pt.
-        med_config: med_config.json of the same repository.
-        tokenizer: tokenizer.json of bert-base-uncased.
-        device: "cpu" or "cuda:N".
-        dtype: of both towers; the head is always float32.
-        compile: whether to compile both towers.
-
-    Raises:
-        ValueError: a file holds something else.
-    """
+    """Load the official files; raises ValueError."""
     state = torch_tools.load_state(checkpoint)
     vision = _vision(_part(state, _VISION), checkpoint)
     text = _text(_part(state, _TEXT), json.loads(med_config.read_text("utf-8")), vision, checkpoint)

@@ -71,11 +71,7 @@ class JpegScorer:
         return tools.digest([sys.modules[__name__]], facts)
 
     def self_test(self) -> None:
-        """Encode three drawings and compare their sizes within 2 %.
-
-        Raises:
-            SelfTestError: the encoder's sizes are not those of quality 95.
-        """
+        """Encode three drawings and compare their sizes within 2 %; raises SelfTestError."""
         for name, image in self_test_images().items():
             expected = _EXPECTED_KB[name]
             cause = "another JPEG encoder, quality or subsampling"

@@ -30,16 +30,13 @@ class LinearHead:
 
 
 def compose(state: Mapping[str, torch.Tensor], prefix: str, width: int, device: str) -> LinearHead:
-    """The affine map of the published layers.
+    """The affine map of the published layers; raises ValueError.
 
     Args:
         state: holds `{prefix}layers.0.weight`, `{prefix}layers.0.bias`, ... of `LAYERS`.
         prefix: of the keys.
         width: D, what the head's input must be.
         device: where the map goes.
-
-    Raises:
-        ValueError: a key is missing, or the widths do not fit.
     """
     import torch
 

@@ -55,11 +55,7 @@ class NetworkScorer(ABC, Generic[NetworkT]):
 
     @abstractmethod
     def files(self) -> list[Path]:
-        """The weight files, all of them present.
-
-        Raises:
-            MissingWeights: one is not there.
-        """
+        """The weight files, all of them present; raises MissingWeights."""
 
     @abstractmethod
     def open(self, device: str, dtype: torch.dtype) -> NetworkT:
@@ -80,22 +76,13 @@ class NetworkScorer(ABC, Generic[NetworkT]):
 
     @property
     def network(self) -> NetworkT:
-        """The loaded network.
-
-        Raises:
-            RuntimeError: `load` was not called.
-        """
+        """The loaded network; raises RuntimeError."""
         if self._loaded is None:
             raise RuntimeError(f"{self.spec.name}: load() comes before this call")
         return self._loaded
 
     def load(self, device: str) -> None:
-        """Load weights onto `device`.
-
-        Raises:
-            MissingWeights: a file is not there; one line that says what to do.
-            ValueError: the files hold another network.
-        """
+        """Load weights onto `device`; raises MissingWeights, or ValueError for another network."""
         torch_tools.prepare_torchvision()
         self._digest = store.digest_of(self.files())
         self._loaded = self.open(device, torch_tools.set_precision(self._dtype))
@@ -127,11 +114,7 @@ class NetworkScorer(ABC, Generic[NetworkT]):
         ]
 
     def self_test(self) -> None:
-        """Compare the golden items with what was blessed for these weights.
-
-        Raises:
-            SelfTestError: a check fails, or nothing is recorded for these weights.
-        """
+        """Compare with what was blessed for these weights; raises SelfTestError."""
         golden.self_test(self)
 
     def score(self, batch: Sequence[ScoreInput], *, details: bool) -> list[Outcome]:

@@ -74,11 +74,7 @@ class ShapesQualityScorer:
         return tools.digest(modules, {"version": self.spec.version, "numpy": np.__version__})
 
     def self_test(self) -> None:
-        """Measure a clean drawing, and the same with a known texture behind it.
-
-        Raises:
-            SelfTestError: a component is off.
-        """
+        """Measure a drawing, clean and with a texture behind it; raises SelfTestError."""
         clean = shapes.drawing("heart", "blue", 31.0, 33.0, 12.0)
         rows, columns = np.indices(clean.shape[:2])
         checker = np.where((rows + columns) % 2, 4, -4)[..., None]
@@ -101,11 +97,7 @@ class ShapesQualityScorer:
         return [problem or _score(next(rows), details=details) for problem in problems]
 
     def measure(self, images: Sequence[NDArray[np.uint8]]) -> list[Row]:
-        """Components by name of every image (H, W, 3).
-
-        Raises:
-            RuntimeError: called before `load`.
-        """
+        """Components by name of every image (H, W, 3); raises RuntimeError."""
         rows: dict[int, Row] = {}
         for members, stack in shapes_scene.stacks(images):
             rows.update(zip(members, self._measure_stack(stack), strict=True))

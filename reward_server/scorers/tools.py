@@ -18,13 +18,7 @@ def invalid(message: str) -> ItemFailure:
 
 
 def image_problem(item: ScoreInput, scorer: str, min_side_px: int = 1) -> ItemFailure | None:
-    """Why an item does not carry exactly one usable picture, or None.
-
-    Args:
-        item: the input.
-        scorer: who asks, for the message.
-        min_side_px: the smallest width and height that make sense.
-    """
+    """Why an item does not carry exactly one usable picture, or None."""
     if len(item.images) != 1:
         return invalid(
             f"images: {scorer} scores exactly one image per item, got {len(item.images)}; "
@@ -44,10 +38,6 @@ def digest(modules: list[ModuleType], facts: Mapping[str, str]) -> str:
 
     Hashing the source makes every edit of the code visible, whether or not somebody remembered to
     raise a version.
-
-    Args:
-        modules: the modules that decide the score.
-        facts: versions, options and digests of weights, by name.
     """
     sha = hashlib.sha256()
     for module in sorted(modules, key=lambda m: m.__name__):

@@ -36,11 +36,7 @@ _HALF = Tolerance(recorded=0.1, company=0.1)
 
 
 def check_dtype(scorer: str, dtype: str) -> str:
-    """Validate a scorer's `dtype` option.
-
-    Raises:
-        ValueError: not one of `DTYPES`.
-    """
+    """Validate a scorer's `dtype` option; raises ValueError."""
     if dtype not in DTYPES:
         raise ValueError(f"{scorer}: dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     return dtype
@@ -50,9 +46,6 @@ def set_precision(dtype: str) -> torch.dtype:
     """The torch type of an option, with TF32 turned off in this process.
 
     TF32 keeps 10 bits of the mantissa, and which kernels use it depends on the size of the batch.
-
-    Args:
-        dtype: one of `DTYPES`.
     """
     import torch
 

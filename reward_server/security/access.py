@@ -51,11 +51,7 @@ class Access:
     def __init__(
         self, file: Path | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Read the key file.
-
-        Raises:
-            ConfigError: it cannot be used.
-        """
+        """Read the key file; raises ConfigError."""
         self._file = file
         self._clock = clock
         self._stamp: object = stamp(file) if file else None
@@ -118,11 +114,7 @@ class Access:
         return Caller(name, name)
 
     def permit(self, caller: Caller, request: ScoreRequest) -> None:
-        """Refuse what the caller's key does not allow.
-
-        Raises:
-            PermissionDenied: names what was asked and what is allowed.
-        """
+        """Refuse what the caller's key does not allow; raises PermissionDenied."""
         entry = self._entry(caller)
         if entry is None:
             return

@@ -36,21 +36,13 @@ class Guard:
 
 
 def open_guard(server: ServerConfig) -> Guard:
-    """Check whether a config may be served, and prepare what guards it.
-
-    Raises:
-        ConfigError: it would answer without authentication, or a file cannot be used.
-    """
+    """Check whether a config may be served, and prepare what guards it; raises ConfigError."""
     check_exposure(server)
     return Guard(Access(Path(server.keys_file) if server.keys_file else None), tls_from(server))
 
 
 def check_exposure(server: ServerConfig) -> None:
-    """Refuse to listen beyond loopback without keys, mTLS or explicit consent.
-
-    Raises:
-        ConfigError: one line that names the address and the ways out.
-    """
+    """Raise ConfigError for listening beyond loopback without keys, mTLS or explicit consent."""
     if server.keys_file or server.tls_client_ca_file or server.allow_unauthenticated:
         return
     for key, address in addresses_of(server).items():

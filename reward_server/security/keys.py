@@ -114,11 +114,7 @@ def read(path: Path) -> KeyRing:
 
 
 def write(path: Path, ring: KeyRing) -> None:
-    """Write a key file in one step, readable by its owner alone.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Write a key file in one step, readable by its owner alone; raises OSError."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.unlink(missing_ok=True)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

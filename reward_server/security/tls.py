@@ -17,13 +17,7 @@ from reward_server.security.files import stamp
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """Where the certificates lie.
-
-    Attributes:
-        cert: certificate chain, PEM.
-        key: its private key, PEM.
-        client_ca: who signs the certificates of callers, PEM; None: callers need none.
-    """
+    """Where the certificates lie."""
 
     cert: Path
     key: Path
@@ -40,11 +34,7 @@ class ServerTls:
     """The certificate in force; `refresh` takes a renewed one without a restart."""
 
     def __init__(self, files: TlsFiles) -> None:
-        """Read and check the files.
-
-        Raises:
-            ConfigError: one is missing or broken, or they do not fit each other.
-        """
+        """Read and check the files; raises ConfigError."""
         self._files = files
         self._stamp = self._stamps()
         _check(files)
@@ -104,11 +94,7 @@ class ServerTls:
 
 
 def tls_from(server: ServerConfig) -> ServerTls | None:
-    """The TLS that a config asks for, or None.
-
-    Raises:
-        ConfigError: half of it is missing, or the files cannot be used.
-    """
+    """The TLS that a config asks for, or None; raises ConfigError."""
     if not (server.tls_cert_file or server.tls_key_file or server.tls_client_ca_file):
         return None
     if not (server.tls_cert_file and server.tls_key_file):

@@ -112,11 +112,7 @@ class UpstreamScorer:
         return self.info()
 
     async def score(self, order: Order) -> ScorerResult:
-        """Send the items of an order to servers, and again to others where one fails.
-
-        Raises:
-            RewardError: nothing was done for any item.
-        """
+        """Send the items to servers, and again to others where one fails; raises RewardError."""
         (outcome,) = await score_together([self], order)
         if isinstance(outcome, RewardError):
             raise outcome

@@ -127,14 +127,7 @@ class Servers:
         self._log = structlog.get_logger().bind(upstream=", ".join(route.targets))
 
     def join(self, user: object, name: str, scorer: str, on_change: Callable[[], None]) -> None:
-        """Begin to serve a scorer of these servers; the first user opens the connections.
-
-        Args:
-            user: whose `leave` ends it.
-            name: of the scorer here.
-            scorer: its name there.
-            on_change: called when its state may have changed.
-        """
+        """Begin to serve a scorer of these servers; the first user opens the connections."""
         self._users[user] = _User(name, scorer, on_change)
         if self._pool is None:
             self._pool = Pool(
@@ -233,12 +226,6 @@ class Servers:
         """Get a part answered by any server that has all its scorers as they are served.
 
         The part keeps its request id wherever it is sent; there is one answer at most.
-
-        Args:
-            request: with the names of the scorers there.
-            part: of it.
-            order: on whose behalf.
-            names: of the scorers here, for metrics.
 
         Raises:
             RewardError: no server could, within the deadline and `upstream_wait_s`.

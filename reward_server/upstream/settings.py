@@ -74,13 +74,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamSettings:
-    """Which scorer of which servers one scorer here stands for.
-
-    Attributes:
-        route: to the servers.
-        scorer: its name there.
-        max_part_items: items per message; larger requests are cut, each part goes its own way.
-    """
+    """Which scorer of which servers one scorer here stands for."""
 
     route: Route
     scorer: str
@@ -88,11 +82,7 @@ class UpstreamSettings:
 
 
 def parse_target(text: str, *, is_tls: bool = False) -> Source:
-    """Read "host:port" or "dns:///host:port".
-
-    Raises:
-        ValueError: it is neither; one line.
-    """
+    """Read "host:port" or "dns:///host:port"; raises ValueError."""
     every_address = text.startswith(_DNS)
     match = _HOST_PORT.fullmatch(text.removeprefix(_DNS))
     if match is None or not 0 < int(match[2]) < 65536:
@@ -126,11 +116,7 @@ def check_keys(name: str, section: UpstreamKeys) -> None:
 def read_settings(
     name: str, section: UpstreamKeys, environment: Mapping[str, str] = os.environ
 ) -> UpstreamSettings:
-    """Read the settings of an upstream scorer, its key and its certificates.
-
-    Raises:
-        UpstreamConfigError: the variable is not set, or the file cannot be read.
-    """
+    """An upstream scorer's settings, key and certificates; raises UpstreamConfigError."""
     where = f"scorers.{name}"
     api_key = None
     if section.upstream_api_key_env:

@@ -47,16 +47,7 @@ class Measured:
 def section_of(config: Config, name: str, device: str = "") -> tuple[str, ScorerConfig]:
     """The table of a scorer: the one called so, else the only one that runs it, else the defaults.
 
-    Args:
-        config: the configuration that is served.
-        name: of a table, or of a built-in scorer.
-        device: instead of the table's.
-
-    Returns:
-        What to load (a built-in name or `module:Class`), and the table.
-
-    Raises:
-        ConfigError: there is none, several tables run it, or there is no such device.
+    Raises ConfigError.
     """
     if name not in config.scorers:
         running = [key for key, table in config.scorers.items() if table.scorer == name]
@@ -74,15 +65,7 @@ def section_of(config: Config, name: str, device: str = "") -> tuple[str, Scorer
 
 
 def measure_twice(path: str, section: ScorerConfig) -> Measured:
-    """Measure in two fresh processes of the scorer's interpreter.
-
-    Args:
-        path: a built-in name or `module:Class`.
-        section: interpreter, options and threads; of several devices the first.
-
-    Raises:
-        BlessError: it cannot be measured, or the two disagree.
-    """
+    """Measure in two fresh processes of the scorer's interpreter; raises BlessError."""
     first, second = _measure(path, section), _measure(path, section)
     if first.digest != second.digest:
         raise BlessError(

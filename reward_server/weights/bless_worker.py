@@ -39,17 +39,8 @@ class _Unsupported(Exception):
 def measure(path: str, options: dict[str, Any], device: str) -> dict[str, Any]:
     """Load a scorer and score its golden items.
 
-    Args:
-        path: a built-in name or `module:Class`.
-        options: of its constructor.
-        device: "cpu" or "cuda:N"; the one visible GPU is the first one.
-
     Returns:
         `name`, `version`, `digest` of the weights, `tolerance`, and `golden`.
-
-    Raises:
-        SelfTestError: a check fails that needs no recorded scores.
-        Exception: whatever the scorer raises.
     """
     scorer: Any = load_scorer_class(path)(**options)
     missing = [name for name in _GOLDEN_MEMBERS if not hasattr(scorer, name)]

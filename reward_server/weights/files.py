@@ -17,9 +17,7 @@ class WeightsError(Exception):
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file that is either the old or the new one, never half of it.
 
-    Raises:
-        OSError: the folder cannot be written to.
-        ValueError: a number is not finite.
+    Raises OSError or ValueError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -36,15 +34,7 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def locked(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold the lock `path` against other processes; the system lets go of it after kill -9.
-
-    Args:
-        path: the lock's own file, made where it does not exist; it stays and is empty.
-        on_wait: called once if another process holds the lock, before waiting for it.
-
-    Raises:
-        OSError: the folder cannot be written to.
-    """
+    """Hold the lock `path` against other processes; it goes with the process, even by kill -9."""
     # Scorers in other interpreters read these files too; only writers need the package.
     from filelock import FileLock, Timeout
 

@@ -47,17 +47,7 @@ class Reporter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A file that has to be fetched, or to be recorded where it lies.
-
-    Attributes:
-        weights: its set.
-        file: its entry.
-        folder: of the set.
-        state: anything but COMPLETE and PARTIAL.
-        offer: what the source says of it.
-        known: the checksum it must have; empty on first use.
-        trust: why.
-    """
+    """A file that has to be fetched, or to be recorded where it lies."""
 
     weights: WeightSet
     file: WeightFile
@@ -85,14 +75,7 @@ def pull(
     *,
     offline: bool = False,
 ) -> None:
-    """Make weight sets complete.
-
-    Args:
-        sets: which.
-        root: the models directory.
-        sources: where files come from.
-        report: takes lines and progress.
-        offline: touch no network (a mirror that is a folder is not the network).
+    """Make weight sets complete; `offline` touches no network (a mirror that is a folder is none).
 
     Raises:
         PullError: something is missing, does not fit, or is not what it should be; whatever was

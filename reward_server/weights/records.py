@@ -66,21 +66,13 @@ class Record:
 
 
 def of(path: Path, sha256: str, file: WeightFile, trust: Trust) -> Record:
-    """The record of a file that has just been hashed.
-
-    Raises:
-        OSError: it is gone.
-    """
+    """The record of a file that has just been hashed; raises OSError."""
     stat = path.stat()
     return Record(sha256, stat.st_size, stat.st_mtime_ns, file.url, trust)
 
 
 def read(folder: Path) -> dict[str, Record]:
-    """The records of a set's folder by path; empty where there are none.
-
-    Raises:
-        DamagedRecords: the file is not what `write` writes.
-    """
+    """The records of a set's folder by path; empty where there are none; raises DamagedRecords."""
     path = folder / NAME
     try:
         return parse(path.read_text(encoding="utf-8"))
@@ -93,11 +85,7 @@ def read(folder: Path) -> dict[str, Record]:
 
 
 def parse(text: str) -> dict[str, Record]:
-    """Read the text of a `checksums.json`.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """Read the text of a `checksums.json`; raises ValueError."""
     try:
         return msgspec.json.decode(text, type=dict[str, dict[str, Record]])["files"]
     except (KeyError, msgspec.MsgspecError) as error:
@@ -105,11 +93,7 @@ def parse(text: str) -> dict[str, Record]:
 
 
 def write(folder: Path, records: Mapping[str, Record]) -> None:
-    """Replace the records of a set's folder.
-
-    Raises:
-        OSError: the folder cannot be written to.
-    """
+    """Replace the records of a set's folder; raises OSError."""
     files.write_json(folder / NAME, {"files": {k: asdict(v) for k, v in records.items()}})
 
 
@@ -130,20 +114,7 @@ def trust_in(file: WeightFile, record: Record | None) -> Trust:
 def file_state(
     folder: Path, file: WeightFile, record: Record | None, *, rehash: bool = False
 ) -> State:
-    """How one file lies in a set's folder.
-
-    Args:
-        folder: of the set.
-        file: the catalogue's entry.
-        record: what is known of it.
-        rehash: hash it even if size and time are those of the record.
-
-    Returns:
-        Anything but PARTIAL.
-
-    Raises:
-        OSError: it cannot be read.
-    """
+    """How one file lies in a set's folder; raises OSError."""
     path = folder / file.path
     if not path.is_file():
         return State.ABSENT
@@ -158,12 +129,7 @@ def file_state(
 
 
 def set_states(folder: Path, weights: WeightSet, *, rehash: bool = False) -> dict[str, State]:
-    """The state of every file of a set, by path.
-
-    Raises:
-        DamagedRecords: as `read`.
-        OSError: a file cannot be read.
-    """
+    """The state of every file of a set, by path; raises DamagedRecords or OSError."""
     known = read(folder)
     return {
         file.path: file_state(folder, file, known.get(file.path), rehash=rehash)

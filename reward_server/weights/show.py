@@ -30,13 +30,7 @@ _SHOWN = {State.UNRECORDED: "complete, unverified"}
 
 @dataclass(frozen=True, slots=True)
 class SetStatus:
-    """A set and how it lies here.
-
-    Attributes:
-        weights: the catalogue's entry.
-        folder: where it lies, or would.
-        files: the state of each file by path.
-    """
+    """A set and how it lies here."""
 
     weights: WeightSet
     folder: Path

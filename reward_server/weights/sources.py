@@ -40,13 +40,7 @@ class SourceError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What a source says of a file before it is fetched.
-
-    Attributes:
-        size_bytes: None where it does not say.
-        sha256: empty where it states none.
-        trust: where the checksum comes from.
-    """
+    """What a source says of a file before it is fetched."""
 
     size_bytes: int | None = None
     sha256: str = ""
@@ -85,11 +79,7 @@ class Sources:
         return Path(self.mirror.removeprefix("file://")).expanduser()
 
     def mirror_records(self, name: str) -> dict[str, Record]:
-        """The checksums that a mirror keeps beside the files of a set; empty where it keeps none.
-
-        Raises:
-            SourceError: they are there and damaged, or the mirror does not answer.
-        """
+        """The checksums that a mirror keeps beside a set, or none; raises SourceError."""
         if not self.mirror:
             return {}
         try:
@@ -104,16 +94,7 @@ class Sources:
             raise SourceError(f"{name}: {_described(error)}") from error
 
     def offer(self, name: str, file: WeightFile, mirrored: Mapping[str, Record]) -> Offer:
-        """What the source says of one file.
-
-        Args:
-            name: of the set.
-            file: of the set.
-            mirrored: see `mirror_records`.
-
-        Raises:
-            SourceError: the file is not there, or not for us.
-        """
+        """What the source says of one file; raises SourceError."""
         what = f"{name}/{file.path}"
         if self.folder is not None:
             path = self.folder / name / file.path
@@ -141,6 +122,8 @@ class Sources:
     ) -> tuple[Path, str]:
         """Get a file into a place beside its target; what an earlier call left is continued.
 
+        Raises SourceError.
+
         Args:
             name: of the set.
             file: of the set.
@@ -151,9 +134,6 @@ class Sources:
 
         Returns:
             The complete, unchecked file, and the sha256 its source stated meanwhile (or empty).
-
-        Raises:
-            SourceError: it cannot be had.
         """
         what, part = f"{name}/{file.path}", part_of(target)
         part.parent.mkdir(parents=True, exist_ok=True)

@@ -53,11 +53,7 @@ def require(name: str, weights: str = "", files: Sequence[str] = ()) -> Path:
 
 
 def sha256_of(path: Path) -> str:
-    """Hex digest of one file.
-
-    Raises:
-        OSError: it cannot be read.
-    """
+    """Hex digest of one file; raises OSError."""
     sha = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
@@ -66,11 +62,7 @@ def sha256_of(path: Path) -> str:
 
 
 def digest_of(paths: Iterable[Path]) -> str:
-    """Hex digest over the names and contents of files, whatever folder they are in.
-
-    Raises:
-        OSError: one cannot be read.
-    """
+    """Hex digest over names and contents of files, whatever their folder; raises OSError."""
     sha = hashlib.sha256()
     # Sorted with the contents: files of one name in several folders have no other order.
     for name, content in sorted((path.name, sha256_of(path)) for path in paths):

@@ -258,11 +258,7 @@ class ArenaReader:
         self._map: mmap.mmap | None = None
 
     def view(self, ref: ImageRef) -> NDArray[np.uint8]:
-        """The image (H, W, 3), not writable, without a copy.
-
-        Raises:
-            ValueError: it lies outside the arena.
-        """
+        """The image (H, W, 3), not writable, without a copy; raises ValueError."""
         length = ref.height * ref.width * 3
         if self._map is None or ref.offset_bytes + length > len(self._map):
             size = os.fstat(self._fd).st_size

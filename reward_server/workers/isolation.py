@@ -39,13 +39,7 @@ class IsolatingRunner:
     def run(
         self, inputs: Sequence[ScoreInput], transforms: Sequence[str], *, details: bool
     ) -> list[Score | Failure]:
-        """Score a batch; never raises.
-
-        Args:
-            inputs: N items.
-            transforms: for each the name of the transform to report.
-            details: whether to ask the scorer for explanations.
-        """
+        """Score a batch; never raises."""
         outcomes: list[Score | Failure] = []
         for part in self._parts_that_fit(inputs):
             outcomes += self._run_part([inputs[i] for i in part], details=details)

@@ -162,11 +162,7 @@ class ScorerPool:
         return None
 
     async def score(self, order: Order) -> ScorerResult:
-        """Queue the items of an order and wait for their answers, until its deadline at most.
-
-        Raises:
-            RewardError: no item can be scored.
-        """
+        """Queue the items of an order and await answers, until its deadline; raises RewardError."""
         info = self.info()
         by_index, errors = works_of(order, info, self._keys)
         works = by_index.values()
@@ -237,14 +233,7 @@ def open_pools(
     on_change: Callable[[str], None],
     cache: ResultCache,
 ) -> dict[str, ScorerPool]:
-    """The pools of scorers that share their workers; nothing is started yet.
-
-    Args:
-        group: name -> table, the one whose workers they are first.
-        metrics: of the server.
-        on_change: called with a name when the state of that scorer changes.
-        cache: of the server.
-    """
+    """The pools of scorers that share their workers; nothing is started yet."""
     host = next(iter(group.values()))
     workers = Workers(len(host.devices))
     pools = {

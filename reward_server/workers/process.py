@@ -151,11 +151,7 @@ class WorkerProcess:
         return self._process.pid
 
     async def load(self, name: str, config: ScorerConfig, device: str) -> tuple[Hello, Ready]:
-        """Load a scorer; it has passed its self-test then.
-
-        Raises:
-            WorkerRefused: it cannot serve; others of the process still do.
-        """
+        """Load a scorer; it has passed its self-test then; raises WorkerRefused."""
         threads = threads_of(config, device)
         path = config.scorer or name
         await self._send(Start(name, path, dict(config.options), device, threads))

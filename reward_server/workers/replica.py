@@ -159,10 +159,6 @@ class Replica:
     async def load(self, worker: WorkerProcess, excess: Callable[[], str]) -> None:
         """Load it in a worker; READY afterwards, or lost without harm to the others there.
 
-        Args:
-            worker: a running one.
-            excess: why the worker uses too much memory, or empty.
-
         Raises:
             WorkerDied: the process is gone, or takes longer than `start_timeout_s`.
         """
@@ -245,11 +241,7 @@ class Replica:
         failed inside the scorer at the end of a batch is held until it is known whose fault it was:
         a later batch that ends well, or a self-test, answers it; a self-test that fails runs it
         again, once, on another worker. While items wait, self-tests take at most a tenth of the
-        time, whatever callers send.
-
-        Raises:
-            WorkerDied: the process is gone.
-            asyncio.TimeoutError: after `start_timeout_s`.
+        time, whatever callers send. Raises WorkerDied or asyncio.TimeoutError.
         """
         now_s = time.monotonic()
         if not self._held or (now_s < self._next_test_s and self.queue.waiting_items):

@@ -35,14 +35,7 @@ class WorkerSlot:
         replicas: Sequence[Replica],
         asked: asyncio.Event,
     ) -> None:
-        """Prepare; nothing is started.
-
-        Args:
-            index: of the worker among those of its scorers.
-            config: of the first scorer, for what concerns the process.
-            replicas: its scorers, at least one.
-            asked: set when one of them shall be tried again now.
-        """
+        """Prepare; nothing is started."""
         self._config = config
         self._device = config.devices[index]
         self._replicas = replicas

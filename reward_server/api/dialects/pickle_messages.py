@@ -44,11 +44,7 @@ class PickleRequest:
 
 
 def parse(body: bytes, limits: PickleLimits) -> PickleRequest:
-    """Read a request of any of the pickle dialects.
-
-    Raises:
-        InvalidArgument: it is none; names the key.
-    """
+    """Read a request of any of the pickle dialects; raises InvalidArgument."""
     message = read_pickle(body, limits)
     if not isinstance(message, dict):
         raise InvalidArgument(f"the pickle holds a {type(message).__name__}, expected a dict")

@@ -38,13 +38,7 @@ _TEMPERATURE = 100.0
 
 @dataclass(frozen=True, slots=True)
 class ColorGuess:
-    """The colour of one object.
-
-    Attributes:
-        color: the nearest of `coco.COLORS`.
-        share: its softmax probability among the ten.
-        cosines: (10,) float32, in the order of `coco.COLORS`.
-    """
+    """The colour of one object."""
 
     color: str
     share: float
@@ -52,14 +46,7 @@ class ColorGuess:
 
 
 class ColorClassifier:
-    """Zero-shot colours by OpenAI's CLIP.
-
-    Args:
-        weights: the CLIP file, see `clip_model.load`.
-        dtype: one of `torch_tools.DTYPES`, for pictures; texts are embedded once, in float32.
-        compiled: whether to compile the image tower.
-        crops_per_forward: most crops in one forward.
-    """
+    """Zero-shot colours by OpenAI's CLIP."""
 
     modules = (sys.modules[__name__], clip_model, coco, crops)
 

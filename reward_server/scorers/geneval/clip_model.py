@@ -45,14 +45,7 @@ class Clip:
 def load(path: Path, device: str) -> Clip:
     """Build the network from OpenAI's archive, or from a file with the same tensors.
 
-    Args:
-        path: `ViT-L-14.pt`, or the state dict of it saved by torch.
-        device: "cpu" or "cuda:N".
-
-    Raises:
-        WrongActivation: open_clip has built it with another activation.
-        OSError: the file cannot be read.
-        RuntimeError: it is no torch file, or holds other tensors.
+    Raises WrongActivation or OSError or RuntimeError.
     """
     import open_clip  # pyright: ignore[reportMissingImports]  # in the scorers' environment
 
@@ -71,11 +64,7 @@ def load(path: Path, device: str) -> Clip:
 
 
 def assert_quick_gelu(network: nn.Module) -> None:
-    """Check every block of both towers.
-
-    Raises:
-        WrongActivation: a block has another activation, or there are no blocks.
-    """
+    """Check every block of both towers; raises WrongActivation."""
     found = [
         type(module).__name__
         for name, module in network.named_modules()

@@ -40,16 +40,7 @@ _UNUSED = {
 
 
 class Mask2FormerSegmenter:
-    """Mask2Former from an mmdet checkpoint file.
-
-    Args:
-        checkpoint: the file, mmdet 2.x or 3.x.
-        dtype: one of `torch_tools.DTYPES`; below float32 by autocast.
-        compiled: whether to compile the network.
-        channel_order: one of `segmenter.CHANNEL_ORDERS`.
-        pipeline: one of `segmenter.PIPELINES`.
-        images_per_forward: most pictures in one forward.
-    """
+    """Mask2Former from an mmdet checkpoint file."""
 
     modules = (
         sys.modules[__name__],
@@ -83,21 +74,13 @@ class Mask2FormerSegmenter:
     def load(self, device: str) -> None:
         """Read the checkpoint, convert it and move the network to the device.
 
-        Raises:
-            mmdet_checkpoint.CheckpointError: the file cannot be read safely.
-            mmdet_keys.UnknownLayout: it holds another network.
+        Raises mmdet_checkpoint.CheckpointError or mmdet_keys.UnknownLayout.
         """
         self._take(build(mmdet_checkpoint.read_state_dict(self.checkpoint)), device)
 
     @classmethod
     def of(cls, network: Any, device: str, *, dtype: str = "float32") -> Mask2FormerSegmenter:
-        """A segmenter around a network that is there already, without a file.
-
-        Args:
-            network: in evaluation mode.
-            device: "cpu" or "cuda:N".
-            dtype: one of `torch_tools.DTYPES`.
-        """
+        """A segmenter around a network that is there already, without a file."""
         made = cls(Path(), dtype=dtype)
         made._take(network, device)
         return made
@@ -150,9 +133,7 @@ class Mask2FormerSegmenter:
 def build(table: Mapping[str, Tensor]) -> Mask2FormerForUniversalSegmentation:
     """The network with the tensors of an mmdet checkpoint, in evaluation mode.
 
-    Raises:
-        mmdet_keys.UnknownLayout: a tensor is missing, left over or of another shape, or the classes
-            are not those of COCO.
+    Raises mmdet_keys.UnknownLayout.
     """
     sizes = mmdet_keys.architecture(mmdet_keys.modern(table))
     if sizes.classes != len(CLASSES):

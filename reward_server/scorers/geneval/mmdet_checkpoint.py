@@ -84,11 +84,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def check_named_digest(path: Path) -> None:
-    """OpenMMLab's files end in the first eight digits of their sha256: compare.
-
-    Raises:
-        CheckpointError: the content has another digest than the name says.
-    """
+    """OpenMMLab's names end in eight digits of their sha256; raises CheckpointError for others."""
     named = _NAMED_DIGEST.search(path.name)
     if named is None:
         return

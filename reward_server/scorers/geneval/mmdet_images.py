@@ -56,13 +56,7 @@ def target_size(height: int, width: int) -> tuple[int, int]:
 
 
 def prepare(images: Sequence[UInt8Image], pipeline: str, device: str) -> list[Prepared]:
-    """Resize, pad and normalise each picture on the device.
-
-    Args:
-        images: uint8 arrays (H, W, 3) in the channel order of the network (RGB).
-        pipeline: one of `segmenter.PIPELINES`.
-        device: "cpu" or "cuda:N".
-    """
+    """Resize, pad and normalise each picture on the device."""
     return [_prepare_one(image, pipeline, device) for image in images]
 
 

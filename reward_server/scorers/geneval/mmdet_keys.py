@@ -119,11 +119,7 @@ def modern(table: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def architecture(table: Mapping[str, Tensor]) -> Architecture:
-    """Read the sizes off the tensors (names of mmdet 3.x).
-
-    Raises:
-        UnknownLayout: a tensor that decides a size is not there.
-    """
+    """Read the sizes off the tensors (names of mmdet 3.x); raises UnknownLayout."""
     stage, head = r"backbone\.stages\.", r"panoptic_head\."
     depths = tuple(
         _count(table, rf"{stage}{i}\.blocks\.(\d+)\.")
@@ -159,14 +155,7 @@ def architecture(table: Mapping[str, Tensor]) -> Architecture:
 
 
 def convert(table: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by transformers' names.
-
-    Args:
-        table: tensors by the names of mmdet 2.x or 3.x.
-
-    Raises:
-        UnknownLayout: a tensor has no counterpart.
-    """
+    """Tensors by transformers' names; raises UnknownLayout."""
     converted: dict[str, Tensor] = {}
     for name, tensor in modern(table).items():
         if _DERIVED.search(name):

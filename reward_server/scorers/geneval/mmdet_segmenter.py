@@ -23,13 +23,7 @@ CONFIG = ".mim/configs/mask2former/mask2former_swin-s-p4-w7-224_8xb2-lsj-50e_coc
 
 
 class MmdetSegmenter:
-    """Mask2Former run by mmdet 3.x.
-
-    Args:
-        checkpoint: the file, mmdet 2.x or 3.x.
-        channel_order: one of `segmenter.CHANNEL_ORDERS`.
-        config: mmdet's configuration file; default: the benchmark's, from mmdet's wheel.
-    """
+    """Mask2Former run by mmdet 3.x."""
 
     modules = (sys.modules[__name__], segmenter, mmdet_checkpoint, mmdet_keys)
 

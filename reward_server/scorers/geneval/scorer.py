@@ -88,19 +88,11 @@ class GenEvalScorer:
         return tools.digest([sys.modules[__name__], rules, geneval_spec], facts)
 
     def self_test(self) -> None:
-        """Run the detector's own test, on pictures whose content is known.
-
-        Raises:
-            SelfTestError: it does not see what is there.
-        """
+        """Run the detector's own test, on pictures whose content is known; raises SelfTestError."""
         self._detector.self_test()
 
     def golden_subject(self) -> golden.GoldenScorer:
-        """What is recorded by `models bless`: the detector, not decisions; after `load`.
-
-        Raises:
-            LookupError: the detector has no weights.
-        """
+        """The detector, after `load`; raises LookupError if it has no weights to bless."""
         if not isinstance(self._detector, CocoDetector):
             raise LookupError(
                 f"geneval: detector {self._detector_name!r} has no weights; nothing to bless"

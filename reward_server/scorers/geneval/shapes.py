@@ -97,11 +97,7 @@ class ShapesDetector:
     def detect(
         self, images: Sequence[UInt8Image], color_classes: Sequence[Collection[str]] = ()
     ) -> list[list[Detection]]:
-        """Find the shapes of each image; colours come for free and are given where they are clear.
-
-        Raises:
-            RuntimeError: called before `load`.
-        """
+        """Find the shapes of each image; colours come for free, where they are clear."""
         found: list[list[Detection]] = [[] for _ in images]
         for members, stack in shapes_scene.stacks(images):
             for picture, detection in self._detect_stack(stack):

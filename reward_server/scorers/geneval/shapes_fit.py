@@ -82,15 +82,7 @@ def measure(
     pixels: palette.Nearest,
     shapes: silhouettes.Silhouettes,
 ) -> Fits:
-    """Measure candidates that fit into windows of one size.
-
-    Args:
-        scenes: the analysed batch.
-        numbers: component numbers.
-        window_px: side of the windows.
-        pixels: the palette colour of every pixel of the batch.
-        shapes: the silhouettes.
-    """
+    """Measure candidates that fit into windows of one size."""
     windows = _cut(scenes, numbers, window_px)
     near = pixels.nearest[windows.at]
     color = _most_frequent(near, windows.core, len(pixels.rgb))

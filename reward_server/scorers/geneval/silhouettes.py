@@ -154,15 +154,7 @@ def polygon_distance(corners: list[tuple[float, float]], x: Floats, y: Floats) -
 
 
 def coverage(name: str, size_px: tuple[int, int], x: float, y: float, radius: float) -> Array:
-    """Anti-aliased picture of one shape: (height, width) values in [0, 1].
-
-    Args:
-        name: class name.
-        size_px: height and width of the picture.
-        x: abscissa of the centre in pixels.
-        y: ordinate of the centre in pixels.
-        radius: circumradius in pixels.
-    """
+    """Anti-aliased picture of one shape, (height, width) in [0, 1]; place and radius in pixels."""
     ys, xs = np.mgrid[: size_px[0], : size_px[1]].astype(np.float32) + np.float32(0.5)
     distance = polygon_distance(outlines()[name], (xs - x) / radius, (ys - y) / radius)
     return np.clip(0.5 - distance * radius, 0, 1)

@@ -28,11 +28,7 @@ _RENAMED = (
 def split(
     state: Mapping[str, torch.Tensor],
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """The checkpoint as state dicts of transformers' `Qwen2VLModel` and of the head.
-
-    Raises:
-        ValueError: a key belongs to neither; one line.
-    """
+    """State dicts of transformers' `Qwen2VLModel` and of the head; raises ValueError."""
     backbone: dict[str, torch.Tensor] = {}
     head: dict[str, torch.Tensor] = {}
     for stored, tensor in state.items():
@@ -73,19 +69,10 @@ def rank_head(hidden_size: int) -> torch.nn.Module:
 def load(
     folder: Path, checkpoint: str, dtype: torch.dtype, device: str
 ) -> tuple[Any, torch.nn.Module]:
-    """Build backbone and head and fill them, strictly.
-
-    Args:
-        folder: holds the checkpoint and Qwen2-VL's config.json.
-        checkpoint: name of the safetensors file in it.
-        dtype: of the backbone; the head is float32.
-        device: "cpu" or "cuda:N".
+    """Build backbone and head and fill them, strictly; raises ValueError.
 
     Returns:
         transformers' `Qwen2VLModel` without a language head, and the head.
-
-    Raises:
-        ValueError: weights are missing, unknown or of another shape; one line.
     """
     from safetensors.torch import load_file
     from transformers import Qwen2VLConfig, Qwen2VLModel

@@ -127,11 +127,7 @@ class HpsV3Scorer(NetworkScorer[HpsV3]):
         return [folder / name for name in FILES]
 
     def open(self, device: str, dtype: torch.dtype) -> HpsV3:
-        """Load network and tokenizer; needs as much host memory as the weights take.
-
-        Raises:
-            ValueError: the files do not belong together; one line.
-        """
+        """Load network and tokenizer, through as much host memory as the weights take."""
         folder = self.files()[0].parent
         backbone, head = network.load(folder, CHECKPOINT, dtype, device)
         tokenizer = _tokenizer(folder, backbone.config.text_config.vocab_size)

@@ -89,12 +89,9 @@ class Endpoint:
         await self._client.aclose()
 
     async def models(self) -> list[dict[str, Any]]:
-        """The cards of the served models, as `GET /models` reports them.
+        """The cards of the served models, as `GET /models` reports them; raises RewardError.
 
         Waits up to `wait_s` for an endpoint that is still starting.
-
-        Raises:
-            RewardError: it cannot be reached, refuses, or sends something else.
         """
         deadline = Deadline(self._options.wait_s + self._options.timeout_s)
         # As many attempts as fit into wait_s at the longest pause.
@@ -109,10 +106,6 @@ class Endpoint:
 
     async def chat(self, body: Mapping[str, Any], deadline: Deadline) -> Any:
         """`POST /chat/completions`: the decoded JSON of the answer.
-
-        Args:
-            body: the request.
-            deadline: of all attempts together.
 
         Raises:
             RewardError: no answer; `retryable` says whether another try may help.

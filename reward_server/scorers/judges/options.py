@@ -13,19 +13,7 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 @dataclass(frozen=True, slots=True)
 class EndpointOptions:
-    """Where the judge is and connection settings and limits.
-
-    Attributes:
-        base_url: up to and including "/v1".
-        model: name as the endpoint serves it; empty: the only one it serves.
-        api_key_env: name of the environment variable that holds the key; empty: no key.
-        concurrency: calls in flight at once.
-        timeout_s: longest one call may take, connecting included.
-        batch_timeout_s: longest a batch may take, retries included; stay below the server's
-            `timeout_s`, beyond which the worker counts as hung.
-        attempts: calls per item, the first included.
-        wait_s: how long `load` waits for an endpoint that does not answer yet.
-    """
+    """Where the judge is and connection settings and limits."""
 
     base_url: str
     model: str
@@ -37,11 +25,7 @@ class EndpointOptions:
     wait_s: float
 
     def check(self, scorer: str) -> None:
-        """Validate.
-
-        Raises:
-            ValueError: one line that names the option and what is allowed.
-        """
+        """Validate; raises ValueError."""
         url = urlsplit(self.base_url)
         if url.username is not None or url.password is not None or url.query:
             # Not quoted: it holds what should never be shown.
@@ -75,11 +59,7 @@ class EndpointOptions:
             return host == "localhost"
 
     def api_key(self, scorer: str) -> str:
-        """The key from the environment; empty without `api_key_env`.
-
-        Raises:
-            RuntimeError: the variable is not set.
-        """
+        """The key from the environment; empty without `api_key_env`; raises RuntimeError."""
         if not self.api_key_env:
             return ""
         key = os.environ.get(self.api_key_env, "").strip()

@@ -146,11 +146,7 @@ def _agreed(values: Sequence[float], label: str) -> float:
 
 
 def reply_of(answer: Any) -> Reply:
-    """The first choice of an answer.
-
-    Raises:
-        Unreadable: the answer is not what the API promises.
-    """
+    """The first choice of an answer; raises Unreadable."""
     try:
         choice = answer["choices"][0]
         text = choice["message"].get("content") or ""

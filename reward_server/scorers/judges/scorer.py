@@ -50,7 +50,8 @@ class JudgeScorer:
         api_key_env: name of the environment variable that holds the key; empty: no key.
         concurrency: calls in flight at once.
         timeout_s: longest one call may take.
-        batch_timeout_s: longest a batch may take, retries included.
+        batch_timeout_s: longest a batch may take, retries included; stay below the server's
+            `timeout_s`, beyond which the worker counts as hung.
         attempts: calls per item, the first included.
         wait_s: how long `load` waits for an endpoint that is still starting.
         max_tokens: length of an answer; 0: as the judge's definition says.
@@ -95,11 +96,7 @@ class JudgeScorer:
         self._endpoint: Endpoint | None = None
 
     def load(self, device: str) -> None:
-        """Find the endpoint and the model; the device plays no part.
-
-        Raises:
-            RuntimeError: the endpoint cannot be reached, or does not serve the model; one line.
-        """
+        """Find the endpoint and the model; the device plays no part; raises RuntimeError."""
         key = self._options.api_key(self.name)
         self._loop = asyncio.new_event_loop()
         self._endpoint = Endpoint(self._options, key)

@@ -130,11 +130,7 @@ class OcrScorer:
         return tools.digest(modules, facts)
 
     def self_test(self) -> None:
-        """Read a word drawn here, at 64 px and at 256 px, and nothing on a blank picture.
-
-        Raises:
-            SelfTestError: the word is not read, or something is read where nothing is.
-        """
+        """Read a word drawn here at 64 and 256 px, and nothing on a blank; raises SelfTestError."""
         cause = f"missing or damaged model files, or another version of {self._engine_name}"
         sizes_px = (64, 256)
         blank = np.full((64, 64, 3), 235, dtype=np.uint8)
@@ -197,9 +193,6 @@ class OcrScorer:
 
         Args:
             images: uint8 RGB (H, W, 3), of any sizes.
-
-        Raises:
-            RuntimeError: called before `load`.
         """
         shown = [_enlarged(image) for image in images]
         # The networks were trained on BGR.
