@@ -86,7 +86,7 @@ class Pool(Servers):
         weight: int = 1,
         allowed: Callable[[Endpoint], bool] = lambda _: True,
     ) -> Reply:
-        """Get one answer by `attempt`, which has so many seconds at a server; raises RewardError."""
+        """Get one answer by `attempt`, which has a server and some seconds; raises RewardError."""
         now_s = asyncio.get_running_loop().time()
         idle_s = self._patience.idle_s
         call = Call(

@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
 from reward_client.errors import RewardError
 from reward_server import config as configuration
 from reward_server.api import json_mirror
+from reward_server.commands.fail import fail
 from reward_server.commands.keys import app as keys_app
 from reward_server.commands.models import app as models_app
 from reward_server.config import Config, ConfigError
@@ -102,7 +103,7 @@ def serve(
     from reward_server.observability.telemetry import TelemetryError
 
     if port is not None and http:
-        _fail("--port and --http name the same address: leave one out")
+        fail("--port and --http name the same address: leave one out")
     http = f"127.0.0.1:{port}" if port is not None else http
     scorers = ",".join([*(names or ()), *_names(scorers)])
     overrides = {"HTTP": f"'{http}'" if http else "", "GRPC": f"'{grpc}'" if grpc else ""}
@@ -114,7 +115,7 @@ def serve(
     try:
         asyncio.run(serve_async(loaded, port_file, again, level))
     except (AddressInUse, ConfigError, TelemetryError, OSError) as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 @app.command()
@@ -153,7 +154,7 @@ def score(
 
     names = _names(scorers)
     if url and (local or config):
-        _fail("--url asks a server; leave it out, or leave out --local and --config")
+        fail("--url asks a server; leave it out, or leave out --local and --config")
     try:
         files = scoring.files_of(images)
         items = scoring.items_of(files, prompt, spec)
@@ -174,9 +175,9 @@ def score(
         for file in scoring.write_explanations(explain, files, items, response) if explain else ():
             scoring.note(f"wrote {file}")
     except RewardError as error:
-        _fail(error.message)
+        fail(error.message)
     except OSError as error:
-        _fail(f"cannot read or write {error.filename}: {error.strerror}")
+        fail(f"cannot read or write {error.filename}: {error.strerror}")
     if any(result.errors for result in response.results.values()):
         raise typer.Exit(1)
 
@@ -197,7 +198,7 @@ def list_scorers(
         else:
             tables.show_scorers(scoring.list_infos(url))
     except RewardError as error:
-        _fail(error.message)
+        fail(error.message)
 
 
 @config_app.command()
@@ -210,7 +211,7 @@ def check(file: Annotated[Path, typer.Argument(help="The TOML file.")]) -> None:
     try:
         open_guard(loaded.server)
     except ConfigError as error:
-        _fail(f"{file}: {error}")
+        fail(f"{file}: {error}")
     for name, section in loaded.scorers.items():
         # A warning only: the file may be meant for another host.
         for device in dict.fromkeys(() if section.targets else section.devices):
@@ -234,7 +235,7 @@ def _load(
     try:
         return _read_config(path, scorers, overrides, device)
     except ConfigError as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 def _read_config(
@@ -252,8 +253,3 @@ def _read_config(
 
 def _names(text: str) -> list[str]:
     return [name for name in re.split(r"[,\s]+", text) if name]
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"reward-server: {message}", err=True)
-    raise typer.Exit(2)

@@ -204,11 +204,17 @@ class GrpcApi:
                 await answers.put(response)
 
         async def read() -> None:
-            async with _TaskSet() as tasks:
+            tasks: set[asyncio.Task[None]] = set()
+            try:
                 while isinstance(body := await context.read(), bytes):  # then grpc.aio.EOF
                     message, body = [body], b""  # held by its task alone
                     await window.acquire()
-                    tasks.start(one(message))
+                    tasks.add(asyncio.create_task(one(message)))
+                    tasks = {task for task in tasks if not task.done()}
+                await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
             await answers.put(None)
 
         reader = asyncio.create_task(read())
@@ -283,29 +289,6 @@ class GrpcApi:
         return await self._service.in_thread(
             lambda: convert.response_to_proto(redacted_response(response)), request, client
         )
-
-
-class _TaskSet:
-    """Tasks that are awaited at the end, or cancelled when the block is left by an exception."""
-
-    def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def start(self, coroutine: Any) -> None:
-        task = asyncio.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def __aenter__(self) -> _TaskSet:
-        return self
-
-    async def __aexit__(self, kind: object, *rest: object) -> None:
-        try:
-            if kind is None and self._tasks:
-                await asyncio.wait(set(self._tasks))
-        finally:
-            for task in self._tasks:
-                task.cancel()
 
 
 def _hop(context: Any, caller: Caller) -> Hop:

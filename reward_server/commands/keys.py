@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
 from reward_client.types import Priority
+from reward_server.commands.fail import fail
 from reward_server.config import ConfigError
 from reward_server.security import keys
 from reward_server.security.keys import KeyEntry, KeyRing
@@ -40,16 +41,16 @@ def create(
     try:
         ring = keys.read(file) if file.exists() else KeyRing({})
     except ConfigError as error:
-        _fail(str(error))
+        fail(str(error))
     if (problem := keys.name_problem(name)) is not None:
-        _fail(problem)
+        fail(problem)
     if name in ring.entries:
-        _fail(f"{file} has a key {name!r} already: choose another name, or revoke it first")
+        fail(f"{file} has a key {name!r} already: choose another name, or revoke it first")
     key = keys.new_key()
     only = tuple(part for part in re.split(r"[,\s]+", scorers) if part)
     for scorer in only:
         if keys.name_problem(scorer) is not None:
-            _fail(f"--scorers: {scorer!r} is not a scorer's name")
+            fail(f"--scorers: {scorer!r} is not a scorer's name")
     entry = KeyEntry(
         sha256=keys.digest(key),
         priority=priority,
@@ -89,7 +90,7 @@ def revoke(name: NameArgument, file: FileOption) -> None:
     ring = _read(file)
     if name not in ring.entries:
         known = ", ".join(ring.entries) or "none"
-        _fail(f"{file} has no key {name!r} (it has: {known})")
+        fail(f"{file} has no key {name!r} (it has: {known})")
     _write(file, KeyRing({n: entry for n, entry in ring.entries.items() if n != name}))
     typer.echo(f"revoked {name}")
 
@@ -98,16 +99,11 @@ def _read(file: Path) -> KeyRing:
     try:
         return keys.read(file)
     except ConfigError as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 def _write(file: Path, ring: KeyRing) -> None:
     try:
         keys.write(file, ring)
     except OSError as error:
-        _fail(f"cannot write {file}: {error.strerror}")
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"reward-server: {message}", err=True)
-    raise typer.Exit(2)
+        fail(f"cannot write {file}: {error.strerror}")

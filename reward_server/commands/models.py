@@ -8,12 +8,13 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from reward_server import config as configuration
+from reward_server.commands.fail import fail
 from reward_server.weights import records, store
 from reward_server.weights.catalog import CATALOG, HUB, WeightSet
 from reward_server.weights.files import WeightsError
@@ -136,7 +137,7 @@ def bless(
             console.print(f"nothing is recorded in {golden_file.blessed_file()}")
         return
     if not scorer:
-        _fail("name a scorer to bless, or use --show")
+        fail("name a scorer to bless, or use --show")
     with _one_line_errors():
         loaded = configuration.load(config, os.environ)
         path, section = blessing.section_of(loaded, scorer, device)
@@ -166,7 +167,7 @@ def _sets(names: Sequence[str] | None, *, everything: bool) -> list[WeightSet]:
     if everything:
         return list(CATALOG.values())
     if not names:
-        _fail("name weight sets or scorers, or use --all; `reward-server models list` shows them")
+        fail("name weight sets or scorers, or use --all; `reward-server models list` shows them")
     chosen: dict[str, WeightSet] = {}
     for name in names:
         found = [s for s in CATALOG.values() if name == s.name]
@@ -175,7 +176,7 @@ def _sets(names: Sequence[str] | None, *, everything: bool) -> list[WeightSet]:
             known = sorted({*CATALOG, *(n for s in CATALOG.values() for n in s.scorers)})
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             hint = f": did you mean {near[0]!r}?" if near else ""
-            _fail(f"no weight set or scorer with weights is called {name!r}{hint}")
+            fail(f"no weight set or scorer with weights is called {name!r}{hint}")
         chosen |= {s.name: s for s in found}
     return list(chosen.values())
 
@@ -186,13 +187,8 @@ def _one_line_errors() -> Iterator[None]:
     try:
         yield
     except configuration.ConfigError as error:
-        _fail(str(error))
+        fail(str(error))
     except WeightsError as error:
-        _fail(str(error), status=1)
+        fail(str(error), status=1)
     except OSError as error:
-        _fail(f"{error.filename or store.models_dir()}: {error.strerror}", status=1)
-
-
-def _fail(message: str, *, status: int = 2) -> NoReturn:
-    typer.echo(f"reward-server: {message}", err=True)
-    raise typer.Exit(status)
+        fail(f"{error.filename or store.models_dir()}: {error.strerror}", status=1)

@@ -6,10 +6,11 @@ absent, never zero.
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import NamedTuple, get_args
 
+import numpy as np
 from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -52,82 +53,83 @@ class ScorerWatch(Collector):
         yield from self._upstream()
         yield from self._scores()
 
-    def _scorers(self, infos: Iterable[ScorerInfo]) -> Iterable[Metric]:
-        state = GaugeMetricFamily(
-            "reward_scorer_state", "1 for the state a scorer is in.", labels=("scorer", "state")
+    def _scorers(self, infos: Sequence[ScorerInfo]) -> Iterable[Metric]:
+        yield _gauge(
+            "reward_scorer_state",
+            "1 for the state a scorer is in.",
+            ("scorer", "state"),
+            {(i.name, s): float(i.state == s) for i in infos for s in get_args(ScorerState)},
         )
-        waiting = GaugeMetricFamily(
-            "reward_waiting_items", "Items that no worker has taken yet.", labels=_SCORER
+        yield _gauge(
+            "reward_waiting_items",
+            "Items that no worker has taken yet.",
+            _SCORER,
+            {(i.name,): i.waiting_items for i in infos},
         )
-        oldest = GaugeMetricFamily(
-            "reward_oldest_wait_seconds", "Age of the item that waits longest.", labels=_SCORER
+        yield _gauge(
+            "reward_oldest_wait_seconds",
+            "Age of the item that waits longest.",
+            _SCORER,
+            {(i.name,): i.oldest_wait_s for i in infos},
         )
-        for info in infos:
-            for name in get_args(ScorerState):
-                state.add_metric((info.name, name), float(info.state == name))
-            waiting.add_metric((info.name,), info.waiting_items)
-            oldest.add_metric((info.name,), info.oldest_wait_s)
-        return state, waiting, oldest
 
-    def _replicas(self, infos: Iterable[ScorerInfo]) -> Iterable[Metric]:
-        ready = GaugeMetricFamily(
-            "reward_replica_ready", "Whether a replica can score.", labels=_REPLICA
-        )
-        rss = GaugeMetricFamily(
-            "reward_worker_rss_bytes", "Resident memory of a worker.", labels=_REPLICA
-        )
-        device = GaugeMetricFamily(
-            "reward_worker_gpu_memory_bytes", "GPU memory a worker holds.", labels=_REPLICA
-        )
-        for info in infos:
-            for replica in info.replicas:
-                labels = (info.name, replica.name)
-                ready.add_metric(labels, float(replica.state == "READY"))
-                _add_known(rss, labels, replica.rss_bytes)
-                _add_known(device, labels, replica.device_memory_bytes)
-        return ready, rss, device
+    def _replicas(self, infos: Sequence[ScorerInfo]) -> Iterable[Metric]:
+        found = {(info.name, one.name): one for info in infos for one in info.replicas}
+        for name, text, value in (
+            (
+                "reward_replica_ready",
+                "Whether a replica can score.",
+                lambda one: one.state == "READY",
+            ),
+            ("reward_worker_rss_bytes", "Resident memory of a worker.", attrgetter("rss_bytes")),
+            (
+                "reward_worker_gpu_memory_bytes",
+                "GPU memory a worker holds.",
+                attrgetter("device_memory_bytes"),
+            ),
+        ):
+            yield _gauge(name, text, _REPLICA, {key: value(one) for key, one in found.items()})
 
     def _upstream(self) -> Iterable[Metric]:
         labels = ("scorer", "endpoint")
-        outstanding = GaugeMetricFamily(
-            "reward_upstream_outstanding_items",
-            "Items sent to an endpoint and not answered.",
-            labels=labels,
-        )
-        usable = GaugeMetricFamily(
-            "reward_upstream_usable", "1 if the endpoint gets items, else 0.", labels=labels
-        )
-        found: dict[tuple[str, str], list[EndpointUse]] = {}
+        found: dict[tuple[str, ...], list[EndpointUse]] = {}
         for use in self._endpoints():
             found.setdefault((use.scorer, use.endpoint), []).append(use)
-        for key, uses in found.items():
-            outstanding.add_metric(key, sum(use.outstanding_items for use in uses))
-            usable.add_metric(key, float(any(use.is_usable for use in uses)))
-        return outstanding, usable
+        yield _gauge(
+            "reward_upstream_outstanding_items",
+            "Items sent to an endpoint and not answered.",
+            labels,
+            {key: sum(use.outstanding_items for use in uses) for key, uses in found.items()},
+        )
+        yield _gauge(
+            "reward_upstream_usable",
+            "1 if the endpoint gets items, else 0.",
+            labels,
+            {key: float(any(use.is_usable for use in uses)) for key, uses in found.items()},
+        )
 
     def _scores(self) -> Iterable[Metric]:
         # A reward that drifts or collapses shows here at once. It does not in a histogram, whose
         # buckets are the same for scorers of all ranges.
-        mean = GaugeMetricFamily(
-            "reward_recent_score_mean", "Mean of the latest 1024 scores.", labels=_SCORER
-        )
-        std = GaugeMetricFamily(
-            "reward_recent_score_std", "Spread of the latest 1024 scores.", labels=_SCORER
-        )
-        for name, scores in self._recent_scores.items():
-            if scores:
-                values = mean_and_std(scores)
-                mean.add_metric((name,), values[0])
-                std.add_metric((name,), values[1])
-        return mean, std
+        recent = {(name,): np.array(found) for name, found in self._recent_scores.items() if found}
+        for name, text, value in (
+            ("reward_recent_score_mean", "Mean of the latest 1024 scores.", np.mean),
+            ("reward_recent_score_std", "Spread of the latest 1024 scores.", np.std),
+        ):
+            yield _gauge(
+                name, text, _SCORER, {key: float(value(found)) for key, found in recent.items()}
+            )
 
 
-def mean_and_std(scores: Collection[float]) -> tuple[float, float]:
-    """Mean and population standard deviation of at least one score."""
-    mean = statistics.fmean(scores)
-    return mean, statistics.fmean((score - mean) ** 2 for score in scores) ** 0.5
-
-
-def _add_known(family: GaugeMetricFamily, labels: tuple[str, ...], value: float | None) -> None:
-    if value is not None:
-        family.add_metric(labels, value)
+def _gauge(
+    name: str,
+    text: str,
+    labels: tuple[str, ...],
+    values: Mapping[tuple[str, ...], float | None],
+) -> Metric:
+    """A gauge with those of the values that are known."""
+    family = GaugeMetricFamily(name, text, labels=labels)
+    for key, value in values.items():
+        if value is not None:
+            family.add_metric(key, float(value))
+    return family

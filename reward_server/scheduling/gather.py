@@ -6,23 +6,15 @@ import asyncio
 from collections.abc import Awaitable, Coroutine, Sequence
 from typing import Any, TypeVar
 
+from reward_client._tasks import all_of
 from reward_client.errors import RewardError
 
 T = TypeVar("T")
 
 
 async def outcomes(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T | RewardError]:
-    """Await all of them; a RewardError becomes the outcome of its call.
-
-    When one raises anything else, or the caller gives up, none is left running.
-    """
-    tasks = [asyncio.create_task(_outcome(call)) for call in calls]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    """Await all of them; a RewardError becomes the outcome of its call, others cancel the rest."""
+    return await all_of([_outcome(call) for call in calls])
 
 
 async def within(timeout_s: float | None, awaitable: Awaitable[T]) -> T:

@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from server_process import BAD, HEADER, Server, eventually, grey, is_running, items, running
 
 from reward_client import Item, Priority, RewardClient, RewardError
-from reward_server.observability.gauges import WINDOW_SCORES, mean_and_std
+from reward_server.observability.gauges import WINDOW_SCORES, ScorerWatch
 from reward_server.observability.metrics import Metrics
 from reward_server.observability.requests import BURST_LINES, LINES_PER_S, LogBudget
 from reward_server.scheduling.batching import BatchLimits, Job
@@ -252,7 +252,8 @@ def test_the_window_knows_the_latest_scores_only(scores: list[float]) -> None:
     kept = scores[-WINDOW_SCORES:]
     mean = sum(kept) / len(kept)
     assert list(metrics.recent_scores["a"]) == kept
-    found = mean_and_std(metrics.recent_scores["a"])
+    families = ScorerWatch(tuple, tuple, metrics.recent_scores).collect()
+    found = [family.samples[0].value for family in families if family.samples]
     assert found[0] == pytest.approx(mean, abs=1e-6)
     spread = (sum((score - mean) ** 2 for score in kept) / len(kept)) ** 0.5
     assert found[1] == pytest.approx(spread, abs=1e-6)
