@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
-from datetime import datetime, timezone
-from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
 import httpx
 from google.protobuf import json_format
 from google.protobuf import message as protobuf
 
-from reward_client import _tracing
+from reward_client import _retry_after, _tracing
 from reward_client._addresses import Address
 from reward_client._pb.reward.v1 import reward_pb2 as pb
 from reward_client._tls import TlsFiles
@@ -126,7 +124,9 @@ def _parse(url: str, response: httpx.Response, reply: Reply) -> Reply:
 
 
 def _error_from(url: str, response: httpx.Response) -> RewardError:
-    retry_after_s = _retry_after_s(response.headers)
+    retry_after_s = milliseconds(response.headers.get(RETRY_AFTER_MS_KEY))
+    if retry_after_s is None:
+        retry_after_s = _retry_after.retry_after_s(response.headers.get("retry-after"))
     try:
         told = error_from_json(response.json())
     except (json.JSONDecodeError, UnicodeDecodeError):
@@ -151,23 +151,6 @@ def error_from_json(body: object) -> RewardError | None:
     except (json_format.ParseError, TypeError, ValueError, OverflowError):
         return None
     return convert.error_from_proto(told)
-
-
-def _retry_after_s(headers: Mapping[str, str]) -> float | None:
-    if (wait_s := milliseconds(headers.get(RETRY_AFTER_MS_KEY))) is not None:
-        return wait_s
-    text = headers.get("retry-after")
-    if text is None:
-        return None
-    if text.strip().isdigit():
-        return float(text)
-    try:
-        date = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    if date.tzinfo is None:
-        return None
-    return max(0.0, (date - datetime.now(timezone.utc)).total_seconds())
 
 
 def _transport_error(url: str, error: httpx.HTTPError) -> RewardError:

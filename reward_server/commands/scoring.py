@@ -110,7 +110,7 @@ def ask_here(items: Sequence[Item], config: Config) -> ScoreResponse:
     most = {name: max(getattr(config.server, name), len(items)) for name in _COUNTS}
     config = config.model_copy(update={"server": config.server.model_copy(update=most)})
     request = ScoreRequest(uuid.uuid4().hex, selectors, tuple(items), include_details=True)
-    return score_here(config, request)
+    return asyncio.run(_score(config, request))
 
 
 def list_infos(url: str) -> Sequence[ScorerInfo]:
@@ -175,19 +175,6 @@ def _spec(text: str, where: str) -> tuple[SpecKind | None, Mapping[str, Any] | N
 def note(text: str) -> None:
     """Say something beside the result."""
     print(f"reward-server: {text}", file=sys.stderr)
-
-
-def score_here(config: Config, request: ScoreRequest) -> ScoreResponse:
-    """Start the workers of a config, score one request, stop them.
-
-    Args:
-        config: exactly the scorers that are needed.
-        request: what a client would send.
-
-    Raises:
-        RewardError: as a server would answer.
-    """
-    return asyncio.run(_score(config, request))
 
 
 async def _score(config: Config, request: ScoreRequest) -> ScoreResponse:

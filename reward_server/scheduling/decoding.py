@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 from reward_client import codec
 from reward_client._validation import check_request
@@ -15,6 +16,8 @@ from reward_client.types import Item, ScoreRequest
 from reward_server.config import RequestLimits
 from reward_server.limits import item_limit_problem
 from reward_server.scheduling.threads import FairThreads
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,46 +116,34 @@ def is_raw(item: Item) -> bool:
 
 def decode_item(item: Item, limits: DecodeLimits) -> DecodedItem | ItemError:
     """Decode one item; an image that cannot be decoded is named by item, field and position."""
-    found: dict[str, tuple[UInt8Image, ...]] = {}
-    for field, images in (("images", item.images), ("references", item.references)):
-        arrays = []
-        for position, image in enumerate(images):
-            pixels = _decode(image, limits)
-            if isinstance(pixels, str):
-                where = f"item {item.id!r}, {field}[{position}]"
-                return ItemError(Code.INVALID_ARGUMENT, f"{where}: {pixels}")
-            arrays.append(pixels)
-        found[field] = tuple(arrays)
-    encoded: tuple[Image, ...] = (*item.images, *item.references)
-    is_lossy = any(codec.is_lossy(image) for image in encoded)
+    found = _each_image(item, lambda image: codec.decode(image, limits, writable=False))
+    if isinstance(found, ItemError):
+        return found
+    is_lossy = any(codec.is_lossy(image) for image in (*item.images, *item.references))
     return DecodedItem(item, found["images"], found["references"], is_lossy)
 
 
 def decoded_bytes(item: Item, limits: DecodeLimits) -> int | ItemError:
     """Bytes that an item's pixels will take, by the headers of its images; nothing is decoded."""
-    total = 0
-    for field, images in (("images", item.images), ("references", item.references)):
-        for position, image in enumerate(images):
-            size = _size(image, limits)
-            if isinstance(size, str):
-                where = f"item {item.id!r}, {field}[{position}]"
-                return ItemError(Code.INVALID_ARGUMENT, f"{where}: {size}")
-            total += 3 * size[0] * size[1]
-    return total
+    found = _each_image(item, lambda image: codec.checked_size(image, limits))
+    if isinstance(found, ItemError):
+        return found
+    return sum(3 * width * height for sizes in found.values() for width, height in sizes)
 
 
-def _size(image: Image, limits: DecodeLimits) -> tuple[int, int] | str:
-    try:
-        return codec.checked_size(image, limits)
-    except RewardError as error:
-        return error.message
-
-
-def _decode(image: Image, limits: DecodeLimits) -> UInt8Image | str:
-    try:
-        return codec.decode(image, limits, writable=False)
-    except RewardError as error:
-        return error.message
+def _each_image(
+    item: Item, read: Callable[[Image], T]
+) -> dict[Literal["images", "references"], tuple[T, ...]] | ItemError:
+    """What `read` makes of the images and of the references, or the first that it refuses."""
+    found: dict[Literal["images", "references"], list[T]] = {"images": [], "references": []}
+    for field, results in found.items():
+        for image in getattr(item, field):
+            try:
+                results.append(read(image))
+            except RewardError as error:  # noqa: PERF203 (decoding takes far longer)
+                where = f"item {item.id!r}, {field}[{len(results)}]"
+                return ItemError(Code.INVALID_ARGUMENT, f"{where}: {error.message}")
+    return {field: tuple(results) for field, results in found.items()}
 
 
 def missing_input(item: Item, scorer: str, inputs: Sequence[str]) -> ItemError | None:

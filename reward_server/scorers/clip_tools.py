@@ -61,10 +61,7 @@ class Clip:
 
     def images(self, pictures: Sequence[UInt8Image], preparation: Preparation) -> torch.Tensor:
         """Embed pictures in one forward: (N, D) float32 of length 1."""
-        import torch
-
-        batch = preparation.batch(pictures, torch.get_num_threads())
-        batch = pixels.normalised(torch_tools.to_device(batch, self._device)).to(self._dtype)
+        batch = pixels.on_device(pictures, preparation, self._device, self._dtype)
         return unit(self._project_picture(self._vision(pixel_values=batch).pooler_output))
 
     def texts(self, prompts: Sequence[str]) -> torch.Tensor:

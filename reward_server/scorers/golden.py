@@ -24,29 +24,7 @@ from reward_server.scorers.base import (
     UInt8Image,
 )
 from reward_server.scorers.golden_checks import check_close, check_plausible, compare
-from reward_server.scorers.golden_file import (
-    DamagedGoldens,
-    Golden,
-    blessed_file,
-    expected,
-    load,
-    record,
-)
-
-__all__ = [
-    "DamagedGoldens",
-    "Golden",
-    "GoldenScorer",
-    "blessed_file",
-    "compare",
-    "expected",
-    "load",
-    "measure",
-    "pictures",
-    "record",
-    "self_test",
-    "subject",
-]
+from reward_server.scorers.golden_file import DamagedGoldens, Golden, expected
 
 MIN_ITEMS = 3
 

@@ -54,11 +54,8 @@ class OpenClip:
 
     def images(self, pictures: Sequence[UInt8Image]) -> torch.Tensor:
         """Embed pictures in one forward: (N, D) float32 of length 1."""
-        import torch
-
-        batch = self._preparation.batch(pictures, torch.get_num_threads())
-        batch = pixels.normalised(torch_tools.to_device(batch, self._device))
-        return unit(self._image(batch.to(self._dtype)))
+        batch = pixels.on_device(pictures, self._preparation, self._device, self._dtype)
+        return unit(self._image(batch))
 
     def texts(self, prompts: Sequence[str]) -> torch.Tensor:
         """Embed prompts in one forward: (N, D) float32 of length 1."""

@@ -82,8 +82,7 @@ class RewardNet:
         """
         import torch
 
-        batch = self._preparation.batch(pictures, torch.get_num_threads())
-        batch = pixels.normalised(torch_tools.to_device(batch, self._device)).to(self._dtype)
+        batch = pixels.on_device(pictures, self._preparation, self._device, self._dtype)
         seen = self._vision(pixel_values=batch).last_hidden_state
         encoded = self._tokenizer.encode_batch(list(prompts))
         both = torch.tensor([[text.ids, text.attention_mask] for text in encoded])

@@ -24,7 +24,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from reward_server.scorers import tools
+from reward_server.scorers import tools, torch_tools
 from reward_server.scorers.base import ItemFailure, UInt8Image
 
 if TYPE_CHECKING:
@@ -78,6 +78,16 @@ class Preparation:
         else:
             done = [prepare(picture, self.size_px) for picture in pictures]
         return torch.stack([torch.as_tensor(one) for one in done])
+
+
+def on_device(
+    pictures: Sequence[UInt8Image], preparation: Preparation, device: str, dtype: torch.dtype
+) -> torch.Tensor:
+    """Pictures (H, W, 3) as a network takes them: (N, 3, S, S), normalised, of its type."""
+    import torch
+
+    batch = preparation.batch(pictures, torch.get_num_threads())
+    return normalised(torch_tools.to_device(batch, device)).to(dtype)
 
 
 def normalised(batch: torch.Tensor) -> torch.Tensor:

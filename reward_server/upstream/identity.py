@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from reward_client.types import ScorerInfo
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(NamedTuple):
     """What must be equal for scores of two servers to be comparable, and their answers alike."""
 
     version: str
@@ -23,14 +22,7 @@ class Identity:
     @staticmethod
     def of(info: ScorerInfo) -> Identity:
         """The identity of a scorer that has loaded."""
-        return Identity(
-            info.version,
-            info.fingerprint,
-            info.inputs,
-            info.transforms,
-            info.default_transform,
-            info.output_range,
-        )
+        return Identity(*(getattr(info, name) for name in Identity._fields))
 
     def __str__(self) -> str:
         return f"version {self.version}, fingerprint {self.fingerprint}"

@@ -96,12 +96,7 @@ class UpstreamScorer:
         state, reason = self.servers.state(self.settings.scorer)
         return ScorerInfo(
             name=self.name,
-            version=known.version,
-            fingerprint=known.fingerprint,
-            inputs=known.inputs,
-            transforms=known.transforms,
-            default_transform=known.default_transform,
-            output_range=known.output_range,
+            **known._asdict(),
             state="DRAINING" if self._draining else state,
             last_error=reason,
             replicas=tuple(self.servers.replicas(self.settings.scorer)),

@@ -48,14 +48,6 @@ class Offer:
 
 
 @dataclass(frozen=True, slots=True)
-class Retry:
-    """How often a plain URL is tried without getting a byte further, and the first pause."""
-
-    attempts: int = 5
-    wait_s: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
 class Sources:
     """Which source to ask.
 
@@ -63,13 +55,15 @@ class Sources:
         mirror: base URL or folder laid out as SET/PATH; empty: the public sources.
         token: of the hub, or empty; it is sent nowhere else.
         hub: address of the hub.
-        retry: for plain URLs; `huggingface_hub` has rules of its own.
+        attempts: at a plain URL, without getting a byte further; the hub has rules of its own.
+        wait_s: first pause between them.
     """
 
     mirror: str = ""
     token: str = ""
     hub: str = HUB
-    retry: Retry = Retry()
+    attempts: int = 5
+    wait_s: float = 1.0
 
     @property
     def folder(self) -> Path | None:
@@ -147,8 +141,33 @@ class Sources:
             return part, ""
         if self.mirror or file.hub is None:
             url = self._url(name, file)
-            return part, _download(what, url, part, self.retry, moved, say, is_checked=is_checked)
+            return part, self._download(what, url, part, moved, say, is_checked=is_checked)
         return self._hub_fetch(file, target, what, moved), ""
+
+    def _download(
+        self, what: str, url: str, part: Path, moved: Moved, say: Say, *, is_checked: bool
+    ) -> str:
+        """Complete a file over HTTP; returns the sha256 that the source stated, or an empty string.
+
+        A broken transfer is continued as long as bytes come, if a checksum will tell whether both
+        halves are of one version; otherwise it begins again.
+        """
+        failures = 0
+        with httpx.Client(timeout=TIMEOUT, follow_redirects=True) as client:
+            while True:
+                start = part.stat().st_size if is_checked and part.is_file() else 0
+                try:
+                    return _attempt(client, what, url, part, start, moved)
+                except (_Passing, httpx.TransportError) as error:
+                    has_grown = is_checked and part.is_file() and part.stat().st_size > start
+                    failures = 1 if has_grown else failures + 1
+                    asked_s = error.retry_after_s if isinstance(error, _Passing) else 0.0
+                    hopeless = isinstance(error, httpx.UnsupportedProtocol)
+                    if hopeless or failures >= self.attempts or asked_s > MAX_RETRY_AFTER_S:
+                        raise SourceError(f"{what}: {_described(error)}") from error
+                    wait_s = max(asked_s, self.wait_s * 2 ** (failures - 1))
+                    say(f"{what}: {_described(error)}: trying again in {wait_s:.1f} s")
+                    time.sleep(wait_s)
 
     def _url(self, name: str, file: WeightFile) -> str:
         return self._mirrored(name, file.path) if self.mirror else file.url
@@ -197,32 +216,6 @@ class _Passing(Exception):
     def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
-
-
-def _download(
-    what: str, url: str, part: Path, retry: Retry, moved: Moved, say: Say, *, is_checked: bool
-) -> str:
-    """Complete a file over HTTP; returns the sha256 that the source stated, or an empty string.
-
-    A broken transfer is continued as long as bytes come, if a checksum will tell whether the two
-    halves are of one version; otherwise it begins again.
-    """
-    failures = 0
-    with httpx.Client(timeout=TIMEOUT, follow_redirects=True) as client:
-        while True:
-            start = part.stat().st_size if is_checked and part.is_file() else 0
-            try:
-                return _attempt(client, what, url, part, start, moved)
-            except (_Passing, httpx.TransportError) as error:
-                has_grown = is_checked and part.is_file() and part.stat().st_size > start
-                failures = 1 if has_grown else failures + 1
-                asked_s = error.retry_after_s if isinstance(error, _Passing) else 0.0
-                hopeless = isinstance(error, httpx.UnsupportedProtocol)
-                if hopeless or failures >= retry.attempts or asked_s > MAX_RETRY_AFTER_S:
-                    raise SourceError(f"{what}: {_described(error)}") from error
-                wait_s = max(asked_s, retry.wait_s * 2 ** (failures - 1))
-                say(f"{what}: {_described(error)}: trying again in {wait_s:.1f} s")
-                time.sleep(wait_s)
 
 
 def _attempt(

@@ -88,11 +88,10 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     """Worker to server, before loading: the static description of a scorer."""
 
     version: str
-    inputs: list[str]
-    transforms: list[str]
+    inputs: tuple[str, ...]
+    transforms: tuple[str, ...]
     default_transform: str
-    output_low: float
-    output_high: float
+    output_range: tuple[float, float]
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):

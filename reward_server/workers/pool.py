@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+import msgspec
+
 from reward_client.errors import RewardError, Unavailable
 from reward_client.types import ScorerInfo, ScorerResult, ScorerState
 from reward_server.backend import Order
@@ -17,7 +19,7 @@ from reward_server.observability.metrics import Metrics
 from reward_server.scheduling.cache import CacheUse, ResultCache
 from reward_server.scheduling.queue import Signal, WorkQueue
 from reward_server.scheduling.results import gathered, works_of
-from reward_server.workers.replica import Described, Replica, ReplicaState
+from reward_server.workers.replica import Described, Replica
 from reward_server.workers.slot import WorkerSlot
 
 _STARTING_RETRY_AFTER_S = 1.0
@@ -120,22 +122,22 @@ class ScorerPool:
     def state(self) -> ScorerState:
         """READY as soon as one replica is; FAILED once all are."""
         states = {replica.state for replica in self.replicas}
-        if states == {ReplicaState.FAILED}:
+        if states == {"FAILED"}:
             return "FAILED"
         if self._draining:
             return "DRAINING"
-        return "READY" if ReplicaState.READY in states else "STARTING"
+        return "READY" if "READY" in states else "STARTING"
 
     @property
     def described(self) -> Described | None:
         """What a worker said once it was ready, one that still is if possible; else None."""
-        ready = (r.described for r in self.replicas if r.state is ReplicaState.READY)
+        ready = (r.described for r in self.replicas if r.state == "READY")
         once = (r.described for r in self.replicas)
         return next((d for d in (*ready, *once) if d), None)
 
     def _served_fingerprint(self) -> str:
         """Of the replicas that serve; all have the same, or scores of one name would differ."""
-        ready = (r.described for r in self.replicas if r.state is ReplicaState.READY)
+        ready = (r.described for r in self.replicas if r.state == "READY")
         return next((d.fingerprint for d in ready if d), "")
 
     @property
@@ -190,17 +192,12 @@ class ScorerPool:
         described = self.described
         if described is None:
             return ScorerInfo(self.name, "", "", (), (), "", (0.0, 0.0), state, error)
-        hello = described.hello
         return ScorerInfo(
             name=self.name,
-            version=hello.version,
             fingerprint=described.fingerprint,
-            inputs=tuple(hello.inputs),
-            transforms=tuple(hello.transforms),
-            default_transform=hello.default_transform,
-            output_range=(hello.output_low, hello.output_high),
             state=state,
             last_error=error,
+            **msgspec.structs.asdict(described.hello),
         )
 
     def status(self) -> ScorerInfo:

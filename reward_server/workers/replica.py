@@ -7,13 +7,12 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import Enum
 
 import msgspec
 import structlog
 
 from reward_client.errors import Code
-from reward_client.types import ReplicaInfo
+from reward_client.types import ReplicaInfo, ScorerState
 from reward_server.config import ScorerConfig
 from reward_server.observability.metrics import Metrics
 from reward_server.scheduling.batching import BatchLimits
@@ -28,19 +27,6 @@ _BACKOFF_FIRST_S = 0.1
 _BACKOFF_LAST_S = 30.0
 
 
-class ReplicaState(Enum):
-    """Where a replica is in its life; a value is a `ScorerState`.
-
-    FAILED is an open circuit: after `cool_down_s` one more worker is tried, and the circuit closes
-    again with the first batch that one finishes. What cannot change by itself (a wrong score in the
-    self-test, a missing package) is retried only after SIGHUP.
-    """
-
-    STARTING = "STARTING"
-    READY = "READY"
-    FAILED = "FAILED"
-
-
 @dataclass(frozen=True, slots=True)
 class Described:
     """What a ready worker says about its scorer."""
@@ -51,6 +37,10 @@ class Described:
 
 class Replica:
     """A scorer in a slot (`slot.py`), which drives it; other scorers may live in the same worker.
+
+    FAILED is an open circuit: after `cool_down_s` one more worker is tried, and the circuit closes
+    again with the first batch that one finishes. What cannot change by itself (a wrong score in the
+    self-test, a missing package) is retried only after SIGHUP.
 
     Attributes:
         name: of the scorer.
@@ -80,7 +70,7 @@ class Replica:
         self.config = config
         self.queue = queue
         self.pace = Pace(config.timeout_s)
-        self.state = ReplicaState.STARTING
+        self.state: ScorerState = "STARTING"
         self.is_active = False
         self.last_error = ""
         self.described: Described | None = None
@@ -109,7 +99,7 @@ class Replica:
         pid = worker.pid if worker is not None and not worker.exited.done() else None
         return ReplicaInfo(
             name=str(self._index),
-            state=self.state.value,
+            state=self.state,
             device=self._device,
             pid=pid,
             restarts=max(0, self._starts - 1),
@@ -126,7 +116,7 @@ class Replica:
     @property
     def retry_at_s(self) -> float | None:
         """When it tries again if FAILED (monotonic clock); None if only when asked to."""
-        is_known = self.state is ReplicaState.FAILED and self._due_at_s < math.inf
+        is_known = self.state == "FAILED" and self._due_at_s < math.inf
         return self._due_at_s if is_known else None
 
     def acts_at_s(self) -> float:
@@ -137,21 +127,21 @@ class Replica:
 
     def retry(self) -> None:
         """Try again now if FAILED: the cause may have been fixed."""
-        if self.state is ReplicaState.FAILED and not self.is_active:
+        if self.state == "FAILED" and not self.is_active:
             self._due_at_s = 0.0
             self._on_retry()
 
     def close(self) -> None:
         """It is not needed any more, or its slot has ended."""
-        if self.state is ReplicaState.READY:
+        if self.state == "READY":
             self._metrics.ready_workers.labels(self.name).dec()
-        self.state, self.is_active, self._due_at_s = ReplicaState.STARTING, False, math.inf
+        self.state, self.is_active, self._due_at_s = "STARTING", False, math.inf
 
     def begin(self) -> bool:
         """Whether it is time to load it, which then has begun."""
         if self.is_active or self._due_at_s > time.monotonic():
             return False
-        if self.state is ReplicaState.FAILED:
+        if self.state == "FAILED":
             self._log.info("scorer tries again", asked=self._due_at_s == 0.0)
         self.is_active = True
         return True
@@ -184,7 +174,7 @@ class Replica:
         self._ready_at_s, self._next_test_s = time.monotonic(), 0.0
         self._past_error = self.last_error or self._past_error
         self.last_error = ""
-        self._set_state(ReplicaState.READY)
+        self._set_state("READY")
         self._log.info("worker ready", seconds=round(time.monotonic() - begin_s, 2))
 
     def lost(self, cause: str, reason: str, *, permanent: bool = False) -> None:
@@ -202,14 +192,14 @@ class Replica:
             )
             self._due_at_s = now_s + self._backoff_s
             self._backoff_s = min(2 * self._backoff_s, _BACKOFF_LAST_S)
-            self._set_state(ReplicaState.STARTING)
+            self._set_state("STARTING")
             return
         # It is not tried until the cool-down is over or SIGHUP comes.
         cool_down_s = math.inf if permanent else self.config.cool_down_s
         self._due_at_s = now_s + cool_down_s
         retry_s = None if permanent else cool_down_s
         self._log.error("scorer failed", reason=reason, losses=self._losses, retry_s=retry_s)
-        self._set_state(ReplicaState.FAILED)
+        self._set_state("FAILED")
 
     def has_run(self) -> None:
         """Its worker has finished a run: this is no crash loop."""
@@ -282,9 +272,9 @@ class Replica:
         fingerprint = self.described.fingerprint if self.described else ""
         return Worker(str(self._index), self._device, pid, fingerprint)
 
-    def _set_state(self, state: ReplicaState) -> None:
-        if state is not self.state:
-            delta = (state is ReplicaState.READY) - (self.state is ReplicaState.READY)
+    def _set_state(self, state: ScorerState) -> None:
+        if state != self.state:
+            delta = (state == "READY") - (self.state == "READY")
             self._metrics.ready_workers.labels(self.name).inc(delta)
             self.state = state
             self._on_change()

@@ -15,7 +15,7 @@ from reward_server.scheduling.gather import within
 from reward_server.scheduling.queue import Work, next_batches
 from reward_server.workers.memory_guard import MemoryGuard
 from reward_server.workers.process import WorkerDied, WorkerProcess, WorkerRefused, passed_on
-from reward_server.workers.replica import Replica, ReplicaState
+from reward_server.workers.replica import Replica
 
 T = TypeVar("T")
 _STOP_TIMEOUT_S = 2.0
@@ -129,7 +129,7 @@ class WorkerSlot:
 
     async def _next_run(self, worker: WorkerProcess) -> None:
         """Wait for batches, or until a scorer is due to be tested or loaded; then none run."""
-        ready = [r for r in self._replicas if r.state is ReplicaState.READY]
+        ready = [r for r in self._replicas if r.state == "READY"]
         taking = asyncio.ensure_future(next_batches([(r.queue, r.limits()) for r in ready]))
         self._asked.clear()
         asked = asyncio.ensure_future(self._asked.wait())

@@ -143,14 +143,12 @@ def _input(item: ItemMessage, view: _View) -> ScoreInput:
 
 
 def _hello(spec: ScorerSpec) -> Hello:
-    low, high = spec.output_range
     return Hello(
-        version=spec.version,
-        inputs=list(spec.inputs),
-        transforms=sorted(spec.transforms),
-        default_transform=spec.default_transform,
-        output_low=low,
-        output_high=high,
+        spec.version,
+        tuple(spec.inputs),
+        tuple(sorted(spec.transforms)),
+        spec.default_transform,
+        spec.output_range,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reward_server.scorers import golden, load_scorer_class
+from reward_server.scorers import golden, golden_file, load_scorer_class
 from reward_server.scorers.base import SelfTestError
 from tests.scorers_golden import weighted
 from tests.scorers_golden.weighted import WEIGHTS_FILE, Weighted
@@ -31,14 +31,14 @@ def write_weights(models: Path, values: tuple[float, float, float]) -> None:
 
 def loaded(name: str = "Weighted", **options: float) -> Weighted:
     found: Any = load_scorer_class(f"tests.scorers_golden.weighted:{name}")
-    scorer = found(weights=str(golden.blessed_file().parent / "weighted"), **options)
+    scorer = found(weights=str(golden_file.blessed_file().parent / "weighted"), **options)
     scorer.load("cpu")
     assert isinstance(scorer, Weighted)
     return scorer
 
 
 def bless(scorer: Weighted) -> None:
-    golden.record(scorer.spec.name, scorer.weights_digest(), golden.measure(scorer))
+    golden_file.record(scorer.spec.name, scorer.weights_digest(), golden.measure(scorer))
 
 
 def refused(scorer: Weighted) -> str:
@@ -89,18 +89,18 @@ def test_the_likely_cause_depends_on_what_has_changed(monkeypatch: pytest.Monkey
     bless(scorer)
     found, digest = golden.measure(scorer), scorer.weights_digest()
     moved = tuple(value + 0.1 for value in found.raw)
-    same_code = golden.Golden(moved, found.components, found.inputs, found.fingerprint)
-    golden.record("weighted", digest, same_code)
+    same_code = golden_file.Golden(moved, found.components, found.inputs, found.fingerprint)
+    golden_file.record("weighted", digest, same_code)
     assert "a broken kernel or memory of this device" in refused(scorer)
-    other_items = golden.Golden(moved, found.components, "0" * 64, "f" * 64)
-    golden.record("weighted", digest, other_items)
+    other_items = golden_file.Golden(moved, found.components, "0" * 64, "f" * 64)
+    golden_file.record("weighted", digest, other_items)
     assert "this version draws other golden items" in refused(scorer)
-    golden.record("weighted", digest, golden.Golden(moved, found.components))
+    golden_file.record("weighted", digest, golden_file.Golden(moved, found.components))
     assert "another dtype, library version or device" in refused(scorer)
-    golden.record("weighted", digest, golden.Golden(found.raw, {}, found.inputs))
+    golden_file.record("weighted", digest, golden_file.Golden(found.raw, {}, found.inputs))
     assert "4 items with components [red], recorded: 4 items with components []" in refused(scorer)
     red = {"red": tuple(v + 0.1 for v in found.components["red"])}
-    golden.record("weighted", digest, golden.Golden(found.raw, red, found.inputs))
+    golden_file.record("weighted", digest, golden_file.Golden(found.raw, red, found.inputs))
     assert "self-test weighted: red is" in refused(scorer)
 
 
@@ -126,7 +126,7 @@ def test_a_broken_scorer_cannot_even_be_measured(name: str, says: str) -> None:
         golden.measure(scorer)
     # Not even a record of exactly these scores would let it serve.
     whole = golden.measure(loaded())
-    golden.record("weighted", scorer.weights_digest(), whole)
+    golden_file.record("weighted", scorer.weights_digest(), whole)
     assert re.search(says, refused(scorer))
 
 
@@ -148,7 +148,7 @@ def test_a_damaged_file_is_named_and_never_overwritten(models: Path, text: str) 
     path = models / "goldens.json"
     path.write_bytes(text.encode("latin-1"))
     assert f"{path} " in refused(loaded())
-    with pytest.raises(golden.DamagedGoldens, match="move it away"):
+    with pytest.raises(golden_file.DamagedGoldens, match="move it away"):
         bless(loaded())
     assert path.read_bytes() == text.encode("latin-1")
 
@@ -180,14 +180,14 @@ def test_a_damaged_entry_costs_one_scorer_and_blessing_mends_it(
     bless(loaded())
     loaded().self_test()
     assert json.loads(path.read_text())["other"] == tables["other"]
-    assert golden.load()["other"]["d" * 64].raw == (1.0, 2.0, 3.0)
+    assert golden_file.load()["other"]["d" * 64].raw == (1.0, 2.0, 3.0)
 
 
 @pytest.mark.usefixtures("models")
 def test_recording_at_the_same_time_loses_nothing() -> None:
     found = golden.measure(loaded())
     threads = [
-        threading.Thread(target=golden.record, args=(f"scorer{i}", str(j), found))
+        threading.Thread(target=golden_file.record, args=(f"scorer{i}", str(j), found))
         for i in range(4)
         for j in range(4)
     ]
@@ -195,7 +195,7 @@ def test_recording_at_the_same_time_loses_nothing() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    recorded = golden.load()
+    recorded = golden_file.load()
     assert {name: set(by) for name, by in recorded.items()} == {
         f"scorer{i}": {"0", "1", "2", "3"} for i in range(4)
     }

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from fake_judge import Behaviour, FakeEndpoint
 
+from reward_client._retry_after import retry_after_s
 from reward_client.errors import Code
 from reward_server.scorers import SCORERS, load_scorer_class
 from reward_server.scorers.base import ItemFailure, ItemScore, Outcome, ScoreInput, SelfTestError
-from reward_server.scorers.judges.endpoint import retry_after_s
 from reward_server.scorers.judges.scorer import JudgeScorer, UnifiedReward, YesNo
 
 FAKE_JUDGE = Path(fake_judge.__file__)
@@ -379,8 +379,8 @@ def test_a_question_of_ones_own(fake: FakeEndpoint) -> None:
     ("value", "seconds"), [("3", 3.0), ("0.5", 0.5), ("", None), ("soon", None), ("-1", None)]
 )
 def test_retry_after(value: str, seconds: float | None) -> None:
-    assert retry_after_s({"retry-after": value}) == seconds
-    assert retry_after_s({"retry-after": "Thu, 01 Jan 1970 00:00:00 GMT"}) == 0.0
+    assert retry_after_s(value) == seconds
+    assert retry_after_s("Thu, 01 Jan 1970 00:00:00 GMT") == 0.0
 
 
 def test_the_fake_endpoint_is_a_program() -> None:

@@ -16,7 +16,7 @@ def run(
     weights: WeightSet, root: Path, sources: Sources | None = None, *, offline: bool = False
 ) -> Report:
     report = Report()
-    chosen = replace(sources or Sources(), retry=QUICK)
+    chosen = replace(sources or QUICK, attempts=QUICK.attempts, wait_s=QUICK.wait_s)
     pull([weights], root, chosen, report, offline=offline)
     return report
 

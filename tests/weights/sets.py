@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from file_server import FileServer, Served
 
 from reward_server.weights.catalog import WeightFile, WeightSet
-from reward_server.weights.sources import Retry
+from reward_server.weights.sources import Sources
 
-QUICK = Retry(attempts=4, wait_s=0.01)
+QUICK = Sources(attempts=4, wait_s=0.01)
 BIG = bytes(range(256)) * 3000  # 768,000 bytes: several chunks
 SMALL = b'{"hidden_size": 8}\n'
 

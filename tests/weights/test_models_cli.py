@@ -17,7 +17,7 @@ from sets import BIG, SMALL, served_set, weight_set
 from typer.testing import CliRunner, Result
 
 from reward_server.cli import app
-from reward_server.scorers import golden
+from reward_server.scorers import golden_file
 from reward_server.weights.bless import Measured, compared
 from reward_server.weights.catalog import CATALOG, WeightFile
 from tests.scorers_golden.weighted import WEIGHTS_FILE
@@ -199,8 +199,8 @@ def test_blessing_shows_records_and_notices_the_second_time(config: Path, root: 
     assert "nothing is recorded" in models("bless", "--show").stdout
     first = models(*arguments)
     assert first.exit_code == 0, first.output
-    (digest,) = golden.load()["weighted"]
-    recorded = golden.load()["weighted"][digest]
+    (digest,) = golden_file.load()["weighted"]
+    recorded = golden_file.load()["weighted"][digest]
     for word in ("weighted 1", "golden item", "raw", "red", digest, recorded.fingerprint):
         assert word in first.stdout
     assert f"{recorded.raw[1]:.6g}" in first.stdout
@@ -209,7 +209,7 @@ def test_blessing_shows_records_and_notices_the_second_time(config: Path, root: 
     shown = models("bless", "--show", "weighted").stdout
     assert digest in shown
     assert f"{recorded.raw[1]:.6g}" in shown
-    moved = golden.Golden(tuple(v + 0.1 for v in recorded.raw), recorded.components)
+    moved = golden_file.Golden(tuple(v + 0.1 for v in recorded.raw), recorded.components)
     found = Measured("weighted", "1", digest, 1e-3, recorded)
     assert "with other scores than before (self-test weighted: raw is" in compared(moved, found)
 
@@ -227,7 +227,7 @@ def test_what_cannot_be_vouched_for_is_not_blessed(config: Path, name: str, says
     assert result.exit_code == 1
     assert says in result.stderr
     assert result.stderr.count("\n") == 1
-    assert not golden.blessed_file().exists()
+    assert not golden_file.blessed_file().exists()
 
 
 def test_missing_weights_and_a_missing_interpreter_are_one_line(config: Path, root: Path) -> None:

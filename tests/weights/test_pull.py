@@ -200,7 +200,7 @@ def test_two_pulls_at_once_fetch_once(server: FileServer, root: Path) -> None:
 
     def work(report: Report) -> None:
         try:
-            pull([weights], root, Sources(retry=QUICK), report)
+            pull([weights], root, QUICK, report)
         except Exception as error:
             errors.append(error)
 

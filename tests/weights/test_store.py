@@ -10,7 +10,7 @@ import pytest
 from file_server import sha256
 from sets import BIG, SMALL, weight_set
 
-from reward_server.scorers import golden
+from reward_server.scorers import golden, golden_file
 from reward_server.weights import files, records, store
 from reward_server.weights.catalog import CATALOG, WeightFile, hub_files
 from reward_server.weights.records import State, Trust
@@ -44,7 +44,7 @@ def test_with_files_present_nothing_reaches_for_the_network(
     np.save(root / "weighted" / WEIGHTS_FILE, np.array([0.2, 0.3, 0.4]))
     scorer = Weighted(weights=str(root / "weighted"))
     scorer.load("cpu")
-    golden.record("weighted", scorer.weights_digest(), golden.measure(scorer))
+    golden_file.record("weighted", scorer.weights_digest(), golden.measure(scorer))
     scorer.self_test()
 
 

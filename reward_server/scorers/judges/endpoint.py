@@ -12,12 +12,12 @@ import json
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 import httpx
 import stamina
 
+from reward_client._retry_after import retry_after_s
 from reward_client.errors import (
     DeadlineExceeded,
     Internal,
@@ -164,7 +164,9 @@ class Endpoint:
         if status in _KEY_AT_FAULT:
             return Internal(f"{said}; check api_key_env")
         if status in (408, 429) or status >= 500:
-            return Unavailable(said, retry_after_s=retry_after_s(response.headers))
+            return Unavailable(
+                said, retry_after_s=retry_after_s(response.headers.get("retry-after"))
+            )
         return Internal(f"{said}; check base_url and model")
 
     def _shown(self, text: str) -> str:
@@ -177,18 +179,3 @@ def shortened(text: str, limit_chars: int = _MAX_QUOTED_CHARS) -> str:
     """Text on one line, cut to `limit_chars`."""
     line = " ".join(text.split())
     return line if len(line) <= limit_chars else line[: limit_chars - 3] + "..."
-
-
-def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a Retry-After header asks for (a number or a date, RFC 9110); None without."""
-    value = headers.get("retry-after", "").strip()
-    if not value:
-        return None
-    try:
-        return max(0.0, float(value)) if value.isascii() and value[0].isdigit() else _until(value)
-    except ValueError:
-        return None
-
-
-def _until(date: str) -> float:
-    return max(0.0, parsedate_to_datetime(date).timestamp() - time.time())
