@@ -304,14 +304,11 @@ def worker_groups(scorers: Mapping[str, ScorerConfig]) -> dict[str, dict[str, Sc
 
 
 def load(path: Path | None = None, env: Mapping[str, str] | None = None) -> Config:
-    """Read a config file, or the built-in one, and put the environment over it.
+    """Read a config file, or the built-in one, and put the environment over it; raises ConfigError.
 
     Args:
         path: a TOML file; None for the built-in configuration.
         env: environment variables; only those that start with `REWARD_SERVER__` matter.
-
-    Raises:
-        ConfigError: one line that names the file, the key and what to do.
     """
     source = path or DEFAULT_FILE
     try:

@@ -128,13 +128,7 @@ class FieldWalk:
     """Counts the fields of a message as it lies on the wire, and stops at the limit."""
 
     def __init__(self, limits: RequestLimits, kind: Any, most_fields: int | None = None) -> None:
-        """Prepare.
-
-        Args:
-            limits: that raise InvalidArgument.
-            kind: descriptor of the message.
-            most_fields: beyond which `TooManyFields` is raised.
-        """
+        """Prepare."""
         self._limits = limits
         self._has_items = kind is pb.ScoreRequest.DESCRIPTOR
         self._most = min(limits.max_values, most_fields or limits.max_values)

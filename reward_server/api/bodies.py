@@ -75,9 +75,7 @@ async def parse_form(request: Request, limits: RequestLimits, arrival: Arrival) 
 
     One file is one item. `prompt` and `spec` are given once for all files, or once per file.
     `spec` is the JSON of an item's spec: `{"geneval": {...}}` or `{"ocr": {...}}`.
-
-    Raises:
-        InvalidArgument: anything else; names the field.
+    Raises InvalidArgument.
     """
     parser = _FormInMemory(
         request.headers,

@@ -97,12 +97,7 @@ class Exchange:
             return await parse_form(self.http, self.limits, self._arrival)
 
     async def score(self, request: ScoreRequest, deadline_s: float | None = None) -> ScoreResponse:
-        """Score a request unless its caller hangs up; raises RewardError.
-
-        Args:
-            request: as it was read.
-            deadline_s: what the caller set; None for that of the dialect.
-        """
+        """Score a request unless its caller hangs up; raises RewardError."""
         if deadline_s is None:
             default_s = self._service.config.server.default_deadline_s
             deadline_s = min(self._dialect.deadline_s, default_s)

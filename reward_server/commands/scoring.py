@@ -42,8 +42,7 @@ _COUNTS = ("max_items", "max_queue_items")
 def files_of(paths: Sequence[Path]) -> list[Path]:
     """The image files among paths, and those in folders as GenEval's generation writes them.
 
-    Raises:
-        InvalidArgument: a folder without NNNNN/metadata.jsonl and NNNNN/samples/.
+    Raises InvalidArgument.
     """
     files: list[Path] = []
     for path in paths:
@@ -64,9 +63,7 @@ def files_of(paths: Sequence[Path]) -> list[Path]:
 def items_of(files: Sequence[Path], prompt: str, spec: str) -> list[Item]:
     """One item per image file, all with the same prompt and spec; GenEval's have their own.
 
-    Raises:
-        InvalidArgument: a file is not an image, or `spec` or a row is not a JSON object.
-        OSError: a file cannot be read.
+    Raises InvalidArgument or OSError.
     """
     kind, row = _spec(spec, "--spec")
     items = []

@@ -99,12 +99,7 @@ class LogSink:
 
 
 def configure(level: str, style: str) -> LogLevel:
-    """Set up structlog and `logging` for this process.
-
-    Args:
-        level: debug, info, warning, error or critical.
-        style: "console", "json", or "auto" to decide by whether stderr is a terminal.
-    """
+    """Set up structlog and `logging` for this process."""
     is_console = style == "console" or (style == "auto" and sys.stderr.isatty())
     threshold = LogLevel(level)
     shared: list[Any] = [

@@ -78,13 +78,7 @@ class RequestWatch:
     """Watches the requests of one API."""
 
     def __init__(self, api: str, metrics: Metrics, slow_request_s: float) -> None:
-        """Prepare.
-
-        Args:
-            api: "grpc", "http" or another fixed word: it becomes a label.
-            metrics: where requests are counted.
-            slow_request_s: answers that take longer are worth a warning.
-        """
+        """Prepare."""
         self._api = api
         self._metrics = metrics
         self._slow_request_s = slow_request_s

@@ -26,15 +26,13 @@ def start(
     """Export spans over OTLP/HTTP, if anybody asked for it; returns what to call at the end.
 
     Sampling, headers, time-outs and resource attributes follow the standard variables.
+    Raises TelemetryError.
 
     Args:
         otlp_endpoint: base URL of a collector, such as http://collector:4318; "" leaves the choice
             to the environment.
         build: reported to the collector.
         environment: of the process.
-
-    Raises:
-        TelemetryError: the packages are not installed, or the protocol is not supported.
     """
     if not _is_wanted(otlp_endpoint, environment):
         return lambda: None

@@ -113,13 +113,7 @@ def cache_keys(
     *,
     details: bool,
 ) -> dict[int, bytes]:
-    """The keys of some items by index; hashes all pixels, so call it in a thread.
-
-    Args:
-        info: of the scorer.
-        inputs: item index -> what its worker would get, and its images (H, W, 3) uint8.
-        details: whether explanations are asked for; a score kept without them has none to give.
-    """
+    """The keys of some items by index; hashes all pixels, so call it in a thread."""
     scorer = (info.name, info.version, info.fingerprint, details)
     return {index: _key(scorer, *found) for index, found in inputs.items()}
 

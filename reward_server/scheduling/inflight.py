@@ -31,17 +31,9 @@ class InFlight:
         owner: str,
         start: Callable[[], Coroutine[Any, Any, ScoreResponse]],
     ) -> ScoreResponse:
-        """Wait for the request's answer; start it unless it is in call.
+        """Wait for the request's answer; start it unless it is in call; raises InvalidArgument.
 
         Cancelling the last caller cancels the work.
-
-        Args:
-            request: with its id.
-            owner: whose it is; requests of different owners never meet, whatever their ids.
-            start: begins the work.
-
-        Raises:
-            InvalidArgument: another request with the same id is in call.
         """
         call = self._by_id.get((owner, request.request_id))
         if call is None:

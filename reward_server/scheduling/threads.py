@@ -101,14 +101,7 @@ class FairThreads:
         cost: float,
         priority: Priority = Priority.TRAIN,
     ) -> T:
-        """Run a function that would hold up the event loop; cancelled calls never start.
-
-        Args:
-            function: what to run.
-            client: who shares the threads fairly with whom.
-            cost: bytes or pixels it works on, for fairness.
-            priority: the class; the highest for what must run before a class is known.
-        """
+        """Run a function that would hold up the event loop; cancelled calls never start."""
         task = _Task(function, self._clock())
         with self._lock:
             self._classes[priority].push(task, client, cost)

@@ -36,9 +36,6 @@ SCORERS: dict[str, str] = {
 def load_scorer_class(name_or_path: str) -> type[Scorer]:
     """Find the class of a scorer; imports its module, constructs nothing.
 
-    Args:
-        name_or_path: a key of `SCORERS`, or `package.module:Class`.
-
     Raises:
         LookupError: no such name (the nearest one is named), no such module or class, or an object
             that is not a scorer. One line that says what to do.

@@ -19,12 +19,7 @@ T = TypeVar("T")
 
 
 class Backbones:
-    """Loads each network once, and shows it every picture of a run once.
-
-    Attributes:
-        embedded: pictures that went through a network in runs so far.
-        reused: pictures whose rows were there already.
-    """
+    """Loads each network once, and shows it every picture of a run once."""
 
     def __init__(self) -> None:
         self.embedded = self.reused = 0

@@ -27,11 +27,6 @@ class ClipFamilyScorer(NetworkScorer[Clip]):
     """A scorer whose network is a CLIP repository of transformers.
 
     In one worker all with the same files, type and options use the same towers.
-
-    Attributes:
-        weight_set: a key of `CATALOG`.
-        preparation: a key of `pixels.PREPARATIONS`.
-        with_text: whether prompts are scored.
     """
 
     weight_set = VIT_L_14

@@ -71,9 +71,6 @@ class DeqaScorer(NetworkScorer[Deqa]):
         dtype: one of `torch_tools.DTYPES`; published numbers are those of float16.
         trust_remote_code: allow the Python files in the folder to run.
         code_sha256: digest of these files, as the message says that refuses them without it.
-
-    Raises:
-        ValueError: an option is wrong.
     """
 
     spec = ScorerSpec(

@@ -29,17 +29,7 @@ def check_plausible(spec: ScorerSpec, found: Golden) -> None:
 
 
 def compare(name: str, found: Golden, recorded: Golden, tolerance: float) -> None:
-    """Compare measured with recorded scores.
-
-    Args:
-        name: of the scorer.
-        found: of now.
-        recorded: of then.
-        tolerance: largest difference that is rounding, relative to the spread of what is recorded.
-
-    Raises:
-        SelfTestError: they differ; says where, and the likely cause.
-    """
+    """Compare measured with recorded scores; raises SelfTestError."""
     cause = _cause(found, recorded)
     check_close(name, found, recorded, tolerance, what="recorded", cause=cause)
 

@@ -60,9 +60,7 @@ def load() -> dict[str, dict[str, Golden]]:
 def record(name: str, digest: str, golden: Golden) -> None:
     """Write one entry; the others stay as they are, also with concurrent writers.
 
-    Raises:
-        DamagedGoldens: the file exists and cannot be read; it is left alone.
-        OSError: it cannot be written.
+    Raises DamagedGoldens or OSError.
     """
     path = blessed_file()
     with files.locked(path.with_name(f".{path.name}.lock")):

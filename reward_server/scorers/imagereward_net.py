@@ -71,15 +71,7 @@ class RewardNet:
         }
 
     def rewards(self, pictures: Sequence[UInt8Image], prompts: Sequence[str]) -> list[float]:
-        """Rewards of N pictures with N prompts: N passes of either tower, in one batch.
-
-        Args:
-            pictures: N uint8 RGB arrays (H, W, 3).
-            prompts: N texts.
-
-        Returns:
-            N normalised rewards.
-        """
+        """Rewards of N pictures with N prompts: N passes of either tower, in one batch."""
         import torch
 
         batch = pixels.on_device(pictures, self._preparation, self._device, self._dtype)

@@ -93,9 +93,6 @@ def on_device(
 def normalised(batch: torch.Tensor) -> torch.Tensor:
     """CLIP's normalisation, on whatever device the batch is.
 
-    Args:
-        batch: what `Preparation.batch` returns.
-
     Returns:
         (N, 3, S, S) float32: (x - mean) / std with x in [0, 1].
     """

@@ -48,11 +48,7 @@ def digest(modules: list[ModuleType], facts: Mapping[str, str]) -> str:
 
 
 def check_close(what: str, found: float, expected: float, tolerance: float, cause: str) -> None:
-    """Compare one value of a self-test.
-
-    Raises:
-        SelfTestError: `found` is not within `tolerance` (absolute) of `expected`, or not finite.
-    """
+    """Compare one value of a self-test; raises SelfTestError."""
     if not math.isfinite(found) or abs(found - expected) > tolerance:
         raise SelfTestError(
             f"self-test {what}: expected {expected:.6g} +- {tolerance:.2g}, found {found:.6g}; "

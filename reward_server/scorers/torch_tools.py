@@ -66,8 +66,7 @@ def tolerance(dtype: str) -> Tolerance:
 def load_state(path: Path) -> dict[str, Any]:
     """Read a `.pt`, `.pth` or `.bin` checkpoint onto the CPU; only data, no code of the file runs.
 
-    Raises:
-        ValueError: it is not a checkpoint, or holds more than tensors and plain values.
+    Raises ValueError.
     """
     import torch
 

@@ -142,10 +142,6 @@ class Access:
         A request larger than the burst passes on a full bucket and leaves a debt, so that large
         requests are slowed down to the rate and never shut out.
 
-        Args:
-            caller: from `identify`.
-            items: items times scorers asked.
-
         Raises:
             ResourceExhausted: over the rate; `retry_after_s` is when it would pass.
         """

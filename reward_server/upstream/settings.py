@@ -49,16 +49,7 @@ class UpstreamConfigError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """How servers are reached; scorers with equal ones share connections and messages.
-
-    Attributes:
-        targets: at least one, as configured.
-        policy: how a server is chosen.
-        wait_s: how long items wait for a server when none is usable.
-        api_key: sent to every server, or None.
-        is_tls: whether connections are encrypted.
-        tls: whom to trust and what to show, if not the system's roots.
-    """
+    """How servers are reached; scorers with equal ones share connections and messages."""
 
     targets: tuple[str, ...]
     policy: Policy

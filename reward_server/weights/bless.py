@@ -27,15 +27,7 @@ class BlessError(WeightsError):
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a scorer makes of its golden items.
-
-    Attributes:
-        name: `spec.name`, under which it is recorded.
-        version: `spec.version`.
-        digest: of the weights.
-        tolerance: largest difference that is rounding, relative to the spread.
-        golden: the scores.
-    """
+    """What a scorer makes of its golden items."""
 
     name: str
     version: str

@@ -118,14 +118,6 @@ class Sources:
 
         Raises SourceError.
 
-        Args:
-            name: of the set.
-            file: of the set.
-            target: where the checked file will be.
-            is_checked: a checksum is known, so that a wrong continuation would be found.
-            moved: called with the bytes that have arrived.
-            say: takes one line about each failed attempt.
-
         Returns:
             The complete, unchecked file, and the sha256 its source stated meanwhile (or empty).
         """

@@ -13,12 +13,7 @@ _OTHER_KINDS = ("kfd", "dxg", "nvmap")
 
 
 def gpu_count(environment: Mapping[str, str], dev: Path = _DEV) -> int | None:
-    """How many GPUs processes started from here can use; None where that is unknown.
-
-    Args:
-        environment: of those processes; `CUDA_VISIBLE_DEVICES` decides if it is set.
-        dev: the folder of device files.
-    """
+    """How many GPUs processes started from here can use; None where that is unknown."""
     shown = environment.get("CUDA_VISIBLE_DEVICES")
     if shown is not None:
         entries = [entry.strip() for entry in shown.split(",")]

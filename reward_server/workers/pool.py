@@ -26,12 +26,7 @@ _STARTING_RETRY_AFTER_S = 1.0
 
 
 class Workers:
-    """The worker slots of the scorers that share them; they run as long as any of these needs them.
-
-    Attributes:
-        changed: wakes the slots when items arrive.
-        asked: one event per slot, set when a scorer shall be tried again now.
-    """
+    """The worker slots that scorers share; they run as long as any of these needs them."""
 
     def __init__(self, count: int) -> None:
         self.changed = Signal()

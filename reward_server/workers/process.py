@@ -318,12 +318,6 @@ def worker_environment(
 
     Tokens and keys of the server stay with the server: only variables of the system, of Python, of
     GPUs and of numerical libraries are passed on.
-
-    Args:
-        environment: of the server.
-        device: "cpu" or "cuda:N".
-        threads: CPU threads.
-        extra: names of more variables to pass on.
     """
     env = {
         name: value

@@ -149,8 +149,7 @@ class Replica:
     async def load(self, worker: WorkerProcess, excess: Callable[[], str]) -> None:
         """Load it in a worker; READY afterwards, or lost without harm to the others there.
 
-        Raises:
-            WorkerDied: the process is gone, or takes longer than `start_timeout_s`.
+        Raises WorkerDied.
         """
         begin_s = time.monotonic()
         self._worker = worker

@@ -41,13 +41,7 @@ Column: TypeAlias = "list[float | None] | list[bytes]"
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """An input: elements of BYTES, or the bytes of UINT8.
-
-    Attributes:
-        name: `IMAGE`, `PROMPT` or `METADATA`.
-        shape: checked against `data`.
-        data: a list for BYTES, otherwise the elements one after another.
-    """
+    """An input: elements of BYTES, or the bytes of UINT8."""
 
     name: str
     shape: tuple[int, ...]

@@ -32,12 +32,7 @@ OTHER_GROUP = -10.0
 
 @dataclass(frozen=True, slots=True)
 class PickleRequest:
-    """A request in our own terms.
-
-    Attributes:
-        items: one per image, in order.
-        tags: GenEval tag per image; None if no GenEval rows were sent.
-    """
+    """A request in our own terms."""
 
     items: tuple[Item, ...]
     tags: tuple[str, ...] | None

@@ -90,12 +90,7 @@ class ColorClassifier:
         }
 
     def classify(self, objects: Sequence[UInt8Image], labels: Sequence[str]) -> list[ColorGuess]:
-        """The colour of every object; one forward for all of them (256 at a time).
-
-        Args:
-            objects: what `crops.cut_out` returns, of any sizes.
-            labels: the class of each, one of `coco.CLASSES`.
-        """
+        """The colour of every object; one forward for all of them (256 at a time)."""
         if not objects:
             return []
         features = self.encode(objects)

@@ -47,11 +47,7 @@ class Detector(Protocol):
         ...
 
     def self_test(self) -> None:
-        """Detect in known pictures.
-
-        Raises:
-            SelfTestError: what is found is not what is there.
-        """
+        """Detect in known pictures; raises SelfTestError."""
         ...
 
     def detect(

@@ -35,12 +35,7 @@ class DetectorOptions:
 
 
 def make(name: str, options: DetectorOptions) -> Detector:
-    """A detector that has loaded nothing yet.
-
-    Raises:
-        ValueError: no such detector, an option that is not one of its values, or one that this
-            detector does not have. One line.
-    """
+    """A detector that has loaded nothing yet; raises ValueError."""
     if name not in DETECTORS:
         raise ValueError(f"geneval: unknown detector {name!r}; known: {', '.join(DETECTORS)}")
     torch_tools.check_dtype("geneval", options.dtype)

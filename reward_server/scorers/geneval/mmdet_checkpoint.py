@@ -67,10 +67,7 @@ class _InertUnpickler(pickle.Unpickler):
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint by mmdet's names, on the CPU, as float32 where floating.
 
-    Raises:
-        CheckpointError: damaged (the digest in the file's name does not fit), not a torch file, or
-            without a table of tensors.
-        OSError: it cannot be read.
+    Raises CheckpointError or OSError.
     """
     check_named_digest(path)
     content = _read(path)

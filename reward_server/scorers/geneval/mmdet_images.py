@@ -80,11 +80,6 @@ def _prepare_one(image: UInt8Image, pipeline: str, device: str) -> Prepared:
 def resize_uint8(pixels: Tensor, height: int, width: int) -> Tensor:
     """OpenCV's `resize(..., INTER_LINEAR)` of uint8, bit for bit (its integer arithmetic).
 
-    Args:
-        pixels: (C, H, W) uint8.
-        height: of the result.
-        width: of the result.
-
     Returns:
         (C, height, width) uint8.
     """

@@ -40,10 +40,7 @@ class MmdetSegmenter:
 
         mmdet 3.x takes a checkpoint of 2.x without complaint and leaves the tensors that changed
         their names at random values; so names are translated and every tensor must be there.
-
-        Raises:
-            mmdet_checkpoint.CheckpointError: the file cannot be read safely.
-            mmdet_keys.UnknownLayout: a tensor is missing, left over or of another shape.
+        Raises mmdet_checkpoint.CheckpointError or mmdet_keys.UnknownLayout.
         """
         from mmdet.apis import init_detector  # pyright: ignore[reportMissingImports]
         from mmengine.config import Config  # pyright: ignore[reportMissingImports]

@@ -141,8 +141,7 @@ class ShapesDetector:
     def self_test(self) -> None:
         """Detect all shapes and colours in drawings made here, and refuse a half-drawn one.
 
-        Raises:
-            SelfTestError: a shape, colour, box or score is not what was drawn.
+        Raises SelfTestError.
         """
         for index, (name, color) in enumerate(zip(self.classes, self.colors, strict=True)):
             x, y, radius = 30.3 + index, 33.7 - index, 7.5 + index

@@ -88,11 +88,7 @@ def stacks(
 
 
 def analyse(images: NDArray[np.uint8]) -> Scenes:
-    """Separate background and objects of a batch.
-
-    Args:
-        images: (N, H, W, 3) uint8 RGB at working resolution.
-    """
+    """Separate background and objects of uint8 RGB (N, H, W, 3) at working resolution."""
     rgb = images.astype(np.float32)
     background, lit = fit_background(rgb)
     depth = over_channels(np.maximum, background - rgb)

@@ -29,12 +29,7 @@ _FRAMES = 2  # the network sees a still as two equal frames
 
 
 def target_size_px(height_px: int, width_px: int) -> tuple[int, int]:
-    """Height and width after resizing: multiples of 28, close to 256 * 28 * 28 px together.
-
-    Args:
-        height_px: at least 1.
-        width_px: at least 1; the longer side is at most `MAX_RATIO` times the shorter one.
-    """
+    """Height and width after resizing: multiples of 28, close to 256 * 28 * 28 px together."""
     height, width = (
         max(FACTOR_PX, round(side / FACTOR_PX) * FACTOR_PX) for side in (height_px, width_px)
     )

@@ -95,9 +95,6 @@ class HpsV3Scorer(NetworkScorer[HpsV3]):
         dtype: of the backbone; the head is always float32.
         compile: `torch.compile` the backbone.
         batch_tokens: tokens per forward pass, padding included; bounds memory.
-
-    Raises:
-        ValueError: an option is wrong.
     """
 
     spec = ScorerSpec(

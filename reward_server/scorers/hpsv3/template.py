@@ -66,11 +66,6 @@ _CHAT = (
 
 
 def conversation(caption: str, image_tokens: int) -> str:
-    """The text that is tokenised for one item.
-
-    Args:
-        caption: inserted as it is; braces stay braces.
-        image_tokens: how many places the picture takes.
-    """
+    """The text that is tokenised for one item."""
     text = INSTRUCTION.replace(CAPTION_FIELD, caption) + QUESTION
     return _CHAT.replace("{image}", IMAGE_TOKEN * image_tokens).replace("{text}", text)

@@ -105,11 +105,7 @@ class Endpoint:
         return listed
 
     async def chat(self, body: Mapping[str, Any], deadline: Deadline) -> Any:
-        """`POST /chat/completions`: the decoded JSON of the answer.
-
-        Raises:
-            RewardError: no answer; `retryable` says whether another try may help.
-        """
+        """`POST /chat/completions`: the decoded JSON of the answer; raises RewardError."""
         content = json.dumps(body).encode("ascii")
 
         async def once(left_s: float) -> Any:

@@ -53,11 +53,7 @@ class Verdict:
 
 
 def unified(reply: Reply) -> Verdict:
-    """UnifiedReward v1.5: the number from 1 to 5 after "Final Score:".
-
-    Raises:
-        Unreadable: no such number, one out of range, or different ones.
-    """
+    """UnifiedReward v1.5: the number from 1 to 5 after "Final Score:"; raises Unreadable."""
     found = [_number(token, "Final Score") for token in _UNIFIED.findall(_whole(reply))]
     return Verdict(_agreed(found, "Final Score"))
 
@@ -65,8 +61,7 @@ def unified(reply: Reply) -> Verdict:
 def unified_2(reply: Reply) -> Verdict:
     """UnifiedReward 2.0: three axes from 1 to 5; the primary value is their mean.
 
-    Raises:
-        Unreadable: an axis is missing, out of range, or has different numbers.
+    Raises Unreadable.
     """
     found: dict[str, list[float]] = {"Alignment": [], "Coherence": [], "Style": []}
     for axis, token in _AXIS.findall(_whole(reply)):
@@ -76,11 +71,7 @@ def unified_2(reply: Reply) -> Verdict:
 
 
 def score_tag(reply: Reply) -> Verdict:
-    """Qwen-VL scoring: a whole number from 1 to 5 in a Score tag.
-
-    Raises:
-        Unreadable: no such tag, another content, a number out of range, or different ones.
-    """
+    """Qwen-VL scoring: a whole number from 1 to 5 in a Score tag; raises Unreadable."""
     tokens = _TAG.findall(_whole(reply))
     for token in tokens:
         if not _DIGITS.fullmatch(token):

@@ -58,9 +58,6 @@ class JudgeScorer:
         question: for `yes_no`: the question, in which {prompt} stands for the caption.
         extra_body: further fields of the request, such as
             `{chat_template_kwargs = {enable_thinking = false}}`.
-
-    Raises:
-        ValueError: an option is wrong; one line.
     """
 
     name: ClassVar[str]
@@ -134,9 +131,7 @@ class JudgeScorer:
     def self_test(self) -> None:
         """Ask about one drawing; the answer must be readable and in range.
 
-        Raises:
-            SelfTestError: it is not; says why.
-            RuntimeError: the endpoint did not answer; it may later.
+        Raises SelfTestError or RuntimeError.
         """
         disc = ScoreInput("a red disc on a light background", (golden.pictures()[1],))
         (outcome,) = self.score([disc], details=False)

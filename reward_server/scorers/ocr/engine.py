@@ -30,15 +30,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """What every engine is built with.
-
-    Attributes:
-        sessions: copies of the networks that work at the same time, at least 1.
-        threads: of each copy, per operator, at least 1.
-        detector_dir: folder of the detection network; empty: the engine's own.
-        recognizer_dir: folder of the recognition network; empty: the engine's own.
-        lang: language of the networks that the engine picks itself.
-    """
+    """What every engine is built with."""
 
     sessions: int = 1
     threads: int = 1

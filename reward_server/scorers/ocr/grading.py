@@ -14,12 +14,7 @@ _MAX_READ_CHARACTERS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What was read in one picture.
-
-    Attributes:
-        frame: which picture of the item.
-        lines: in reading order.
-    """
+    """What was read in one picture."""
 
     frame: int
     lines: Sequence[Line]
@@ -36,10 +31,6 @@ def components(target: str, readings: Sequence[Reading]) -> Mapping[str, float]:
     `flowgrpo_video` is the published reward of videos (flow_grpo's video OCR): per frame
     1 - distance / length without the substring rule, then the mean of those above 0 only, so that a
     text shown in one frame of ten earns as much as one shown throughout.
-
-    Args:
-        target: what was asked for; not empty.
-        readings: of at least one frame.
     """
     frames = [_of_frame(target, reading.recognised) for reading in readings]
     means = {name: sum(frame[name] for frame in frames) / len(frames) for name in frames[0]}

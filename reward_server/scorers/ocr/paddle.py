@@ -24,8 +24,7 @@ _PACKAGES = ("paddleocr", "paddlex", "paddlepaddle", "paddlepaddle-gpu", "onnxru
 class PaddleEngine:
     """PaddleOCR with detection and recognition, without orientation networks, on the CPU.
 
-    Raises:
-        ValueError: one of the two model folders is missing, or not a folder.
+    Raises ValueError.
     """
 
     def __init__(self, options: EngineOptions) -> None:
@@ -40,12 +39,7 @@ class PaddleEngine:
         self._sessions: Sessions[Any] | None = None
 
     def load(self) -> None:
-        """Load both networks for every session.
-
-        Raises:
-            LookupError: paddleocr is not installed.
-            FileNotFoundError: a model folder lacks a file.
-        """
+        """Load both networks for every session; raises LookupError or FileNotFoundError."""
         try:
             major = int(importlib.metadata.version("paddleocr").split(".")[0])
         except importlib.metadata.PackageNotFoundError as error:

@@ -16,14 +16,7 @@ MAX_SIDE_PX = 960
 
 @dataclass(frozen=True, slots=True)
 class Api:
-    """One major version of PaddleOCR.
-
-    Attributes:
-        make: loads a `PaddleOCR`.
-        read: the lines of one BGR picture.
-        folders: where its detection and its recognition network lie.
-        characters: those that its recognition network has; none where it does not list them.
-    """
+    """One major version of PaddleOCR."""
 
     make: Callable[[EngineOptions], Any]
     read: Callable[[Any, UInt8Image], list[Line]]

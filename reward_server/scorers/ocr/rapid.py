@@ -36,10 +36,7 @@ class RapidEngine:
 
     Every line goes through the recogniser alone. On a CPU that is the fastest way, and it makes the
     reading independent of neighbours: in a batch, lines are padded to the longest of it, which
-    changes what is read.
-
-    Raises:
-        ValueError: a model folder is named; the networks are those of the wheel.
+    changes what is read. Raises ValueError.
     """
 
     def __init__(self, options: EngineOptions) -> None:

@@ -58,9 +58,6 @@ class OcrScorer:
         recognizer_dir: likewise of the recognition network; with both, nothing is ever fetched.
         lang: for `paddleocr` without folders, the language whose networks it fetches.
         frame_stride: of an item with several pictures, one in so many is read.
-
-    Raises:
-        ValueError: no such engine, or a number that is too small, or folders that do not fit.
     """
 
     spec = ScorerSpec(

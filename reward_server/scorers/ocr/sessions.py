@@ -25,12 +25,7 @@ Found = TypeVar("Found")
 
 
 class Sessions(Generic[Session]):
-    """A pool of interchangeable sessions.
-
-    Args:
-        make: loads one; called `count` times, one after the other.
-        count: sessions and threads.
-    """
+    """A pool of interchangeable sessions."""
 
     def __init__(self, make: Callable[[], Session], count: int) -> None:
         self._free: SimpleQueue[Session] = SimpleQueue()
@@ -42,11 +37,7 @@ class Sessions(Generic[Session]):
     def map(
         self, function: Callable[[Session, Given], Found], items: Sequence[Given]
     ) -> list[Found]:
-        """`function(session, item)` for every item, each with a session to itself; in order.
-
-        Raises:
-            Exception: the first one that `function` raised, in the order of the items.
-        """
+        """`function(session, item)` for every item, each with a session to itself; in order."""
         return list(self._threads.map(lambda item: self._run(function, item), items))
 
     def _run(self, function: Callable[[Session, Given], Found], item: Given) -> Found:

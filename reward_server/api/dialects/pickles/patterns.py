@@ -81,16 +81,7 @@ def symbol(module: str, name: str) -> Symbol:
 
 
 def call(called: object, arguments: object, max_items: int) -> Any:
-    """What a literal call pattern yields.
-
-    Args:
-        called: must be a `Symbol`.
-        arguments: must be exactly what Python or numpy write there.
-        max_items: of an array.
-
-    Raises:
-        PickleRefused: anything else.
-    """
+    """What a literal call pattern yields; raises PickleRefused."""
     handler = _CALLS.get(called) if isinstance(called, Symbol) else None
     if handler is None or not isinstance(arguments, tuple):
         raise PickleRefused("the pickle is refused: it calls something, and nothing is ever called")
