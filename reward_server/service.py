@@ -11,11 +11,7 @@ from typing import TypeVar
 from reward_client import _tracing
 from reward_client._validation import check_selectors, unknown_scorer
 from reward_client.codec import DecodeLimits
-from reward_client.errors import (
-    InvalidArgument,
-    NotFound,
-    Unavailable,
-)
+from reward_client.errors import InvalidArgument, NotFound, Unavailable
 from reward_client.types import (
     ScoreRequest,
     ScoreResponse,

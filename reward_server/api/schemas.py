@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from fastapi import FastAPI
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, create_model
 from pydantic.json_schema import models_json_schema
 
 from reward_client._transports.base import PROTOBUF_TYPE
@@ -122,8 +122,7 @@ class Scorers(BaseModel):
     scorers: list[Scorer]
 
 
-class Alive(BaseModel):
-    status: str
+Alive = create_model("Alive", status=(str, ...))
 
 
 class Ready(BaseModel):

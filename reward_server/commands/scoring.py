@@ -17,9 +17,7 @@ import PIL.Image
 from reward_client import codec
 from reward_client._client import RewardClient
 from reward_client.errors import InvalidArgument
-from reward_client.images import (
-    Image,
-)
+from reward_client.images import Image
 from reward_client.types import (
     Item,
     ScoreRequest,

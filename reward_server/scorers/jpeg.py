@@ -16,14 +16,7 @@ import PIL
 from PIL import Image, features
 
 from reward_server.scorers import tools
-from reward_server.scorers.base import (
-    ItemScore,
-    Outcome,
-    ScoreInput,
-    ScorerSpec,
-    UInt8Image,
-    raw,
-)
+from reward_server.scorers.base import ItemScore, Outcome, ScoreInput, ScorerSpec, UInt8Image, raw
 
 QUALITY = 95
 MAX_SIDE_PX = 65_500

@@ -28,13 +28,7 @@ from numpy.typing import NDArray
 
 from reward_server.scorers import tools
 from reward_server.scorers.base import ItemScore, Outcome, ScoreInput, ScorerSpec, component, raw
-from reward_server.scorers.geneval import (
-    palette,
-    shapes,
-    shapes_fit,
-    shapes_scene,
-    silhouettes,
-)
+from reward_server.scorers.geneval import palette, shapes, shapes_fit, shapes_scene, silhouettes
 from reward_server.scorers.geneval.shapes_scene import Array, Scenes
 
 _MIN_SIDE_PX = 16

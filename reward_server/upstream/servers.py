@@ -32,13 +32,7 @@ from reward_client.errors import (
     Unauthenticated,
     Unavailable,
 )
-from reward_client.types import (
-    ReplicaInfo,
-    ScoreRequest,
-    ScoreResponse,
-    ScorerInfo,
-    ScorerState,
-)
+from reward_client.types import ReplicaInfo, ScoreRequest, ScoreResponse, ScorerInfo, ScorerState
 from reward_server.backend import Order
 from reward_server.observability.gauges import EndpointUse
 from reward_server.observability.metrics import Metrics

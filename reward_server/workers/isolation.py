@@ -11,13 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from reward_client.errors import Code
-from reward_server.scorers.base import (
-    ItemFailure,
-    ItemScore,
-    ScoreInput,
-    Scorer,
-    Transform,
-)
+from reward_server.scorers.base import ItemFailure, ItemScore, ScoreInput, Scorer, Transform
 from reward_server.workers.ipc import Failure, Score
 
 _OUT_OF_MEMORY_NAMES = frozenset({"OutOfMemoryError", "ResourceExhaustedError", "MemoryError"})

@@ -14,31 +14,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from reward_server.config import ScorerConfig
 from reward_server.scheduling.queue import Work
+from reward_server.workers import ipc
 from reward_server.workers.devices import device_problem
-from reward_server.workers.ipc import (
-    ArenaWriter,
-    Batch,
-    BatchDone,
-    Disconnected,
-    FromWorker,
-    Hello,
-    ImageRef,
-    ItemMessage,
-    Ready,
-    Run,
-    SelfTest,
-    SelfTestDone,
-    Start,
-    StartFailed,
-    ToWorker,
-    frame,
-    receive_in_server,
-)
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _WORKER = "reward_server.workers.worker"
@@ -59,7 +42,7 @@ _LINE_LIMIT_BYTES = 64 << 10
 _LAST_MESSAGE_S = 1.0  # for what a process sent, or printed, before it exited
 # The config names an interpreter that cannot run; any other error of the operating system may pass.
 _PERMANENT_ERRNOS = frozenset({errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.ENOEXEC})
-_Expected = TypeVar("_Expected", Hello, Ready, SelfTestDone, BatchDone)
+_Expected = TypeVar("_Expected", ipc.Hello, ipc.Ready, ipc.SelfTestDone, ipc.BatchDone)
 
 
 class WorkerDied(Exception):
@@ -83,7 +66,7 @@ class WorkerProcess:
         streams: tuple[asyncio.StreamReader, asyncio.StreamWriter],
         output: asyncio.StreamReader,
         resources: contextlib.ExitStack,
-        arena: ArenaWriter,
+        arena: ipc.ArenaWriter,
         on_line: Callable[[str], None],
     ) -> None:
         self._process = process
@@ -121,7 +104,7 @@ class WorkerProcess:
         threads = threads_of(config, device)
         python = config.python or sys.executable
         with contextlib.ExitStack() as stack:
-            arena = ArenaWriter()
+            arena = ipc.ArenaWriter()
             stack.callback(arena.close)
             ours, theirs = (stack.enter_context(end) for end in socket.socketpair())
             output, output_end = await _output_pipe(stack)
@@ -150,17 +133,19 @@ class WorkerProcess:
         """The process id."""
         return self._process.pid
 
-    async def load(self, name: str, config: ScorerConfig, device: str) -> tuple[Hello, Ready]:
+    async def load(
+        self, name: str, config: ScorerConfig, device: str
+    ) -> tuple[ipc.Hello, ipc.Ready]:
         """Load a scorer; it has passed its self-test then; raises WorkerRefused."""
         threads = threads_of(config, device)
         path = config.scorer or name
-        await self._send(Start(name, path, dict(config.options), device, threads))
-        return await self._expect(Hello), await self._expect(Ready)
+        await self._send(ipc.Start(name, path, dict(config.options), device, threads))
+        return await self._expect(ipc.Hello), await self._expect(ipc.Ready)
 
     async def self_test(self, name: str) -> str:
         """Let a scorer test itself again; returns what is wrong, or an empty string."""
-        await self._send(SelfTest(name))
-        return (await self._expect(SelfTestDone)).problem
+        await self._send(ipc.SelfTest(name))
+        return (await self._expect(ipc.SelfTestDone)).problem
 
     async def send(self, batches: Mapping[str, Sequence[Work]]) -> None:
         """Begin a run: a batch per scorer. `batch_done` waits for each, in this order.
@@ -172,18 +157,18 @@ class WorkerProcess:
         works = [work for batch in batches.values() for work in batch]
         refs = iter(self._arena.write([image for work in works for image in work.images]))
         run = [
-            Batch(
+            ipc.Batch(
                 name,
                 [_with_refs(work.message, refs) for work in batch],
                 any(work.details for work in batch),
             )
             for name, batch in batches.items()
         ]
-        await self._send(Run(self._run_number, run))
+        await self._send(ipc.Run(self._run_number, run))
 
-    async def batch_done(self, items: int) -> BatchDone:
+    async def batch_done(self, items: int) -> ipc.BatchDone:
         """Wait for the next batch of the run, which has so many items."""
-        done = await self._expect(BatchDone)
+        done = await self._expect(ipc.BatchDone)
         if done.number != self._run_number:
             raise WorkerDied(f"the worker answered run {done.number}, not {self._run_number}")
         if len(done.outcomes) != items:
@@ -222,24 +207,24 @@ class WorkerProcess:
             await self._writer.wait_closed()
         self._resources.close()
 
-    async def _send(self, message: ToWorker) -> None:
+    async def _send(self, message: ipc.ToWorker) -> None:
         try:
-            self._writer.write(frame(message))
+            self._writer.write(ipc.frame(message))
             await self._writer.drain()
         except ConnectionError as error:
             raise WorkerDied(self.exit_reason()) from error
 
-    async def _receive(self) -> FromWorker:
+    async def _receive(self) -> ipc.FromWorker:
         # A forked child may hold the socket open: the exit of the process is what counts.
-        receiving = asyncio.create_task(receive_in_server(self._reader))
+        receiving = asyncio.create_task(ipc.receive_in_server(self._reader))
         try:
             await asyncio.wait({receiving, self.exited}, return_when=asyncio.FIRST_COMPLETED)
             if not receiving.done():
                 await asyncio.wait({receiving}, timeout=_LAST_MESSAGE_S)
             if not receiving.done():
-                raise Disconnected("the process has exited")
+                raise ipc.Disconnected("the process has exited")
             return receiving.result()
-        except Disconnected as error:
+        except ipc.Disconnected as error:
             # The socket closes an instant before the exit status is known.
             await asyncio.wait({self.exited}, timeout=_LAST_MESSAGE_S)
             await asyncio.wait({self._output}, timeout=_LAST_MESSAGE_S)
@@ -249,7 +234,7 @@ class WorkerProcess:
 
     async def _expect(self, kind: type[_Expected]) -> _Expected:
         message = await self._receive()
-        if isinstance(message, StartFailed):
+        if isinstance(message, ipc.StartFailed):
             raise WorkerRefused(message.reason, permanent=message.permanent)
         if not isinstance(message, kind):
             raise WorkerDied(f"the worker answered out of turn: {type(message).__name__}")
@@ -290,19 +275,15 @@ def threads_of(config: ScorerConfig, device: str) -> int:
     return config.threads or (1 if device == "cpu" else 4)
 
 
-def placeholder_refs(images: Sequence[NDArray[np.uint8]]) -> list[ImageRef]:
+def placeholder_refs(images: Sequence[NDArray[np.uint8]]) -> list[ipc.ImageRef]:
     """References that only count the images."""
-    return [ImageRef(0, image.shape[0], image.shape[1]) for image in images]
+    return [ipc.ImageRef(0, image.shape[0], image.shape[1]) for image in images]
 
 
-def _with_refs(message: ItemMessage, refs: Iterator[ImageRef]) -> ItemMessage:
-    return ItemMessage(
-        prompt=message.prompt,
-        images=[next(refs) for _ in message.images],
-        references=[next(refs) for _ in message.references],
-        spec=message.spec,
-        transform=message.transform,
-    )
+def _with_refs(message: ipc.ItemMessage, refs: Iterator[ipc.ImageRef]) -> ipc.ItemMessage:
+    images = [next(refs) for _ in message.images]
+    references = [next(refs) for _ in message.references]
+    return msgspec.structs.replace(message, images=images, references=references)
 
 
 def passed_on(config: ScorerConfig) -> list[str]:

@@ -25,29 +25,11 @@ from reward_client.errors import Code
 from reward_server.scorers import load_scorer_class
 from reward_server.scorers.backbones import Backbones, UsesBackbones
 from reward_server.scorers.base import ScoreInput, Scorer, ScorerSpec, SelfTestError, UInt8Image
+from reward_server.workers import ipc
 from reward_server.workers.device_memory import DeviceMemory
-from reward_server.workers.ipc import (
-    ArenaReader,
-    Batch,
-    BatchDone,
-    Disconnected,
-    Failure,
-    FromWorker,
-    Hello,
-    ImageRef,
-    ItemMessage,
-    Ready,
-    Score,
-    SelfTest,
-    SelfTestDone,
-    Start,
-    StartFailed,
-    frame,
-    receive_in_worker,
-)
 from reward_server.workers.isolation import IsolatingRunner
 
-_View: TypeAlias = Callable[[ImageRef], UInt8Image]
+_View: TypeAlias = Callable[[ipc.ImageRef], UInt8Image]
 _PR_SET_PDEATHSIG = 1
 
 
@@ -57,9 +39,9 @@ def main(arguments: list[str]) -> int:
     _die_with_parent()
     # Ctrl-C reaches the whole process group; the server drains and then closes the socket.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    gone = contextlib.suppress(Disconnected, ConnectionError)
+    gone = contextlib.suppress(ipc.Disconnected, ConnectionError)
     with gone, socket.socket(fileno=socket_fd) as sock:
-        _Host(sock, ArenaReader(arena_fd)).serve()
+        _Host(sock, ipc.ArenaReader(arena_fd)).serve()
     return 0
 
 
@@ -73,7 +55,7 @@ class _StartError(Exception):
 class _Host:
     """Runs the scorers of this process, one at a time, as the server says."""
 
-    def __init__(self, sock: socket.socket, arena: ArenaReader) -> None:
+    def __init__(self, sock: socket.socket, arena: ipc.ArenaReader) -> None:
         self._sock = sock
         self._arena = arena
         self._memory = DeviceMemory()
@@ -83,18 +65,18 @@ class _Host:
     def serve(self) -> None:
         """Until the server closes the socket, which raises Disconnected."""
         while True:
-            message = receive_in_worker(self._sock)
-            if isinstance(message, Start):
+            message = ipc.receive_in_worker(self._sock)
+            if isinstance(message, ipc.Start):
                 self._start(message)
-            elif isinstance(message, SelfTest):
-                self._send(SelfTestDone(_problem(self._runners[message.name].scorer)))
+            elif isinstance(message, ipc.SelfTest):
+                self._send(ipc.SelfTestDone(_problem(self._runners[message.name].scorer)))
             else:
                 view = functools.cache(self._arena.view)  # one picture is one object in a run
                 with self._backbones.run():
                     for batch in message.batches:
                         self._send(self._score(message.number, batch, view))
 
-    def _start(self, start: Start) -> None:
+    def _start(self, start: ipc.Start) -> None:
         try:
             scorer = _construct(start)
             self._send(_hello(scorer.spec))
@@ -104,13 +86,13 @@ class _Host:
             begin_s = time.monotonic()
             fingerprint = _tested(scorer)
         except _StartError as error:
-            self._send(StartFailed(error.reason, error.permanent))
+            self._send(ipc.StartFailed(error.reason, error.permanent))
             return
         self_test_s = time.monotonic() - begin_s
         self._runners[start.name] = IsolatingRunner(scorer, _log, _free_device_memory)
-        self._send(Ready(fingerprint, self._memory.held_bytes(), self_test_s))
+        self._send(ipc.Ready(fingerprint, self._memory.held_bytes(), self_test_s))
 
-    def _score(self, number: int, batch: Batch, view: _View) -> BatchDone:
+    def _score(self, number: int, batch: ipc.Batch, view: _View) -> ipc.BatchDone:
         runner, shared = self._runners[batch.name], self._backbones
         inputs = [_input(item, view) for item in batch.items]
         embedded, reused = shared.embedded, shared.reused
@@ -118,7 +100,7 @@ class _Host:
         transforms = [item.transform for item in batch.items]
         outcomes = runner.run(inputs, transforms, details=batch.details)
         compute_s = time.monotonic() - begin_s
-        return BatchDone(
+        return ipc.BatchDone(
             number=number,
             outcomes=[_with_portable_details(outcome) for outcome in outcomes],
             begin_s=begin_s,
@@ -129,11 +111,11 @@ class _Host:
             reused=shared.reused - reused,
         )
 
-    def _send(self, message: FromWorker) -> None:
-        self._sock.sendall(frame(message))
+    def _send(self, message: ipc.FromWorker) -> None:
+        self._sock.sendall(ipc.frame(message))
 
 
-def _input(item: ItemMessage, view: _View) -> ScoreInput:
+def _input(item: ipc.ItemMessage, view: _View) -> ScoreInput:
     return ScoreInput(
         prompt=item.prompt,
         images=tuple(view(ref) for ref in item.images),
@@ -142,8 +124,8 @@ def _input(item: ItemMessage, view: _View) -> ScoreInput:
     )
 
 
-def _hello(spec: ScorerSpec) -> Hello:
-    return Hello(
+def _hello(spec: ScorerSpec) -> ipc.Hello:
+    return ipc.Hello(
         spec.version,
         tuple(spec.inputs),
         tuple(sorted(spec.transforms)),
@@ -152,7 +134,7 @@ def _hello(spec: ScorerSpec) -> Hello:
     )
 
 
-def _construct(start: Start) -> Scorer:
+def _construct(start: ipc.Start) -> Scorer:
     try:
         scorer = load_scorer_class(start.scorer)(**start.options)
         if scorer.spec.default_transform not in scorer.spec.transforms:
@@ -163,7 +145,7 @@ def _construct(start: Start) -> Scorer:
     return scorer
 
 
-def _load(scorer: Scorer, start: Start) -> None:
+def _load(scorer: Scorer, start: ipc.Start) -> None:
     _limit_torch_threads(start.threads)
     # Only one GPU is visible here, so whatever its index on the host, it is the first one.
     device = "cuda:0" if start.device.startswith("cuda") else start.device
@@ -193,15 +175,15 @@ def _problem(scorer: Scorer) -> str:
     return ""
 
 
-def _with_portable_details(outcome: Score | Failure) -> Score | Failure:
+def _with_portable_details(outcome: ipc.Score | ipc.Failure) -> ipc.Score | ipc.Failure:
     """Details must survive JSON on their way to the caller: no NaN, no numpy, no objects."""
-    if isinstance(outcome, Failure) or outcome.details is None:
+    if isinstance(outcome, ipc.Failure) or outcome.details is None:
         return outcome
     try:
         details: Mapping[str, Any] = json.loads(json.dumps(outcome.details, allow_nan=False))
     except (TypeError, ValueError) as error:
         message = f"the scorer's details are not JSON: {_described(error)}"
-        return Failure(Code.INTERNAL.value, message)
+        return ipc.Failure(Code.INTERNAL.value, message)
     return msgspec.structs.replace(outcome, details=dict(details))
 
 

@@ -5,13 +5,21 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, create_model
 
 from reward_server.api.schemas import ERRORS, NOT_ALLOWED, Responses, answers, json_body
 
-
-class HealthStatus(BaseModel):
-    status: str
+# Messages of a field or two; the others follow.
+HealthStatus = create_model("HealthStatus", status=(str, ...))
+FlowFactoryRewards = create_model("FlowFactoryRewards", rewards=(list[float], ...))
+FlowFactoryError = create_model("FlowFactoryError", error=(str, ...))
+UniRLHealth = create_model("UniRLHealth", status=(str, ...), rewards=(dict[str, Any], ...))
+UniRLRewards = create_model("UniRLRewards", rewards=(list[str], ...))
+UniRLDetail = create_model("UniRLDetail", detail=(str, ...))
+OipError = create_model("OipError", error=(str, ...))
+OipLive = create_model("OipLive", live=(bool, ...))
+OipReady = create_model("OipReady", ready=(bool, ...))
+OipModelReady = create_model("OipModelReady", name=(str, ...), ready=(bool, ...))
 
 
 class FlowFactoryRequest(BaseModel):
@@ -20,14 +28,6 @@ class FlowFactoryRequest(BaseModel):
     video: list[list[str]] | None = None
     condition_images: list[list[str]] | None = None
     kwargs: dict[str, Any] = {}
-
-
-class FlowFactoryRewards(BaseModel):
-    rewards: list[float]
-
-
-class FlowFactoryError(BaseModel):
-    error: str
 
 
 class UniRLTurn(BaseModel):
@@ -52,40 +52,10 @@ class UniRLResponse(BaseModel):
     protocol_version: str = ""
 
 
-class UniRLHealth(BaseModel):
-    status: str
-    rewards: dict[str, Any]
-
-
-class UniRLRewards(BaseModel):
-    rewards: list[str]
-
-
-class UniRLDetail(BaseModel):
-    detail: str
-
-
-class OipError(BaseModel):
-    error: str
-
-
 class OipServer(BaseModel):
     name: str
     version: str
     extensions: list[str] = []
-
-
-class OipLive(BaseModel):
-    live: bool
-
-
-class OipReady(BaseModel):
-    ready: bool
-
-
-class OipModelReady(BaseModel):
-    name: str
-    ready: bool
 
 
 class OipTensor(BaseModel):
