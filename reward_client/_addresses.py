@@ -90,11 +90,7 @@ class Source:
 
 
 def parse_url(url: str) -> Address:
-    """Parse "grpc://host:port" or "http://host:port/path".
-
-    Raises:
-        InvalidArgument: no known scheme, no host, or no port where one is needed.
-    """
+    """Parse "grpc://host:port" or "http://host:port/path"; raises InvalidArgument."""
     parts = urlsplit(url)
     if parts.scheme not in SCHEMES:
         raise InvalidArgument(f"url {url!r} does not start with one of {SCHEMES}: {_EXAMPLE}")
@@ -113,12 +109,9 @@ def parse_url(url: str) -> Address:
 
 
 def parse_sources(url: str | Sequence[str]) -> tuple[Source, ...]:
-    """Read one url, several with commas between them, or a list of them.
+    """Read one url, several with commas between them, or a list of them; raises InvalidArgument.
 
     "grpc+dns://host:port" means every address of the name, "file:PATH" a file that holds urls.
-
-    Raises:
-        InvalidArgument: none, the same one twice, or a malformed one.
     """
     given = url.split(",") if isinstance(url, str) else list(url)
     texts = [part.strip() for part in given]
@@ -144,12 +137,7 @@ def _source(text: str) -> Source:
 
 
 async def addresses_of(source: Source, lookup: Lookup) -> list[Address]:
-    """The servers of a source now.
-
-    Raises:
-        OSError: the name cannot be resolved, or the file cannot be read.
-        InvalidArgument: the file holds no url, or a malformed one.
-    """
+    """The servers of a source now; raises OSError or InvalidArgument."""
     if source.file is not None:
         lines = (await asyncio.to_thread(source.file.read_text, "utf-8")).replace(",", "\n")
         urls = [line.strip() for line in lines.split("\n") if line.strip()]

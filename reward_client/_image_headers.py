@@ -36,9 +36,7 @@ _JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
 def size_of(data: bytes, encoding: Encoding) -> tuple[int, int]:
     """The width and height in pixels that a PNG, JPEG, WebP or QOI file announces.
 
-    Raises:
-        InvalidArgument: it is not such a file, is cut off, has more than one picture, or goes on
-            after its end.
+    Raises InvalidArgument.
     """
     try:
         width, height, end = _WALKS[encoding](data)

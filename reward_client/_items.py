@@ -18,16 +18,13 @@ _GENEVAL_KEYS = ("tag", "include", "exclude")
 
 
 def spec_of(row: Row | None, kind: SpecKind | None = None) -> tuple[Row | None, SpecKind | None]:
-    """What a row of a dataset says to a scorer.
+    """What a row of a dataset says to a scorer; raises InvalidArgument.
 
     A value of None or NaN is not there: data sets fill the columns that a row does not have with
     it. Values of numpy, pandas and torch become numbers, texts and lists.
     Without `kind`, a row with "include" is a GenEval row, one with "target" says what OCR is to
     read, and any other goes along as metadata. Columns of GenEval's files that are not part of the
     specification are left out.
-
-    Raises:
-        InvalidArgument: a row has both "include" and "target".
     """
     if isinstance(row, TypedSpec):
         return row.row(), row.kind
@@ -59,11 +56,7 @@ def _plain(value: Any) -> Any:
 def items_of(
     images: Any, prompts: Any, scorers: Any, specs: Specs, references: References
 ) -> tuple[Sequence[Item], Any]:
-    """Read the arguments of `score`, which takes pictures or items; raises InvalidArgument.
-
-    Returns:
-        The items, and the scorers as they were given.
-    """
+    """Read the arguments of `score`, which takes pictures or items; raises InvalidArgument."""
     if isinstance(images, Item):
         images = (images,)
     is_items = isinstance(images, list | tuple) and (not images or isinstance(images[0], Item))

@@ -17,12 +17,7 @@ _RESOLVE_S, _RESOLVE_AGAIN_S = 5.0, 1.0
 
 
 class Servers:
-    """The servers that some sources name; belongs to one event loop.
-
-    Attributes:
-        endpoints: those that are known, in the order of the sources.
-        lookup_error: why some source names none at present, or "".
-    """
+    """The servers that some sources name; belongs to one event loop."""
 
     def __init__(
         self, sources: Sequence[Source], connect: Callable[[Address], Transport], lookup: Lookup

@@ -40,12 +40,6 @@ def span(
     """Make a span the current one for the length of a block; None where nobody records.
 
     An exception marks it as failed and goes on.
-
-    Args:
-        name: the same for all spans of its kind: no ids, no texts of callers.
-        kind: as OpenTelemetry defines it.
-        attributes: what is known at its beginning.
-        carrier: headers with the context of its parent; by default the current span is the parent.
     """
     trace = api()
     if trace is None:

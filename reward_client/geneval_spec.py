@@ -67,7 +67,7 @@ def parse(
     colors: Sequence[str] | None,
     tags: Sequence[str] | None = TAGS,
 ) -> Task:
-    """Check a row against what a detector can see.
+    """Check a row against what a detector can see; raises SpecError.
 
     Args:
         row: `tag`, `include` (at least one clause), optional `exclude`; further keys such as
@@ -75,9 +75,6 @@ def parse(
         classes: class names the detector knows; None takes any.
         colors: colour names it knows; None takes any.
         tags: categories there are; None takes any.
-
-    Raises:
-        SpecError: anything missing, unknown or impossible.
     """
     if row is None:
         raise SpecError(f"spec: missing; the prompt alone does not say what to check: {SEND}")

@@ -56,9 +56,7 @@ def request_from_proto(
 ) -> ScoreRequest:
     """Read a request as it arrived; `validation.check_request` has not been applied.
 
-    Raises:
-        InvalidArgument: an image without encoding or data, or in shared memory; an unknown
-            priority. Names the item and the field.
+    Raises InvalidArgument.
     """
     priority = _PRIORITIES.get(message.priority)
     if priority is None:

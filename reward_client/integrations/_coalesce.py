@@ -16,12 +16,7 @@ from reward_client.types import Item, ScoreResponse, ScorerResult
 
 @dataclass(frozen=True, slots=True)
 class Gathering:
-    """When a request is sent.
-
-    Attributes:
-        max_items: once it has as many items,
-        max_wait_ms: or once its first item has waited as long.
-    """
+    """When a request is sent."""
 
     max_items: int = 16
     max_wait_ms: float = 5.0

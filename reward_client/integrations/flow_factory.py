@@ -40,8 +40,7 @@ class RewardMixin:
     def __init__(self, config: Any, accelerator: Any) -> None:
         """Read `scorer`, and `server_url` if there is one, from the reward's arguments.
 
-        Raises:
-            InvalidArgument: `scorer` is missing, or there is no address.
+        Raises InvalidArgument.
         """
         super().__init__(config, accelerator)  # type: ignore[call-arg]  # the host's class is next
         self._scorer: str = getattr(config, "scorer", None) or ""
