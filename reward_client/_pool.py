@@ -171,11 +171,7 @@ class Pool(Servers):
             wait_s = min(wait_s, call.idle_until_s - now_s)
         if wait_s >= left_s:
             wait_s = left_s / 2  # once more before the deadline
-        await self._sleep(max(wait_s, opens_s - now_s))
-
-    async def _sleep(self, wait_s: float) -> None:
-        """Wait, or until there is news."""
-        await until(self._changed, wait_s)
+        await until(self._changed, max(wait_s, opens_s - now_s))
 
     def _poll_those_in_trouble(self, now_s: float) -> None:
         """Find out in the background whether servers are back, rather than by a message."""

@@ -193,13 +193,10 @@ class Registry:
     def _retire(self, entry: _Entry) -> None:
         task = asyncio.get_running_loop().create_task(self._finish_and_stop(entry))
         self._retiring[task] = entry
-        task.add_done_callback(self._retired)
+        task.add_done_callback(lambda done: self._retiring.pop(done, None))
         if entry.successor is not None:
             self._retire(entry.successor)
             entry.successor = None
-
-    def _retired(self, task: asyncio.Task[None]) -> None:
-        self._retiring.pop(task, None)
 
     async def _finish_and_stop(self, entry: _Entry) -> None:
         while entry.leases:

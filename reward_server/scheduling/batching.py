@@ -119,7 +119,8 @@ def plan(jobs: Sequence[Job], limits: BatchLimits, shares: FairShares, now_s: fl
     chosen, full = _fill(_ordered(waiting, limits, shares, now_s), limits)
     release_at_s = min(_release_at_s(job, limits) for job in waiting)
     if not full and now_s < release_at_s:
-        return Plan((), expired, min(release_at_s, _next_expiry_s(waiting)), shares)
+        next_expiry_s = min(job.deadline_at_s for job in waiting)
+        return Plan((), expired, min(release_at_s, next_expiry_s), shares)
     batch = tuple(sorted(job.key for job in chosen))
     return Plan(batch, expired, now_s, _charged(shares, chosen, waiting))
 
@@ -160,10 +161,6 @@ def _release_at_s(job: Job, limits: BatchLimits) -> float:
     # Waiting for company must not cost a job its chance: max_wait_s stays in hand.
     latest = job.deadline_at_s - limits.max_wait_s
     return max(job.arrival_s, min(job.arrival_s + limits.max_wait_s, latest))
-
-
-def _next_expiry_s(waiting: list[Job]) -> float:
-    return min(job.deadline_at_s for job in waiting)
 
 
 def _cost_px(job: Job) -> int:

@@ -134,20 +134,12 @@ def _bilinear(picture: UInt8Image, size_px: int) -> torch.Tensor:
     return resized[:, top : top + size_px, left : left + size_px]
 
 
-def _letterbox(picture: UInt8Image, size_px: int) -> torch.Tensor:
-    return _padded(picture, size_px, antialias=True)
-
-
-def _letterbox_aliased(picture: UInt8Image, size_px: int) -> torch.Tensor:
-    return _padded(picture, size_px, antialias=False)
-
-
 PREPARATIONS: dict[str, Callable[[UInt8Image, int], Any]] = {
     "pillow_floor": _pillow_floor,
     "pillow_round": _pillow_round,
     "bilinear": _bilinear,
-    "letterbox": _letterbox,
-    "letterbox_aliased": _letterbox_aliased,
+    "letterbox": lambda picture, size_px: _padded(picture, size_px, antialias=True),
+    "letterbox_aliased": lambda picture, size_px: _padded(picture, size_px, antialias=False),
 }
 
 

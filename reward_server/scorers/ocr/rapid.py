@@ -101,7 +101,8 @@ class RapidEngine:
         found = self._loaded.map(_regions, list(enumerate(images)))
         regions = [region for of_image in found for region in of_image]
         # The longest first, so that no session is left with a long line at the end.
-        order = sorted(range(len(regions)), key=lambda i: -_aspect(regions[i].crop))
+        aspects = [region.crop.shape[1] / region.crop.shape[0] for region in regions]
+        order = sorted(range(len(regions)), key=lambda i: -aspects[i])
         texts = dict(
             zip(order, self._loaded.map(_text, [regions[i].crop for i in order]), strict=True)
         )
@@ -111,10 +112,6 @@ class RapidEngine:
             if text.strip() and score >= MIN_CONFIDENCE:
                 lines[region.image].append(Line(text, score, region.box))
         return lines
-
-
-def _aspect(crop: UInt8Image) -> float:
-    return crop.shape[1] / crop.shape[0]
 
 
 def _regions(session: RapidOCR, numbered: tuple[int, UInt8Image]) -> list[_Region]:
