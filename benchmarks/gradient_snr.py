@@ -42,7 +42,7 @@ from trainer.algorithm.losses import LOSSES, LossContext, TrainBatch
 from trainer.config.load import load, rollout_config
 from trainer.config.settings import Settings
 from trainer.data import category_probabilities
-from trainer.models.base import FlowModel
+from trainer.models.model import FlowModel
 from trainer.rewards import RewardService, connect
 from trainer.rollout.policy import draw_window
 from trainer.rollout.prompts import draw_prompts, draws

@@ -33,10 +33,12 @@ from trainer.algorithm.advantages import advantages
 from trainer.algorithm.losses.grpo import grpo_loss
 from trainer.algorithm.sde import kl
 from trainer.cli import quiet_libraries
-from trainer.models.base import Conditioning, FlowModel, ModelOptions
+from trainer.models.base import Conditioning, ModelOptions
+from trainer.models.model import FlowModel
 from trainer.models.registry import MODELS
+from trainer.rollout.config import RolloutConfig
 from trainer.rollout.noise import NoiseKey
-from trainer.rollout.policy import RolloutBatch, RolloutConfig, draw_window, recompute
+from trainer.rollout.policy import RolloutBatch, draw_window, recompute
 from trainer.rollout.rollout import rollout
 
 MINIATURE = Path(__file__).parents[1] / "miniature"  # 3.7 M parameters, a real SD3 pipeline

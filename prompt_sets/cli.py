@@ -10,7 +10,6 @@ import typer
 
 from prompt_sets import geneval as geneval_prompts
 from prompt_sets import ocr as ocr_prompts
-from prompt_sets.download import pull
 from prompt_sets.official import catalog
 from trainer.data import TASKS
 from trainer.errors import DataError, did_you_mean
@@ -40,6 +39,8 @@ def pull_sets(
     into: Annotated[Path, typer.Option(help="Folder for the sets.")] = Path("dataset"),
 ) -> None:
     """Fetch published prompt files and check them; the presets look for them in dataset/."""
+    from prompt_sets.download import pull
+
     for name in names:
         if name not in catalog():
             raise DataError(

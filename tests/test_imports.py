@@ -1,6 +1,8 @@
 """The rule of imports: who may import whom, read from the source."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -54,6 +56,23 @@ def test_worker_side_names_neither_protobuf_nor_a_transport() -> None:
     assert not [(f.name, name) for f in files for _, name in _imports(f) if name in heavy]
 
 
+def test_the_trainer_answers_before_it_loads_torch() -> None:
+    """Help, version and wrong settings; every preset is read and checked."""
+    code = """
+import sys
+import trainer.cli
+from trainer.config.load import load
+from trainer.config.preset import preset_names
+assert [load(name) for name in preset_names()]
+print(*sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert {"trainer.cli", "trainer.config.settings"} <= set(done.stdout.split())
+    assert not {"torch", "diffusers", "transformers", "peft"} & set(done.stdout.split())
+
+
 def _imported_modules(file: Path, package: str) -> set[str]:
     """Modules of `package` that a file imports anywhere, functions included."""
     found: set[str] = set()
@@ -65,7 +84,7 @@ def _imported_modules(file: Path, package: str) -> set[str]:
     return {name for name in found if name.startswith(f"{package}.")}
 
 
-@pytest.mark.parametrize("package", ["reward_client", "reward_server"])
+@pytest.mark.parametrize("package", ["reward_client", "reward_server", "trainer"])
 def test_modules_form_no_cycle(package: str) -> None:
     # The package's own __init__ gathers what is public; nothing below it imports it back.
     files = [f for f in (ROOT / package).rglob("*.py") if f != ROOT / package / "__init__.py"]

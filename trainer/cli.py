@@ -5,11 +5,13 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from prompt_sets.cli import data_app
@@ -30,7 +32,6 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Train flow-matching image models with Flow-GRPO (arXiv:2505.05470).",
 )
 presets_app = typer.Typer(no_args_is_help=True, help="Shipped settings.")
 app.add_typer(presets_app, name="presets")
@@ -64,9 +65,27 @@ def main() -> None:
         if _is_main() or not error.shared:
             where = "" if _is_main() else f"process {os.environ['RANK']}: "
             Console(stderr=True, soft_wrap=True, highlight=False).print(
-                f"[bold red]error:[/] {_escape(where + str(error))}"
+                f"[bold red]error:[/] {escape(where + str(error))}"
             )
         sys.exit(error.exit_code)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"flow-train {metadata.version('flow-reward')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Train flow-matching image models with Flow-GRPO (arXiv:2505.05470)."""
 
 
 @app.command()
@@ -92,7 +111,6 @@ def train(
     if bool(name) == bool(preset):
         raise ConfigError("name one preset, e.g. flow-train train mini_geneval")
     if dry_run:
-        quiet_libraries()
         plan(name or preset, overrides, out, gpus=gpus, gpu_gb=gpu_gb)
         return
     if gpus:
@@ -182,7 +200,7 @@ def evaluate(
     changed. torchrun shares the work out over processes.
     """
     quiet_libraries()
-    from trainer.tools.artifacts import Choice, Measure
+    from trainer.tools.artifacts import Choice
     from trainer.tools.offline import evaluate_target
     from trainer.tools.table import as_json, tables
 
@@ -191,7 +209,9 @@ def evaluate(
         preset,
         checkpoint,
         base,
-        measure=Measure(task, prompts, tuple(scorer or ())),
+        task=task,
+        prompts=prompts,
+        scorers=scorer or (),
         overrides=[*own, *(overrides or ())],
     )
     measured = evaluate_target(target, choice, os.environ)
@@ -203,7 +223,7 @@ def evaluate(
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         write_json(json_file, as_json(measured))
-        console.print(f"written: {_escape(str(json_file))}")
+        console.print(f"written: {escape(str(json_file))}")
 
 
 @app.command()
@@ -273,9 +293,10 @@ def show_preset(
 
 def plan(name: str, overrides: list[str] | None, out: str, *, gpus: int, gpu_gb: float) -> None:
     """Print what can be known of a run before it loads anything."""
-    from trainer.tools.plan import checks
-
     settings = _settings(name, overrides, out, gpus)
+    quiet_libraries()
+    from trainer.tools.checks import checks
+
     count = gpus or settings.run.gpus or 1
     for line in explain(name, settings, count):
         typer.echo(line)
@@ -359,10 +380,6 @@ def _printer(console: Console) -> Callable[[str], None]:
     styles = {"alarm:": "bold red", "action:": "bold magenta", "warning:": "yellow"}
 
     def say(text: str) -> None:
-        console.print(_escape(text), style=styles.get(text.split(" ", 1)[0]))
+        console.print(escape(text), style=styles.get(text.split(" ", 1)[0]))
 
     return say
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", "\\[")

@@ -1,6 +1,5 @@
 """Images and videos of a run as files: contact sheets of fixed prompts and seeds."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -82,14 +81,7 @@ def save_picture(stem: Path, picture: Pixels) -> Path:
 def save_png(path: Path, pixels: Pixels) -> None:
     """Write an (H, W, 3) image."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png_bytes(pixels))
-
-
-def png_bytes(pixels: Pixels) -> bytes:
-    """Encode an (H, W, 3) image as PNG."""
-    buffer = io.BytesIO()
-    PilImage.fromarray(pixels).save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
+    PilImage.fromarray(pixels).save(path, format="PNG", optimize=True)
 
 
 def load_png(path: Path) -> Pixels:

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 SpecKind = Literal["geneval", "ocr", "metadata"]
+SdeKind = Literal["flow_sde", "cps", "dance", "linear", "ode"]
+LogProbForm = Literal["gaussian", "squared_error"]
+AdvantageMode = Literal["relative", "best", "best_worst", "softmax"]
 
 
 @dataclass(frozen=True, slots=True)

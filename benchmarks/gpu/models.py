@@ -24,9 +24,9 @@ from transformers import (
 )
 from transformers.models.t5 import T5Tokenizer
 
-from trainer.models.adapter import Adapter
-from trainer.models.base import FlowModel, ModelOptions
+from trainer.models.base import ModelOptions
 from trainer.models.flux import Flux
+from trainer.models.model import FlowModel
 from trainer.models.qwen_image import QwenImage
 from trainer.models.registry import MODELS
 from trainer.models.sd3 import SD3
@@ -134,17 +134,17 @@ def install(shape: Shape) -> None:
     def sd3(path: str | Path, options: ModelOptions) -> FlowModel:
         parts = _common(shape, options, "SD3Transformer2DModel")
         parts |= _sd3_encoders(shape, options)
-        return Adapter(SD3(library.StableDiffusion3Pipeline(**parts), options), options)
+        return FlowModel(SD3(library.StableDiffusion3Pipeline(**parts), options), options)
 
     def flux(path: str | Path, options: ModelOptions) -> FlowModel:
         parts = _common(shape, options, "FluxTransformer2DModel")
         parts |= dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"), None)
-        return Adapter(Flux(library.FluxPipeline(**parts), options), options)
+        return FlowModel(Flux(library.FluxPipeline(**parts), options), options)
 
     def qwen_image(path: str | Path, options: ModelOptions) -> FlowModel:
         parts = _common(shape, options, "QwenImageTransformer2DModel")
         parts |= {"text_encoder": None, "tokenizer": None}
-        return Adapter(QwenImage(library.QwenImagePipeline(**parts), options), options)
+        return FlowModel(QwenImage(library.QwenImagePipeline(**parts), options), options)
 
     MODELS.update(sd3=sd3, flux=flux, qwen_image=qwen_image)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -125,6 +126,21 @@ class Policy:
             "tflop_per_s": speed / 1e12,
             "share_of_peak": None if peak is None else round(speed / peak, 3),
         }
+
+
+def loaded(part: Part, chosen: Settings) -> Policy:
+    """The policy of some settings, with a row of its size and how long it took to load."""
+    begin = time.monotonic()
+    policy = Policy(part, chosen)
+    network = policy.model.networks()[0]
+    part.row(
+        "loaded",
+        parameters_m=sum(p.numel() for p in network.parameters()) / 1e6,
+        trained_m=sum(p.numel() for p in policy.updater.parameters.values()) / 1e6,
+        seconds=time.monotonic() - begin,
+        memory_gb=torch.cuda.memory_allocated() / 1e9 if part.device == "cuda" else None,
+    )
+    return policy
 
 
 def first_steps(record: RolloutBatch, count: int) -> RolloutBatch:

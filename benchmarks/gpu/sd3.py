@@ -21,6 +21,7 @@ from benchmarks.gpu.policy import (
     counted,
     first_steps,
     guided_velocity,
+    loaded,
     settings,
 )
 from benchmarks.gpu.record import Part
@@ -42,16 +43,7 @@ ON_CPU = ("flash", "plain")
 def run(part: Part) -> None:
     models.install(models.Shape(tiny=part.tiny, encoders=True))
     chosen = {FAST: settings(part, FAST, *ONE_GPU), FULL: settings(part, FULL)}
-    begin = time.monotonic()
-    policy = Policy(part, chosen[FULL])
-    network = policy.model.networks()[0]
-    part.row(
-        "loaded",
-        parameters_m=sum(p.numel() for p in network.parameters()) / 1e6,
-        trained_m=sum(p.numel() for p in policy.updater.parameters.values()) / 1e6,
-        seconds=time.monotonic() - begin,
-        memory_gb=torch.cuda.memory_allocated() / 1e9 if part.device == "cuda" else None,
-    )
+    policy = loaded(part, chosen[FULL])
     part.attempt("encoding", lambda: encoding(part, policy))
     cond, negative = policy.prompts(policy.size)
     warm_up(policy, cond, negative)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import torch
 
 from benchmarks.gpu import models
-from benchmarks.gpu.policy import Policy, counted, guided_velocity, settings
+from benchmarks.gpu.policy import Policy, counted, guided_velocity, loaded, settings
 from benchmarks.gpu.record import Part
 from trainer.models.base import MASK, Conditioning
 
@@ -18,16 +17,7 @@ QWEN_TOKENS = 64  # of a prompt of some forty words; the sequence is as long as 
 
 def run(part: Part) -> None:
     models.install(models.Shape(tiny=part.tiny))
-    begin = time.monotonic()
-    policy = Policy(part, settings(part, PRESETS[part.name]))
-    network = policy.model.networks()[0]
-    part.row(
-        "loaded",
-        parameters_m=sum(p.numel() for p in network.parameters()) / 1e6,
-        trained_m=sum(p.numel() for p in policy.updater.parameters.values()) / 1e6,
-        seconds=time.monotonic() - begin,
-        memory_gb=torch.cuda.memory_allocated() / 1e9 if part.device == "cuda" else None,
-    )
+    policy = loaded(part, settings(part, PRESETS[part.name]))
     part.attempt("sampling, one step", lambda: sampling(part, policy))
     for count in sorted({policy.settings.batch.train_batch_size or policy.size, policy.size}):
         part.attempt(f"update, one step, {count} images", lambda n=count: update(part, policy, n))

@@ -1,4 +1,7 @@
-"""Checkpoints of the preference scorers with random weights, in the official files and sizes."""
+"""Checkpoints of the preference scorers with random weights, in the official files and sizes.
+
+Used by `benchmarks.gpu.scorers` and, on a CPU, by `benchmarks.preference`.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,6 @@ from transformers import (
     CLIPTokenizer,
 )
 from transformers.models.blip.modeling_blip_text import BlipTextModel
-
-from benchmarks.gpu import models
 
 Sizes = tuple[int, int, int, int]  # width, of the MLP, layers, heads
 _KEYS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -81,8 +82,7 @@ class Writer:
 
     def clip(self, place: Path, sizes: Clip) -> None:
         """A CLIPModel repository."""
-        sizes = TINY_CLIP if self.tiny else sizes
-        words: Any = models.clip_tokenizer() if self.tiny else clip_tokenizer()
+        sizes, words = (TINY_CLIP, _tiny_tokenizer()) if self.tiny else (sizes, clip_tokenizer())
         act = {"hidden_act": sizes.activation}
         config = CLIPConfig(
             projection_dim=sizes.width,
@@ -210,6 +210,13 @@ def official(key: str) -> str:
     for ours, theirs in pairs:
         key = key.replace(ours, theirs)
     return key
+
+
+def _tiny_tokenizer() -> Any:
+    # It comes with the models that are trained, which the scorers' environment does not have.
+    from benchmarks.gpu import models
+
+    return models.clip_tokenizer()
 
 
 def clip_tokenizer() -> Any:

@@ -9,10 +9,11 @@ from tiny_parts import PROMPTS, SIDE_PX
 from torch import Tensor
 
 from trainer.algorithm.advantages import advantages
-from trainer.algorithm.losses import LOSSES, TrainBatch
+from trainer.algorithm.losses import TrainBatch
 from trainer.config.load import parse, rollout_config
-from trainer.config.settings import Settings
-from trainer.models.base import FlowModel, LoraSpec, ModelOptions
+from trainer.config.settings import LOSS_SETTINGS, Settings
+from trainer.models.base import LoraSpec, ModelOptions
+from trainer.models.model import FlowModel
 from trainer.models.registry import MODELS
 from trainer.parallel.world import World
 from trainer.rollout.noise import NoiseKey
@@ -27,7 +28,7 @@ FAILED = 9
 
 
 def settings_for(algorithm: str, rollout_size: int, train_size: int, skip: bool) -> Settings:
-    images = LOSSES[algorithm].learns_from == "images"
+    images = LOSS_SETTINGS[algorithm].learns_from == "images"
     return parse(
         {
             "sampling": {"num_steps": 5, "sde": "ode" if images else "flow_sde"}
@@ -65,7 +66,7 @@ def gradient(model: FlowModel, settings: Settings) -> tuple[dict[str, Tensor], d
         {"brightness": REWARDS},
         [image // GROUP for image in range(len(REWARDS))],
         valid=[image != FAILED for image in range(len(REWARDS))],
-        mode=LOSSES[settings.loss.algorithm].advantage,
+        mode=settings.loss.advantage_mode,
         skip_constant_groups=settings.batch.skip_constant_groups,
     )
     size, batches = settings.batch.rollout_batch_size, []

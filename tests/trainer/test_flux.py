@@ -5,7 +5,8 @@ import pytest
 import tiny_flux
 import torch
 
-from trainer.models.base import FlowModel, ModelOptions
+from trainer.models.base import ModelOptions
+from trainer.models.model import FlowModel
 from trainer.models.registry import MODELS
 
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from trainer.algorithm.losses import TrainBatch
 from trainer.config.settings import Settings
 from trainer.evaluation.sampling import sample_and_compare
-from trainer.models.base import Decoded, FlowModel, LoraSpec, ModelOptions
+from trainer.models.base import Decoded, LoraSpec, ModelOptions
+from trainer.models.model import FlowModel
 from trainer.models.registry import MODELS
 from trainer.parallel.world import World
 from trainer.rollout.noise import NoiseKey, initial_noise

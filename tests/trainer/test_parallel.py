@@ -10,13 +10,15 @@ from tiny_parts import PROMPTS, SIDE_PX
 from trainer.config.load import parse
 from trainer.config.settings import Settings
 from trainer.errors import ConfigError
-from trainer.models.base import Finetune, FlowModel, LoraSpec, ModelOptions
+from trainer.models.base import Finetune, LoraSpec, ModelOptions
+from trainer.models.model import FlowModel
 from trainer.models.precision import DTYPES
 from trainer.models.registry import MODELS
 from trainer.parallel.sharding import parallel, prepare_networks
 from trainer.parallel.world import World
+from trainer.rollout.config import RolloutConfig
 from trainer.rollout.noise import NoiseKey, initial_noise
-from trainer.rollout.policy import RolloutConfig, recompute
+from trainer.rollout.policy import recompute
 from trainer.rollout.rollout import rollout
 
 REWARDS = {"train": [{"scorer": "brightness"}]}

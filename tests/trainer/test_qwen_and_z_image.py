@@ -8,7 +8,8 @@ import tiny_z_image
 import torch
 from tiny_parts import PROMPTS
 
-from trainer.models.base import FlowModel, LoraSpec, ModelOptions
+from trainer.models.base import LoraSpec, ModelOptions
+from trainer.models.model import FlowModel
 from trainer.models.registry import MODELS
 
 BUILDERS: dict[str, Any] = {"qwen_image": tiny_qwen_image.build, "z_image": tiny_z_image.build}

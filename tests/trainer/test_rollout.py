@@ -10,10 +10,12 @@ from trainer.algorithm.ema import Ema
 from trainer.algorithm.losses import LOSSES, LossContext, TrainBatch
 from trainer.config.settings import LOSS_SETTINGS
 from trainer.evaluation.sampling import sample_and_compare
-from trainer.models.base import Finetune, FlowModel, LoraSpec, ModelOptions
+from trainer.models.base import Finetune, LoraSpec, ModelOptions
+from trainer.models.model import FlowModel
 from trainer.models.registry import MODELS
+from trainer.rollout.config import RolloutConfig
 from trainer.rollout.noise import NoiseKey, derive_seed, initial_noise
-from trainer.rollout.policy import RolloutConfig, draw_window, recompute, refresh
+from trainer.rollout.policy import draw_window, recompute, refresh
 from trainer.rollout.rollout import rollout
 
 KEYS = [NoiseKey(0, 3, i % 3, i) for i in range(4)]
@@ -173,12 +175,13 @@ def test_every_loss_raises_the_reward(tiny: Path, name: str) -> None:
     parameters = model.trainable_parameters()
     old = Ema(parameters)
     optimiser = torch.optim.AdamW(list(parameters.values()), lr=1e-2)
-    kind = "ode" if entry.learns_from == "images" else "flow_sde"
-    config = RolloutConfig(num_steps=4, kind=kind, window_size=0, keep_means=entry.keep_means)
-    own = LOSS_SETTINGS[name].model_fields
+    needs = LOSS_SETTINGS[name]
+    kind = "ode" if needs.learns_from == "images" else "flow_sde"
+    config = RolloutConfig(num_steps=4, kind=kind, window_size=0, keep_means=needs.keep_means)
+    own = needs.model_fields
     wide = {"clip_low": 0.2, "clip_high": 0.2, "kl_form": "velocity"}
     table = {key: value for key, value in wide.items() if key in own}
-    loss = LOSS_SETTINGS[name].model_validate({"algorithm": name, "kl_beta": 1e-3, **table})
+    loss = needs.model_validate({"algorithm": name, "kl_beta": 1e-3, **table})
     history = []
     for epoch in range(8):
         keys = [NoiseKey(0, epoch, 0, i) for i in range(16)]
@@ -188,7 +191,7 @@ def test_every_loss_raises_the_reward(tiny: Path, name: str) -> None:
         history.append(reward.mean().item())
         valid = [i != 3 for i in range(16)]
         found = advantages(
-            {"r": reward.double().numpy()}, [0] * 16, valid=valid, mode=entry.advantage
+            {"r": reward.double().numpy()}, [0] * 16, valid=valid, mode=needs.advantage_mode
         )
         batch = TrainBatch(
             record,
@@ -202,7 +205,7 @@ def test_every_loss_raises_the_reward(tiny: Path, name: str) -> None:
             (batch,) = entry.prepare(context, [batch], lambda value: [value])
         optimiser.zero_grad()
         terms = list(entry.terms(context, batch))
-        assert len(terms) == (3 if entry.learns_from == "steps" else 4)
+        assert len(terms) == (3 if needs.learns_from == "steps" else 4)
         for term in terms:
             term.loss.backward()
             assert all(torch.isfinite(value) for value in term.metrics.values())

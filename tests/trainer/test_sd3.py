@@ -5,7 +5,8 @@ import torch
 from tiny_parts import PROMPTS
 from tiny_sd3 import open_pipeline
 
-from trainer.models.base import FlowModel, LoraSpec, ModelOptions
+from trainer.models.base import LoraSpec, ModelOptions
+from trainer.models.model import FlowModel
 from trainer.models.registry import MODELS
 from trainer.rollout.noise import NoiseKey
 

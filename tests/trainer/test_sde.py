@@ -12,6 +12,7 @@ from torch.distributions import Normal, kl_divergence
 
 from trainer.algorithm import sde
 from trainer.algorithm.sde import kl
+from trainer.rollout.config import RolloutConfig
 
 OFFICIAL = {"sde": "flow_sde", "cps": "cps"}
 
@@ -42,7 +43,7 @@ def test_steps_equal_the_official_ones(golden: Path) -> None:
             std = std / torch.sqrt(sigmas[i] - sigmas[i + 1])
         expected = torch.tensor(case["std"]).flatten().expand_as(std)
         torch.testing.assert_close(std, expected, rtol=1e-5, atol=1e-7)
-        density = sde.log_prob(x_next, step, sde.OFFICIAL_LOG_PROB[kind])
+        density = sde.log_prob(x_next, step, RolloutConfig(kind=kind).form)
         torch.testing.assert_close(density, torch.tensor(case["log_prob"]), rtol=1e-5, atol=1e-6)
 
 

@@ -9,7 +9,8 @@ from trainer.algorithm.losses import LossContext, TrainBatch
 from trainer.algorithm.losses.grpo import step_advantages, step_weights
 from trainer.config.settings import GrpoSettings
 from trainer.models.base import Conditioning
-from trainer.rollout.policy import RolloutBatch, RolloutConfig
+from trainer.rollout.config import RolloutConfig
+from trainer.rollout.policy import RolloutBatch
 
 SIGMAS = torch.tensor([1.0, 0.9, 0.7, 0.45, 0.2, 0.0])
 

@@ -13,7 +13,8 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
 from tiny_parts import PROMPTS
 
 from trainer.evaluation.sampling import sample_and_compare
-from trainer.models.base import FlowModel, LoraSpec, ModelOptions
+from trainer.models.base import LoraSpec, ModelOptions
+from trainer.models.model import FlowModel
 from trainer.models.registry import MODELS
 from trainer.rollout.noise import NoiseKey, initial_noise
 

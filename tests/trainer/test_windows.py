@@ -1,7 +1,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.rollout.policy import RolloutConfig, draw_window
+from trainer.rollout.config import RolloutConfig
+from trainer.rollout.policy import draw_window
 
 
 @given(first=st.integers(0, 6), length=st.integers(1, 8), data=st.data(), epoch=st.integers(0, 500))

@@ -18,7 +18,7 @@ from trainer.config.load import parse, resolve_path
 from trainer.config.settings import RunSettings
 from trainer.data import TASKS
 from trainer.evaluation.held_out import evaluate_run
-from trainer.models.base import FlowModel
+from trainer.models.model import FlowModel
 from trainer.parallel.world import World, setup_torch
 from trainer.run.inputs import load_model
 

@@ -1,6 +1,7 @@
 """Alarms: they begin once, when something surely fell while the reward surely rose."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from tests.trainer_run.fake_service import hackable, service_with
 from tests.trainer_run.tiny import let_it_learn
 from trainer.config.load import parse
-from trainer.evaluation.alarms import Rules, active, alarms, as_rows, judge, news, text
+from trainer.evaluation.alarms import Rules, active, alarms, judge, text
 from trainer.run.log import read
 from trainer.run.open import train_run
 
@@ -72,7 +73,7 @@ def test_a_hacked_reward_is_one_alarm_with_everything_in_its_line() -> None:
     over = evaluation(300, reward=0.8, purity=0.88)
     _, lines = judge(rows, over, Rules())
     assert lines == ["alarm over: colour purity is back at 0.88 (0.90 before)"]
-    assert json.loads(json.dumps(as_rows([alarm])))[0]["epoch"] == 120
+    assert json.loads(json.dumps(asdict(alarm)))["epoch"] == 120
 
 
 def test_a_reward_with_a_negative_weight_is_hacked_downwards() -> None:
@@ -176,7 +177,7 @@ def test_what_holds_for_any_run(evals: list[Row], rewards: list[float], fall: fl
         now = alarms(rows[:end], rules)
         # What has begun stays, in its order: a run that is resumed says nothing twice.
         assert [a.epoch for a in now[: len(before)]] == [a.epoch for a in before]
-        begun += len(news(before, now)[0])
+        begun += len(now) - len(before)
         before = now
     assert before == whole
     assert begun == len(whole)

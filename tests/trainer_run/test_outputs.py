@@ -30,7 +30,7 @@ from trainer.report.snippets import CALLS, snippet
 from trainer.run.checkpoint import present
 from trainer.run.open import train_run
 from trainer.tools import offline
-from trainer.tools.artifacts import Choice, Measure, find
+from trainer.tools.artifacts import Choice, find, measuring
 from trainer.tools.export import export_run
 from trainer.tools.offline import sample_target
 from trainer.types import Prompt
@@ -199,19 +199,19 @@ def test_a_lora_in_another_format_is_one_line(runs: dict[str, Path], tmp_path: P
 
 
 def test_another_task_brings_its_prompts_and_rewards() -> None:
-    table = Measure(task="ocr").apply(read("mini_geneval"))
+    table = measuring(read("mini_geneval"), Choice(task="ocr"))
     settings = parse(table)
     assert settings.task.name == "ocr"
     assert settings.rewards.train[0].scorer == "ocr"
-    real = parse(Measure(task="geneval").apply(read("ocr_sd35m_1gpu")))
+    real = parse(measuring(read("ocr_sd35m_1gpu"), Choice(task="geneval")))
     assert real.task.test == "dataset/geneval/test_metadata.jsonl"
     assert real.eval.metrics[0].component == "official"
-    mine = parse(Measure(prompts="mine.jsonl", scorers=("jpeg", "geneval.soft")).apply(table))
+    mine = parse(measuring(table, Choice(prompts="mine.jsonl", scorers=["jpeg", "geneval.soft"])))
     assert mine.task.test == "mine.jsonl"
     assert [term.name for term in mine.eval.metrics] == ["jpeg", "geneval.soft"]
     assert mine.rewards.watch == ()
     with pytest.raises(ConfigError, match="did you mean 'geneval'"):
-        Measure(task="genval").apply(table)
+        measuring(table, Choice(task="genval"))
 
 
 def test_every_family_has_a_call() -> None:

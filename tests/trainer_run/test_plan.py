@@ -12,7 +12,7 @@ from trainer.config.preset import preset_names
 from trainer.config.toml import to_toml as to_toml_file
 from trainer.run.inputs import load_model
 from trainer.tools import plan as explain
-from trainer.tools.plan import least_bytes
+from trainer.tools.checks import least_bytes
 
 ROOT = Path(__file__).parents[2]
 

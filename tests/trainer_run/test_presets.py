@@ -10,6 +10,7 @@ from trainer.config import preset
 from trainer.config.geometry import geometry, world_sizes
 from trainer.errors import ConfigError
 
+SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
 SIZES = ("", "_8gpu", "_4gpu", "_1gpu")
 FULL = [name for name in preset.preset_names() if not name.startswith("mini_")]
 
@@ -151,5 +152,36 @@ def test_torchruns_number_of_processes_is_what_is_checked() -> None:
     ],
 )
 def test_make_train_finds_the_preset(model: str, task: str, processes: int, expected: str) -> None:
-    script = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "train.py"))
+    script = runpy.run_path(str(SCRIPT))
     assert script["preset_of"](model, task, processes) == expected
+
+
+@pytest.mark.parametrize(
+    ("named", "gpus", "chosen", "used"),
+    [
+        ("geneval_sd35m", 1, "geneval_sd35m_1gpu", 1),
+        ("geneval_sd35m", 2, "geneval_sd35m_1gpu", 2),
+        ("geneval_sd35m", 3, "geneval_sd35m_1gpu", 2),
+        ("ocr_sd35m", 3, "ocr_sd35m_1gpu", 2),
+        *(("ocr_sd35m", gpus, "ocr_sd35m_4gpu", 4) for gpus in (4, 5, 6, 7)),
+        ("ocr_sd35m", 8, "ocr_sd35m_8gpu", 8),
+        ("geneval_sd35m", 12, "geneval_sd35m_8gpu", 8),
+        *(("ocr_wan21_1b", gpus, "ocr_wan21_1b", 4) for gpus in (4, 5, 7)),
+        ("ocr_wan21_1b", 3, "ocr_wan21_1b", 2),
+        ("pickscore_flux", 7, "pickscore_flux", 6),
+        ("of_another_name", 7, "of_another_name", 7),
+    ],
+)
+def test_make_train_takes_the_largest_number_of_gpus_that_divides(
+    capsys: pytest.CaptureFixture[str], named: str, gpus: int, chosen: str, used: int
+) -> None:
+    """On 3, 5, 6 or 7 GPUs it trains on fewer, and says so, instead of failing."""
+    assert runpy.run_path(str(SCRIPT))["_fitting"](named, gpus) == (chosen, used)
+    said = capsys.readouterr().out
+    if used == gpus:
+        assert said == ""
+        return
+    assert said.startswith(f"using {used} of {gpus} GPUs: the images of an update of {chosen} do")
+    config.load(chosen, world_size=used)
+    sizes = [world_sizes(config.load(size)) for size in (named, *preset.siblings(named))]
+    assert not [more for more in range(used + 1, gpus + 1) if any(more in fits for fits in sizes)]

@@ -327,7 +327,7 @@ def test_a_missing_model_is_one_line(table: dict[str, Any], tmp_path: Path) -> N
             "loss": {"guidance_scale": 1.0, "step_weights": "noise"},
         },
         {
-            "loss": {"algorithm": "awm", "awm_weighting": "ghuber"},
+            "loss": {"algorithm": "awm"},
             "sampling": {"sde": "ode", "guidance_scale": 2.0},
         },
         {

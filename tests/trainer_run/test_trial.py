@@ -12,7 +12,7 @@ from trainer.config.settings import Settings
 from trainer.errors import ConfigError
 from trainer.rewards import RewardService, connect
 from trainer.run.trial import covering, trial
-from trainer.tools.plan import checks
+from trainer.tools.checks import checks
 from trainer.types import Prompt
 
 TOML = HEADER + "max_message_bytes = 1000000\n[scorers.geneval]\n[scorers.ocr]\n[scorers.jpeg]\n"

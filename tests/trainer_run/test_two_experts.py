@@ -11,7 +11,8 @@ from tests.trainer.tiny_wan import build
 from tests.trainer_run.fake_service import service_with
 from tests.trainer_run.test_outputs import as_toml
 from trainer.config.load import parse
-from trainer.models.base import FlowModel, ModelOptions
+from trainer.models.base import ModelOptions
+from trainer.models.model import FlowModel
 from trainer.models.registry import MODELS
 from trainer.report.card import write_card
 from trainer.rollout.noise import NoiseKey, initial_noise

@@ -14,7 +14,7 @@ from tests.trainer_run.fake_service import score_pixels, service_with
 from trainer.config.load import parse
 from trainer.config.settings import RewardSettings
 from trainer.errors import TrainerError
-from trainer.models.base import FlowModel
+from trainer.models.model import FlowModel
 from trainer.parallel.sharding import prepare_networks
 from trainer.parallel.world import World
 from trainer.rewards import RewardService

@@ -20,11 +20,12 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.types import AdvantageMode
+
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 StdKind = Literal["group", "global"]
 CombineKind = Literal["sum", "per_reward", "gdpo"]
-Mode = Literal["relative", "best", "best_worst", "softmax"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,11 @@ def _differing(relative: Floats, codes: NDArray[np.int64], valid: Bools) -> Bool
 
 
 def _choose(
-    relative: Floats, codes: NDArray[np.int64], valid: Bools, mode: Mode, temperature: float
+    relative: Floats,
+    codes: NDArray[np.int64],
+    valid: Bools,
+    mode: AdvantageMode,
+    temperature: float,
 ) -> tuple[Floats, Bools]:
     """What the losses get, and which items they use; see the module's head."""
     if mode == "relative":
@@ -112,7 +117,7 @@ def advantages(
     combine: CombineKind = "sum",
     eps: float = 1e-4,
     clip: float | None = 5.0,
-    mode: Mode = "relative",
+    mode: AdvantageMode = "relative",
     temperature: float = 1.0,
     skip_constant_groups: bool = False,
 ) -> Advantages:
@@ -152,7 +157,7 @@ def advantages(
     weight = dict.fromkeys(names, 1.0) if weights is None else dict(weights)
     if set(weight) != set(names):
         raise ValueError(f"weights are for {sorted(weight)}, rewards for {sorted(names)}")
-    for value, kind in ((std, StdKind), (combine, CombineKind), (mode, Mode)):
+    for value, kind in ((std, StdKind), (combine, CombineKind), (mode, AdvantageMode)):
         if value not in get_args(kind):
             raise ValueError(f"unknown {value!r}; one of {', '.join(get_args(kind))}")
     codes, count = _codes(groups), len(groups)

@@ -39,7 +39,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-LogProbForm = Literal["gaussian", "squared_error"]
+from trainer.types import LogProbForm
+
 Scalar = float | Tensor
 
 
@@ -151,14 +152,6 @@ TRANSITIONS: dict[str, Callable[[Step], Transition]] = {
     "dance": dance,
     "linear": linear,
     "ode": ode,
-}
-
-# The official code trains CPS on the bare squared error; the others on the Gaussian density.
-OFFICIAL_LOG_PROB: dict[str, LogProbForm] = {
-    "flow_sde": "gaussian",
-    "cps": "squared_error",
-    "dance": "gaussian",
-    "linear": "gaussian",
 }
 
 

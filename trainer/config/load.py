@@ -12,12 +12,11 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 import miniature
-from trainer.algorithm.losses import LOSSES
 from trainer.config.geometry import geometry
 from trainer.config.preset import preset_path, read, switch_loss, tomllib
 from trainer.config.settings import LOSS_SETTINGS, Settings
 from trainer.errors import ConfigError, did_you_mean
-from trainer.rollout.policy import RolloutConfig
+from trainer.rollout.config import RolloutConfig
 
 MINIATURE = Path(miniature.__file__).parent
 
@@ -29,8 +28,7 @@ def rollout_config(settings: Settings) -> RolloutConfig:
         ConfigError: a window that does not fit, or another contradiction.
     """
     sampling = settings.sampling
-    name = settings.loss.algorithm
-    loss = LOSSES[name]
+    loss, name = settings.loss, settings.loss.algorithm
     deterministic = sampling.sde == "ode"
     if loss.learns_from == "images" and not deterministic:
         raise ConfigError(
@@ -70,7 +68,7 @@ def rollout_config(settings: Settings) -> RolloutConfig:
 
 
 def _learning_from(what: str) -> str:
-    return ", ".join(name for name, loss in LOSSES.items() if loss.learns_from == what)
+    return ", ".join(name for name, loss in LOSS_SETTINGS.items() if loss.learns_from == what)
 
 
 def training_guidance(settings: Settings) -> float:
@@ -81,7 +79,7 @@ def training_guidance(settings: Settings) -> float:
 
 def keeps_reference(settings: Settings) -> bool:
     """Whether the base model stays at hand: always under an adapter, else if a loss may use it."""
-    used = settings.loss.kl_beta > 0 or LOSSES[settings.loss.algorithm].reference
+    used = settings.loss.kl_beta > 0 or settings.loss.needs_reference
     return settings.model.finetune == "lora" or used or settings.run.on_alarm == "raise_kl"
 
 
@@ -219,12 +217,11 @@ def _check(settings: Settings, world_size: int) -> None:
 
 
 def _check_loss(settings: Settings) -> None:
-    name = settings.loss.algorithm
-    entry = LOSSES[name]
+    loss = settings.loss
     groups, updates = settings.batch.prompts_per_epoch, settings.batch.optimizer_steps_per_epoch
-    if entry.prepare is not None and groups % updates:
+    if loss.needs_groups and groups % updates:
         raise ConfigError(
-            f"loss.algorithm={name} compares images of a group within one update: "
+            f"loss.algorithm={loss.algorithm} compares images of a group within one update: "
             f"batch.optimizer_steps_per_epoch={updates} does not divide "
             f"batch.prompts_per_epoch={groups}"
         )

@@ -3,9 +3,11 @@
 `trainer.config.load` reads them from files and the command line; the documentation lists them.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from trainer.types import AdvantageMode, LogProbForm, SdeKind
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -122,7 +124,7 @@ class SamplingSettings(Section):
     """Sampling steps while training (T_train)."""
     eval_num_steps: Positive = 40
     """Deterministic sampling steps in evaluations (T_eval)."""
-    sde: Literal["flow_sde", "cps", "dance", "linear", "ode"] = "flow_sde"
+    sde: SdeKind = "flow_sde"
     """Kind of the stochastic steps; `ode` has none and is for losses on finished images."""
     noise_level: Annotated[float, Field(gt=0)] = 0.7
     """The paper's a: strength of the noise of a stochastic step."""
@@ -210,7 +212,24 @@ class OptimSettings(Section):
 
 
 class LossSettings(Section):
-    """What all losses have; `loss.algorithm` says which one it is."""
+    """What all losses have; `loss.algorithm` says which one it is.
+
+    Attributes:
+        learns_from: the stochastic steps of the rollout, or finished images, which deterministic
+            sampling makes.
+        advantage_mode: what the advantages of its images mean (`trainer.algorithm.advantages`).
+        keep_means: whether the rollout has to store the means of its steps.
+        log_prob_form: the log-probabilities that it needs; None: the official ones of the sampler.
+        needs_reference: whether it compares with the base model, whatever `kl_beta` is.
+        needs_groups: whether the images of a group have to be in one update.
+    """
+
+    learns_from: ClassVar[Literal["steps", "images"]]
+    advantage_mode: ClassVar[AdvantageMode] = "relative"
+    keep_means: ClassVar[bool] = False
+    log_prob_form: ClassVar[LogProbForm | None] = None
+    needs_reference: ClassVar[bool] = False
+    needs_groups: ClassVar[bool] = False
 
     guidance_scale: float | None = None
     """Guidance of the policy and the reference in updates; unset: as in sampling."""
@@ -222,6 +241,7 @@ class LossSettings(Section):
 class ImageLossSettings(LossSettings):
     """What the losses on finished images have."""
 
+    learns_from = "images"
     noise_levels: Positive = 4
     """Noise levels per image and update, at most the steps of the rollout."""
     lowest_level: Fraction = 0.0
@@ -241,6 +261,7 @@ class ClipSettings(LossSettings):
 class StepLossSettings(LossSettings):
     """What the losses on stochastic steps have."""
 
+    learns_from = "steps"
     kl_form: Literal["mean", "mean_dt", "velocity"] = "mean"
     """`mean`: the official code (beta 0.04); `mean_dt`: the paper's formula; `velocity`: squared
     distance of the velocities."""
@@ -251,15 +272,26 @@ class StepLossSettings(LossSettings):
 
 
 class GrpoSettings(StepLossSettings, ClipSettings):
-    """The clipped policy gradient on stochastic steps (grpo), and GRPO-Guard."""
+    """The clipped policy gradient on stochastic steps."""
 
-    algorithm: Literal["grpo", "grpo_guard"] = "grpo"
+    algorithm: Literal["grpo"] = "grpo"
     """Key of `trainer.algorithm.losses.LOSSES`."""
+
+
+class GrpoGuardSettings(StepLossSettings, ClipSettings):
+    """GRPO-Guard."""
+
+    keep_means = True
+    log_prob_form = "gaussian"
+    algorithm: Literal["grpo_guard"] = "grpo_guard"
+    """`grpo_guard`."""
 
 
 class FlowDppoSettings(StepLossSettings):
     """Flow-DPPO: the policy gradient within a divergence from the policy that sampled."""
 
+    keep_means = True
+    log_prob_form = "gaussian"
     algorithm: Literal["flow_dppo"] = "flow_dppo"
     """`flow_dppo`."""
     dppo_threshold: Annotated[float, Field(gt=0)] = 1e-6
@@ -281,13 +313,13 @@ class AwmSettings(ImageLossSettings, ClipSettings):
 
     algorithm: Literal["awm"] = "awm"
     """`awm`."""
-    awm_weighting: Literal["uniform", "t", "t2", "huber", "ghuber"] = "uniform"
-    """How the matching error at a noise level counts."""
 
 
 class DpoSettings(ImageLossSettings):
     """Online DPO."""
 
+    advantage_mode = "best_worst"
+    needs_reference = needs_groups = True
     algorithm: Literal["dpo"] = "dpo"
     """`dpo`."""
     dpo_beta: Annotated[float, Field(gt=0)] = 100.0
@@ -297,6 +329,7 @@ class DpoSettings(ImageLossSettings):
 class DgpoSettings(ImageLossSettings, ClipSettings):
     """DGPO."""
 
+    needs_reference = needs_groups = True
     algorithm: Literal["dgpo"] = "dgpo"
     """`dgpo`."""
     dgpo_beta: Annotated[float, Field(gt=0)] = 100.0
@@ -310,6 +343,7 @@ class DgpoSettings(ImageLossSettings, ClipSettings):
 class SftSettings(ImageLossSettings):
     """Online SFT on the best image of each group."""
 
+    advantage_mode = "best"
     algorithm: Literal["sft"] = "sft"
     """`sft`."""
 
@@ -317,6 +351,7 @@ class SftSettings(ImageLossSettings):
 class RwrSettings(ImageLossSettings):
     """Reward-weighted regression."""
 
+    advantage_mode = "softmax"
     algorithm: Literal["rwr"] = "rwr"
     """`rwr`."""
     rwr_temperature: Annotated[float, Field(gt=0)] = 1.0
@@ -325,6 +360,7 @@ class RwrSettings(ImageLossSettings):
 
 AnyLossSettings = (
     GrpoSettings
+    | GrpoGuardSettings
     | FlowDppoSettings
     | NftSettings
     | AwmSettings
@@ -336,7 +372,7 @@ AnyLossSettings = (
 # Which settings each loss has: nothing that it would ignore can be set.
 LOSS_SETTINGS: dict[str, type[AnyLossSettings]] = {
     "grpo": GrpoSettings,
-    "grpo_guard": GrpoSettings,
+    "grpo_guard": GrpoGuardSettings,
     "flow_dppo": FlowDppoSettings,
     "nft": NftSettings,
     "awm": AwmSettings,

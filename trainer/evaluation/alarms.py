@@ -12,7 +12,7 @@ a value at the threshold does not begin it again and again.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from math import sqrt
 from statistics import fmean, stdev
 from typing import Any, Literal
@@ -131,32 +131,17 @@ def beyond(found: Sequence[Alarm], row: Row, rules: Rules) -> list[Alarm]:
     """
     out = []
     for alarm in active(found) if rules.decides(row) else ():
-        value = _value(alarm, row)
+        value = _value(alarm.kind, alarm.name, row)
         least = alarm.before - rules.threshold(alarm.name) * abs(alarm.before)
         if value is not None and value <= least:
             out.append(alarm)
     return out
 
 
-def _value(alarm: Alarm, row: Row) -> float | None:
-    """What an evaluation says about an alarm."""
-    table = row["metrics"] if alarm.kind == "overfitting" else row["watch"]
-    return table.get(alarm.name, {}).get("mean")
-
-
-def news(before: Sequence[Alarm], now: Sequence[Alarm]) -> tuple[list[Alarm], list[Alarm]]:
-    """What has begun and what is over, from the alarms before an evaluation to those after it."""
-    over = [
-        new
-        for old, new in zip(before, now, strict=False)
-        if old.until is None and new.until is not None
-    ]
-    return list(now[len(before) :]), over
-
-
-def as_rows(found: Sequence[Alarm]) -> list[dict[str, Any]]:
-    """Alarms as plain values, for files."""
-    return [asdict(alarm) for alarm in found]
+def _value(kind: Kind, name: str, row: Row) -> float | None:
+    """What an evaluation says about what an alarm of this kind and name is about."""
+    table = row["metrics"] if kind == "overfitting" else row["watch"]
+    return table.get(name, {}).get("mean")
 
 
 def text(alarm: Alarm) -> str:
@@ -177,9 +162,9 @@ def text(alarm: Alarm) -> str:
     )
 
 
-def over_text(alarm: Alarm, row: Row) -> str:
+def _over_text(alarm: Alarm, row: Row) -> str:
     """One line for the log when the alarm is over, by the evaluation that ended it."""
-    value = _value(alarm, row)
+    value = _value(alarm.kind, alarm.name, row)
     now = "-" if value is None else figure(value, 2)
     return f"{alarm.name} is back at {now} ({figure(alarm.before, 2)} before)"
 
@@ -213,24 +198,20 @@ def _pairs(earlier: Sequence[Row], row: Row) -> Iterator[_Pair]:
             kind: Kind = "diversity" if name in DIVERSITIES else "hacking"
             yield _Pair(kind, name, earlier[0], row, before, row["watch"][name])
     for name, now in row["metrics"].items():
-        measured = [old for old in earlier if _mean(old, name) is not None]
+        measured = [old for old in earlier if _value("overfitting", name, old) is not None]
         if measured:
             best = max(measured, key=lambda old: old["metrics"][name]["mean"])
             yield _Pair("overfitting", name, best, row, best["metrics"][name], now)
 
 
-def _mean(row: Row, name: str) -> float | None:
-    return row["metrics"].get(name, {}).get("mean")
-
-
 def _judge(found: list[Alarm], pair: _Pair, rules: Rules, epochs: Sequence[Row]) -> None:
     """Begin an alarm, or end the one that there is."""
     threshold = rules.threshold(pair.name)
-    place = _active(found, pair.kind, pair.name)
-    if place is not None:
-        if not _fallen(pair, OVER * threshold, surely=False):
-            found[place] = replace(found[place], until=pair.new["epoch"])
-        return
+    for place, alarm in enumerate(found):
+        if alarm.until is None and (alarm.kind, alarm.name) == (pair.kind, pair.name):
+            if not _fallen(pair, OVER * threshold, surely=False):
+                found[place] = replace(alarm, until=pair.new["epoch"])
+            return
     rise = _rise(pair, rules, epochs) if _fallen(pair, threshold) else None
     if rise is not None:
         found.append(
@@ -253,13 +234,6 @@ def _fallen(pair: _Pair, threshold: float, *, surely: bool = True) -> bool:
         return False
     far = new["mean"] < old["mean"] and old["mean"] - new["mean"] >= threshold * abs(old["mean"])
     return far and (not surely or new["high"] < old["low"])
-
-
-def _active(found: Sequence[Alarm], kind: Kind, name: str) -> int | None:
-    for place, alarm in enumerate(found):
-        if alarm.until is None and (alarm.kind, alarm.name) == (kind, name):
-            return place
-    return None
 
 
 def _rise(pair: _Pair, rules: Rules, epochs: Sequence[Row]) -> Rise | None:
@@ -318,9 +292,7 @@ def _share(before: float, now: float) -> str:
     )
 
 
-def judge(
-    rows: Sequence[Mapping[str, Any]], row: Mapping[str, Any], rules: Rules
-) -> tuple[tuple[Alarm, ...], list[str]]:
+def judge(rows: Sequence[Row], row: Row, rules: Rules) -> tuple[tuple[Alarm, ...], list[str]]:
     """All alarms of a run up to an evaluation, and the lines that this evaluation adds to the log.
 
     An alarm is a line when it begins and a line when it is over, however often it is evaluated in
@@ -331,10 +303,13 @@ def judge(
         row: the evaluation.
         rules: the thresholds.
     """
-    now = alarms([*rows, row], rules)
-    begun, over = news(alarms(rows, rules), now)
-    lines = [f"alarm: {text(alarm)}" for alarm in begun]
-    lines += [f"alarm over: {over_text(alarm, row)}" for alarm in over]
+    before, now = alarms(rows, rules), alarms([*rows, row], rules)
+    lines = [f"alarm: {text(alarm)}" for alarm in now[len(before) :]]
+    lines += [
+        f"alarm over: {_over_text(alarm, row)}"
+        for was, alarm in zip(before, now, strict=False)
+        if was.until is None and alarm.until is not None
+    ]
     if not rules.decides(row):
         commonest = max(row["errors"], key=lambda t: row["errors"][t], default="no message")
         lines.append(

@@ -1,8 +1,7 @@
 """Held-out evaluation of a run: sample fixed prompts and seeds, score, and summarise.
 
-Every prompt is evaluated exactly once. Batches hold whole prompts and are the same whatever the
-number of processes; only who makes them differs. An image therefore comes out alike, to the bit, on
-1 and on 64 processes of one kind. `trainer.evaluation.statistics` makes numbers of the scores.
+Every prompt is evaluated exactly once, in the batches of `trainer.evaluation.sampling`;
+`trainer.evaluation.statistics` makes numbers of the scores.
 """
 
 import math
@@ -25,10 +24,10 @@ from trainer.evaluation.statistics import (
     Part,
     distinct,
     joined_columns,
-    summary_row,
+    summarise,
 )
 from trainer.images import Pixels
-from trainer.models.base import FlowModel
+from trainer.models.model import FlowModel
 from trainer.parallel.world import World, shared
 from trainer.rewards import RewardService
 from trainer.rollout.noise import NoiseKey, initial_noise
@@ -38,7 +37,7 @@ from trainer.types import Prompt
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What an evaluation found; every row is one of `summary_row`.
+    """What an evaluation found; every row is one of `summarise`.
 
     Attributes:
         metrics: row per measured term.
@@ -197,7 +196,8 @@ def _collect(
     index = [prompt for part in parts for prompt, _ in part.rows]
     scores = [part.scores for part in parts if isinstance(part.scores, Scores)]
     whole = merge(scores)
-    rows = {t.name: summary_row(whole.values[t.name].tolist(), index, prompts) for t in terms}
+    groups = [prompt.group or "all" for prompt in prompts]
+    rows = {t.name: summarise(whole.values[t.name].tolist(), index, groups) for t in terms}
     spreads = joined_columns(part.diversity for part in parts)
     distances = [value for part in parts for value in part.distances]
     shown: dict[int, Pixels] = {}
@@ -207,12 +207,12 @@ def _collect(
         metrics={t.name: rows[t.name] for t in settings.measured},
         rewards={t.name: rows[t.name] for t in settings.rewards.train},
         watch={t.name: rows[t.name] for t in settings.rewards.watch}
-        | {name: summary_row(list(v.values()), list(v), prompts) for name, v in spreads.items()},
+        | {name: summarise(list(v.values()), list(v), groups) for name, v in spreads.items()},
         outputs={
-            name: summary_row(column.tolist(), index, prompts)
+            name: summarise(column.tolist(), index, groups)
             for name, column in distinct(whole.outputs).items()
         },
-        kl=summary_row(distances, index, prompts) if distances else None,
+        kl=summarise(distances, index, groups) if distances else None,
         failed=int((~whole.valid([term.name for term in terms])).sum()),
         images=len(index),
         shown=shown,

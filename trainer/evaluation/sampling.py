@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from trainer.algorithm.sde import transition
-from trainer.models.base import Conditioning, FlowModel
+from trainer.models.base import Conditioning
+from trainer.models.model import FlowModel
 from trainer.types import Prompt
 
 # Evaluation images have an epoch of their own, so their noise never changes during a run.

@@ -8,7 +8,7 @@ there before it shows in a reward.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,30 +19,9 @@ from trainer.errors import TrainerError
 from trainer.evaluation.sampling import Job
 from trainer.images import Pixels
 from trainer.scores import Scores
-from trainer.types import Prompt
 
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A mean with its 95 % bootstrap interval; ``n`` images were scored."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """Statistics of one score.
-
-    Attributes:
-        mean_of_groups: Mean of the groups' means (GenEval's headline number).
-        groups: Per group.
-    """
-
-    mean_of_groups: Estimate
-    groups: Mapping[str, Estimate]
+Row = dict[str, Any]
+NOTHING: Row = {"mean": None, "low": None, "high": None, "n": 0}
 
 
 def _resampled_means(
@@ -53,9 +32,9 @@ def _resampled_means(
     return totals[rows].sum(1) / counts[rows].sum(1)
 
 
-def _estimate(mean: float, means: NDArray[np.float64], count: int) -> Estimate:
+def _estimate(mean: float, means: NDArray[np.float64], count: float) -> Row:
     low, high = np.percentile(means, [2.5, 97.5])
-    return Estimate(float(mean), float(low), float(high), count)
+    return {"mean": float(mean), "low": float(low), "high": float(high), "n": int(count)}
 
 
 def summarise(
@@ -65,8 +44,8 @@ def summarise(
     *,
     resamples: int = 2000,
     seed: int = 0,
-) -> Summary:
-    """Means with 95 % intervals by bootstrap over prompts.
+) -> Row:
+    """Means with 95 % intervals by bootstrap over prompts, as plain numbers.
 
     Images of one prompt are not independent, so prompts are drawn, with all their images.
 
@@ -77,8 +56,13 @@ def summarise(
         resamples: Bootstrap draws.
         seed: Seeds them.
 
+    Returns:
+        `mean`, `low`, `high` of the mean of the groups' means (GenEval's headline number), `n`
+        (images with a score), and `categories`: the same four of each group. Means are None where
+        nothing has a score.
+
     Raises:
-        ValueError: Lengths that differ, or no score at all.
+        ValueError: Lengths that differ.
     """
     if len(scores) != len(prompt_index):
         raise ValueError(f"{len(scores)} scores for {len(prompt_index)} images")
@@ -89,21 +73,18 @@ def summarise(
             counts[prompt] += 1
     scored = counts > 0
     if not scored.any():
-        raise ValueError("not one image has a score")
-    estimates: dict[str, Estimate] = {}
+        return {**NOTHING, "categories": {}}
+    found: dict[str, Row] = {}
     draws: list[NDArray[np.float64]] = []
     for place, name in enumerate(sorted(set(groups))):
         rows = scored & np.array([group == name for group in groups])
         if rows.any():
             means = _resampled_means(totals[rows], counts[rows], seed + 1 + place, resamples)
             draws.append(means)
-            mean = totals[rows].sum() / counts[rows].sum()
-            estimates[name] = _estimate(mean, means, int(counts[rows].sum()))
-    middle = float(np.mean([item.mean for item in estimates.values()]))
-    return Summary(
-        mean_of_groups=_estimate(middle, np.mean(draws, axis=0), int(counts.sum())),
-        groups=estimates,
-    )
+            count = counts[rows].sum()
+            found[name] = _estimate(totals[rows].sum() / count, means, count)
+    middle = float(np.mean([row["mean"] for row in found.values()]))
+    return {**_estimate(middle, np.mean(draws, axis=0), counts.sum()), "categories": found}
 
 
 Features = NDArray[np.floating]
@@ -217,26 +198,3 @@ def distinct(outputs: Mapping[str, MaskedArray]) -> dict[str, MaskedArray]:
 
 def _equal(one: MaskedArray, other: MaskedArray | None) -> bool:
     return other is not None and one.tolist() == other.tolist()
-
-
-def summary_row(
-    scores: Sequence[float | None], index: Sequence[int], prompts: Sequence[Prompt]
-) -> dict[str, Any]:
-    """Means with 95 % intervals as plain numbers.
-
-    Args:
-        scores: one per image; None where scoring failed.
-        index: the prompt of each image.
-        prompts: all held-out prompts.
-
-    Returns:
-        `mean`, `low`, `high` of the mean of the categories, `n` (images with a score), and
-        `categories` with the same four each. Means are None where nothing has a score.
-    """
-    if all(score is None for score in scores):
-        return {"mean": None, "low": None, "high": None, "n": 0, "categories": {}}
-    found = summarise(scores, index, [prompt.group or "all" for prompt in prompts])
-    return {
-        **asdict(found.mean_of_groups),
-        "categories": {name: asdict(row) for name, row in found.groups.items()},
-    }

@@ -1,16 +1,14 @@
-"""What the trainer needs of a flow model, whatever its family."""
+"""What goes into a flow model and comes out of it, whatever its family."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer.models.precision import DTYPES
 
@@ -193,72 +191,3 @@ class Decoded:
     unit: Tensor
     uint8: NDArray[np.uint8]
     finite: NDArray[np.bool_]
-
-
-class FlowModel(Protocol):
-    """A flow model. Modules stay in eval mode: dropout would break the first ratio of 1."""
-
-    @property
-    def transformer(self) -> nn.Module:
-        """The network that is trained."""
-        ...
-
-    def networks(self) -> Sequence[nn.Module]:
-        """Every network that predicts, each a model of diffusers; the reference's copies too."""
-        ...
-
-    @property
-    def device(self) -> torch.device:
-        """Where latents and conditioning have to be."""
-        ...
-
-    def trainable_parameters(self) -> Mapping[str, nn.Parameter]:
-        """Parameters that an optimiser may change, by stable name, in a stable order."""
-        ...
-
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """Encode prompts, each only once (cached); rows do not depend on the other prompts."""
-        ...
-
-    def can_cache(self, prompts: Sequence[str]) -> bool:
-        """Whether all these prompts stay in memory once they are encoded."""
-        ...
-
-    def cut_prompts(self, prompts: Sequence[str]) -> list[str]:
-        """Those of which every encoder reads only the beginning; to be asked before they leave."""
-        ...
-
-    def drop_encoders(self) -> None:
-        """Free the text encoders; afterwards only cached prompts can be encoded."""
-        ...
-
-    def latent_shape(self, height_px: int, width_px: int, num_frames: int = 1) -> tuple[int, ...]:
-        """Shape of one image's or video's latents; ValueError names the sizes there are."""
-        ...
-
-    def sigmas(self, num_steps: int, latent_shape: tuple[int, ...] | None = None) -> Tensor:
-        """The schedule as the family's pipeline has it: (num_steps + 1,), 1 down to 0, CPU."""
-        ...
-
-    def velocity(
-        self,
-        x: Tensor,
-        sigma: Tensor,
-        cond: Conditioning,
-        guidance_scale: float = 1.0,
-        negative: Conditioning | None = None,
-    ) -> Tensor:
-        """Predict v = eps - x_0, float32, shape of x; sigma is 0-d or (B,)."""
-        ...
-
-    def decode(self, latents: Tensor) -> Decoded:
-        """Turn final latents (B, ...) into images or videos."""
-        ...
-
-    def reference(self) -> AbstractContextManager[None]:
-        """Inside, ``velocity`` is that of the untrained model."""
-        ...
-
-    def save(self, path: Path, weights: Mapping[str, Tensor]) -> None:
-        """Write whole values of all ``trainable_parameters`` as plain diffusers loads them."""
-        ...

@@ -1,7 +1,7 @@
 """What a family says about itself, and the pieces that families are put together from.
 
 A family is one file: a class with these members around a loaded pipeline, and a ``load``.
-Everything that is the same for all of them is ``trainer.models.adapter.Adapter``.
+Everything that is the same for all of them is ``trainer.models.model.FlowModel``.
 """
 
 from collections.abc import Callable

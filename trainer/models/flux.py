@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from torch import Tensor
 
-from trainer.models.adapter import Adapter
 from trainer.models.base import Conditioning, ModelOptions
 from trainer.models.family import (
     JOINT_ATTENTION,
@@ -21,6 +20,7 @@ from trainer.models.family import (
     sequence_length,
 )
 from trainer.models.loading import load_pipeline
+from trainer.models.model import FlowModel
 from trainer.models.schedule import image_sigmas
 
 # Latents are (C, h, w) outside; the transformer sees each 2x2 patch as one token.
@@ -117,6 +117,6 @@ def _image_ids(rows: int, columns: int, like: Tensor) -> Tensor:
     return torch.cartesian_prod(*(torch.arange(n, device=like.device) for n in counts)).to(like)
 
 
-def load(path_or_id: str | Path, options: ModelOptions) -> Adapter:
+def load(path_or_id: str | Path, options: ModelOptions) -> FlowModel:
     """Load FLUX.1-dev or FLUX.1-schnell; see ``load_pipeline``."""
-    return Adapter(Flux(load_pipeline(FluxPipeline, path_or_id, options), options), options)
+    return FlowModel(Flux(load_pipeline(FluxPipeline, path_or_id, options), options), options)

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
 from torch import Tensor
 
-from trainer.models.adapter import Adapter
 from trainer.models.base import MASK, Conditioning, ModelOptions
 from trainer.models.family import (
     JOINT_ATTENTION,
@@ -20,6 +19,7 @@ from trainer.models.family import (
     sequence_length,
 )
 from trainer.models.loading import load_pipeline
+from trainer.models.model import FlowModel
 from trainer.models.schedule import image_sigmas
 
 # Latents are (C, h, w) outside; the transformer sees each 2x2 patch as one token.
@@ -117,8 +117,8 @@ class QwenImage:
         return decode_video(self.pipe.vae, latents[:, :, None])[:, :, 0]
 
 
-def load(path_or_id: str | Path, options: ModelOptions) -> Adapter:
+def load(path_or_id: str | Path, options: ModelOptions) -> FlowModel:
     """Load Qwen-Image; see ``load_pipeline``."""
-    return Adapter(
+    return FlowModel(
         QwenImage(load_pipeline(QwenImagePipeline, path_or_id, options), options), options
     )

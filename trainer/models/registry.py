@@ -1,16 +1,21 @@
 """Flow models by family, one file each."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
-from trainer.models.base import FlowModel, ModelOptions
+if TYPE_CHECKING:  # names of families are checked where torch is not loaded
+    from trainer.models.base import ModelOptions
+    from trainer.models.model import FlowModel
 
-Load = Callable[[str | Path, ModelOptions], FlowModel]
+Load: TypeAlias = "Callable[[str | Path, ModelOptions], FlowModel]"
 
 
 def _family(module: str) -> Load:
-    """The `load` of a family, imported on use: diffusers takes seconds to import."""
+    """The `load` of a family, imported on use."""
 
     def load(path_or_id: str | Path, options: ModelOptions) -> FlowModel:
         return import_module(f"trainer.models.{module}").load(path_or_id, options)

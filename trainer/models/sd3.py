@@ -9,7 +9,6 @@ from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import (
 )
 from torch import Tensor
 
-from trainer.models.adapter import Adapter
 from trainer.models.base import Conditioning, ModelOptions
 from trainer.models.family import (
     JOINT_ATTENTION,
@@ -20,6 +19,7 @@ from trainer.models.family import (
     sequence_length,
 )
 from trainer.models.loading import load_pipeline
+from trainer.models.model import FlowModel
 from trainer.models.schedule import image_sigmas
 
 
@@ -84,8 +84,8 @@ class SD3:
         return decode_kl(self.pipe.vae, latents)
 
 
-def load(path_or_id: str | Path, options: ModelOptions) -> Adapter:
+def load(path_or_id: str | Path, options: ModelOptions) -> FlowModel:
     """Load SD3-M, SD3.5-M, SD3.5-L or the miniature; see ``load_pipeline``."""
-    return Adapter(
+    return FlowModel(
         SD3(load_pipeline(StableDiffusion3Pipeline, path_or_id, options), options), options
     )

@@ -13,10 +13,10 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from trainer.models.adapter import Adapter
 from trainer.models.base import HIGH, LOW, Conditioning, Experts, ModelOptions
 from trainer.models.family import Inputs, decode_video, expanded, frozen, guides, sequence_length
 from trainer.models.loading import load_pipeline
+from trainer.models.model import FlowModel
 from trainer.models.schedule import euler_sigmas
 from trainer.parallel.world import on_any_process
 
@@ -167,7 +167,7 @@ class Wan:
         return decode_video(self.pipe.vae, latents)
 
 
-def load(path_or_id: str | Path, options: ModelOptions) -> Adapter:
+def load(path_or_id: str | Path, options: ModelOptions) -> FlowModel:
     """Load Wan 2.1, Wan 2.2 A14B or Wan 2.2 5B; see ``load_pipeline``."""
     pipe = load_pipeline(WanPipeline, path_or_id, options, networks=EXPERTS[options.experts])
-    return Adapter(Wan(pipe, options), options)
+    return FlowModel(Wan(pipe, options), options)

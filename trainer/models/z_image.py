@@ -8,10 +8,10 @@ import torch
 from diffusers.pipelines.z_image.pipeline_z_image import ZImagePipeline
 from torch import Tensor
 
-from trainer.models.adapter import Adapter
 from trainer.models.base import MASK, Conditioning, ModelOptions
 from trainer.models.family import Inputs, decode_kl, guided, image_size, sequence_length
 from trainer.models.loading import load_pipeline
+from trainer.models.model import FlowModel
 from trainer.models.schedule import image_sigmas
 
 # The transformer sees each 2x2 patch of the latents as one token.
@@ -90,6 +90,6 @@ class ZImage:
         return decode_kl(self.pipe.vae, latents)
 
 
-def load(path_or_id: str | Path, options: ModelOptions) -> Adapter:
+def load(path_or_id: str | Path, options: ModelOptions) -> FlowModel:
     """Load Z-Image or Z-Image-Turbo; see ``load_pipeline``."""
-    return Adapter(ZImage(load_pipeline(ZImagePipeline, path_or_id, options), options), options)
+    return FlowModel(ZImage(load_pipeline(ZImagePipeline, path_or_id, options), options), options)

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from trainer.config.settings import Settings
 from trainer.errors import ConfigError
-from trainer.models.base import FlowModel
+from trainer.models.model import FlowModel
 from trainer.models.precision import Float32Attention
 from trainer.parallel.world import World
 

@@ -15,18 +15,9 @@ from trainer.config.settings import Settings
 from trainer.config.toml import differences, to_toml, toml
 from trainer.evaluation.alarms import ADVICE, Alarm, text
 from trainer.images import Pixels, save_png, sheet
+from trainer.report import data
 from trainer.report.charts import headline_series
-from trainer.report.data import (
-    RunData,
-    actions,
-    found_alarms,
-    interval,
-    kl_after,
-    load_run,
-    settings_of,
-    shown_pictures,
-    shown_prompt,
-)
+from trainer.report.data import RunData, load_run
 from trainer.report.render import render
 from trainer.report.snippets import base_of, is_hub_id, snippet
 from trainer.report.svg import line_document
@@ -49,7 +40,7 @@ def write_card(
         ConfigError: nothing has been evaluated yet.
     """
     run = load_run(run_dir, epoch)
-    settings = settings_of(run)
+    settings = data.settings_of(run)
     pictures = _pictures(run, folder)
     (folder / CURVE).write_text(line_document(headline_series(run)), encoding="utf-8")
     card = render(
@@ -60,16 +51,16 @@ def write_card(
         base=base_of(settings),
         lora=settings.model.finetune == "lora" and not whole,
         whole=whole,
-        kl=kl_after(run),
-        alarms=[_alarm_line(alarm) for alarm in found_alarms(run)],
-        actions=actions(run),
+        kl=data.kl_after(run),
+        alarms=[_alarm_line(alarm) for alarm in data.found_alarms(run)],
+        actions=data.actions(run),
         curve=CURVE,
         before_after=BEFORE_AFTER if pictures else "",
         shown=list(run.base["shown"])[:WIDGETS],
-        snippet=snippet(settings, str(folder), shown_prompt(run), whole=whole),
+        snippet=snippet(settings, str(folder), data.shown_prompt(run), whole=whole),
         command=_command(settings),
         changes=_changes(settings),
-        interval=interval,
+        interval=data.interval,
     )
     path = folder / CARD
     path.write_text(card.rstrip() + "\n", encoding="utf-8")
@@ -120,13 +111,13 @@ def _front_matter(run: RunData, settings: Settings, pictures: Sequence[str]) -> 
             settings.task.name,
         ],
         widget=widgets or None,
-        instance_prompt=shown_prompt(run),
+        instance_prompt=data.shown_prompt(run),
     )
 
 
 def _pictures(run: RunData, folder: Path) -> list[str]:
     """Write the first shown prompts before and after; names of the pictures after, by prompt."""
-    before, after = shown_pictures(run, run.base), shown_pictures(run, run.after)
+    before, after = data.shown_pictures(run, run.base), data.shown_pictures(run, run.after)
     count = min(WIDGETS, len(before), len(after))
     if not count:
         return []

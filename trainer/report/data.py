@@ -10,10 +10,11 @@ from trainer.config.load import validated
 from trainer.config.settings import Settings
 from trainer.errors import ConfigError
 from trainer.evaluation.alarms import ADVICE, Alarm, Rules, active, alarms, text
+from trainer.evaluation.statistics import NOTHING
 from trainer.images import Pixels, cut, load_png
 from trainer.run.controller import Action, change
 from trainer.run.log import figure, read
-from trainer.run.progress import RESOLVED, RESULT
+from trainer.run.progress import RESOLVED, RESULT, read_resolved
 from trainer.scores import history
 
 
@@ -68,10 +69,7 @@ def load_run(run_dir: Path, until_epoch: int | None = None) -> RunData:
     Raises:
         ConfigError: it holds no run, or nothing has been evaluated yet.
     """
-    try:
-        resolved = json.loads((run_dir / RESOLVED).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{run_dir} holds no run (there is no {RESOLVED})") from None
+    resolved = read_resolved(run_dir)
     rows = read(run_dir)
     if until_epoch is not None:
         rows = [row for row in rows if row["epoch"] <= until_epoch]
@@ -165,11 +163,10 @@ def comparison(
         `name`, `before` and `after` (mean, low, high, n), `change`, `relative` (to the absolute
         base), `apart` (the intervals do not touch) and `text`.
     """
-    empty = {"mean": None, "low": None, "high": None, "n": 0}
-    first, second = before[name], after.get(name, empty)
+    first, second = before[name], after.get(name, NOTHING)
     if category:
         first = first["categories"][category]
-        second = second.get("categories", {}).get(category, empty)
+        second = second.get("categories", {}).get(category, NOTHING)
     change = relative = None
     apart = False
     if first["mean"] is not None and second["mean"] is not None:

@@ -14,28 +14,12 @@ from rich.box import HORIZONTALS
 from rich.table import Table
 
 from trainer.evaluation.alarms import text
+from trainer.report import data
 from trainer.report.charts import charts
-from trainer.report.data import (
-    RunData,
-    actions,
-    banner,
-    categories,
-    facts,
-    found_alarms,
-    interval,
-    load_run,
-    measured,
-    number,
-    outputs,
-    percent,
-    settings_of,
-    shown_pictures,
-    shown_prompt,
-    verdict,
-    watched,
-)
+from trainer.report.data import RunData, load_run
 from trainer.report.render import render
 from trainer.report.snippets import snippet
+from trainer.run.storage import replace_file
 
 SHOWN_EVALUATIONS = 7
 LARGEST_PX = 160
@@ -53,24 +37,22 @@ def write_report(run_dir: Path) -> Path:
         "report.html",
         run,
         finished=run.result is not None,
-        verdict=verdict(run),
-        facts=facts(run),
+        verdict=data.verdict(run),
+        facts=data.facts(run),
         samples=samples(run),
         charts=charts(run),
         sections=run.settings,
-        banner=banner(run),
-        past=[text(alarm) for alarm in found_alarms(run) if alarm.until is not None],
-        actions=actions(run),
-        outputs=outputs(run),
-        loading=snippet(settings_of(run), str(run_dir / "model"), shown_prompt(run)),
+        banner=data.banner(run),
+        past=[text(alarm) for alarm in data.found_alarms(run) if alarm.until is not None],
+        actions=data.actions(run),
+        outputs=data.outputs(run),
+        loading=snippet(data.settings_of(run), str(run_dir / "model"), data.shown_prompt(run)),
         command=f"flow-train report {folder}",
-        pct=percent,
-        num=number,
+        pct=data.percent,
+        num=data.number,
     )
     path = run_dir / "report.html"
-    temporary = run_dir / ".report.html.writing"
-    temporary.write_text(html, encoding="utf-8")
-    temporary.replace(path)
+    replace_file(path, html)
     return path
 
 
@@ -85,20 +67,22 @@ def before_after(run_dir: Path) -> Table:
     table = Table(title=title, box=HORIZONTALS, padding=0)
     for name in ("", "base", "trained", "change"):
         table.add_column(name, justify="left" if not name else "right")
-    for row in categories(run):
-        table.add_row(row["name"], interval(row["before"]), interval(row["after"]), row["text"])
+    for row in data.categories(run):
+        table.add_row(
+            row["name"], data.interval(row["before"]), data.interval(row["after"]), row["text"]
+        )
     table.add_section()
-    whole = measured(run)[0]
-    cells = (interval(whole["before"]), interval(whole["after"]), whole["text"])
+    whole = data.measured(run)[0]
+    cells = (data.interval(whole["before"]), data.interval(whole["after"]), whole["text"])
     table.add_row("mean of categories", *cells, style="bold")
     table.add_section()
     table.add_row("[dim]watched, not trained on[/]")
-    for row in watched(run):
+    for row in data.watched(run):
         table.add_row(
             row["name"],
-            number(row["before"]["mean"]),
-            number(row["after"]["mean"]),
-            percent(row["relative"]),
+            data.number(row["before"]["mean"]),
+            data.number(row["after"]["mean"]),
+            data.percent(row["relative"]),
         )
     return table
 
@@ -113,7 +97,7 @@ def samples(run: RunData) -> dict[str, Any]:
         rows = [rows[index] for index in sorted(picked)]
     if not rows:
         return {"heads": [], "rows": []}
-    columns = [shown_pictures(run, row) for row in rows]
+    columns = [data.shown_pictures(run, row) for row in rows]
     heads = [
         {
             "title": "base" if row["epoch"] == 0 else f"epoch {row['epoch']}",

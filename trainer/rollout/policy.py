@@ -11,69 +11,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from trainer.algorithm.sde import (
-    OFFICIAL_LOG_PROB,
-    TRANSITIONS,
-    LogProbForm,
-    Transition,
-    log_prob,
-    transition,
-)
-from trainer.models.base import Conditioning, FlowModel
+from trainer.algorithm.sde import Transition, log_prob, transition
+from trainer.models.base import Conditioning
+from trainer.models.model import FlowModel
+from trainer.rollout.config import RolloutConfig
 from trainer.rollout.noise import NoiseKey, generator
-
-
-@dataclass(frozen=True, slots=True)
-class RolloutConfig:
-    """How images are sampled during training.
-
-    Attributes:
-        num_steps: T_train, the number of sampling steps (>= 2).
-        kind: Transition of the stochastic steps, a key of ``TRANSITIONS``. With ``ode`` there are
-            none and the window is empty: for losses that need finished images only.
-        noise_level: a; 0.7 for SD3 with flow_sde, 0.8 with cps.
-        window_size: Number of consecutive stochastic steps; 0 takes all steps but the last.
-        window_range: The window lies in [first, end); None is (0, num_steps - 1).
-        guidance_scale: Classifier-free guidance; 1 needs no second forward.
-        log_prob_form: None takes the official form of ``kind``.
-        keep_means: Store the transition means (GRPO-Guard and Flow-DPPO need them).
-    """
-
-    num_steps: int = 10
-    kind: str = "flow_sde"
-    noise_level: float = 0.7
-    window_size: int = 0
-    window_range: tuple[int, int] | None = None
-    guidance_scale: float = 1.0
-    log_prob_form: LogProbForm | None = None
-    keep_means: bool = False
-
-    def __post_init__(self) -> None:
-        if self.num_steps < 2:
-            raise ValueError(f"num_steps must be at least 2, not {self.num_steps}")
-        if self.kind not in TRANSITIONS:
-            raise ValueError(f"kind must be one of {', '.join(TRANSITIONS)}, not {self.kind!r}")
-        if self.kind != "ode" and self.noise_level <= 0:
-            raise ValueError("noise_level must be positive: a deterministic policy has no ratio")
-        if self.kind == "cps" and self.noise_level > 1:
-            raise ValueError(f"cps needs a noise level of at most 1, not {self.noise_level}")
-        first, end = self.allowed
-        if not 0 <= first < end <= self.num_steps:
-            raise ValueError(f"window_range {(first, end)} is not inside 0..{self.num_steps}")
-        if not 0 <= self.window_size <= end - first:
-            raise ValueError(f"window_size {self.window_size} does not fit into {(first, end)}")
-        if self.kind == "cps" and end == self.num_steps:
-            raise ValueError("the last step of cps is deterministic; end the window before it")
-
-    @property
-    def allowed(self) -> tuple[int, int]:
-        """First step and end of the range that the window lies in."""
-        return self.window_range or (0, self.num_steps - 1)
-
-    @property
-    def form(self) -> LogProbForm:
-        """The form of log-probability in use; ``ode`` has none and is refused by ``log_prob``."""
-        return self.log_prob_form or OFFICIAL_LOG_PROB.get(self.kind, "gaussian")
 
 
 def draw_window(

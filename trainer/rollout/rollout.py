@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from trainer.algorithm.sde import log_prob, sample
-from trainer.models.base import Conditioning, FlowModel
+from trainer.models.base import Conditioning
+from trainer.models.model import FlowModel
+from trainer.rollout.config import RolloutConfig
 from trainer.rollout.noise import NoiseKey, distinct_starts, initial_noise, step_noise
-from trainer.rollout.policy import RolloutBatch, RolloutConfig, policy_step
+from trainer.rollout.policy import RolloutBatch, policy_step
 
 
 def _check_window(chosen: tuple[int, ...], config: RolloutConfig) -> None:

@@ -9,7 +9,8 @@ from trainer.config.settings import Settings
 from trainer.data import TASKS, check_overlap, without
 from trainer.errors import CheckpointError, ConfigError, DataError
 from trainer.models import lora_file
-from trainer.models.base import FlowModel, LoraSpec, ModelOptions
+from trainer.models.base import LoraSpec, ModelOptions
+from trainer.models.model import FlowModel
 from trainer.models.precision import resolve
 from trainer.models.registry import MODELS
 from trainer.types import Prompt

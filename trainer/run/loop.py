@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from typing import Any, Literal
 
 from trainer.errors import ServiceError, ServiceLost, Stopped
-from trainer.evaluation.alarms import Alarm, Rules, active, as_rows, beyond, judge
+from trainer.evaluation.alarms import Alarm, Rules, active, beyond, judge
 from trainer.evaluation.held_out import Evaluation, evaluate_run
 from trainer.evaluation.sampling import spread
 from trainer.images import save_png, sheet, strip
@@ -211,7 +211,7 @@ def _judge(run: Run, row: dict[str, Any]) -> None:
     judged = judge(read(run.run_dir), row, rules) if run.world.is_main else None
     found, lines = run.world.broadcast(judged)
     lines = [evaluation_line(row), *lines]
-    row = {**row, "alarms": as_rows(active(found))}
+    row = {**row, "alarms": [asdict(alarm) for alarm in active(found)]}
     # The base has nothing to act about, and after the final evaluation nothing is trained.
     if row["phase"] != "final":
         headline = row["metrics"][run.settings.measured[0].name]["mean"]

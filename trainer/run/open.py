@@ -13,7 +13,7 @@ from trainer.algorithm.ema import Ema
 from trainer.config.load import geometry
 from trainer.config.settings import RewardSettings, Settings
 from trainer.data import category_probabilities, fingerprint
-from trainer.models.base import FlowModel
+from trainer.models.model import FlowModel
 from trainer.models.network import base_fingerprint
 from trainer.models.precision import resolve
 from trainer.parallel.sharding import parallel, prepare_networks, whole
@@ -89,7 +89,8 @@ def train_run(
     opener = open_service or (lambda rewards: connect(rewards, environment))
     quiet = say if world.is_main else lambda text: None
     try:
-        with _held(run_dir, world, quiet):
+        with ExitStack() as held:
+            world.on_main(lambda: held.enter_context(locked(run_dir, quiet)))
             result = world.on_main(lambda: finished(run_dir, settings))
             if result is not None:
                 return Outcome(run_dir, str(result["reason"]), int(result["epoch"]), already=True)
@@ -111,17 +112,6 @@ def train_run(
         return Outcome(run_dir, reason, run.progress.epoch)
     finally:
         world.leave()
-
-
-@contextmanager
-def _held(run_dir: Path, world: World, say: Callable[[str], None]) -> Iterator[None]:
-    with ExitStack() as stack:
-
-        def hold() -> None:
-            stack.enter_context(locked(run_dir, say))
-
-        world.on_main(hold)
-        yield
 
 
 @contextmanager
@@ -236,12 +226,12 @@ def _open_log(
     run_dir: Path, settings: Settings, progress: Progress, world: World, say: Callable[[str], None]
 ) -> MetricsLog | None:
     """The metrics, on the main process; what is wrong with them stops every process."""
-    log: MetricsLog | None = None
 
-    def open_log() -> None:
-        nonlocal log
+    def open_log() -> MetricsLog | None:
+        if not world.is_main:
+            return None
         with storing(f"metrics in {run_dir}"):
-            log = MetricsLog(
+            return MetricsLog(
                 run_dir,
                 settings,
                 keep_lines=progress.metrics_lines,
@@ -249,8 +239,7 @@ def _open_log(
                 say=say,
             )
 
-    world.on_main(open_log)
-    return log
+    return world.everywhere(open_log)
 
 
 def _finish(run: Run, reason: str) -> None:

@@ -121,6 +121,25 @@ def reopen(run_dir: Path) -> bool:
     return ended
 
 
+def read_resolved(run_dir: Path) -> dict[str, Any]:
+    """What `write_resolved` wrote: `settings`, `versions`, `scorers`.
+
+    Raises:
+        ConfigError: the folder holds no run.
+    """
+    path = run_dir / RESOLVED
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{run_dir} holds no run (there is no {RESOLVED})") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    if "settings" not in found:
+        # Networks have a file of this name, too.
+        raise ConfigError(f"{path} is not that of a run")
+    return found
+
+
 def write_resolved(
     run_dir: Path, settings: Settings, versions: Mapping[str, str], scorers: Mapping[str, str]
 ) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 
 from trainer.algorithm.advantages import Advantages, advantages
-from trainer.algorithm.losses import LOSSES
 from trainer.config.settings import RwrSettings, Settings
 from trainer.errors import ServiceLost, TrainerError
 from trainer.parallel.world import shared
@@ -51,7 +50,7 @@ def epoch_advantages(settings: Settings, scores: Scores) -> Advantages:
         combine=settings.advantage.combine,
         eps=settings.advantage.eps,
         clip=settings.advantage.clip,
-        mode=LOSSES[loss.algorithm].advantage,
+        mode=loss.advantage_mode,
         temperature=loss.rwr_temperature if isinstance(loss, RwrSettings) else 1.0,
         skip_constant_groups=settings.batch.skip_constant_groups,
     )

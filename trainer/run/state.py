@@ -11,7 +11,7 @@ from torch import Tensor
 from trainer.algorithm.ema import Ema
 from trainer.config.settings import Settings
 from trainer.errors import Stopped
-from trainer.models.base import FlowModel
+from trainer.models.model import FlowModel
 from trainer.parallel.sharding import whole
 from trainer.parallel.world import World
 from trainer.rewards import RewardService

@@ -21,7 +21,8 @@ from trainer.algorithm.losses import LOSSES, LossContext, TrainBatch
 from trainer.algorithm.losses.base import rows_of
 from trainer.config.load import rollout_config, training_guidance
 from trainer.config.settings import OptimSettings, Settings
-from trainer.models.base import Conditioning, FlowModel
+from trainer.models.base import Conditioning
+from trainer.models.model import FlowModel
 from trainer.models.precision import resolve
 from trainer.parallel.sharding import parallel
 from trainer.parallel.world import World

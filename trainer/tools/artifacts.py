@@ -4,12 +4,8 @@ runs/mine                             a run: a checkpoint of it (`--checkpoint`)
 runs/mine/checkpoints/epoch_000040    one checkpoint
 runs/mine/model, or any LoRA folder   finished weights; elsewhere than in a run with `--preset`
 a pipeline folder, or OWNER/NAME      a model as it is, with `--preset`
-
-`Measure` says what an evaluation measures instead of the run's own: another task, other prompts,
-other scorers.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,12 +19,13 @@ from trainer.config.preset import read
 from trainer.config.settings import RewardTerm, Settings
 from trainer.errors import ConfigError, did_you_mean
 from trainer.models import lora_file
-from trainer.models.base import HIGH, LOW, FlowModel
+from trainer.models.base import HIGH, LOW
 from trainer.models.loading import INDEX
+from trainer.models.model import FlowModel
 from trainer.report.snippets import has_two_experts
 from trainer.run import checkpoint as checkpoints
 from trainer.run.inputs import load_model
-from trainer.run.progress import RESOLVED
+from trainer.run.progress import RESOLVED, read_resolved
 from trainer.run.tensors import restore_parameters
 
 # The presets that say how a task is evaluated: for the miniature, and for everything else.
@@ -37,67 +34,6 @@ TASK_PRESETS: Mapping[str, tuple[str, str]] = {
     "ocr": ("mini_ocr", "ocr_sd35m"),
     "texts": ("mini_jpeg", "pickscore_sd35m"),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """Changes of what the settings of a model say.
-
-    Attributes:
-        task: key of `TASK_PRESETS`; its prompts, measured and watched rewards are used. Empty: the
-            model's own.
-        prompts: a prompt file, or empty for the task's.
-        scorers: `scorer` or `scorer.component`, instead of the task's; empty for those.
-    """
-
-    task: str = ""
-    prompts: str = ""
-    scorers: tuple[str, ...] = ()
-
-    def apply(self, table: Mapping[str, Any]) -> dict[str, Any]:
-        """Settings as nested tables, changed.
-
-        Raises:
-            ConfigError: no such task, or a scorer without a name.
-        """
-        out = {name: dict(values) for name, values in table.items()}
-        if self.task:
-            _change(out, _task_preset(self.task, out))
-        if self.prompts:
-            _change(out, {"task": {"test": self.prompts}})
-        if self.scorers:
-            terms = [_term(text) for text in self.scorers]
-            _change(out, {"rewards": {"train": terms, "watch": []}, "eval": {"metrics": terms}})
-        return out
-
-
-def _task_preset(task: str, table: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    if task not in TASK_PRESETS:
-        raise ConfigError(
-            f"unknown task {task!r}{did_you_mean(task, list(TASK_PRESETS))}; one of "
-            + ", ".join(TASK_PRESETS)
-        )
-    mini, other = TASK_PRESETS[task]
-    miniature = str(table.get("model", {}).get("path", "@mini/")).startswith("@mini/")
-    preset = read(mini if miniature else other)
-    rewards = preset["rewards"]
-    return {
-        "task": preset["task"],
-        "rewards": {"train": rewards["train"], "watch": rewards["watch"]},
-        "eval": {"metrics": preset["eval"].get("metrics") or rewards["train"]},
-    }
-
-
-def _change(table: dict[str, Any], changes: Mapping[str, Mapping[str, Any]]) -> None:
-    for section, values in changes.items():
-        table[section] = {**table.get(section, {}), **values}
-
-
-def _term(text: str) -> dict[str, Any]:
-    scorer, _, component = text.partition(".")
-    if not scorer:
-        raise ConfigError(f"--scorer {text!r}: write the name of a scorer, or scorer.component")
-    return RewardTerm(scorer=scorer, component=component).model_dump(mode="json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,20 +72,25 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """How a target is to be used.
+    """How a target is to be used, and what an evaluation measures instead of what it says itself.
 
     Attributes:
         preset: preset or .toml file, for what is no run.
         checkpoint: which of a run's: `latest`, `best` or a folder's name.
         base: the untrained model instead.
-        measure: what an evaluation measures instead of what the settings say.
+        task: key of `TASK_PRESETS`; its prompts, measured and watched rewards are used. Empty: the
+            model's own.
+        prompts: a prompt file, or empty for the task's.
+        scorers: `scorer` or `scorer.component`, instead of the task's; empty for those.
         overrides: `section.key=value` texts; come last.
     """
 
     preset: str = ""
     checkpoint: str = checkpoints.LATEST
     base: bool = False
-    measure: Measure = field(default_factory=Measure)
+    task: str = ""
+    prompts: str = ""
+    scorers: Sequence[str] = ()
     overrides: Sequence[str] = ()
 
 
@@ -183,7 +124,7 @@ def find(place: str, choice: Choice) -> Target:
 
 
 def _run(run_dir: Path, checkpoint: str, choice: Choice) -> Target:
-    table = choice.measure.apply(_resolved(run_dir))
+    table = measuring(read_resolved(run_dir)["settings"], choice)
     if choice.base:
         settings = _settings(table, choice, untrained=True)
         return Target(f"{run_dir.name}, base", settings, epoch=0)
@@ -240,7 +181,7 @@ def _table_beside(folder: Path, choice: Choice) -> dict[str, Any]:
     """The settings for finished weights: the preset's, or those of the run that they lie in."""
     run_dir = folder.resolve().parent
     if not choice.preset and (run_dir / RESOLVED).is_file():
-        return choice.measure.apply(_resolved(run_dir))
+        return measuring(read_resolved(run_dir)["settings"], choice)
     return _preset_table(str(folder), choice)
 
 
@@ -250,17 +191,7 @@ def _preset_table(place: str, choice: Choice) -> dict[str, Any]:
             f"{place} is not a run: name a preset, which says how to load and evaluate it, "
             "e.g. --preset geneval_sd35m"
         )
-    return choice.measure.apply(read(choice.preset))
-
-
-def _resolved(run_dir: Path) -> dict[str, Any]:
-    try:
-        return json.loads((run_dir / RESOLVED).read_text(encoding="utf-8"))["settings"]
-    except FileNotFoundError:
-        raise ConfigError(f"{run_dir} holds no run (there is no {RESOLVED})") from None
-    except (KeyError, ValueError):
-        # Networks have a file of this name, too.
-        raise ConfigError(f"{run_dir / RESOLVED} is not that of a run") from None
+    return measuring(read(choice.preset), choice)
 
 
 def _settings(table: dict[str, Any], choice: Choice, *, untrained: bool = False) -> Settings:
@@ -272,3 +203,49 @@ def _settings(table: dict[str, Any], choice: Choice, *, untrained: bool = False)
 def _is_hub_id(place: str) -> bool:
     owner, slash, name = place.partition("/")
     return bool(owner and slash and name) and "/" not in name and not place.startswith((".", "~"))
+
+
+def measuring(table: Mapping[str, Any], choice: Choice) -> dict[str, Any]:
+    """Settings as nested tables, changed to what an evaluation is to measure.
+
+    Raises:
+        ConfigError: no such task, or a scorer without a name.
+    """
+    out = {name: dict(values) for name, values in table.items()}
+    if choice.task:
+        _change(out, _task_preset(choice.task, out))
+    if choice.prompts:
+        _change(out, {"task": {"test": choice.prompts}})
+    if choice.scorers:
+        terms = [_term(text) for text in choice.scorers]
+        _change(out, {"rewards": {"train": terms, "watch": []}, "eval": {"metrics": terms}})
+    return out
+
+
+def _task_preset(task: str, table: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    if task not in TASK_PRESETS:
+        raise ConfigError(
+            f"unknown task {task!r}{did_you_mean(task, list(TASK_PRESETS))}; one of "
+            + ", ".join(TASK_PRESETS)
+        )
+    mini, other = TASK_PRESETS[task]
+    miniature = str(table.get("model", {}).get("path", "@mini/")).startswith("@mini/")
+    preset = read(mini if miniature else other)
+    rewards = preset["rewards"]
+    return {
+        "task": preset["task"],
+        "rewards": {"train": rewards["train"], "watch": rewards["watch"]},
+        "eval": {"metrics": preset["eval"].get("metrics") or rewards["train"]},
+    }
+
+
+def _change(table: dict[str, Any], changes: Mapping[str, Mapping[str, Any]]) -> None:
+    for section, values in changes.items():
+        table[section] = {**table.get(section, {}), **values}
+
+
+def _term(text: str) -> dict[str, Any]:
+    scorer, _, component = text.partition(".")
+    if not scorer:
+        raise ConfigError(f"--scorer {text!r}: write the name of a scorer, or scorer.component")
+    return RewardTerm(scorer=scorer, component=component).model_dump(mode="json")

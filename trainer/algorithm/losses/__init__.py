@@ -2,25 +2,23 @@
 
 from trainer.algorithm.losses.awm import awm
 from trainer.algorithm.losses.base import Loss, LossContext, LossEntry, Term, TrainBatch
-from trainer.algorithm.losses.dgpo import dgpo, exchange_sums, sampling_decay
-from trainer.algorithm.losses.dpo import dpo, exchange
+from trainer.algorithm.losses.dgpo import dgpo, exchange_groups, sampling_decay
+from trainer.algorithm.losses.dpo import dpo, exchange_pairs
 from trainer.algorithm.losses.flow_dppo import flow_dppo
 from trainer.algorithm.losses.grpo import grpo, grpo_guard
 from trainer.algorithm.losses.matching import matching
 from trainer.algorithm.losses.nft import nft, old_decay
 
 LOSSES: dict[str, LossEntry] = {
-    "grpo": LossEntry(grpo, "steps"),
-    "grpo_guard": LossEntry(grpo_guard, "steps", keep_means=True, log_prob_form="gaussian"),
-    "flow_dppo": LossEntry(flow_dppo, "steps", keep_means=True, log_prob_form="gaussian"),
-    "nft": LossEntry(nft, "images", old_decay=old_decay),
-    "awm": LossEntry(awm, "images", old_decay=lambda updates: 0.0),
-    "dpo": LossEntry(dpo, "images", "best_worst", reference=True, prepare=exchange),
-    "dgpo": LossEntry(
-        dgpo, "images", old_decay=sampling_decay, reference=True, prepare=exchange_sums
-    ),
-    "sft": LossEntry(matching, "images", "best"),
-    "rwr": LossEntry(matching, "images", "softmax"),
+    "grpo": LossEntry(grpo),
+    "grpo_guard": LossEntry(grpo_guard),
+    "flow_dppo": LossEntry(flow_dppo),
+    "nft": LossEntry(nft, old_decay),
+    "awm": LossEntry(awm, lambda updates: 0.0),
+    "dpo": LossEntry(dpo, prepare=exchange_pairs),
+    "dgpo": LossEntry(dgpo, sampling_decay, exchange_groups),
+    "sft": LossEntry(matching),
+    "rwr": LossEntry(matching),
 }
 
 __all__ = ["LOSSES", "Loss", "LossContext", "LossEntry", "Term", "TrainBatch"]

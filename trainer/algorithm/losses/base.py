@@ -7,17 +7,17 @@ made of several weighs each by its share of all valid images.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from trainer.algorithm.advantages import Mode
 from trainer.algorithm.ema import Ema
-from trainer.algorithm.sde import LogProbForm
 from trainer.config.settings import LossSettings
-from trainer.models.base import Conditioning, FlowModel
-from trainer.rollout.policy import RolloutBatch, RolloutConfig
+from trainer.models.base import Conditioning
+from trainer.models.model import FlowModel
+from trainer.rollout.config import RolloutConfig
+from trainer.rollout.policy import RolloutBatch
 
 L_co = TypeVar("L_co", bound=LossSettings, covariant=True)
 
@@ -120,27 +120,16 @@ on this process, and what collects one value from every process on every process
 
 @dataclass(frozen=True, slots=True)
 class LossEntry:
-    """A loss and what it needs from the rest of the trainer; an entry of ``LOSSES``.
+    """A loss, an entry of ``LOSSES``; its settings say what it needs of rollout and advantages.
 
     Attributes:
         terms: The loss.
-        learns_from: ``steps``: the stochastic steps of the rollout. ``images``: finished images,
-            which deterministic sampling makes.
-        advantage: What the advantages of its images mean, see ``trainer.algorithm.advantages``.
-        keep_means: The rollout has to store the means of its steps.
-        log_prob_form: The log-probabilities that it needs; None: the official ones of the sampler.
         old_decay: For losses that need the old policy, a copy of the weights that images are
             sampled with. After the last update of an epoch it becomes d * old + (1 - d) * policy;
             this gives d for the number of updates so far.
-        reference: The loss itself compares with the reference model, whatever ``kl_beta`` is.
         prepare: Called before every update.
     """
 
     terms: Loss
-    learns_from: Literal["steps", "images"]
-    advantage: Mode = "relative"
-    keep_means: bool = False
-    log_prob_form: LogProbForm | None = None
     old_decay: Callable[[int], float] | None = None
-    reference: bool = False
     prepare: Prepare | None = None

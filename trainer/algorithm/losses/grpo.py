@@ -14,8 +14,9 @@ from torch import Tensor
 
 from trainer.algorithm.losses.base import LossContext, Term, TrainBatch, masked_mean
 from trainer.algorithm.sde import kl, transition
-from trainer.config.settings import GrpoSettings, StepLossSettings
-from trainer.rollout.policy import PolicyStep, RolloutConfig, recompute
+from trainer.config.settings import GrpoGuardSettings, GrpoSettings, StepLossSettings
+from trainer.rollout.config import RolloutConfig
+from trainer.rollout.policy import PolicyStep, recompute
 
 
 def ratio_metrics(log_ratio: Tensor, ratio: Tensor, valid: Tensor | None) -> dict[str, Tensor]:
@@ -206,7 +207,7 @@ def grpo(context: LossContext[GrpoSettings], batch: TrainBatch) -> Iterator[Term
     return policy_terms(context, batch, policy_loss)
 
 
-def grpo_guard(context: LossContext[GrpoSettings], batch: TrainBatch) -> Iterator[Term]:
+def grpo_guard(context: LossContext[GrpoGuardSettings], batch: TrainBatch) -> Iterator[Term]:
     """Guarded loss over the stochastic steps of a micro-batch.
 
     The correction is per image. (The official code averages it over the batch by mistake.)

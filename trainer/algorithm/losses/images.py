@@ -48,12 +48,10 @@ class Velocities:
     Attributes:
         new: Of the policy, with gradient.
         old: Of the policy that sampled, where the loss asked for it.
-        reference: Of the reference model, where something needs it.
     """
 
     new: Tensor
     old: Tensor | None = None
-    reference: Tensor | None = None
 
 
 ImageLoss = Callable[[TrainBatch, Point, Velocities, int], tuple[Tensor, dict[str, Tensor]]]
@@ -116,14 +114,14 @@ def velocity(context: LossContext[LossSettings], batch: TrainBatch, point: Point
     return context.model.velocity(point.x_t, point.t, batch.cond, scale, batch.negative)
 
 
-def matching_error(v: Tensor, point: Point) -> Tensor:
-    """Squared error of a velocity against eps - x_0, averaged over elements; (B,)."""
-    return ((v - point.target) ** 2).flatten(1).mean(1)
-
-
 def squared_distance(v: Tensor, other: Tensor) -> Tensor:
     """Squared difference of two velocities, averaged over elements; (B,)."""
     return ((v - other) ** 2).flatten(1).mean(1)
+
+
+def matching_error(v: Tensor, point: Point) -> Tensor:
+    """Squared error of a velocity against eps - x_0, averaged over elements; (B,)."""
+    return squared_distance(v, point.target)
 
 
 @torch.no_grad()
@@ -133,24 +131,6 @@ def reference_velocity(
     """The reference model's prediction at a point."""
     with context.model.reference():
         return velocity(context, batch, point)
-
-
-@torch.no_grad()
-def excess_errors(context: LossContext[ImageLossSettings], batch: TrainBatch) -> Tensor:
-    """How much worse than the reference the policy explains each image, at the group's points.
-
-    Returns:
-        (noise levels, B), negative where it explains it better.
-    """
-    loss = context.loss
-    found = points(batch, loss.noise_levels, group_sources(batch), loss.lowest_level)
-    return torch.stack(
-        [
-            matching_error(velocity(context, batch, point), point)
-            - matching_error(reference_velocity(context, batch, point), point)
-            for point in found
-        ]
-    )
 
 
 @torch.no_grad()
@@ -173,7 +153,7 @@ def image_terms(
     image_loss: ImageLoss,
     *,
     sources: Callable[[TrainBatch], list[torch.Generator]] = own_sources,
-    needs_reference: bool = False,
+    needs_old: bool = False,
 ) -> Iterator[Term]:
     """Per noise level: a loss plus the weighted distance to the reference.
 
@@ -183,22 +163,24 @@ def image_terms(
         image_loss: Gets the images, a point, the velocities there and the point's number; returns
             the mean over valid images and metrics.
         sources: Where levels and noise come from.
-        needs_reference: The loss itself reads the reference's velocity.
+        needs_old: The loss reads the velocity of the policy that sampled.
+
+    Raises:
+        ValueError: It needs the policy that sampled, and the context has none.
     """
+    if needs_old and context.old is None:
+        raise ValueError("the loss needs the sampling policy in its context")
     loss, batch = context.loss, used(batch)
     found = points(batch, loss.noise_levels, sources(batch), loss.lowest_level)
     # Before any graph exists: swapping weights under a graph would make it invalid.
     old = _with_weights(context.old, context, batch, found)
     for place, point in enumerate(found):
-        reference = None
-        if needs_reference or loss.kl_beta > 0:
-            reference = reference_velocity(context, batch, point)
+        reference = reference_velocity(context, batch, point) if loss.kl_beta > 0 else None
         v = velocity(context, batch, point)
-        value, metrics = image_loss(
-            batch, point, Velocities(v, None if old is None else old[place], reference), place
-        )
+        found_here = Velocities(v, None if old is None else old[place])
+        value, metrics = image_loss(batch, point, found_here, place)
         metrics["policy_loss"] = metrics.get("policy_loss", value.detach())
-        if reference is not None and loss.kl_beta > 0:
+        if reference is not None:
             penalty = masked_mean(squared_distance(v, reference), batch.valid)
             metrics["kl"] = penalty.detach()
             value = value + loss.kl_beta * penalty

@@ -47,13 +47,7 @@ def nft_loss(v: Tensor, v_old: Tensor, point: Point, *, optimality: Tensor, beta
 
 
 def nft(context: LossContext[NftSettings], batch: TrainBatch) -> Iterator[Term]:
-    """DiffusionNFT's loss at the noise levels of every image.
-
-    Raises:
-        ValueError: No old policy in the context.
-    """
-    if context.old is None:
-        raise ValueError("nft needs the old policy in its context")
+    """DiffusionNFT's loss at the noise levels of every image."""
     beta = context.loss.nft_beta
 
     def image_loss(
@@ -66,4 +60,4 @@ def nft(context: LossContext[NftSettings], batch: TrainBatch) -> Iterator[Term]:
         value = context.advantage_max * masked_mean(each, batch.valid)
         return value, {"v_change": masked_mean(change, batch.valid)}
 
-    return image_terms(context, batch, image_loss)
+    return image_terms(context, batch, image_loss, needs_old=True)

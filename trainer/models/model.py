@@ -79,8 +79,11 @@ DECODE_BATCH = 16  # images decoded at once
 TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
 
 
-class Adapter:
-    """Makes a ``FlowModel`` of a family."""
+class FlowModel:
+    """A flow model of any family.
+
+    Modules stay in eval mode: dropout would break the first ratio of 1.
+    """
 
     def __init__(self, family: Family, options: ModelOptions) -> None:
         """Take over the family's pipeline, loaded in the dtypes of ``trainer.models.loading``."""
@@ -115,11 +118,11 @@ class Adapter:
         return self._device
 
     def trainable_parameters(self) -> Mapping[str, nn.Parameter]:
-        """Parameters that an optimiser may change, by stable name, in the network's order."""
+        """Parameters that an optimiser may change, by stable name, in a stable order."""
         return self._network.trainable()
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """Encode prompts, each only once; see ``PromptCache.batch``."""
+        """Encode prompts, each only once (cached); rows do not depend on the other prompts."""
         return self._prompts.batch(prompts)
 
     def can_cache(self, prompts: Sequence[str]) -> bool:
@@ -226,5 +229,5 @@ class Adapter:
         return self._network.reference()
 
     def save(self, path: Path, weights: Mapping[str, Tensor]) -> None:
-        """Write trained weights; see ``Network.save``."""
+        """Write whole values of all ``trainable_parameters``; see ``Network.save``."""
         self._network.save(path, type(self._family.pipe), weights)

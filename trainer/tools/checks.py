@@ -1,0 +1,150 @@
+"""What would stop a run, before it loads anything: prompts, model, memory, service, folder."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from trainer.config.load import keeps_reference, resolve_path
+from trainer.config.settings import Settings
+from trainer.data import category_probabilities
+from trainer.errors import ConfigError, ServiceError, TrainerError
+from trainer.models.loading import in_cache, looks_like_path, network_parameters
+from trainer.rewards import connect
+from trainer.run import checkpoint as checkpoints
+from trainer.run.inputs import load_prompts, starting_lora
+from trainer.run.progress import finished
+from trainer.run.trial import trial
+from trainer.types import Prompt
+
+_PATIENCE_S = 2.0
+_GB = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a check found: `ok` unless there is something to note; `stops` if a run would end."""
+
+    what: str
+    text: str
+    ok: bool = True
+    stops: bool = False
+
+
+def checks(
+    settings: Settings, environment: Mapping[str, str], *, gpus: int, gpu_gb: float
+) -> Iterator[Found]:
+    """Look at prompts, model, service and folder.
+
+    `gpu_gb` is the memory of one GPU in 10^9 bytes; 0: that of this machine's, if it has one.
+    """
+    found, prompts = _prompts(settings)
+    yield found
+    yield from _model(settings, gpus, gpu_gb)
+    yield _service(settings, environment, prompts)
+    yield _folder(settings)
+
+
+def _prompts(settings: Settings) -> tuple[Found, list[Prompt]]:
+    said: list[str] = []
+    try:
+        train, test = load_prompts(settings, said.append)
+        category_probabilities(train, settings.task.category_weights)
+    except TrainerError as error:
+        return Found("prompts", str(error), stops=True), []
+    rows = sum(prompt.rows for prompt in train)
+    text = f"{len(train):,} to train on ({rows:,} rows), {len(test):,} held out"
+    return Found("prompts", "; ".join([text, *said])), [*train, *test]
+
+
+def _model(settings: Settings, gpus: int, gpu_gb: float) -> Iterator[Found]:
+    name = settings.model.path
+    folder = resolve_path(name)
+    if not folder.is_dir() and (folder.exists() or looks_like_path(name)):
+        yield Found("model", f"model.path={name} is no folder of a pipeline", stops=True)
+        return
+    if not folder.is_dir():
+        cached = in_cache(name)
+        if cached is None:
+            yield Found(
+                "model",
+                f"{name} is not on this machine: accept its licence on the hub if it has one, run "
+                f"`hf auth login`, then `hf download {name}`, or set model.path to a folder",
+                ok=False,
+            )
+            return
+        folder = cached
+    try:
+        count = network_parameters(folder, both=settings.model.experts == "both")
+    except ValueError as error:
+        yield Found("model", str(error), stops=True)
+        return
+    try:
+        starting_lora(settings)
+    except ConfigError as error:
+        yield Found("model", str(error), stops=True)
+        return
+    yield Found("model", f"{name}: {count / 1e9:.3g} billion parameters in the network")
+    available_gb = gpu_gb or _gpu_gb()
+    if not available_gb:
+        return
+    least_gb = least_bytes(settings, count, gpus) / _GB
+    text = f"weights, gradients and moments alone take {least_gb:.3g} GB of {available_gb:.3g} GB"
+    if least_gb > available_gb:
+        yield Found("memory", f"{text} per GPU", stops=True)
+    else:
+        yield Found("memory", f"{text} per GPU; activations come on top")
+
+
+def least_bytes(settings: Settings, parameters: int, gpus: int) -> float:
+    """Bytes per GPU that hold the weights and, where all are trained, what trains them.
+
+    A lower bound: adapters, activations, decoding and text encoders come on top.
+    """
+    model, run = settings.model, settings.run
+    full = model.finetune == "full"
+    copies = 1.0
+    if full:
+        copies += keeps_reference(settings)
+        if not model.trained_layers:  # gradients, two moments, the average
+            copies += 3 + settings.ema.enabled
+    size = 4 if full or model.dtype == "float32" else 2
+    sharded = run.parallel == "fsdp" or (run.parallel == "auto" and full)
+    return parameters * size * copies / (gpus if sharded else 1)
+
+
+def _gpu_gb() -> float:
+    if not torch.cuda.is_available():
+        return 0.0
+    return torch.cuda.get_device_properties(0).total_memory / _GB
+
+
+def _service(
+    settings: Settings, environment: Mapping[str, str], prompts: Sequence[Prompt]
+) -> Found:
+    quick = settings.rewards.model_copy(update={"patience_s": _PATIENCE_S})
+    try:
+        service = connect(quick, environment)
+        try:
+            service.check(settings.terms)
+            if prompts:
+                trial(service, settings, prompts)
+        finally:
+            service.close()
+    except ServiceError as error:
+        return Found("rewards", str(error), ok=False)
+    except ConfigError as error:
+        return Found("rewards", str(error), stops=True)
+    return Found("rewards", f"{settings.rewards.url} is ready with every scorer")
+
+
+def _folder(settings: Settings) -> Found:
+    run_dir = Path(settings.run.out_dir)
+    result = finished(run_dir, settings)
+    if result is not None:
+        return Found("folder", f"{run_dir} holds a finished run ({result['reason']})")
+    found = checkpoints.present(run_dir)
+    if found:
+        return Found("folder", f"{run_dir} would be resumed from {found[0].name}")
+    return Found("folder", f"{run_dir} is new")
