@@ -34,10 +34,7 @@ _JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
 
 
 def size_of(data: bytes, encoding: Encoding) -> tuple[int, int]:
-    """The width and height in pixels that a PNG, JPEG, WebP or QOI file announces.
-
-    Raises InvalidArgument.
-    """
+    """(width, height) in pixels that the header of an image states; raises InvalidArgument."""
     try:
         width, height, end = _WALKS[encoding](data)
     except (struct.error, IndexError) as error:

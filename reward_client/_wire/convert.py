@@ -54,10 +54,7 @@ def request_to_proto(request: ScoreRequest) -> pb.ScoreRequest:
 def request_from_proto(
     message: pb.ScoreRequest, items: tuple[Item, ...] | None = None
 ) -> ScoreRequest:
-    """Read a request as it arrived; `validation.check_request` has not been applied.
-
-    Raises InvalidArgument.
-    """
+    """Read a request, not yet checked by `check_request`; raises InvalidArgument."""
     priority = _PRIORITIES.get(message.priority)
     if priority is None:
         raise InvalidArgument(f"priority {message.priority} is not one of TRAIN, EVAL, BULK")

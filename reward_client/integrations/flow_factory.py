@@ -38,10 +38,7 @@ class RewardMixin:
     use_tensor_inputs = False
 
     def __init__(self, config: Any, accelerator: Any) -> None:
-        """Read `scorer`, and `server_url` if there is one, from the reward's arguments.
-
-        Raises InvalidArgument.
-        """
+        """Read `scorer` and `server_url` from the reward's arguments; raises InvalidArgument."""
         super().__init__(config, accelerator)  # type: ignore[call-arg]  # the host's class is next
         self._scorer: str = getattr(config, "scorer", None) or ""
         if not self._scorer:

@@ -38,10 +38,7 @@ _COUNTS = ("max_items", "max_queue_items")
 
 
 def files_of(paths: Sequence[Path]) -> list[Path]:
-    """The image files among paths, and those in folders as GenEval's generation writes them.
-
-    Raises InvalidArgument.
-    """
+    """Image files, and those in folders in GenEval's layout; raises InvalidArgument."""
     files: list[Path] = []
     for path in paths:
         if not path.is_dir():
@@ -59,10 +56,7 @@ def files_of(paths: Sequence[Path]) -> list[Path]:
 
 
 def items_of(files: Sequence[Path], prompt: str, spec: str) -> list[Item]:
-    """One item per image file, all with the same prompt and spec; GenEval's have their own.
-
-    Raises InvalidArgument or OSError.
-    """
+    """One item per image, with this prompt and spec or GenEval's own; raises InvalidArgument."""
     kind, row = _spec(spec, "--spec")
     items = []
     for index, file in enumerate(files):

@@ -28,9 +28,7 @@ _LATE = Answer(
 def works_of(
     order: Order, info: ScorerInfo, keys: Iterator[int]
 ) -> tuple[dict[int, Work], dict[int, ItemError]]:
-    """Sort the items of an order; must run in the event loop that serves the queue.
-
-    Raises RewardError.
+    """Sort the items of an order, in the loop that serves the queue; raises RewardError.
 
     Returns:
         Item index -> what is put into the queue, item index -> why it never gets there; together

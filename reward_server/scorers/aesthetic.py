@@ -47,13 +47,9 @@ class AestheticScorer(ClipFamilyScorer):
     def __init__(
         self, weights: str = "", dtype: str = "float32", compile: bool = False, head: str = ""
     ) -> None:
-        """Validate the options.
+        """Validate the options of `NetworkScorer`, which are those of the CLIP tower, and `head`.
 
-        Args:
-            weights: folder of CLIP ViT-L/14; see `NetworkScorer`.
-            dtype: of the CLIP tower; the head is always float32.
-            compile: see `NetworkScorer`.
-            head: folder that holds the head's file; empty: where `models pull` puts it.
+        `head` is the folder of the head's file; empty: where `models pull` puts it.
         """
         super().__init__(weights, dtype, compile)
         self._head_folder = head

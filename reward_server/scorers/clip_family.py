@@ -84,10 +84,7 @@ class ClipFamilyScorer(NetworkScorer[Clip]):
 
 
 class ResizedScorer(ClipFamilyScorer):
-    """A scorer with the option `resize`, one of `RESIZE`: "flow_grpo" gives that project's numbers.
-
-    Raises ValueError.
-    """
+    """A scorer with the option `resize`: "hf", or "flow_grpo" for the numbers of that project."""
 
     def __init__(
         self, weights: str = "", dtype: str = "float32", compile: bool = False, resize: str = "hf"

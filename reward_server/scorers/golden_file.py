@@ -58,10 +58,7 @@ def load() -> dict[str, dict[str, Golden]]:
 
 
 def record(name: str, digest: str, golden: Golden) -> None:
-    """Write one entry; the others stay as they are, also with concurrent writers.
-
-    Raises DamagedGoldens or OSError.
-    """
+    """Write one entry beside the others, also with concurrent writers; raises DamagedGoldens."""
     path = blessed_file()
     with files.locked(path.with_name(f".{path.name}.lock")):
         tables = _read(path)

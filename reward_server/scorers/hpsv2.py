@@ -84,15 +84,11 @@ class HpsV2Scorer(NetworkScorer[OpenClip]):
         antialias: bool = True,
         architecture: str = ARCHITECTURE,
     ) -> None:
-        """Validate the options.
+        """Validate the options; `weights`, `dtype` and `compile` are those of `NetworkScorer`.
 
-        Args:
-            weights: see `NetworkScorer`.
-            dtype: see `NetworkScorer`.
-            compile: see `NetworkScorer`.
-            antialias: as torchvision does since 0.17; False as it did before.
-            architecture: the open_clip config that the checkpoint belongs to: its name, or a
-                file `NAME.json` of open_clip's form, for fine-tunes of other networks.
+        With `antialias` pictures are resized as torchvision does since 0.17, else as it did before.
+        `architecture` is the open_clip config that the checkpoint belongs to: its name, or a file
+        `NAME.json` of open_clip's form, for fine-tunes of other networks.
         """
         super().__init__(weights=weights, dtype=dtype, compile=compile)
         self._preparation = "letterbox" if antialias else "letterbox_aliased"

@@ -64,10 +64,7 @@ def tolerance(dtype: str) -> Tolerance:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read a `.pt`, `.pth` or `.bin` checkpoint onto the CPU; only data, no code of the file runs.
-
-    Raises ValueError.
-    """
+    """Read a checkpoint onto the CPU; no code of the file runs. Raises ValueError."""
     import torch
 
     try:

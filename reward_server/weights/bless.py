@@ -37,10 +37,7 @@ class Measured:
 
 
 def section_of(config: Config, name: str, device: str = "") -> tuple[str, ScorerConfig]:
-    """The table of a scorer: the one called so, else the only one that runs it, else the defaults.
-
-    Raises ConfigError.
-    """
+    """The table called so, else the only one that runs the scorer, else the defaults."""
     if name not in config.scorers:
         running = [key for key, table in config.scorers.items() if table.scorer == name]
         if len(running) > 1:

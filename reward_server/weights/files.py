@@ -15,10 +15,7 @@ class WeightsError(Exception):
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file that is either the old or the new one, never half of it.
-
-    Raises OSError or ValueError.
-    """
+    """Write a JSON file that is the old or the new one, never half of it; raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:

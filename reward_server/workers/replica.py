@@ -147,10 +147,7 @@ class Replica:
         return True
 
     async def load(self, worker: WorkerProcess, excess: Callable[[], str]) -> None:
-        """Load it in a worker; READY afterwards, or lost without harm to the others there.
-
-        Raises WorkerDied.
-        """
+        """Load it: READY afterwards, or lost without harm to its neighbours; raises WorkerDied."""
         begin_s = time.monotonic()
         self._worker = worker
         self._starts += 1

@@ -43,10 +43,7 @@ class Clip:
 
 
 def load(path: Path, device: str) -> Clip:
-    """Build the network from OpenAI's archive, or from a file with the same tensors.
-
-    Raises WrongActivation or OSError or RuntimeError.
-    """
+    """Build the network from OpenAI's archive, or from a file with the same tensors."""
     import open_clip  # pyright: ignore[reportMissingImports]  # in the scorers' environment
 
     network = open_clip.load_openai_model(str(path), precision="fp32", device="cpu")

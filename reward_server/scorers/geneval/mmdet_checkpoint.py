@@ -65,10 +65,7 @@ class _InertUnpickler(pickle.Unpickler):
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by mmdet's names, on the CPU, as float32 where floating.
-
-    Raises CheckpointError or OSError.
-    """
+    """A checkpoint's tensors by mmdet's names, on the CPU, in float32; raises CheckpointError."""
     check_named_digest(path)
     content = _read(path)
     table = content.get("state_dict", content) if isinstance(content, Mapping) else None

@@ -139,10 +139,7 @@ class ShapesDetector:
         ]
 
     def self_test(self) -> None:
-        """Detect all shapes and colours in drawings made here, and refuse a half-drawn one.
-
-        Raises SelfTestError.
-        """
+        """Detect every shape and colour in drawings, and no half shape; raises SelfTestError."""
         for index, (name, color) in enumerate(zip(self.classes, self.colors, strict=True)):
             x, y, radius = 30.3 + index, 33.7 - index, 7.5 + index
             whole = drawing(name, color, x, y, radius)

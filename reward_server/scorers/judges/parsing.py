@@ -59,10 +59,7 @@ def unified(reply: Reply) -> Verdict:
 
 
 def unified_2(reply: Reply) -> Verdict:
-    """UnifiedReward 2.0: three axes from 1 to 5; the primary value is their mean.
-
-    Raises Unreadable.
-    """
+    """UnifiedReward 2.0: the mean of three axes from 1 to 5, and these; raises Unreadable."""
     found: dict[str, list[float]] = {"Alignment": [], "Coherence": [], "Style": []}
     for axis, token in _AXIS.findall(_whole(reply)):
         found[axis.capitalize()].append(_number(token, f"{axis} Score"))

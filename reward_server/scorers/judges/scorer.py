@@ -129,10 +129,7 @@ class JudgeScorer:
         return tools.digest(modules, facts)
 
     def self_test(self) -> None:
-        """Ask about one drawing; the answer must be readable and in range.
-
-        Raises SelfTestError or RuntimeError.
-        """
+        """Ask about one drawing; raises SelfTestError for an answer that cannot be read."""
         disc = ScoreInput("a red disc on a light background", (golden.pictures()[1],))
         (outcome,) = self.score([disc], details=False)
         if isinstance(outcome, ItemFailure) and outcome.retryable:

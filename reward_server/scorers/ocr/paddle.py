@@ -22,10 +22,7 @@ _PACKAGES = ("paddleocr", "paddlex", "paddlepaddle", "paddlepaddle-gpu", "onnxru
 
 
 class PaddleEngine:
-    """PaddleOCR with detection and recognition, without orientation networks, on the CPU.
-
-    Raises ValueError.
-    """
+    """PaddleOCR: detection and recognition, without orientation networks, on the CPU."""
 
     def __init__(self, options: EngineOptions) -> None:
         if bool(options.detector_dir) != bool(options.recognizer_dir):
