@@ -15,6 +15,7 @@ Prompts: TypeAlias = str | Sequence[str]
 Specs: TypeAlias = Sequence[Row | None] | None
 References: TypeAlias = Sequence[Any] | None
 _GENEVAL_KEYS = ("tag", "include", "exclude")
+SPEC_KEYS = (*_GENEVAL_KEYS, "target")
 
 
 def spec_of(row: Row | None, kind: SpecKind | None = None) -> tuple[Row | None, SpecKind | None]:

@@ -16,11 +16,11 @@ from typing import Any, Literal
 
 from reward_client._client import RewardClient
 from reward_client._items import Row, make_items
+from reward_client.geneval_spec import TAGS
 from reward_client.types import Item, Priority, ScorerResult, ScorerSelector, SpecKind
 
 OnFailure = Literal["raise", "none"]
 RewardFn = Callable[..., tuple[list[float | None], dict[str, Any]]]
-TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 NOT_THIS_TAG = -10.0
 
 

@@ -15,13 +15,12 @@ from typing import Any
 
 from reward_client._async_client import AsyncRewardClient
 from reward_client._client import RewardClient
-from reward_client._items import make_items
+from reward_client._items import SPEC_KEYS, make_items
 from reward_client.errors import InvalidArgument
 from reward_client.types import Item, Priority, ScoreResponse, ScorerSelector
 
 Rewards = list[float | None]
 Columns = Mapping[str, Any]
-SPEC_COLUMNS = ("tag", "include", "exclude", "target")
 
 
 def make_reward_func(
@@ -30,7 +29,7 @@ def make_reward_func(
     *,
     pictures: str = "completions",
     text: str = "prompts",
-    spec_columns: Sequence[str] = SPEC_COLUMNS,
+    spec_columns: Sequence[str] = SPEC_KEYS,
 ) -> Callable[..., Rewards]:
     """Make `reward(prompts, completions, **columns)`, named after the scorer.
 
@@ -59,7 +58,7 @@ def make_async_reward_func(
     *,
     pictures: str = "completions",
     text: str = "prompts",
-    spec_columns: Sequence[str] = SPEC_COLUMNS,
+    spec_columns: Sequence[str] = SPEC_KEYS,
 ) -> Callable[..., Awaitable[Rewards]]:
     """As `make_reward_func`, `async def`, for any event loop: TRL awaits these together."""
     reading = _Reading(pictures, text, spec_columns)

@@ -17,14 +17,13 @@ from typing import Any
 
 from reward_client._async_client import AsyncRewardClient
 from reward_client._client import RewardClient
-from reward_client._items import spec_of
+from reward_client._items import SPEC_KEYS, spec_of
 from reward_client.images import to_images
 from reward_client.integrations._coalesce import Coalescer, Gathering
 from reward_client.types import Item, Priority, ScoreResponse
 
 Score = dict[str, float]
 _WHEN = Gathering()
-_SPEC_KEYS = ("tag", "include", "exclude", "target")
 
 
 def make_compute_score(
@@ -88,7 +87,7 @@ def make_sync_compute_score(
 
 def _item(picture: Any, prompt: str, extra: Mapping[str, Any] | None) -> Item:
     # Whatever else verl puts into extra_info is not for the scorers.
-    known = {key: value for key, value in (extra or {}).items() if key in _SPEC_KEYS}
+    known = {key: value for key, value in (extra or {}).items() if key in SPEC_KEYS}
     spec, kind = spec_of(known)
     return Item("", prompt, tuple(to_images(picture)), (), spec, kind)
 

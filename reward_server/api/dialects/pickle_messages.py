@@ -20,12 +20,12 @@ from typing import Any
 
 from reward_client._wire import specs
 from reward_client.errors import InvalidArgument
+from reward_client.geneval_spec import TAGS
 from reward_client.images import Image, sniff
 from reward_client.types import Item, ScorerResult
 from reward_server.api.dialects.pickles.machine import PickleLimits
 from reward_server.api.dialects.pickles.reader import read_pickle
 
-GENEVAL_TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 # In a group's column this stands for "a row of another tag": the clients filter it out.
 OTHER_GROUP = -10.0
 
@@ -89,7 +89,7 @@ def _groups(values: Sequence[float], tags: Sequence[str]) -> dict[str, list[floa
         group: [
             value if tag == group else OTHER_GROUP for value, tag in zip(values, tags, strict=True)
         ]
-        for group in GENEVAL_TAGS
+        for group in TAGS
     }
 
 
