@@ -134,16 +134,38 @@ class Ticket:
         self.bytes = 0
 
     def grow(self, extra_bytes: int) -> None:
-        """Hold more bytes; raises ResourceExhausted."""
-        self._admission.hold_bytes(self, extra_bytes)
+        """Hold more bytes; raises ResourceExhausted, but not for a request alone in the server."""
+        server = self._admission
+        others = server.bytes - self.bytes - self.arrived_bytes
+        over = server.bytes + extra_bytes - server.max_bytes
+        if others and over > 0:
+            after_s = server.byte_promises.wait_s(over, server.byte_rate.per_s())
+            what = f"{server.bytes} of {server.max_bytes} bytes are taken"
+            raise ResourceExhausted(f"the server is full ({what})", retry_after_s=after_s)
+        server.byte_rate.busy()
+        self.bytes += extra_bytes
+        server.bytes += extra_bytes
 
     def answered(self, scorer: str) -> None:
-        """Give one place back: its item has been answered."""
-        self._admission.answered(self, scorer)
+        """Give one place back, and count it into the drain rate: its item has been answered."""
+        if self.places[scorer] > 0:
+            self.places[scorer] -= 1
+            lane = self._admission.lanes[scorer]
+            lane.rate.add(1)
+            lane.leave(1, self.client)
 
     def release(self) -> None:
         """Give everything back."""
-        self._admission.release(self)
+        server = self._admission
+        for scorer, items in self.places.items():
+            if items:
+                server.lanes[scorer].leave(items, self.client)
+        server.bytes -= self.bytes
+        server.byte_rate.add(self.bytes)
+        if server.bytes == 0:
+            server.byte_rate.idle()
+        self.places = dict.fromkeys(self.places, 0)
+        self.bytes = 0
 
     def __enter__(self) -> Ticket:
         return self
@@ -167,9 +189,9 @@ class Admission:
         self.max_items = max_items
         self.max_bytes = max_bytes
         self._new_lane = partial(_Lane, clock)
-        self._lanes: dict[str, _Lane] = {}
-        self._byte_rate = _DrainRate(clock)
-        self._byte_promises = _Promises(clock)
+        self.lanes: dict[str, _Lane] = {}
+        self.byte_rate = _DrainRate(clock)
+        self.byte_promises = _Promises(clock)
         self.bytes = 0
 
     def set_limits(self, max_items: int, max_bytes: int) -> None:
@@ -179,11 +201,11 @@ class Admission:
 
     def taken(self, scorer: str) -> int:
         """Places of a scorer that are taken."""
-        return self._lanes[scorer].taken if scorer in self._lanes else 0
+        return self.lanes[scorer].taken if scorer in self.lanes else 0
 
     def drain_rate(self, scorer: str) -> float:
         """Items per second that a scorer has answered lately; 0 if that is not known."""
-        return self._lanes[scorer].rate.per_s() if scorer in self._lanes else 0.0
+        return self.lanes[scorer].rate.per_s() if scorer in self.lanes else 0.0
 
     def arrive(self, client: str) -> Ticket:
         """A ticket without places, for the bytes of a message that is still to be read."""
@@ -217,7 +239,7 @@ class Admission:
                 f"the request has {items} items, the queue has {self.max_items} places: send"
                 " smaller requests"
             )
-        lanes = [self._lanes.setdefault(name, self._new_lane()) for name in scorers]
+        lanes = [self.lanes.setdefault(name, self._new_lane()) for name in scorers]
         for name, lane in zip(scorers, lanes, strict=True):
             missing = lane.missing(items, client, self.max_items)
             if missing > 0:
@@ -225,39 +247,7 @@ class Admission:
                 what = f"{lane.taken} of {self.max_items} places of scorer {name!r} are taken"
                 raise ResourceExhausted(f"the server is full ({what})", retry_after_s=after_s)
         ticket = Ticket(self, scorers, items, client, arrived_bytes)
-        self.hold_bytes(ticket, size_bytes)
+        ticket.grow(size_bytes)
         for lane in lanes:
             lane.enter(items, client)
         return ticket
-
-    def hold_bytes(self, ticket: Ticket, extra_bytes: int) -> None:
-        """Add bytes to a ticket; a request alone in the server is never turned away."""
-        others = self.bytes - ticket.bytes - ticket.arrived_bytes
-        over = self.bytes + extra_bytes - self.max_bytes
-        if others and over > 0:
-            after_s = self._byte_promises.wait_s(over, self._byte_rate.per_s())
-            what = f"{self.bytes} of {self.max_bytes} bytes are taken"
-            raise ResourceExhausted(f"the server is full ({what})", retry_after_s=after_s)
-        self._byte_rate.busy()
-        ticket.bytes += extra_bytes
-        self.bytes += extra_bytes
-
-    def answered(self, ticket: Ticket, scorer: str) -> None:
-        """Free one place of a ticket, and count it into the drain rate."""
-        if ticket.places[scorer] > 0:
-            ticket.places[scorer] -= 1
-            lane = self._lanes[scorer]
-            lane.rate.add(1)
-            lane.leave(1, ticket.client)
-
-    def release(self, ticket: Ticket) -> None:
-        """Give everything back that the ticket still holds."""
-        for scorer, items in ticket.places.items():
-            if items:
-                self._lanes[scorer].leave(items, ticket.client)
-        self.bytes -= ticket.bytes
-        self._byte_rate.add(ticket.bytes)
-        if self.bytes == 0:
-            self._byte_rate.idle()
-        ticket.places = dict.fromkeys(ticket.places, 0)
-        ticket.bytes = 0
