@@ -67,7 +67,7 @@ def test_retry_after_is_the_drain_rate_and_remembers_promises() -> None:
     clock.now_s = 8.0  # promises are kept or forgotten; the queue has stood still since
     assert told(6) == pytest.approx(2 / (4 / 8))
     clock.now_s = 1e4
-    admission.release(ticket)
+    ticket.release()
     assert admission.bytes == admission.taken("a") == 0
 
 
@@ -136,8 +136,8 @@ def test_the_books_balance(taken: list[tuple[str, int, str, tuple[str, ...]]]) -
             ticket, mine = held[amount % len(held)]
             if action == "release":
                 held.pop(amount % len(held))
-                admission.release(ticket)
-                admission.release(ticket)  # twice is once
+                ticket.release()
+                ticket.release()  # twice is once
             elif action == "answer":
                 name = next(iter(mine))
                 ticket.answered(name)
