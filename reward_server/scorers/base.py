@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from reward_client.errors import ItemError
+from reward_client.errors import Code
 
 UInt8Image: TypeAlias = NDArray[np.uint8]  # (H, W, 3) RGB
 
@@ -53,8 +53,15 @@ class ItemScore:
     details: Mapping[str, Any] | None = None
 
 
-# Why one item has no score; the rest of its batch is unaffected.
-ItemFailure: TypeAlias = ItemError
+@dataclass(frozen=True, slots=True)
+class ItemFailure:
+    """Why one item has no score. The rest of its batch is unaffected."""
+
+    code: Code
+    message: str
+    retryable: bool = False
+
+
 Outcome: TypeAlias = ItemScore | ItemFailure
 Transform: TypeAlias = Callable[[ItemScore], float]
 
