@@ -37,7 +37,7 @@ def test_experiments_are_a_figure_and_a_table_per_question(tmp_path: Path) -> No
     runs.mkdir()
     (docs / "images").mkdir(parents=True)
     for name, gain in (("reference", 0.3), ("kl_off", 0.1), ("a___0.1", 0.2)):
-        folder = make_run(runs / name, {"sharpness": 0.4, "purity": 0.9}, gain=gain)
+        folder = make_run(runs / f"{name}-seed0", {"sharpness": 0.4, "purity": 0.9}, gain=gain)
         # One that has not ended yet has no result, and is left out.
         (folder / ("result.json" if name != "a___0.1" else "later")).write_text("{}")
     command = [sys.executable, str(EXPERIMENTS), "report", "--out", str(runs), "--docs", str(docs)]
