@@ -10,7 +10,7 @@ PROCESSES ?= auto
 MINUTES ?= 10
 ARGS   ?=
 RUNS   ?= 1000000
-WORKERS ?= 2
+WORKERS ?= 3
 # One thread per process: threads that spin-wait on shared cores cost more than they give.
 export OMP_NUM_THREADS ?= 1
 
@@ -51,8 +51,9 @@ serve: install ## serve the rewards that need no downloads, on 127.0.0.1:8000 (H
 	@$(BIN)/reward-server serve $(ARGS)
 
 # By file, so that tests that share a server stay together; WORKERS=0 runs them in one process.
-test: install ## run the tests, WORKERS=2 files at a time
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+# Three for two cores: tests of time limits wait for half of their time.
+test: install ## run the tests, WORKERS=3 files at a time
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 10 $(ARGS)
 
 test-all: install ## every test: `make check`, then the slow groups of tests/exhaustive.toml, recorded
 	@$(MAKE) --no-print-directory check

@@ -12,7 +12,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,9 +66,10 @@ def digest(root: Path, guards: tuple[str, ...]) -> str:
     return total.hexdigest()
 
 
-def recorded() -> dict[str, str]:
-    """Digest by group as of its last full pass."""
-    return json.loads(LOCK.read_text(encoding="utf-8")) if LOCK.is_file() else {}
+def recorded(groups: Sequence[Group]) -> dict[str, str]:
+    """Digest by group as of its last full pass; nothing of groups that are no more."""
+    found = json.loads(LOCK.read_text(encoding="utf-8")) if LOCK.is_file() else {}
+    return {group.name: found[group.name] for group in groups if group.name in found}
 
 
 def record(digests: Mapping[str, str]) -> None:
@@ -87,7 +88,7 @@ def main() -> int:
     unknown = set(options.groups) - {group.name for group in groups}
     if unknown:
         parser.error(f"no such group: {', '.join(sorted(unknown))}; see tests/exhaustive.toml")
-    known, failed = recorded(), []
+    known, failed = recorded(groups), []
     for group in groups:
         if options.groups and group.name not in options.groups:
             continue

@@ -1,13 +1,34 @@
-"""For all tests: one thread of torch, slow files first, and libraries that nobody collects."""
+"""For all tests: one thread of torch, what goes to which worker when, libraries nobody collects."""
 
 import gc
 import os
+from typing import Any
 
 import pytest
 
 # Before torch is imported anywhere: two threads on a busy machine are slower than one, and sums
 # over another number of threads differ in their last bits.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Files that share a process which is expensive to start: one worker runs them all, as one file.
+TOGETHER = (
+    # The fork server of the trainer.
+    (
+        "tests/trainer_run/test_controller.py",
+        "tests/trainer_run/test_evaluation.py",
+        "tests/trainer_run/test_interrupted.py",
+        "tests/trainer_run/test_processes.py",
+        "tests/trainer_run/test_resume.py",
+        "tests/trainer_run/test_together.py",
+    ),
+    # A reward server with every legacy API.
+    (
+        "tests/legacy/test_json_dialects.py",
+        "tests/legacy/test_oip.py",
+        "tests/legacy/test_pickle_api.py",
+        "tests/legacy/test_replays.py",
+    ),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -20,3 +41,18 @@ def pytest_collection_finish() -> None:
     """Leave what is imported out of garbage collections: a run of the trainer asks for one."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`--dist loadfile`, for which the files of `TOGETHER` are one."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return next((" ".join(files) for files in TOGETHER if file in files), file)
+
+    return Scheduling(config, log)

@@ -44,6 +44,13 @@ def test_every_guard_names_tracked_files(group) -> None:
     assert digest(ROOT, group.guards)
 
 
+@pytest.mark.parametrize("group", TABLE, ids=lambda group: group.name)
+def test_no_group_guards_a_whole_package(group) -> None:
+    whole = {f"{folder.name}/**" for folder in ROOT.iterdir() if (folder / "__init__.py").is_file()}
+    assert {"trainer/**", "reward_server/**", "reward_client/**"} <= whole
+    assert whole.isdisjoint(group.guards)
+
+
 def test_every_exhaustive_test_is_run_by_a_group_and_guarded_by_it() -> None:
     marked = {
         path.relative_to(ROOT).as_posix()

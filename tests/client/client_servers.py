@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -40,6 +39,7 @@ class Script:
     streams: int = 0
     breaks_streams: int = 0
     url: str = ""
+    closing: threading.Event = field(default_factory=threading.Event)
     kill: Callable[[], object] = lambda: None
 
     def __post_init__(self) -> None:
@@ -48,7 +48,7 @@ class Script:
     def next_failure(self, message: pb.ScoreRequest) -> RewardError | None:
         self.seen_ids.append(message.request_id)
         self.seen_bytes.append(message.ByteSize())
-        time.sleep(self.delay_s)
+        self.closing.wait(self.delay_s)
         return self.failures.pop(0) if self.failures else None
 
     def answer(self, message: pb.ScoreRequest) -> pb.ScoreResponse:
@@ -85,6 +85,7 @@ def serving_grpc() -> Iterator[Script]:
     script.kill = lambda: server.stop(None).wait()
     server.start()
     yield script
+    script.closing.set()
     server.stop(None).wait()
 
 
@@ -106,6 +107,7 @@ def serving_http() -> Iterator[Script]:
     script.kill = kill
     thread.start()
     yield script
+    script.closing.set()
     kill()
     # Waits for threads with a request in hand, whose client is gone by now.
     server.server_close()

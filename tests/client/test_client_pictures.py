@@ -258,7 +258,7 @@ def test_proxies_of_the_environment_are_used_only_on_request(
         with RewardClient(url) as client:
             client.score(grey_items(1), ["brightness"]).raise_for_items()
         assert asked == []
-        trusting = {"REWARD_URL": url, "REWARD_TRUST_ENV": "1", "REWARD_TIMEOUT_S": "5"}
+        trusting = {"REWARD_URL": url, "REWARD_TRUST_ENV": "1", "REWARD_TIMEOUT_S": "3"}
         with (
             RewardClient.from_env(trusting) as client,
             pytest.raises(reward_client.RewardError, match=r"[Pp]rox") as caught,

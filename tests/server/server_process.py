@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import subprocess
-import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -19,16 +19,18 @@ from typing import Any
 import numpy as np
 
 from reward_client import Image, Item, RewardClient
+from tests.forking import Forked, fork_server
 
 ROOT = Path(__file__).parents[2]
 BAD = "tests.scorers_bad.bad"
 HEADER = '[server]\nhttp = "127.0.0.1:0"\ngrpc = "127.0.0.1:0"\nlog_format = "json"\n'
+JOBS = "tests.server.server_jobs"
 START_TIMEOUT_S = 90.0
 
 
 @dataclass
 class Server:
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Forked
     log_file: Path
     ports: dict[str, int]
 
@@ -85,10 +87,9 @@ def running(
     """Serve a config; the scorers in `wait_for` are ready when the block begins."""
     config, ports, log = folder / "config.toml", folder / "ports.json", folder / "log.jsonl"
     config.write_text((HEADER if "[server]" not in toml else "") + toml)
-    command = [sys.executable, "-m", "reward_server", "serve"]
-    command += ["--config", str(config), "--port-file", str(ports)]
-    with log.open("wb") as sink:
-        process = subprocess.Popen(command, cwd=cwd, stderr=sink, stdout=sink)
+    log.unlink(missing_ok=True)
+    command = ["serve", "--config", str(config), "--port-file", str(ports)]
+    process = fork_server(JOBS).start("command_line", command, stdout=log, cwd=cwd)
     server = Server(process, log, {})
     try:
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -122,15 +123,17 @@ def is_running(pid: int) -> bool:
 
 
 def run_cli(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "reward_server", *arguments],
-        cwd=ROOT,
-        env={**os.environ, **env},
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
+    """`reward-server` with arguments."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        process = fork_server(JOBS).start(
+            "command_line", arguments, stdout=out, stderr=err, env={**os.environ, **env}
+        )
+        try:
+            code = process.wait(90)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(arguments, code, out.read_text(), err.read_text())
 
 
 def grey(value: int, width: int = 8, height: int = 8) -> Image:

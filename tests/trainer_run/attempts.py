@@ -1,12 +1,11 @@
 """Starts training processes quickly and lets them die at named points.
 
-Importing the libraries takes longer than a tiny run. This process does it once and forks a child
-for every attempt; requests and answers are JSON lines on stdin and stdout. The other end is
-`tests.trainer_run.nursery`.
+Importing the libraries takes longer than a tiny run: a fork server (`tests.forking`), whose jobs
+`tests.trainer_run.nursery` starts.
 """
 
 import ctypes
-import json
+import importlib
 import os
 import resource
 import shutil
@@ -14,7 +13,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,14 +22,29 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from reward_client import Item
-from tests.trainer_run import evaluate_tiny, two_ranks, warm
-from tests.trainer_run.fake_service import score_pixels, service_with
+from tests.forking import exit_code, serve
+from tests.trainer_run import evaluate_tiny, two_ranks
+from tests.trainer_run.fake_service import hackable, rounded, score_pixels, service_with
 from trainer import cli
 from trainer.config.load import parse
 from trainer.config.settings import RewardSettings
 from trainer.errors import TrainerError
 from trainer.rewards import RewardService
 from trainer.run.open import train_run
+
+# What a run imports on its way.
+IMPORTED = (
+    "diffusers.loaders.lora_pipeline",
+    "diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3",
+    "peft",
+    "reward_client._transports.grpc",
+    "torch.distributed.elastic.agent.server.local_elastic_agent",
+    "torch.distributed.elastic.rendezvous.c10d_rendezvous_backend",
+    "transformers",
+    "trainer.models.sd3",
+    "trainer.report.page",
+)
+SCORES = {"pixels": score_pixels, "rounded": rounded, "hackable": hackable}
 
 
 class Death:
@@ -94,10 +107,10 @@ class Death:
         return connect
 
 
-def train(table: dict[str, Any], death: dict[str, Any] | None) -> int:
+def train(table: dict[str, Any], death: dict[str, Any] | None = None, score: str = "pixels") -> int:
     """One process of a run; its exit code."""
     cli.quiet_libraries()
-    connect = Death(**death).lie_in_wait() if death else service_with()
+    connect = Death(**death).lie_in_wait() if death else service_with(SCORES[score])
     try:
         train_run(parse(table), open_service=connect, say=lambda text: print(text, flush=True))
     except TrainerError as error:
@@ -128,12 +141,7 @@ def on_full_disk(table: dict[str, Any], small_kib: int, copy_to: str) -> int:
 
 def command_line(arguments: list[str]) -> int:
     """`flow-train` with arguments; its exit code."""
-    sys.argv = ["flow-train", *arguments]
-    try:
-        cli.main()
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 0
-    return 0
+    return exit_code(cli.main, "flow-train", *arguments)
 
 
 def launch(processes: int, arguments: list[str]) -> int:
@@ -179,41 +187,8 @@ JOBS: dict[str, Callable[..., int]] = {
 }
 
 
-def fork(log: str, environment: dict[str, str], job: str, arguments: list[Any]) -> int:
-    """Start a job in a child; its process id."""
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 1
-    try:
-        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(handle, 1)
-        os.dup2(handle, 2)
-        os.environ.update(environment)
-        code = JOBS[job](*arguments)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def main() -> None:
-    """Serve until the other end goes away."""
-    torch.set_num_threads(1)
-    warm.import_all()
-    answers = os.fdopen(os.dup(1), "w")
-    for line in sys.stdin:
-        request = json.loads(line)
-        if "wait" in request:
-            found, status = os.waitpid(request["wait"], os.WNOHANG)
-            code = os.waitstatus_to_exitcode(status) if found else None
-            answers.write(json.dumps(code) + "\n")
-        else:
-            answers.write(json.dumps(fork(**request)) + "\n")
-        answers.flush()
-
-
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    for name in IMPORTED:
+        importlib.import_module(name)
+    serve(JOBS)

@@ -18,6 +18,11 @@ def score_pixels(scorer: str, item: Item) -> float:
     return float(pixels.mean() if scorer == "brightness" else pixels.std())
 
 
+def rounded(scorer: str, item: Item) -> float:
+    """A score that does not notice one pixel that is rounded the other way."""
+    return round(score_pixels(scorer, item), 3)
+
+
 def hackable(scorer: str, item: Item) -> float:
     """`brightness` can only be had at the price of `contrast`, whatever is drawn."""
     bright = float(decode(item.images[0]).astype("float64").mean() / 255)

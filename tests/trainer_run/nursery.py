@@ -1,20 +1,18 @@
-"""The test's end of `tests.trainer_run.attempts`."""
+"""Training processes, forked from one that has imported everything; their jobs are `attempts`."""
 
-import json
 import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.forking import Forked, fork_server
 from tests.server.server_process import is_running
 
-REPOSITORY = Path(__file__).parents[2]
 PATIENCE_S = 240.0
 
 
@@ -31,19 +29,20 @@ def meeting(world_size: int) -> list[dict[str, str]]:
 class Child:
     """A process that was started; its output is in `log`."""
 
-    nursery: "Nursery"
-    pid: int
+    process: Forked
     log: Path
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
 
     def wait(self, timeout_s: float = PATIENCE_S) -> int:
         """The exit code; negative: the signal that killed it."""
-        deadline = time.monotonic() + timeout_s
-        while (code := self.nursery.ask({"wait": self.pid})) is None:
-            if time.monotonic() > deadline:
-                os.kill(self.pid, signal.SIGKILL)
-                raise AssertionError(f"no end within {timeout_s} s:\n{self.log.read_text()}")
-            time.sleep(0.05)
-        return code
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            os.kill(self.pid, signal.SIGKILL)
+            raise AssertionError(f"no end within {timeout_s} s:\n{self.log.read_text()}") from None
 
     def said(self, text: str) -> None:
         """Wait until the process has written a text."""
@@ -59,32 +58,17 @@ class Child:
 
 
 class Nursery:
-    """Starts children of a process that has imported everything."""
+    """Starts training processes; their output goes to files in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._count = folder, 0
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.trainer_run.attempts"],
-            cwd=REPOSITORY,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def ask(self, request: dict[str, Any]) -> Any:
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
 
     def start(self, job: str, *arguments: Any, **environment: str) -> Child:
         self._count += 1
         log = self._folder / f"{self._count}.log"
         log.touch()
-        request = {"log": str(log), "job": job, "arguments": arguments, "environment": environment}
-        return Child(self, self.ask(request), log)
+        server, env = fork_server("tests.trainer_run.attempts"), {**os.environ, **environment}
+        return Child(server.start(job, *arguments, stdout=log, env=env), log)
 
     def ranks(self, table: dict[str, Any], deaths: list[dict[str, Any] | None]) -> list[Child]:
         """A run of one process per entry, each with its own death or none."""
@@ -93,8 +77,8 @@ class Nursery:
             for death, rank in zip(deaths, meeting(len(deaths)), strict=True)
         ]
 
-    def close(self) -> None:
-        assert self._process.stdin
-        self._process.stdin.close()
-        self._process.kill()
-        self._process.wait()
+    def train_in_two(self, table: dict[str, Any], score: str) -> None:
+        """A whole run of two processes; `score` is one of `attempts.SCORES`."""
+        ranks = [self.start("train", table, None, score, **rank) for rank in meeting(2)]
+        codes = [rank.wait() for rank in ranks]
+        assert codes == [0, 0], "\n".join(rank.log.read_text() for rank in ranks)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.trainer_run.fake_service import hackable, service_with
-from tests.trainer_run.test_processes import launch
+from tests.trainer_run.nursery import Nursery
 from tests.trainer_run.test_resume import assert_same_state
 from tests.trainer_run.test_run import elsewhere, numbers
 from tests.trainer_run.tiny import let_it_learn
@@ -238,17 +238,13 @@ def stop_after(table: Row, epoch: int) -> None:
     assert train(table, stop=asked).reason == ""
 
 
-def test_two_processes_take_the_same_actions(hacking: Row, tmp_path: Path) -> None:
-    files = []
+def test_two_processes_take_the_same_actions(
+    nursery: Nursery, hacking: Row, tmp_path: Path
+) -> None:
     hacking["batch"]["rollout_batch_size"] = 8
     for mode in ("raise_kl", "rewind"):
         hacking["run"] |= {"on_alarm": mode, "epochs": 6, "keep_checkpoints": 1}
-        hacking["score"] = "hackable"
-        file = tmp_path / f"{mode}.json"
-        file.write_text(json.dumps(elsewhere(hacking, tmp_path / mode)), encoding="utf-8")
-        files.append(file)
-    launch(files)
-    for mode in ("raise_kl", "rewind"):
+        nursery.train_in_two(elsewhere(hacking, tmp_path / mode), "hackable")
         (first, action), *_ = taken(tmp_path / mode)
         assert action["kind"] == mode
         later = [row for row in trained(tmp_path / mode) if row["epoch"] > first]

@@ -3,12 +3,9 @@
 Also where a loss compares images across processes, and where there is nothing to learn.
 """
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +14,16 @@ import torch
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from safetensors.torch import load_file
 
-from tests.trainer_run.fake_service import service_with
-from tests.trainer_run.ranks import rounded
+from tests.trainer_run.fake_service import rounded, service_with
+from tests.trainer_run.nursery import Nursery
 from tests.trainer_run.tiny import settings_table
 from trainer.config.load import parse
 from trainer.run.log import read
 from trainer.run.open import train_run
 
-REPOSITORY = Path(__file__).parents[2]
 Changes = Mapping[str, Mapping[str, Any]]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
 ODE = {"sde": "ode", "window_size": 0}
 # Two epochs of two updates each.
 CASES: dict[str, Changes] = {
@@ -48,10 +46,12 @@ CASES: dict[str, Changes] = {
         "loss": {"clip_low": 0.1, "clip_high": 0.1},
     },
     "lora_fsdp": {"run": {"parallel": "fsdp"}},
+    "constant": {"rewards": {"train": [{"scorer": "brightness", "weight": 0.0}]}},
 }
-CONSTANT: Changes = {"rewards": {"train": [{"scorer": "brightness", "weight": 0.0}]}}
-# A sharded run that ends after one epoch and is continued.
-RESUMED = "full-resumed"
+CONSTANT = "constant"
+# Of these, `make test` runs the first, one whose loss compares images, and both ways to shard.
+OFTEN = ("grpo", "dpo", "full", "lora_fsdp")
+RARE = tuple(name for name in CASES if name not in (*OFTEN, CONSTANT))
 
 
 def changed(table: Mapping[str, Any], changes: Changes, out_dir: Path) -> dict[str, Any]:
@@ -62,42 +62,39 @@ def changed(table: Mapping[str, Any], changes: Changes, out_dir: Path) -> dict[s
     return out
 
 
-def launch(files: list[Path], processes: int = 2) -> None:
-    command = [sys.executable, "-m", "tests.trainer_run.ranks", str(processes)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [*command, *map(str, files)], cwd=REPOSITORY, env=environment, check=True, timeout=1700
-    )
+@dataclass(frozen=True)
+class Runs:
+    """Runs of `CASES` that are made when first asked for."""
 
+    folder: Path
+    table: dict[str, Any]
+    nursery: Nursery
 
-def run_alone(table: Mapping[str, Any], cases: Mapping[str, Changes], folder: Path) -> list[Path]:
-    """Run every case in this process (`NAME-1`); files for `launch` to run it in two (`NAME-2`)."""
-    files = []
-    for name, changes in cases.items():
-        file = folder / f"{name}.json"
-        file.write_text(json.dumps(changed(table, changes, folder / f"{name}-2")), encoding="utf-8")
-        files.append(file)
-        alone = parse(changed(table, changes, folder / f"{name}-1"))
-        train_run(alone, environment={}, open_service=service_with(rounded), say=lambda text: None)
-    return files
+    def alone(self, name: str) -> Path:
+        """The folder of the run of this process."""
+        run_dir = self.folder / f"{name}-1"
+        if not (run_dir / "result.json").exists():
+            settings = parse(changed(self.table, CASES[name], run_dir))
+            train_run(
+                settings, environment={}, open_service=service_with(rounded), say=lambda _: None
+            )
+        return run_dir
+
+    def together(self, name: str) -> Path:
+        """The folder of the run of two processes."""
+        run_dir = self.folder / f"{name}-2"
+        if not (run_dir / "result.json").exists():
+            self.nursery.train_in_two(changed(self.table, CASES[name], run_dir), "rounded")
+        return run_dir
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, pipeline: Path) -> Path:
-    """Every case with two processes (`NAME-2`, one launch) and with one (`NAME-1`)."""
+def runs(tmp_path_factory: pytest.TempPathFactory, pipeline: Path, nursery: Nursery) -> Runs:
     folder = tmp_path_factory.mktemp("processes")
     table = settings_table(folder, pipeline)
     table["run"].update(epochs=2, save_every_epochs=2)
     table["optim"]["lr"] = 1e-3
-    files = run_alone(table, {**CASES, "constant": CONSTANT}, folder)
-    for epochs in (1, 2):
-        file = folder / f"{RESUMED}-{epochs}.json"
-        parts = changed(table, CASES["full"], folder / RESUMED)
-        parts["run"]["epochs"] = epochs
-        file.write_text(json.dumps(parts), encoding="utf-8")
-        files.append(file)
-    launch(files)
-    return folder
+    return Runs(folder, table, nursery)
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -107,11 +104,11 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
     return {f"{file.stem}|{name}": t for file in files for name, t in load_file(file).items()}
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("name", CASES)
-def test_two_processes_do_what_one_does(folder: Path, name: str) -> None:
-    alone, together = read(folder / f"{name}-1"), read(folder / f"{name}-2")
+@pytest.mark.parametrize(
+    "name", [*OFTEN, *(pytest.param(name, marks=pytest.mark.exhaustive) for name in RARE)]
+)
+def test_two_processes_do_what_one_does(runs: Runs, name: str) -> None:
+    alone, together = read(runs.alone(name)), read(runs.together(name))
     assert [row["kind"] for row in alone] == [row["kind"] for row in together]
     for row, other in zip(alone, together, strict=True):
         if row["kind"] == "eval":
@@ -125,7 +122,7 @@ def test_two_processes_do_what_one_does(folder: Path, name: str) -> None:
             assert other[part] == pytest.approx(row[part], abs=1e-5), part
     # Before the first update both sample the very same images.
     assert alone[1]["reward"] == together[1]["reward"]
-    first, second = weights(folder / f"{name}-1"), weights(folder / f"{name}-2")
+    first, second = weights(runs.alone(name)), weights(runs.together(name))
     assert first.keys() == second.keys()
     for key in first:
         torch.testing.assert_close(first[key], second[key], rtol=0, atol=1e-5, msg=key)
@@ -137,24 +134,25 @@ def test_two_processes_do_what_one_does(folder: Path, name: str) -> None:
         assert alone[1]["policy"]["policy_loss"] == pytest.approx(0.693, abs=0.05)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("processes", [1, 2])
-def test_constant_rewards_change_nothing_on_any_process(folder: Path, processes: int) -> None:
-    rows = read(folder / f"constant-{processes}")
-    for row in (row for row in rows if row["kind"] == "train"):
-        assert row["policy"]["skipped_updates"] == 1
-        assert row["advantage"]["zero_std_groups"] == 1
-        assert row["updates"] == 0
+def test_constant_rewards_change_nothing_on_any_process(runs: Runs, processes: int) -> None:
+    for row in read(runs.alone(CONSTANT) if processes == 1 else runs.together(CONSTANT)):
+        if row["kind"] == "train":
+            assert row["policy"]["skipped_updates"] == 1
+            assert row["advantage"]["zero_std_groups"] == 1
+            assert row["updates"] == 0
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_a_sharded_run_resumes_to_the_bit_and_saves_a_plain_model(folder: Path) -> None:
-    straight, resumed = weights(folder / "full-2"), weights(folder / RESUMED)
+def test_a_sharded_run_resumes_to_the_bit_and_saves_a_plain_model(runs: Runs) -> None:
+    run_dir = runs.folder / "full-resumed"
+    for epochs in (1, 2):
+        table = changed(runs.table, CASES["full"], run_dir)
+        table["run"]["epochs"] = epochs
+        runs.nursery.train_in_two(table, "rounded")
+    straight, resumed = weights(runs.together("full")), weights(run_dir)
     assert straight.keys() == resumed.keys()
     assert all(torch.equal(straight[key], resumed[key]) for key in straight)
-    saved = SD3Transformer2DModel.from_pretrained(str(folder / "full-2/model/transformer"))
+    saved = SD3Transformer2DModel.from_pretrained(str(runs.together("full") / "model/transformer"))
     state = saved.state_dict()
     averages = {key.removeprefix("ema|"): value for key, value in straight.items()
                 if key.startswith("ema|")}  # fmt: skip

@@ -29,7 +29,7 @@ def short(table: dict[str, Any]) -> dict[str, Any]:
 
 
 # Of `kills`, what `make test` runs: one of each kind. All 18 are in `make test-all`.
-OFTEN = (2, 4, 6, 8, 9, 11, 12, 17)
+OFTEN = (6, 8, 9, 11, 17)
 
 
 def kills(run_dir: Path) -> list[tuple[dict[str, Any], int]]:

@@ -1,9 +1,7 @@
 """Whole runs on a tiny pipeline: what a run writes, and that nothing interrupts it for good."""
 
 import json
-import os
 import random
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,7 @@ from safetensors.torch import load_file
 
 from reward_client import Code, Item, ItemError, Unavailable
 from tests.trainer_run.fake_service import ScoreFn, score_pixels, service_with
-from tests.trainer_run.nursery import Nursery
-from tests.trainer_run.tiny import let_it_learn
+from tests.trainer_run.tiny import let_it_learn, settings_table
 from trainer.config.load import parse
 from trainer.errors import CheckpointError, ConfigError, DataError, ServiceLost
 from trainer.run import checkpoint
@@ -52,6 +49,13 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.fixture(scope="module")
+def whole(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted run of four epochs."""
+    folder = tmp_path_factory.mktemp("whole")
+    return run(settings_table(folder, pipeline)).run_dir
+
+
 def test_a_run_writes_everything_and_its_first_ratios_are_exactly_1(
     table: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -86,29 +90,9 @@ def test_a_run_writes_everything_and_its_first_ratios_are_exactly_1(
     assert read(outcome.run_dir)[-2]["epoch"] == 5
 
 
-@pytest.mark.exhaustive
-@pytest.mark.slow
-@pytest.mark.timeout(400)
-def test_kill_9_and_the_same_command_end_with_identical_numbers(
-    nursery: Nursery, table: dict[str, Any], tmp_path: Path
+def test_a_service_that_goes_away_costs_nothing(
+    table: dict[str, Any], tmp_path: Path, whole: Path
 ) -> None:
-    table["run"] = {**table["run"], "epochs": 5, "save_every_epochs": 2}
-    whole = run(elsewhere(table, tmp_path / "whole"))
-    killed = tmp_path / "killed"
-    child = nursery.start("train", elsewhere(table, killed), None)
-    child.until(lambda: any(row["epoch"] == 3 for row in read(killed)))
-    os.kill(child.pid, signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL
-    assert not (killed / "result.json").exists()
-    lines: list[str] = []
-    resumed = run(elsewhere(table, killed), say=lines.append)
-    assert resumed.reason == "5 epochs"
-    assert any("after epoch 2" in line for line in lines)
-    assert_same_run(whole.run_dir, killed)
-
-
-def test_a_service_that_goes_away_costs_nothing(table: dict[str, Any], tmp_path: Path) -> None:
-    whole = run(elsewhere(table, tmp_path / "whole"))
     table["rewards"]["patience_s"] = 0.2
     lost = elsewhere(table, tmp_path / "lost")
     calls = 0
@@ -127,7 +111,7 @@ def test_a_service_that_goes_away_costs_nothing(table: dict[str, Any], tmp_path:
     assert error.value.exit_code == 4
     assert "\n" not in str(error.value)
     assert run(lost).reason == "4 epochs"
-    assert_same_run(whole.run_dir, tmp_path / "lost")
+    assert_same_run(whole, tmp_path / "lost")
 
 
 def test_failed_images_are_left_out_and_counted(table: dict[str, Any]) -> None:
@@ -192,9 +176,8 @@ def test_constant_rewards_change_nothing(table: dict[str, Any]) -> None:
 
 
 def test_a_damaged_checkpoint_falls_back_and_ends_the_same(
-    table: dict[str, Any], tmp_path: Path
+    table: dict[str, Any], tmp_path: Path, whole: Path
 ) -> None:
-    whole = run(elsewhere(table, tmp_path / "whole"))
     broken = elsewhere(table, tmp_path / "broken")
     stopped = run(broken, stop=lambda: len(read(tmp_path / "broken")) >= 4)
     assert stopped.reason == ""
@@ -205,7 +188,7 @@ def test_a_damaged_checkpoint_falls_back_and_ends_the_same(
     lines: list[str] = []
     run(broken, say=lines.append)
     assert any("trained.safetensors is damaged" in line for line in lines)
-    assert_same_run(whole.run_dir, tmp_path / "broken")
+    assert_same_run(whole, tmp_path / "broken")
 
 
 def test_all_checkpoints_damaged_is_one_line(table: dict[str, Any]) -> None:
@@ -263,9 +246,8 @@ def test_numbers_do_not_depend_on_the_global_generators(
 
 
 def test_a_finished_run_that_goes_on_is_the_longer_run(
-    table: dict[str, Any], tmp_path: Path
+    table: dict[str, Any], tmp_path: Path, whole: Path
 ) -> None:
-    whole = run(elsewhere(table, tmp_path / "whole"))
     table["run"]["epochs"] = 2
     run(elsewhere(table, tmp_path / "parts"))
     table["run"]["epochs"] = 4
@@ -274,7 +256,7 @@ def test_a_finished_run_that_goes_on_is_the_longer_run(
     assert not (tmp_path / "parts" / "result.json").exists()
     run(elsewhere(table, tmp_path / "parts"))
     # The evaluation at epoch 2 was the final one and is now one of the curve.
-    assert_same_run(whole.run_dir, tmp_path / "parts")
+    assert_same_run(whole, tmp_path / "parts")
 
 
 def test_two_processes_cannot_train_in_one_folder(table: dict[str, Any]) -> None:
@@ -307,42 +289,49 @@ def test_a_missing_model_is_one_line(table: dict[str, Any], tmp_path: Path) -> N
         run(table)
 
 
+MODES: dict[str, dict[str, dict[str, Any]]] = {
+    "nft": {"loss": {"algorithm": "nft"}, "sampling": {"sde": "ode"}},
+    "guard": {"loss": {"algorithm": "grpo_guard", "kl_beta": 0.0}, "ema": {"enabled": False}},
+    "flow_dppo": {
+        "loss": {"algorithm": "flow_dppo", "step_weights": "gradient"},
+        "sampling": {"sde": "cps", "window_size": 1, "window_per": "prompt"},
+    },
+    "dgpo": {
+        "loss": {"algorithm": "dgpo", "lowest_level": 0.5},
+        "sampling": {"sde": "ode", "guidance_scale": 2.0},
+    },
+    "float16": {"model": {"dtype": "float16", "activation_checkpointing": True}},
+    "dpo": {
+        "loss": {"algorithm": "dpo", "kl_beta": 0.0},
+        "sampling": {"sde": "ode"},
+        "batch": {"optimizer_steps_per_epoch": 1},
+        "model": {"finetune": "full"},
+    },
+    "regrouped": {
+        "batch": {"train_batch_size": 1},
+        "sampling": {"sde": "cps", "guidance_scale": 2.0},
+    },
+    "unguided": {
+        "sampling": {"guidance_scale": 2.0},
+        "loss": {"guidance_scale": 1.0, "step_weights": "noise"},
+    },
+    "awm": {
+        "loss": {"algorithm": "awm"},
+        "sampling": {"sde": "ode", "guidance_scale": 2.0},
+    },
+}
+# `make test-all` runs these too.
+RARE = ("guard", "regrouped", "unguided", "awm")
+
+
 @pytest.mark.parametrize(
-    "changes",
-    [
-        {"loss": {"algorithm": "nft"}, "sampling": {"sde": "ode"}},
-        {"loss": {"algorithm": "grpo_guard", "kl_beta": 0.0}, "ema": {"enabled": False}},
-        {
-            "loss": {"algorithm": "flow_dppo", "step_weights": "gradient"},
-            "sampling": {"sde": "cps", "window_size": 1, "window_per": "prompt"},
-        },
-        {
-            "loss": {"algorithm": "dgpo", "lowest_level": 0.5},
-            "sampling": {"sde": "ode", "guidance_scale": 2.0},
-        },
-        {"batch": {"train_batch_size": 1}, "sampling": {"sde": "cps", "guidance_scale": 2.0}},
-        {"model": {"dtype": "float16", "activation_checkpointing": True}},
-        {
-            "sampling": {"guidance_scale": 2.0},
-            "loss": {"guidance_scale": 1.0, "step_weights": "noise"},
-        },
-        {
-            "loss": {"algorithm": "awm"},
-            "sampling": {"sde": "ode", "guidance_scale": 2.0},
-        },
-        {
-            "loss": {"algorithm": "dpo", "kl_beta": 0.0},
-            "sampling": {"sde": "ode"},
-            "batch": {"optimizer_steps_per_epoch": 1},
-            "model": {"finetune": "full"},
-        },
-    ],
-    ids=["nft", "guard", "flow_dppo", "dgpo", "regrouped", "float16", "unguided", "awm", "dpo"],
+    "mode",
+    [pytest.param(name, marks=pytest.mark.exhaustive if name in RARE else ()) for name in MODES],
 )
 def test_other_modes_run_and_resume_to_the_bit(
-    table: dict[str, Any], tmp_path: Path, changes: dict[str, dict[str, Any]]
+    table: dict[str, Any], tmp_path: Path, mode: str
 ) -> None:
-    for section, values in changes.items():
+    for section, values in MODES[mode].items():
         table[section] = {**table.get(section, {}), **values}
     table["run"] = {**table["run"], "epochs": 2}
     whole = run(elsewhere(table, tmp_path / "whole"))
