@@ -134,11 +134,12 @@ def serve(jobs: Jobs) -> None:
             pid, status = os.waitpid(request["wait"], os.WNOHANG)
             running.discard(pid)
             answer = os.waitstatus_to_exitcode(status) if pid else None
-        elif pid := os.fork():
-            running.add(answer := pid)
         else:
-            answers.close()
-            _run(jobs, **request)
+            answer = os.fork()
+            if answer == 0:
+                answers.close()
+                _run(jobs, **request)
+            running.add(answer)
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
     for pid in running:

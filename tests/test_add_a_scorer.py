@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.server.server_process import eventually, running
+from tests.server.server_process import eventually, run_cli, running
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/guides/add_a_scorer.md").read_text(encoding="utf-8")
@@ -62,10 +62,9 @@ def test_the_page_from_config_to_call(folder: Path) -> None:
     commands = [line for text in blocks("") for line in text.splitlines()]
     check, serve, bless = (command.split()[1:] for command in commands)
     assert serve == ["serve", "--config", "brightness.toml"]
-    assert (
-        run("-m", "reward_server", *check) == "brightness.toml: ok, 2 scorers: brightness, tint\n"
-    )
-    blessed = run("-m", "reward_server", *bless)
+    checked = run_cli(*check, cwd=folder).stdout
+    assert checked == "brightness.toml: ok, 2 scorers: brightness, tint\n"
+    blessed = run_cli(*bless, cwd=folder).stdout
     assert "blessed: these weights were new" in blessed
     config = (folder / "brightness.toml").read_text()
     config += '[scorers.wrong]\nscorer = "brightness_scorer:BrightnessScorer"\n'

@@ -122,12 +122,17 @@ def is_running(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] != "Z"
 
 
-def run_cli(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+def run_cli(*arguments: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
     """`reward-server` with arguments."""
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
         process = fork_server(JOBS).start(
-            "command_line", arguments, stdout=out, stderr=err, env={**os.environ, **env}
+            "command_line",
+            arguments,
+            stdout=out,
+            stderr=err,
+            cwd=cwd,
+            env={**os.environ, **env},
         )
         try:
             code = process.wait(90)

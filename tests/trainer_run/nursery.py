@@ -13,7 +13,7 @@ from typing import Any
 from tests.forking import Forked, fork_server
 from tests.server.server_process import is_running
 
-PATIENCE_S = 240.0
+PATIENCE_S = 600.0
 
 
 def meeting(world_size: int) -> list[dict[str, str]]:

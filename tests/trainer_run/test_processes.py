@@ -22,7 +22,7 @@ from trainer.run.log import read
 from trainer.run.open import train_run
 
 Changes = Mapping[str, Mapping[str, Any]]
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 ODE = {"sde": "ode", "window_size": 0}
 # Two epochs of two updates each.
