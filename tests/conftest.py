@@ -5,10 +5,14 @@ import os
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 # Before torch is imported anywhere: two threads on a busy machine are slower than one, and sums
 # over another number of threads differ in their last bits.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A busy machine is no failure.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 # Files that share a process which is expensive to start: one worker runs them all, as one file.
 TOGETHER = (

@@ -3,13 +3,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import settings
 from tiny_sd3 import build
 
 torch.set_num_threads(1)
-# A busy machine is no failure.
-settings.register_profile("patient", deadline=None)
-settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")
