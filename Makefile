@@ -55,6 +55,8 @@ serve: install ## serve the rewards that need no downloads, on 127.0.0.1:8000 (H
 test: install ## run the tests, WORKERS=3 files at a time
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 10 $(ARGS)
 
+# A group names the files it guards; .ci/run runs it if they changed since tests/exhaustive.lock was
+# recorded. Commit the lock that this writes.
 test-all: install ## every test: `make check`, then the slow groups of tests/exhaustive.toml, recorded
 	@$(MAKE) --no-print-directory check
 	@$(BIN)/python scripts/exhaustive.py --all --record
