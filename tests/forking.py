@@ -18,7 +18,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -110,12 +109,17 @@ class ForkServer:
         self._process.wait(10)
 
 
-@cache
+_servers: dict[str, ForkServer] = {}
+_starting = threading.Lock()
+
+
 def fork_server(module: str) -> ForkServer:
     """The fork server of a module; one in each process of pytest."""
-    server = ForkServer(module)
-    atexit.register(server.close)
-    return server
+    with _starting:
+        if module not in _servers:
+            _servers[module] = ForkServer(module)
+            atexit.register(_servers[module].close)
+        return _servers[module]
 
 
 def serve(jobs: Jobs) -> None:

@@ -36,9 +36,12 @@ def test_watch_redraws_and_reports_a_server_that_is_gone(tmp_path: Path) -> None
     with running(tmp_path, TOML, wait_for=("mean",)) as server:
         command = [sys.executable, "-m", "reward_server", "scorers", "--watch"]
         command += ["--url", server.http_url]
+        # A shell's background jobs are started with Ctrl-C ignored, and hand that on.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
         watching = subprocess.Popen(
             command, stdout=theirs, stderr=theirs, cwd=ROOT, env={**os.environ, "COLUMNS": "150"}
         )
+        signal.signal(signal.SIGINT, before)
         os.close(theirs)
         try:
             read_until(ours, b"READY")
