@@ -16,7 +16,7 @@ from server_process import BAD, ROOT, running
 TOML = f'[scorers.mean]\nscorer = "{BAD}:Mean"\n'
 
 
-def read_until(fd: int, wanted: bytes, timeout_s: float = 30.0) -> bytes:
+def read_until(fd: int, wanted: bytes, timeout_s: float = 90.0) -> bytes:
     seen, end_s = b"", time.monotonic() + timeout_s
     while wanted not in seen:
         assert time.monotonic() < end_s, seen
