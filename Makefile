@@ -15,7 +15,7 @@ WORKERS ?= 3
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install scorers test-scorers test-paddle train serve test check lint fmt type test-all protos bench bench-smoke gpu-receipt docs lock audit test-containers up down logs ps fuzz mini clean
+.PHONY: help install scorers test-scorers test-paddle train serve test check lint fmt type test-all protos bench bench-smoke gpu-receipt docs docs-serve lock audit test-containers up down logs ps fuzz mini clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -109,8 +109,12 @@ gpu-receipt: ## measure one GPU in eight minutes: speed, memory, correctness (do
 soak: install ## steady load with faults for MINUTES=10: percentiles, memory, lost = 0, wrong = 0
 	@$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) $(ARGS)
 
-docs: install ## check that the documentation's links and commands resolve
+docs: install ## build the documentation into build/site, strictly; check its code blocks
 	@$(BIN)/python -m pytest tests/test_docs.py
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet && echo "built: build/site; make docs-serve shows it"
+
+docs-serve: install ## show the documentation at http://127.0.0.1:8008 while it is edited
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8008
 
 test-containers: install ## build the images and test the composed service (a running Docker engine, or one it starts)
 	@scripts/with_docker.sh $(BIN)/python -m pytest -rs --timeout 1800 tests_containers $(ARGS) \

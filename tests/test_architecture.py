@@ -45,7 +45,7 @@ def defined(file: Path) -> set[str]:
 @pytest.mark.parametrize("package", DESCRIBED)
 def test_every_path_of_the_pictures_exists(package: str) -> None:
     title = {"reward_server": "## The reward service", "trainer": "## The trainer"}[package]
-    picture = re.search(r"```\n(.*?)```", PAGE[PAGE.index(title) :], re.DOTALL)
+    picture = re.search(r"```text\n(.*?)```", PAGE[PAGE.index(title) :], re.DOTALL)
     assert picture
     named = re.findall(r"(?<![\w.])[\w/]+(?:\.py|/)(?![\w.])", picture[1])
     assert len(named) > 8

@@ -1,5 +1,4 @@
 import json
-import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,7 @@ import typer
 from tests.trainer_run.fake_service import service_with
 from trainer import cli
 from trainer.config.load import parse
-from trainer.config.settings import LOSS_SETTINGS, Settings
 from trainer.run.open import train_run
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -152,14 +148,3 @@ def test_a_finished_run_can_be_reported_and_sampled(
     assert call(monkeypatch, *asked[:-1], str(base), "--base") == 0
     same = [(images / path.name).read_bytes() == path.read_bytes() for path in base.glob("*.png")]
     assert not all(same)
-
-
-def test_the_guide_names_every_setting() -> None:
-    guide = (REPOSITORY / "docs/guides/training.md").read_text(encoding="utf-8")
-    for name, section in Settings():
-        assert f"### `[{name}]`" in guide
-        fields = set(type(section).model_fields)
-        if name == "loss":
-            fields = {field for loss in LOSS_SETTINGS.values() for field in loss.model_fields}
-        for field in fields:
-            assert re.search(rf"^\| `{field}` \|", guide, re.MULTILINE), f"{name}.{field}"

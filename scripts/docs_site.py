@@ -1,0 +1,197 @@
+"""Hooks of mkdocs: reference pages made from the code, and links to files that are no pages.
+
+A generated page is written nowhere but into the site, so it cannot differ from the code.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import typer.main
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+HEAD = "| name | default | meaning |\n|---|---|---|"
+GENERATED = "Generated from the code when this site is built.\n"
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the generated pages."""
+    from mkdocs.structure.files import File
+
+    for name, page in pages().items():
+        files.append(File.generated(config, name, content=page))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Turn links to files outside of the documentation into their text."""
+    folder = Path(config["docs_dir"]) / Path(page.file.src_path).parent
+
+    def replaced(match: re.Match[str]) -> str:
+        target = (folder / match[2].partition("#")[0]).resolve()
+        outside = "://" not in match[2] and not target.is_relative_to(config["docs_dir"])
+        return match[1] if outside and target.exists() else match[0]
+
+    return re.sub(r"\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)#\s][^)\s]*)\)", replaced, markdown)
+
+
+def pages() -> dict[str, str]:
+    """Every generated page by its place in the documentation."""
+    return {
+        "reference/cli.md": cli_page(),
+        "reference/settings.md": settings_page(),
+        "reference/server_config.md": server_page(),
+        "reference/api.md": api_page(),
+        "reference/proto.md": proto_page(),
+    }
+
+
+def cli_page() -> str:
+    """Commands with arguments and options, as `--help` has them."""
+    from reward_server.cli import app as server
+    from trainer.cli import app as train
+
+    parts = [f"# Command line\n{GENERATED}"]
+    for name, app in (("reward-server", server), ("flow-train", train)):
+        for path, command in _commands(name, typer.main.get_command(app)):
+            parts.append(f"## `{path}`\n\n{_help(command.help)}\n")
+            rows = [_parameter(one) for one in command.params if one.name != "help"]
+            if rows and not hasattr(command, "commands"):
+                parts.append("\n".join([HEAD, *rows]) + "\n")
+    return "\n".join(parts)
+
+
+def _commands(path: str, command: Any) -> Iterator[tuple[str, Any]]:
+    yield path, command
+    for name, inner in sorted(getattr(command, "commands", {}).items()):
+        yield from _commands(f"{path} {name}", inner)
+
+
+def _help(text: str | None) -> str:
+    return inspect.cleandoc(text or "").replace("\b", "").replace("\f", "")
+
+
+def _parameter(one: Any) -> str:
+    is_option = one.param_type_name == "option"
+    name = ", ".join(one.opts) if is_option else one.metavar or one.name.upper()
+    value = one.default if is_option and one.default not in (None, "", False, ()) else ""
+    value = getattr(value, "value", value)
+    text = getattr(one, "help", "") or ""
+    return f"| {_code(name)} | {_code(value)} | {_cell(text)} |"
+
+
+def settings_page() -> str:
+    """The settings of a run, section by section."""
+    from trainer.config.settings import LOSS_SETTINGS, RewardTerm, Settings
+
+    parts = [
+        f"# Settings of a run\n{GENERATED}\nHow they are used: [training](../guides/training.md)."
+    ]
+    for name, section in Settings():
+        parts.append(f"## `[{name}]`\n\n{_help(type(section).__doc__)}\n")
+        if name != "loss":
+            parts.append(_table(type(section).model_fields))
+            continue
+        for algorithm, model in LOSS_SETTINGS.items():
+            parts.append(f'### `algorithm = "{algorithm}"`\n\n{_help(model.__doc__)}\n')
+            parts.append(_table({k: v for k, v in model.model_fields.items() if k != "algorithm"}))
+    parts.append("## A reward\n\nOne entry of `rewards.train` and `rewards.watch`.\n")
+    parts.append(_table(RewardTerm.model_fields))
+    return "\n".join(parts)
+
+
+def server_page() -> str:
+    """The config of the server, table by table."""
+    from reward_server.config import ScorerConfig, ServerConfig
+
+    parts = [
+        f"# Config of the server\n{GENERATED}\n"
+        "How it is used: [the server](../operate/server.md#configuration). `reward-server config"
+        " show` prints the result of file, environment and defaults.\n"
+    ]
+    for title, model in (("[server]", ServerConfig), ("[scorers.NAME]", ScorerConfig)):
+        parts.append(f"## `{title}`\n\n{_table(model.model_fields)}")
+    return "\n".join(parts)
+
+
+def _table(fields: dict[str, FieldInfo]) -> str:
+    rows = [HEAD]
+    for name, field in fields.items():
+        default = field.get_default(call_default_factory=True)
+        default = "required" if field.is_required() else _default(default)
+        options = _options(field.annotation)
+        text = _cell(field.description or "")
+        rows.append(f"| `{name}` | {_code(default)} | {text}{options} |")
+    return "\n".join(rows) + "\n"
+
+
+def _default(value: Any) -> str:
+    if isinstance(value, BaseModel):
+        return value.model_dump_json(exclude_defaults=True)
+    if isinstance(value, (tuple, list)):
+        return "[" + ", ".join(_default(entry) for entry in value) + "]"
+    if isinstance(value, str):
+        return f'"{value}"'
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _options(annotation: Any) -> str:
+    values = get_args(annotation) if get_origin(annotation) is Literal else ()
+    return f" One of {', '.join(_code(value) for value in values)}." if values else ""
+
+
+def _code(value: Any) -> str:
+    return f"`{_cell(str(value))}`" if str(value) else ""
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def api_page() -> str:
+    """The public names of the client with their docstrings."""
+    import reward_client
+
+    parts = [f"# Python client\n{GENERATED}\nBy example: [the client](../guides/client.md).\n"]
+    for name in reward_client.__all__:
+        value = getattr(reward_client, name)
+        if not (inspect.isclass(value) or inspect.isfunction(value)):
+            continue
+        parts.append(f"## `{name}`\n\n{_docstring(value)}\n")
+        if not inspect.isclass(value) or issubclass(value, Exception):
+            continue
+        for method, found in vars(value).items():
+            if inspect.isfunction(found) and not method.startswith("_") and found.__doc__:
+                signature = str(inspect.signature(found)).replace("'", "")
+                call = f"```text\n{method}{signature}\n```"
+                parts.append(f"### `{name}.{method}`\n\n{call}\n\n{_docstring(found)}\n")
+    return "\n".join(parts)
+
+
+def _docstring(value: Any) -> str:
+    """Google's sections as headings in bold and lists; prose as it stands."""
+    lines, section = [], ""
+    for line in inspect.cleandoc(value.__doc__ or "").splitlines():
+        if re.fullmatch(r"[A-Z][a-z]+:", line):
+            section = line
+            lines += ["", f"**{line[:-1]}**", ""]
+        elif section and (entry := re.match(r"    (\**\w+): (.*)", line)):
+            lines.append(f"- `{entry[1]}`: {entry[2]}")
+        else:
+            lines.append(line.strip() if section else line)
+    return "\n".join(lines)
+
+
+def proto_page() -> str:
+    """The contract itself."""
+    source = (ROOT / "protos/reward/v1/reward.proto").read_text(encoding="utf-8")
+    http = "Over HTTP the same messages are JSON: `/docs` on a running server."
+    return f"# gRPC contract\n{GENERATED}\n{http}\n\n```proto\n{source}```\n"
