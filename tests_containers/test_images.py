@@ -39,7 +39,7 @@ def test_an_image_says_what_it_is_and_holds_its_family(images: None, name: str) 
     config = config_of(name)["Config"]
     assert config["User"] == "10001:10001"
     labels = {key.rpartition(".")[2]: value for key, value in config["Labels"].items()}
-    assert labels["version"] == "0.1.0"
+    assert labels["version"] == "0.2.0"
     assert labels["revision"] == REVISION
     present, absent = IMPORTS[name]
     program = (
