@@ -1,4 +1,4 @@
-"""The README's example, run word for word against a server that it would start."""
+"""The README's example and the notebook, run word for word."""
 
 import json
 import re
@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from miniature.render import render
@@ -48,3 +49,22 @@ def test_the_example_scores_a_red_star(tmp_path: Path) -> None:
     finally:
         server.terminate()
         assert server.wait(timeout=30) == 0
+
+
+@pytest.mark.exhaustive
+def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    cells = json.loads((ROOT / "examples" / "quickstart.ipynb").read_text("utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert all(not cell.get("outputs") for cell in cells)
+    done = subprocess.run(
+        [sys.executable, "-c", "\n\n".join(code)],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "soft     (1.0, 0.75, 0.5, 0.5)" in done.stdout
+    assert "image 0: " in done.stdout

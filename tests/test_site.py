@@ -51,8 +51,10 @@ def test_reference_pages_hold_what_the_code_holds(site: Path) -> None:
         models = LOSS_SETTINGS.values() if name == "loss" else [type(section)]
         for model in models:
             for field, found in model.model_fields.items():
+                if field == "algorithm":  # a heading for each of its values
+                    continue
                 assert f"<code>{field}</code>" in settings
-                assert found.description or field == "algorithm", f"{name}.{field} has no text"
+                assert found.description, f"{name}.{field} has no text"
     server = (site / "reference" / "server_config.html").read_text("utf-8")
     for field in (*ServerConfig.model_fields, *ScorerConfig.model_fields):
         assert f"<code>{field}</code>" in server
