@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import structlog
@@ -34,6 +34,7 @@ async def serve(
     port_file: Path | None = None,
     load_again: Callable[[], Config] | None = None,
     log_level: LogLevel | None = None,
+    greet: Callable[[Mapping[str, int]], None] | None = None,
 ) -> None:
     """Run until SIGTERM or SIGINT, then drain; a second signal skips the draining.
 
@@ -43,6 +44,7 @@ async def serve(
             legacy port is called `legacy_NAME` after its scorer.
         load_again: where SIGHUP gets the config from; None to stay with this one.
         log_level: what SIGUSR1 and SIGUSR2 change; None to leave them alone.
+        greet: called with the ports once listening.
 
     Raises:
         AddressInUse: before any worker has been started.
@@ -80,6 +82,8 @@ async def serve(
         _on_hangup(service, stopping, load_again or (lambda: config))
         log_warnings(config.server, guard)
         log.info("listening", **ports, scorers=list(config.scorers))
+        if greet is not None:
+            greet(ports)
         await stopping.wait()
         timeout_s = service.config.server.drain_timeout_s
         log.info("draining", timeout_s=timeout_s)

@@ -113,9 +113,33 @@ def serve(
     level = logs.configure(loaded.server.log_level, loaded.server.log_format)
     again = partial(_read_config, config, scorers, overrides, device)
     try:
-        asyncio.run(serve_async(loaded, port_file, again, level))
+        greet = partial(_greet, loaded) if config is None and port_file is None else None
+        asyncio.run(serve_async(loaded, port_file, again, level, greet))
     except (AddressInUse, ConfigError, TelemetryError, OSError) as error:
         fail(str(error))
+
+
+def _greet(config: Config, ports: Mapping[str, int]) -> None:
+    """Print the two addresses, and a line to copy for each way to use them."""
+    hosts = {"http": config.server.http, "grpc": config.server.grpc}
+    urls = {
+        name: f"{name}://{hosts[name].rpartition(':')[0]}:{ports[name]}"
+        for name in hosts
+        if name in ports
+    }
+    scorer = "jpeg" if "jpeg" in config.scorers else next(iter(config.scorers), "")
+    url = urls.get("grpc") or urls.get("http", "")
+    lines = [f"{name}  {url}" for name, url in urls.items()]
+    if "http" in urls:
+        lines[0] += "  (playground; HTTP API: /docs)"
+        lines += ["", f"  curl -F images=@a.png -F scorers={scorer} {urls['http']}/v1/score"]
+    lines += [
+        f"  reward-server score a.png --scorers {scorer} --url {url}",
+        f"""  python -c 'import reward_client as r; from PIL import Image; print(r.score("""
+        f"""[Image.open("a.png")], "", ["{scorer}"], url="{url}")["{scorer}"])'""",
+        "",
+    ]
+    typer.echo("\n".join(lines))
 
 
 @app.command()
