@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.exhaustive
+# On a busy machine the build alone takes minutes.
+pytestmark = [pytest.mark.exhaustive, pytest.mark.timeout(900)]
 pytest.importorskip("mkdocs", reason="mkdocs-material is not installed")
 
 ROOT = Path(__file__).parent.parent

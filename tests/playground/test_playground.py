@@ -25,7 +25,7 @@ from reward_client import RewardClient
 from reward_client._pb.reward.v1 import reward_pb2 as pb
 from reward_client._wire import convert
 
-pytestmark = pytest.mark.exhaustive
+pytestmark = [pytest.mark.exhaustive, pytest.mark.timeout(300)]
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
 if BROWSER is None:
