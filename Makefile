@@ -11,6 +11,7 @@ MINUTES ?= 10
 ARGS   ?=
 RUNS   ?= 1000000
 WORKERS ?= 3
+ENGINES ?= slurm kube sky
 # One thread per process: threads that spin-wait on shared cores cost more than they give.
 export OMP_NUM_THREADS ?= 1
 
@@ -119,6 +120,34 @@ docs-serve: install ## show the documentation at http://127.0.0.1:8008 while it 
 test-containers: install ## build the images and test the composed service (a running Docker engine, or one it starts)
 	@scripts/with_docker.sh $(BIN)/python -m pytest -rs --timeout 1800 tests_containers $(ARGS) \
 	  || { status=$$?; [ $$status -eq 77 ] && echo "test-containers: skipped, for the reason above"; }
+
+# Environments of their own: SkyPilot and the packages with schemas are no part of the product.
+.venv-kube/.installed: Makefile
+	@$(PYTHON) -m venv .venv-kube
+	@.venv-kube/bin/python -m pip install --quiet $(TEST_TOOLS) kubeflow-trainer-api==2.3.0 cloudcoil-models-keda==2.16.1.0 'kubernetes<33' filelock
+	@.venv-kube/bin/python -m pip install --quiet --no-deps kserve==0.21.0
+	@touch $@
+
+.venv-sky/.installed: Makefile
+	@$(PYTHON) -m venv .venv-sky
+	@.venv-sky/bin/python -m pip install --quiet $(TEST_TOOLS) skypilot==0.14.1
+	@touch $@
+
+TEST_TOOLS := pytest pytest-timeout pytest-asyncio pyyaml
+.PHONY: test-cluster cluster-slurm cluster-kube cluster-sky
+test-cluster: ## cluster/ and docker/k8s: a real Slurm with nodes dying, schemas (ENGINES="slurm kube sky")
+	@for engine in $(ENGINES); do $(MAKE) --no-print-directory cluster-$$engine || exit 1; done
+
+cluster-slurm: install
+	@status=0; scripts/slurm_cluster.sh install || status=$$?; \
+	  if [ $$status -eq 77 ]; then echo "cluster-slurm: skipped, for the reason above"; exit 0; fi; \
+	  [ $$status -eq 0 ] && $(BIN)/python -m pytest -rs --timeout 300 tests_cluster/test_slurm.py tests_cluster/test_pod_script.py $(ARGS)
+
+cluster-kube: .venv-kube/.installed
+	@.venv-kube/bin/python -m pytest -rs tests_cluster/test_custom_resources.py $(ARGS)
+
+cluster-sky: .venv-sky/.installed
+	@.venv-sky/bin/python -m pytest -rs tests_cluster/test_sky.py $(ARGS)
 
 up: ## the service in containers: what COMPOSE_PROFILES in .env names
 	@$(PYTHON) scripts/compose_up.py $(ARGS)
