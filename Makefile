@@ -141,13 +141,13 @@ test-cluster: ## cluster/ and docker/k8s: a real Slurm with nodes dying, schemas
 cluster-slurm: install
 	@status=0; scripts/slurm_cluster.sh install || status=$$?; \
 	  if [ $$status -eq 77 ]; then echo "cluster-slurm: skipped, for the reason above"; exit 0; fi; \
-	  [ $$status -eq 0 ] && $(BIN)/python -m pytest -rs --timeout 300 tests_cluster/test_slurm.py tests_cluster/test_pod_script.py $(ARGS)
+	  [ $$status -eq 0 ] && $(BIN)/python -m pytest -rs --timeout 900 tests_cluster/test_slurm.py tests_cluster/test_pod_script.py $(ARGS)
 
 cluster-kube: .venv-kube/.installed
-	@.venv-kube/bin/python -m pytest -rs tests_cluster/test_custom_resources.py $(ARGS)
+	@.venv-kube/bin/python -m pytest -rs -p no:cacheprovider tests_cluster/test_custom_resources.py $(ARGS)
 
 cluster-sky: .venv-sky/.installed
-	@.venv-sky/bin/python -m pytest -rs tests_cluster/test_sky.py $(ARGS)
+	@.venv-sky/bin/python -m pytest -rs -p no:cacheprovider tests_cluster/test_sky.py $(ARGS)
 
 up: ## the service in containers: what COMPOSE_PROFILES in .env names
 	@$(PYTHON) scripts/compose_up.py $(ARGS)

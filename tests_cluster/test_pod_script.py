@@ -51,7 +51,7 @@ class Pod:
         return process
 
     def ends(self, *more: str, options: tuple[str, ...] = ()) -> int:
-        return self.start(*more, options=options).wait(90 * PATIENCE)
+        return self.start(*more, options=options).wait(180 * PATIENCE)
 
 
 @pytest.fixture
@@ -67,10 +67,10 @@ def pod(tmp_path: Path, rewards: Server) -> Iterator[Pod]:
 def test_it_ends_with_0_only_when_the_run_is_finished(tmp_path: Path, pod: Pod) -> None:
     run = tmp_path / "run"
     evicted = pod.start()
-    wait_for("epoch 1", lambda: 1 in epochs(run) or evicted.poll() is not None, 60)
+    wait_for("epoch 1", lambda: 1 in epochs(run) or evicted.poll() is not None, 120)
     assert evicted.poll() is None
     evicted.send_signal(signal.SIGTERM)
-    assert evicted.wait(60 * PATIENCE) == 1
+    assert evicted.wait(120 * PATIENCE) == 1
     assert not (run / "result.json").exists()
     assert list(run.glob("checkpoints/epoch_*"))
     assert pod.ends("--set", "optim.lrr=1") == 2

@@ -24,7 +24,7 @@ def train(slurm: Cluster, run: str, *options: str, **environment: str) -> str:
     )
 
 
-def reaches(slurm: Cluster, job: str, run: str, epoch: int, timeout_s: float = 60.0) -> None:
+def reaches(slurm: Cluster, job: str, run: str, epoch: int, timeout_s: float = 120.0) -> None:
     """Wait until a run has done so many epochs."""
     try:
         wait_for(f"epoch {epoch}", lambda: epoch in epochs(slurm.work / run), timeout_s)
@@ -42,7 +42,7 @@ def rewards(slurm: Cluster) -> str:
     (slurm.work / "pace").write_text(FAST)
     (slurm.work / "rewards.toml").write_text(scorer(slurm.work / "pace"))
     job = slurm.submit("rewards.sbatch", "--config", "rewards.toml")
-    wait_for("rewards", lambda: "ready at" in slurm.output(job), 60)
+    wait_for("rewards", lambda: "ready at" in slurm.output(job), 120)
     assert (slurm.work / "rewards" / "key").stat().st_mode & 0o077 == 0
     return job
 
@@ -51,7 +51,7 @@ def rewards(slurm: Cluster) -> str:
 def undisturbed(slurm: Cluster, rewards: str) -> Path:
     """A run to which nothing happens."""
     job = train(slurm, "undisturbed")
-    assert slurm.ends(job, 90) == "COMPLETED", slurm.output(job)
+    assert slurm.ends(job, 180) == "COMPLETED", slurm.output(job)
     assert starts(slurm, job) == 1
     run = slurm.work / "undisturbed"
     assert epochs(run) == list(range(1, EPOCHS + 1))
@@ -65,7 +65,7 @@ def test_a_requeued_run_goes_on(slurm: Cluster, pace: Path, undisturbed: Path) -
     reaches(slurm, job, "requeued", 2)
     slurm.call("scontrol", "requeue", job)
     pace.write_text(FAST)
-    assert slurm.ends(job, 90) == "COMPLETED", slurm.output(job)
+    assert slurm.ends(job, 180) == "COMPLETED", slurm.output(job)
     assert slurm.field(job, "Restarts") == "1"
     assert starts(slurm, job) == 2
     assert_equal(slurm.work / "requeued", undisturbed)
@@ -83,7 +83,7 @@ def test_rewards_that_move_do_not_end_a_start(
     try:
         slurm.call("scontrol", "requeue", rewards)
         pace.write_text(FAST)
-        assert slurm.ends(job, 90) == "COMPLETED", slurm.output(job)
+        assert slurm.ends(job, 180) == "COMPLETED", slurm.output(job)
     finally:
         slurm.call("scontrol", "update", f"NodeName={before}", "State=RESUME")
     assert slurm.field(rewards, "NodeList") != before
@@ -103,7 +103,7 @@ def test_a_lost_node_takes_rank_0_the_script_and_the_rewards_along(
     assert slurm.field(job, "BatchHost") == "n1"
     slurm.crash("n1")
     pace.write_text(FAST)
-    assert slurm.ends(job, 120) == "COMPLETED", slurm.output(job)
+    assert slurm.ends(job, 240) == "COMPLETED", slurm.output(job)
     assert slurm.field(job, "BatchHost") != "n1"
     assert slurm.field(rewards, "NodeList") != "n1"
     assert_equal(slurm.work / "crashed", undisturbed)
@@ -121,7 +121,7 @@ def test_a_run_outlives_its_time_limit(slurm: Cluster, pace: Path, undisturbed: 
     assert f"error: job {job} is training in limited" in slurm.output(second)
     wait_for("the requeue", lambda: slurm.field(job, "Restarts") == "1", 150)
     pace.write_text(FAST)
-    assert slurm.ends(job, 90) == "COMPLETED", slurm.output(job)
+    assert slurm.ends(job, 180) == "COMPLETED", slurm.output(job)
     assert "time is up: back into the queue" in slurm.output(job)
     assert_equal(slurm.work / "limited", undisturbed)
 
@@ -130,7 +130,7 @@ def test_wrong_settings_are_tried_once(slurm: Cluster, rewards: str) -> None:
     job = slurm.submit(
         "train.sbatch", "wrong", "mini_jpeg", "--set", "optim.lrr=1", options=("--nodes=1",)
     )
-    assert slurm.ends(job, 60) == "FAILED", slurm.output(job)
+    assert slurm.ends(job, 120) == "FAILED", slurm.output(job)
     assert starts(slurm, job) == 1
     assert "did you mean 'lr'" in slurm.output(job).splitlines()[-1]
 
@@ -151,7 +151,7 @@ def test_bad_input_is_one_line_before_anything_is_started(slurm: Cluster) -> Non
     ]
     jobs = [slurm.submit(script, *words, **env) for script, env, words, _ in wrong]
     for job, (script, _, _, message) in zip(jobs, wrong, strict=True):
-        assert slurm.ends(job, 60) == "FAILED", slurm.output(job)
+        assert slurm.ends(job, 120) == "FAILED", slurm.output(job)
         (line,) = re.findall(rf"^\S+ {job}\.0: error: .*$", slurm.output(job), re.MULTILINE)
         assert message in line, script
         assert starts(slurm, job) == 0
