@@ -3,8 +3,8 @@
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated
@@ -23,6 +23,7 @@ from trainer.errors import ConfigError, TrainerError
 from trainer.run.log import write_json
 from trainer.run.signals import stop_signals
 from trainer.run.storage import storing
+from trainer.terminal import Terminal
 from trainer.tools.plan import explain, size_note
 
 INTERRUPTED = 130
@@ -36,6 +37,12 @@ app = typer.Typer(
 presets_app = typer.Typer(no_args_is_help=True, help="Shipped settings.")
 app.add_typer(presets_app, name="presets")
 app.add_typer(data_app, name="data")
+
+
+def examples(*lines: str) -> str:
+    """What `--help` ends with."""
+    return "\n\n".join(["Examples:", *lines])
+
 
 Preset = Annotated[str, typer.Argument(help="Name of a preset, or a .toml file.")]
 Overrides = Annotated[
@@ -88,7 +95,14 @@ def _root(
     """Train flow-matching image models with Flow-GRPO (arXiv:2505.05470)."""
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "flow-train train mini_geneval",
+        "flow-train train my.toml --set optim.lr=1e-4 --out runs/mine",
+        "torchrun --nproc-per-node 8 -m trainer train geneval_sd35m_8gpu",
+        "flow-train train geneval_sd35m --dry-run --gpus 8",
+    )
+)
 def train(
     name: Annotated[str, typer.Argument(metavar="PRESET", help="Preset or .toml file.")] = "",
     preset: Annotated[str, typer.Option(help="The same, as an option.")] = "",
@@ -101,6 +115,9 @@ def train(
     gpu_gb: Annotated[
         float, typer.Option(min=0, help="With --dry-run: memory of a GPU; 0: of this machine's.")
     ] = 0.0,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print alarms, warnings and the result alone.")
+    ] = False,
 ) -> None:
     """Train; the same command continues a run that was interrupted.
 
@@ -121,24 +138,24 @@ def train(
     with exit_recorded(out):
         settings = _settings(name or preset, overrides, out)
     with exit_recorded(settings.run.out_dir):
-        _train(name or preset, settings)
+        _train(name or preset, settings, quiet)
 
 
-def _train(name: str, settings: Settings) -> None:
+def _train(name: str, settings: Settings, quiet: bool) -> None:
     quiet_libraries()
     from trainer.run.open import train_run
 
     console = Console(soft_wrap=True, highlight=False)
-    printed = _printer(console)
+    terminal = Terminal(console, quiet=quiet)
 
     def say(text: str) -> None:
         if _is_main():
-            printed(text)
+            terminal.say(text)
 
     if note := size_note(name, settings, int(os.environ.get("WORLD_SIZE", "1"))):
         say(note)
-    with stop_signals(say) as stop:
-        outcome = train_run(settings, say=say, stop=stop)
+    with terminal if _is_main() else nullcontext(), stop_signals(say) as stop:
+        outcome = train_run(settings, say=say, stop=stop, show=terminal.show)
         asked = stop()
     if not outcome.reason:
         say(f"stopped after epoch {outcome.epoch} of {outcome.run_dir}: the same command continues")
@@ -154,7 +171,12 @@ def _train(name: str, settings: Settings) -> None:
     _print_result(console, outcome.run_dir, page)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "flow-train sample runs/mine 'a red star' --checkpoint best",
+        "flow-train sample runs/mine 'a red star' --base --seed 7",
+    )
+)
 def sample(
     target: Model,
     prompts: Annotated[list[str], typer.Argument(help="What to draw.")],
@@ -176,7 +198,12 @@ def sample(
         typer.echo(str(path))
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "flow-train evaluate runs/mine --images 8 --json found.json",
+        "flow-train evaluate weights/sd35m --preset geneval_sd35m --task geneval",
+    )
+)
 def evaluate(
     target: Model,
     task: Annotated[str, typer.Option(help="geneval, ocr or texts; else the model's own.")] = "",
@@ -226,7 +253,12 @@ def evaluate(
         console.print(f"written: {escape(str(json_file))}")
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "flow-train export runs/mine --out mine",
+        "flow-train export runs/mine --out mine --checkpoint best --whole",
+    )
+)
 def export(
     run_dir: RunDir,
     out: Annotated[Path, typer.Option(help="Folder for the weights and their card.")],
@@ -243,7 +275,7 @@ def export(
     typer.echo(str(out))
 
 
-@app.command()
+@app.command(epilog=examples("flow-train report runs/mine"))
 def report(run_dir: RunDir) -> None:
     """Write RUN_DIR/report.html and the card of RUN_DIR/model again, finished or not."""
     page = _written(run_dir)
@@ -259,7 +291,14 @@ def list_presets() -> None:
     Console().print(table)
 
 
-@presets_app.command("show")
+@presets_app.command(
+    "show",
+    epilog=examples(
+        "flow-train presets show mini_geneval",
+        "flow-train presets show geneval_sd35m --gpus 8",
+        "flow-train presets show geneval_sd35m --toml > mine.toml",
+    ),
+)
 def show_preset(
     preset: Preset,
     overrides: Overrides = None,
@@ -373,13 +412,3 @@ def quiet_libraries() -> None:
     for logging in (diffusers_logging, transformers_logging):
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-
-
-def _printer(console: Console) -> Callable[[str], None]:
-    """Prints lines of a run; alarms, actions and warnings so that they are not overlooked."""
-    styles = {"alarm:": "bold red", "action:": "bold magenta", "warning:": "yellow"}
-
-    def say(text: str) -> None:
-        console.print(escape(text), style=styles.get(text.split(" ", 1)[0]))
-
-    return say

@@ -82,11 +82,13 @@ def evaluate_run(
     shown: Sequence[int] = (),
     tag: str = "eval",
     stop: Callable[[], object] = lambda: False,
+    show: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Evaluate the model as it is (the caller puts the EMA weights in).
 
     Batches of prompts are shared out over the processes of `world`. `indices` are the prompts that
-    are evaluated, `shown` those whose first image is kept; `tag` names the evaluation in item ids.
+    are evaluated, `shown` those whose first image is kept; `tag` names the evaluation in item ids;
+    `show` is told how many of this process's images are done, of how many.
 
     Raises:
         ServiceError: the service refused or went away.
@@ -101,9 +103,12 @@ def evaluate_run(
     distances: list[float | None] = []
     pictures: dict[int, Pixels] = {}
     pixels_of: dict[int, list[Pixels]] = defaultdict(list)
+    done, total = 0, sum(len(batch.jobs) for batch in batches)
     for batch in batches:
         if world.any(bool(stop())):
             raise Stopped("asked to stop")
+        show(done, total)
+        done += len(batch.jobs)
         chosen = [prompts[index] for index, _ in batch.jobs]
         latents, distance = _sample(model, chosen, batch.jobs, settings, compare=True)
         if not batch.kept:

@@ -63,9 +63,11 @@ def train_epoch(run: Run) -> dict[str, Any]:
         # Each model family decides whether to use it.
         negative = run.model.encode_prompts([settings.sampling.negative_prompt])
         sampled = sample_epoch(run, prompts, negative)
+    run.show("waiting for scores", 0, 0)
     with _timed(times, "score_wait"):
         scores = epoch_scores(run, [[item.pending for item in batches] for batches in sampled])
     found = epoch_advantages(settings, scores)
+    run.show("updating", 0, 0)
     with _timed(times, "train"):
         updates = [update(run, train_batches(run, batches, found, negative)) for batches in sampled]
         run.updater.end_epoch()
@@ -131,6 +133,8 @@ def sample_batch(run: Run, images: Sequence[Draw], number: int, negative: Condit
     """
     check_stop(run)
     settings, epoch = run.settings, run.progress.epoch
+    total = settings.batch.prompts_per_epoch * settings.batch.images_per_prompt
+    run.show("sampling", number * len(images), total)
     chosen = [run.train[image.prompt] for image in images]
     cond = run.model.encode_prompts([prompt.text for prompt in chosen])
     batch = rollout(

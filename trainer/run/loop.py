@@ -27,6 +27,7 @@ from trainer.run.scores import check_failures
 from trainer.run.state import Run, averaged, check_stop, save, write
 from trainer.run.storage import storing
 from trainer.run.tensors import random_state, restore_random_state
+from trainer.terminal import EPOCHS
 
 
 def train(run: Run) -> str:
@@ -123,7 +124,9 @@ def _epoch(run: Run) -> None:
     run.progress.epoch += 1
     row["train_minutes"] = run.progress.elapsed_s / 60
     write(run, row)
-    run.say(epoch_line(row, run.settings.run.epochs))
+    epochs, first = run.settings.run.epochs, run.settings.rewards.train[0].name
+    run.say(epoch_line(row, epochs))
+    run.show(EPOCHS, run.progress.epoch, epochs, row["reward"][first])
 
 
 def _evaluate_if_due(run: Run) -> bool:
@@ -168,6 +171,7 @@ def evaluate(run: Run, phase: Literal["base", "curve", "final"]) -> Evaluation:
             shown=shown,
             tag=f"{phase}-{run.progress.epoch}",
             stop=run.stop,
+            show=lambda done, total: run.show(f"evaluating {phase}", done, total),
         )
     # An evaluation without scores is not written down as one.
     scored = min(value["n"] for value in found.metrics.values())

@@ -37,6 +37,7 @@ from trainer.run.storage import storing
 from trainer.run.trial import trial
 from trainer.run.update import Updater
 from trainer.scores import newest, take_note
+from trainer.terminal import Show, silent
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ def train_run(
     open_service: Connect | None = None,
     say: Callable[[str], None] = print,
     stop: Callable[[], object] = lambda: False,
+    show: Show = silent,
 ) -> Outcome:
     """Start or resume the run in `run.out_dir`, and train until its budget is used up.
 
@@ -75,6 +77,7 @@ def train_run(
         open_service: makes the connection (tests pass one without a network); by default to
             rewards.url, with the key and certificates of the environment.
         say: prints one line.
+        show: how far something has come.
         stop: whether to save and stop; asked between batches of images and while waiting.
 
     Raises:
@@ -102,6 +105,7 @@ def train_run(
                 open_service=opener,
                 say=quiet,
                 stop=stop,
+                show=show if world.is_main else silent,
             ) as run:
                 if world.on_main(lambda: reopen(run_dir)):
                     # A run that an alarm has ended goes on when it is started again.
@@ -124,6 +128,7 @@ def opened(
     open_service: Connect,
     say: Callable[[str], None],
     stop: Callable[[], object],
+    show: Show = silent,
 ) -> Iterator[Run]:
     """Make a `Run`, resumed if there is a checkpoint; close what it holds at the end."""
     geometry(settings, world.size)
@@ -138,6 +143,7 @@ def opened(
         world.on_main(lambda: trial(service, settings, every_prompt))
         stored = _stored(run_dir, settings, prompts, world, say)
         world.on_main(lambda: write_resolved(run_dir, settings, versions(), scorers))
+        show(f"loading {settings.model.path}", 0, 0)
         model, base = _model(settings, stored, world, device)
         updater = Updater(model, settings, world)
         ema = None
@@ -153,6 +159,7 @@ def opened(
         if log is not None:
             stack.callback(log.close)
         texts = [prompt.text for prompt in every_prompt]
+        show("encoding prompts", 0, 0)
         encode_all(model, [*texts, settings.sampling.negative_prompt], settings, say)
         yield Run(
             settings=settings,
@@ -169,6 +176,7 @@ def opened(
             log=log,
             say=say,
             stop=stop,
+            show=show,
             scorers={**known, **scorers},
             base=base,
             prompts=prompts,

@@ -22,6 +22,7 @@ from trainer.run.storage import storing
 from trainer.run.tensors import optimizer_tensors, random_state
 from trainer.run.update import Updater
 from trainer.scores import take_note
+from trainer.terminal import Show, silent
 from trainer.types import Prompt
 
 
@@ -36,6 +37,7 @@ class Run:
         test: held-out prompts.
         log: metrics, on the main process.
         say: prints one line, on the main process.
+        show: how far something has come, on the main process.
         stop: whether this process was asked to save and stop; asked between batches.
         scorers: fingerprint of each scorer as last seen.
         base: fingerprint of the weights that the run started from.
@@ -56,6 +58,7 @@ class Run:
     log: MetricsLog | None
     say: Callable[[str], None]
     stop: Callable[[], object]
+    show: Show = silent
     scorers: dict[str, str] = field(default_factory=dict)
     base: str = ""
     prompts: Mapping[str, str] = field(default_factory=dict)
