@@ -112,7 +112,7 @@ def test_a_lost_node_takes_rank_0_the_script_and_the_rewards_along(
 
 def test_a_run_outlives_its_time_limit(slurm: Cluster, pace: Path, undisturbed: Path) -> None:
     # Slurm checks limits every half minute, and signals up to 60 s early.
-    pace.write_text(str(20 * PATIENCE))
+    pace.write_text("20")
     minutes = 1 + round(PATIENCE)
     job = train(slurm, "limited", f"--time={minutes}", "--signal=TERM@40", LIMIT_S="100")
     wait_for("the start", lambda: starts(slurm, job), 30)
