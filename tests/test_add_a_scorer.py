@@ -59,7 +59,7 @@ def test_the_scorer_works_by_itself() -> None:
 
 
 def test_the_page_from_config_to_call(folder: Path) -> None:
-    commands = [line for text in blocks("") for line in text.splitlines()]
+    commands = [line for text in blocks("bash") for line in text.splitlines()]
     check, serve, bless = (command.split()[1:] for command in commands)
     assert serve == ["serve", "--config", "brightness.toml"]
     checked = run_cli(*check, cwd=folder).stdout

@@ -155,8 +155,7 @@ def test_a_clock_that_jumps_moves_no_deadline(tmp_path: Path) -> None:
 
 # Who may ask for the time of day, and why it does not matter when that jumps.
 WALL_CLOCK = {
-    "reward_client/_transports/http.py": "Retry-After may be a date; deadlines bound it",
-    "reward_server/scorers/judges/endpoint.py": "Retry-After may be a date; the wait is bounded",
+    "reward_client/_retry_after.py": "Retry-After may be a date; who waits bounds it",
     "reward_server/security/tls.py": "certificates expire by the wall clock",
     "reward_server/observability/spans.py": "collectors want wall-clock times",
 }
