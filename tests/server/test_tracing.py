@@ -191,8 +191,11 @@ def test_a_collector_that_is_away_costs_nothing(
 
 
 def test_an_unsupported_protocol_is_one_line() -> None:
-    env = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
-    done = run_cli("serve", "--scorers", "jpeg", OTEL_EXPORTER_OTLP_PROTOCOL="grpc", **env)
+    done = run_cli(
+        *("serve", "--scorers", "jpeg"),
+        OTEL_EXPORTER_OTLP_PROTOCOL="grpc",
+        OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9",
+    )
     assert done.returncode == 2
     assert "http/protobuf" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
