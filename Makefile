@@ -30,8 +30,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	  { echo "Python 3.10 or newer is needed; '$(PYTHON)' is older. Try: make install PYTHON=python3.11"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (a few minutes the first time) ..."
-	@$(BIN)/python -m pip install --quiet --upgrade pip
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/python -m pip install -qq --upgrade pip
+	@$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 scorers: $(VENV_SCORERS)/.installed ## create .venv-scorers with the scorers on torch (GenEval, preference)
@@ -41,8 +41,8 @@ scorers: $(VENV_SCORERS)/.installed ## create .venv-scorers with the scorers on 
 $(VENV_SCORERS)/.installed: pyproject.toml constraints.txt
 	@test -x $(VENV_SCORERS)/bin/python || $(PYTHON) -m venv $(VENV_SCORERS)
 	@echo "Installing into $(VENV_SCORERS) (a few minutes the first time) ..."
-	@$(VENV_SCORERS)/bin/python -m pip install --quiet --upgrade pip
-	@$(VENV_SCORERS)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[preference,geneval,ocr,server,test]'
+	@$(VENV_SCORERS)/bin/python -m pip install -qq --upgrade pip
+	@$(VENV_SCORERS)/bin/python -m pip install -qq --constraint constraints.txt --editable '.[preference,geneval,ocr,server,test]'
 	@touch $@
 
 train: install ## train: make train TASK=geneval (starts a local reward service unless REWARD_URL is set)
@@ -70,9 +70,9 @@ test-scorers: scorers ## run the tests of the scorers on torch
 $(VENV_PADDLE)/.installed: pyproject.toml
 	@test -x $(VENV_PADDLE)/bin/python || $(PYTHON) -m venv $(VENV_PADDLE)
 	@echo "Installing into $(VENV_PADDLE) (a minute the first time) ..."
-	@$(VENV_PADDLE)/bin/python -m pip install --quiet --upgrade pip
-	@$(VENV_PADDLE)/bin/python -m pip install --quiet --editable '.[paddle,server,test]'
-	@$(VENV_PADDLE)/bin/python -m pip install --quiet --no-deps rapidocr==3.10.0
+	@$(VENV_PADDLE)/bin/python -m pip install -qq --upgrade pip
+	@$(VENV_PADDLE)/bin/python -m pip install -qq --editable '.[paddle,server,test]'
+	@$(VENV_PADDLE)/bin/python -m pip install -qq --no-deps rapidocr==3.10.0
 	@touch $@
 
 test-paddle: $(VENV_PADDLE)/.installed ## run the tests of PaddleOCR, in .venv-paddle
@@ -94,7 +94,7 @@ type: install ## check types
 
 protos: ## generate the _pb packages from protos/ (with the pinned generator, in .venv-protos)
 	@test -x .venv-protos/bin/python || $(PYTHON) -m venv .venv-protos
-	@.venv-protos/bin/python -m pip install --quiet 'grpcio-tools==1.62.3' 'setuptools<81'
+	@.venv-protos/bin/python -m pip install -qq 'grpcio-tools==1.62.3' 'setuptools<81'
 	@.venv-protos/bin/python scripts/gen_protos.py
 
 bench: install ## run the benchmarks
@@ -124,13 +124,13 @@ test-containers: install ## build the images and test the composed service (a ru
 # Environments of their own: SkyPilot and the packages with schemas are no part of the product.
 .venv-kube/.installed: Makefile
 	@$(PYTHON) -m venv .venv-kube
-	@.venv-kube/bin/python -m pip install --quiet $(TEST_TOOLS) kubeflow-trainer-api==2.3.0 cloudcoil-models-keda==2.16.1.0 'kubernetes<33' filelock
-	@.venv-kube/bin/python -m pip install --quiet --no-deps kserve==0.21.0
+	@.venv-kube/bin/python -m pip install -qq $(TEST_TOOLS) kubeflow-trainer-api==2.3.0 cloudcoil-models-keda==2.16.1.0 'kubernetes<33' filelock
+	@.venv-kube/bin/python -m pip install -qq --no-deps kserve==0.21.0
 	@touch $@
 
 .venv-sky/.installed: Makefile
 	@$(PYTHON) -m venv .venv-sky
-	@.venv-sky/bin/python -m pip install --quiet $(TEST_TOOLS) skypilot==0.14.1
+	@.venv-sky/bin/python -m pip install -qq $(TEST_TOOLS) skypilot==0.14.1
 	@touch $@
 
 TEST_TOOLS := pytest pytest-timeout pytest-asyncio pyyaml
@@ -162,12 +162,12 @@ ps: ## list the containers and their health
 	@docker compose ps --all $(ARGS)
 
 lock: ## resolve docker/locks again: versions with hashes (uv, in .venv-lock; needs a package index)
-	@test -x .venv-lock/bin/uv || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/python -m pip install --quiet uv==0.13.9; }
+	@test -x .venv-lock/bin/uv || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/python -m pip install -qq uv==0.13.9; }
 	@.venv-lock/bin/python scripts/lock.py --uv .venv-lock/bin/uv
 
 audit: ## locks true to pyproject.toml and constraints.txt; known vulnerabilities, where the data are reachable
 	@$(PYTHON) scripts/lock.py --check
-	@test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/python -m pip install --quiet pip-audit==2.10.1; }
+	@test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/python -m pip install -qq pip-audit==2.10.1; }
 	@$(PYTHON) scripts/audit.py .venv-audit/bin/pip-audit
 
 fuzz: install ## feed broken input to every parser: make fuzz RUNS=1000000
