@@ -171,6 +171,8 @@ def report(
         path.write_text(_figure(runs), encoding="utf-8")
         typer.echo(f"![{arena.title}](images/{path.name})\n")
     typer.echo(summary(runs))
+    if runs:
+        typer.echo(f"\n{at_equal_time(runs)}")
 
 
 Rows = list[dict[str, Any]]
@@ -200,7 +202,7 @@ def summary(runs: Mapping[str, Sequence[Rows]]) -> str:
     """
     out = [
         "| arm | held-out (95 % interval) | at best | largest change watched | colour diversity "
-        "| KL | epochs | s per epoch |",
+        "| KL | epochs | CPU s per epoch |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, seeds in runs.items():
@@ -231,9 +233,47 @@ def _line(rows: Rows) -> str:
         "" if diversity is None else f"{diversity:+.0%}",
         f"{kl['mean']:.3f}" if kl else "–",
         str(last["epoch"]),
-        f"{fmean(row['seconds']['total'] for row in epochs):.1f}" if epochs else "",
+        f"{fmean(_cpu_s(row) for row in epochs):.1f}" if epochs else "",
     ]
     return " | ".join(cells)
+
+
+def _cpu_s(row: Mapping[str, Any]) -> float:
+    """CPU seconds of the trainer in an epoch, which other work on the machine does not change."""
+    return row["seconds"]["cpu"]
+
+
+def at_equal_time(runs: Mapping[str, Sequence[Rows]]) -> str:
+    """A Markdown table: the last evaluation of each run within the CPU time of the cheapest one.
+
+    The learning rates fall with the epochs, so what a run had in the middle is not what a shorter
+    schedule would have reached.
+    """
+    budget_s = min(sum(_spent(rows)) for seeds in runs.values() for rows in seeds)
+    out = [
+        f"| arm | held-out after {budget_s / 60:.1f} CPU minutes of training, per seed | epochs |",
+        "|---|---|---|",
+    ]
+    for name, seeds in runs.items():
+        found = [_within(rows, budget_s) for rows in seeds]
+        means = ", ".join(f"{_headline(row)['mean']:.3f}" for row in found)
+        out.append(f"| {name} | {means} | {', '.join(str(row['epoch']) for row in found)} |")
+    return "\n".join(out)
+
+
+def _spent(rows: Rows) -> list[float]:
+    return [_cpu_s(row) for row in rows if row["kind"] == "train"]
+
+
+def _within(rows: Rows, budget_s: float) -> Mapping[str, Any]:
+    """The last evaluation before a budget is spent."""
+    total_s, last = 0.0, _evaluations(rows)[0]
+    for row in rows:
+        if row["kind"] == "train":
+            total_s += _cpu_s(row)
+        elif total_s <= budget_s:
+            last = row
+    return last
 
 
 def _changes(base: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, float]:

@@ -91,17 +91,22 @@ def test_the_report_is_a_line_per_run_and_a_figure(tmp_path: Path) -> None:
     runs.mkdir()
     (docs / "images").mkdir(parents=True)
     make_run(runs / "plain-seed0", {"sharpness": 0.4, "purity": 0.9}, gain=0.3)
-    make_run(runs / "plain-seed1", {"sharpness": 0.8, "purity": 0.9}, gain=0.1)
+    slow = make_run(runs / "plain-seed1", {"sharpness": 0.8, "purity": 0.9}, gain=0.1)
+    text = (slow / "metrics.jsonl").read_text()
+    (slow / "metrics.jsonl").write_text(text.replace('"cpu": 6.0', '"cpu": 12.0'))
     cut = make_run(runs / "other_one-seed0", {"sharpness": 0.8, "purity": 0.9})
     lines = (cut / "metrics.jsonl").read_text().splitlines()
     (cut / "metrics.jsonl").write_text("\n".join(lines[:-2]) + "\n" + lines[-1][:20])
     done = arena("report", table(tmp_path), "--out", str(runs), "--docs", str(docs))
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
-    assert len(rows) == 2 + 1 + 2 + 1
+    assert len(rows) == 2 + 1 + 2 + 1 + 2 + 2
     assert "| **plain**, 2 seeds | **0.700** (0.600 to 0.800)" in rows[2]
     assert "sharpness -50%" in rows[3]
     last = json.loads(lines[-3])["metrics"]["geneval"]["mean"]
     assert f"{last:.3f}*" in rows[5]
+    assert rows[6].startswith("| arm | held-out after 3.0 CPU minutes")
+    # 30 epochs of 12 CPU seconds do not fit into them: only the base had been evaluated.
+    assert rows[8] == "| plain | 0.800, 0.500 | 30, 0 |"
     drawing = ElementTree.parse(docs / "images" / "arena_table.svg").getroot()
     assert sum(element.tag.endswith("}polyline") for element in drawing.iter()) == 3

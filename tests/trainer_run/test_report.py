@@ -62,7 +62,7 @@ def training(epoch: int) -> dict[str, Any]:
         "errors": {},
         "first_ratio_deviation": 0.0,
         "policy": {"kl": 0.001 * epoch, "clip_frac_low": 0.1, "clip_frac_high": None},
-        "seconds": {"rollout": 1.0, "score_wait": 0.1, "train": 2.0, "total": 3.1},
+        "seconds": {"rollout": 1.0, "score_wait": 0.1, "train": 2.0, "total": 3.1, "cpu": 6.0},
         "images": 192,
         "images_per_s": 60.0,
     }

@@ -52,6 +52,7 @@ def train_epoch(run: Run) -> dict[str, Any]:
     """
     settings, epoch = run.settings, run.progress.epoch
     times: dict[str, float] = dict.fromkeys(("rollout", "score_wait", "train"), 0.0)
+    cpu_s = time.process_time()
     with _timed(times, "rollout"):
         prompts = draw_prompts(
             run.probabilities,
@@ -86,7 +87,11 @@ def train_epoch(run: Run) -> dict[str, Any]:
         "scorers": {name: list(seen) for name, seen in scores.fingerprints.items()},
         **combine_updates(updates),
         **_controlled(run),
-        "seconds": {**times, "total": sum(times.values())},
+        "seconds": {
+            **times,
+            "total": sum(times.values()),
+            "cpu": time.process_time() - cpu_s,
+        },
         "images": total,
         "images_per_s": total / sum(times.values()),
     }
