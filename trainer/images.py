@@ -1,7 +1,10 @@
 """Images and videos of a run as files: contact sheets of fixed prompts and seeds."""
 
+import base64
+import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +13,12 @@ from PIL import Image as PilImage
 Pixels = NDArray[np.uint8]
 STRIP_FRAMES = 5
 FRAMES_PER_S = 16  # Wan's
+LEAST_PX = 32
+# Encodings of small copies, the better first.
+ENCODINGS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("PNG", {"optimize": True}),
+    *(("WEBP", {"quality": quality}) for quality in (85, 65, 45, 25)),
+)
 
 
 def sheet(images: Sequence[Pixels], columns: int, gap_px: int = 2) -> Pixels:
@@ -82,6 +91,25 @@ def save_png(path: Path, pixels: Pixels) -> None:
     """Write an (H, W, 3) image."""
     path.parent.mkdir(parents=True, exist_ok=True)
     PilImage.fromarray(pixels).save(path, format="PNG", optimize=True)
+
+
+def data_url(pixels: Pixels, *, limit_px: int, limit_bytes: int) -> str:
+    """A copy of an (H, W, 3) image that stands in a page: PNG if that is small, else WebP.
+
+    It is at most `limit_px` high and `limit_bytes` large; less of both where quality does not help.
+    """
+    image = PilImage.fromarray(pixels)
+    image.thumbnail((image.width, limit_px), PilImage.Resampling.LANCZOS)
+    kind, buffer = "", io.BytesIO()
+    for kind, options in ENCODINGS:
+        buffer = io.BytesIO()
+        image.save(buffer, format=kind, **options)
+        if buffer.tell() <= limit_bytes:
+            break
+    else:
+        if limit_px > LEAST_PX:
+            return data_url(pixels, limit_px=limit_px * 2 // 3, limit_bytes=limit_bytes)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def load_png(path: Path) -> Pixels:

@@ -23,6 +23,7 @@ from reward_client import (
     ResourceExhausted,
     RewardClient,
     RewardError,
+    ScoreResponse,
     ScorerSelector,
     Unavailable,
 )
@@ -31,6 +32,9 @@ from trainer.errors import ConfigError, ServiceError, ServiceLost
 from trainer.models.base import Decoded
 from trainer.scores import NOT_FINITE, Scores, all_failed, among, read_response
 from trainer.types import Prompt
+
+# An explanation that takes longer is not worth an epoch's time.
+EXPLAIN_S = 20.0
 
 
 def selectors(terms: Sequence[RewardTerm]) -> tuple[ScorerSelector, ...]:
@@ -136,6 +140,27 @@ class RewardService:
             for index, error in result.errors.items()
             if error.code is Code.INVALID_ARGUMENT
         }
+
+    def explain(
+        self,
+        decoded: Decoded,
+        prompts: Sequence[Prompt],
+        terms: Sequence[RewardTerm],
+        *,
+        tag: str,
+    ) -> "Future[ScoreResponse]":
+        """Ask once, after everything else, for scores with explanations for people.
+
+        A future of the answer to the images that are finite; raises `RewardError`.
+        """
+        return self._pool.submit(
+            self._client.score,
+            _items(decoded, prompts, tag),
+            selectors(terms),
+            priority=Priority.BULK,
+            deadline_s=EXPLAIN_S,
+            include_details=True,
+        )
 
     def reads_specs(self, scorer: str) -> bool:
         """Whether a scorer needs more of an item than picture and prompt; known after `check`."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from reward_client import _validation
 from reward_client._pb.reward.v1 import reward_pb2 as pb
@@ -27,7 +27,8 @@ from reward_client.types import (
     ScorerSelector,
 )
 
-Scored: TypeAlias = "float | ItemError | tuple[float, Mapping[str, float]]"
+Outcome: TypeAlias = "tuple[float, Mapping[str, float], Mapping[str, Any]]"
+Scored: TypeAlias = "float | ItemError | tuple[float, Mapping[str, float]] | Outcome"
 ScoreFn: TypeAlias = Callable[[str, Item], Scored]
 
 
@@ -45,8 +46,8 @@ class FakeTransport:
 
         Args:
             score_fn: returns a finite score, or a score and its components by name (the same for
-                every item), or an `ItemError`; a `RewardError` that it raises fails the request as
-                a whole.
+                every item), or both and an explanation, or an `ItemError`; a `RewardError` that it
+                raises fails the request as a whole.
             scorers: the names that exist; any other is NOT_FOUND.
             fingerprint: of all scorers.
         """
@@ -70,7 +71,7 @@ class FakeTransport:
         request = convert.request_from_proto(message)
         self.requests.append(request)
         _validation.check_request(request)
-        results = {s.name: self._result(s, request.items) for s in request.scorers}
+        results = {s.name: self._result(s, request) for s in request.scorers}
         return convert.response_to_proto(ScoreResponse(request.request_id, results))
 
     async def list_scorers(self, timeout_s: float, headers: Headers = ()) -> pb.ListScorersResponse:
@@ -100,7 +101,8 @@ class FakeTransport:
     async def close(self) -> None:
         """Nothing to release."""
 
-    def _result(self, selector: ScorerSelector, items: Sequence[Item]) -> ScorerResult:
+    def _result(self, selector: ScorerSelector, request: ScoreRequest) -> ScorerResult:
+        items = request.items
         if selector.name not in self._scorers:
             raise _validation.unknown_scorer(selector.name, self._scorers)
         outcomes = [_split(self._score_fn(selector.name, item)) for item in items]
@@ -110,6 +112,7 @@ class FakeTransport:
             name: tuple(None if isinstance(o, ItemError) else o[1][name] for o in outcomes)
             for name in (found[0] if found else ())
         }
+        details = tuple(None if isinstance(o, ItemError) else o[2] for o in outcomes)
         return ScorerResult(
             name=selector.name,
             version="fake",
@@ -118,12 +121,14 @@ class FakeTransport:
             raw=scores,
             components=components,
             errors={i: o for i, o in enumerate(outcomes) if isinstance(o, ItemError)},
+            details=details if request.include_details else None,
             lossy_input=tuple(any(is_lossy(image) for image in item.images) for item in items),
         )
 
 
-def _split(outcome: Scored) -> ItemError | tuple[float, Mapping[str, float]]:
+def _split(outcome: Scored) -> ItemError | Outcome:
     if isinstance(outcome, ItemError):
         return outcome
-    score, components = outcome if isinstance(outcome, tuple) else (outcome, {})
-    return float(score), components
+    score, *rest = outcome if isinstance(outcome, tuple) else (outcome,)
+    components, details, *_ = *rest, {}, {}
+    return float(score), components, details

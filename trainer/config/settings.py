@@ -529,6 +529,10 @@ class LoggingSettings(Section):
     """Write TensorBoard files into the run's folder."""
     wandb_project: str = ""
     """Weights & Biases project; empty: off."""
+    groups_every_epochs: Count = 10
+    """Epochs between those whose best and worst groups are kept for the report: a few small
+    pictures with rewards and the scorers' explanations, of the first such epoch and the newest.
+    0: off."""
 
 
 class Settings(Section):

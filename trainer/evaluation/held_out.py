@@ -22,6 +22,7 @@ from trainer.evaluation.sampling import EVAL_EPOCH, Job, plan, sample_and_compar
 from trainer.evaluation.statistics import (
     DIVERSITIES,
     Part,
+    by_prompt,
     distinct,
     joined_columns,
     summarise,
@@ -48,7 +49,9 @@ class Evaluation:
         kl: row of the distance to the base model, or None where there is no base to compare with.
         failed: images that lack the score of at least one term.
         images: how many images were made.
+        by_prompt: mean of each prompt per measured and watched term, by category.
         shown: the first image of the prompts that are shown, by prompt index.
+        shown_scores: the headline of these images.
         errors: how often which error occurred.
         scorers: fingerprints of what computed the scores, by scorer.
     """
@@ -60,14 +63,16 @@ class Evaluation:
     kl: Mapping[str, Any] | None
     failed: int
     images: int
+    by_prompt: Mapping[str, Mapping[str, Sequence[float | None]]]
     shown: Mapping[int, Pixels]
+    shown_scores: Mapping[int, float | None]
     errors: Mapping[str, int]
     scorers: Mapping[str, Sequence[str]]
 
     def row(self) -> dict[str, Any]:
         """Everything but the pictures, by name, for files; `kl` only where there is one."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: v for name, v in values.items() if name != "shown" and v is not None}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if "shown" not in f.name}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 def evaluate_run(
@@ -198,11 +203,13 @@ def _collect(
     settings: Settings,
     terms: Sequence[RewardTerm],
 ) -> Evaluation:
-    index = [prompt for part in parts for prompt, _ in part.rows]
+    rows_made = [row for part in parts for row in part.rows]
+    index = [prompt for prompt, _ in rows_made]
     scores = [part.scores for part in parts if isinstance(part.scores, Scores)]
     whole = merge(scores)
     groups = [prompt.group or "all" for prompt in prompts]
     rows = {t.name: summarise(whole.values[t.name].tolist(), index, groups) for t in terms}
+    headline = whole.values[settings.measured[0].name].tolist()
     spreads = joined_columns(part.diversity for part in parts)
     distances = [value for part in parts for value in part.distances]
     shown: dict[int, Pixels] = {}
@@ -220,7 +227,16 @@ def _collect(
         kl=summarise(distances, index, groups) if distances else None,
         failed=int((~whole.valid([term.name for term in terms])).sum()),
         images=len(index),
+        by_prompt={
+            term.name: by_prompt(whole.values[term.name].tolist(), index, groups)
+            for term in (*settings.measured, *settings.rewards.watch)
+        },
         shown=shown,
+        shown_scores={
+            prompt: score
+            for (prompt, sample), score in zip(rows_made, headline, strict=True)
+            if sample == 0 and prompt in shown
+        },
         errors=dict(whole.errors),
         scorers=joined(part.fingerprints for part in scores),
     )

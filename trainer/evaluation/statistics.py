@@ -9,6 +9,7 @@ there before it shows in a reward.
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,43 @@ def summarise(
             found[name] = _estimate(totals[rows].sum() / count, means, count)
     middle = float(np.mean([row["mean"] for row in found.values()]))
     return {**_estimate(middle, np.mean(draws, axis=0), counts.sum()), "categories": found}
+
+
+def by_prompt(
+    scores: Sequence[float | None], prompt_index: Sequence[int], groups: Sequence[str]
+) -> dict[str, list[float | None]]:
+    """The mean of each prompt's images by group, in the order of prompts; None without a score.
+
+    Two evaluations of the same prompts from the same noise are compared by it, prompt by prompt.
+    """
+    found: dict[int, list[float]] = {prompt: [] for prompt in sorted(set(prompt_index))}
+    for score, prompt in zip(scores, prompt_index, strict=True):
+        if score is not None:
+            found[prompt].append(score)
+    out: dict[str, list[float | None]] = defaultdict(list)
+    for prompt, values in found.items():
+        out[groups[prompt]].append(round(fmean(values), 6) if values else None)
+    return dict(out)
+
+
+def paired(
+    before: Mapping[str, Sequence[float | None]], after: Mapping[str, Sequence[float | None]]
+) -> Row:
+    """The mean difference of two evaluations of the same prompts, as `summarise` has it.
+
+    Args:
+        before: of `by_prompt`.
+        after: the same, of as many prompts.
+
+    Raises:
+        ValueError: Groups or numbers of prompts that differ.
+    """
+    if {k: len(v) for k, v in before.items()} != {k: len(v) for k, v in after.items()}:
+        raise ValueError("these are not the same prompts")
+    groups = [name for name, values in before.items() for _ in values]
+    pairs = [p for name in before for p in zip(before[name], after[name], strict=True)]
+    changes = [None if a is None or b is None else b - a for a, b in pairs]
+    return summarise(changes, range(len(changes)), groups)
 
 
 Features = NDArray[np.floating]

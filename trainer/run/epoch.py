@@ -5,7 +5,7 @@ service that goes away loses nothing, since nothing has changed by then.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from trainer.models.base import Conditioning
 from trainer.rollout.policy import RolloutBatch, draw_window
 from trainer.rollout.prompts import Draw, draw_prompts, draws, share_out
 from trainer.rollout.rollout import rollout
+from trainer.run import groups
 from trainer.run.scores import epoch_advantages, epoch_scores
 from trainer.run.state import Run, check_stop
 from trainer.scores import Scores
@@ -68,11 +69,14 @@ def train_epoch(run: Run) -> dict[str, Any]:
     with _timed(times, "score_wait"):
         scores = epoch_scores(run, [[item.pending for item in batches] for batches in sampled])
     found = epoch_advantages(settings, scores)
+    names = [term.name for term in settings.rewards.train]
+    keep = _groups_kept(run, prompts, sampled, scores) if groups.due(run) else None
     run.show("updating", 0, 0)
     with _timed(times, "train"):
         updates = [update(run, train_batches(run, batches, found, negative)) for batches in sampled]
         run.updater.end_epoch()
-    names = [term.name for term in settings.rewards.train]
+    if keep is not None:
+        keep()
     total = len(scores.values[names[0]])
     return {
         "kind": "train",
@@ -95,6 +99,18 @@ def train_epoch(run: Run) -> dict[str, Any]:
         "images": total,
         "images_per_s": total / sum(times.values()),
     }
+
+
+def _groups_kept(
+    run: Run, prompts: Sequence[int], sampled: Sequence[Sequence[Sampled]], scores: Scores
+) -> Callable[[], None]:
+    """Ask for explanations of the best and the worst groups; what is returned writes them down."""
+    weighted = [scores.values[term.name] * term.weight for term in run.settings.rewards.train]
+    rewards = sum(weighted[1:], start=weighted[0])
+    chosen = groups.choose(rewards, run.settings.batch.images_per_prompt)
+    batches = [(item.first, item.batch.final) for batches in sampled for item in batches]
+    pending = groups.ask(run, prompts, batches, chosen)
+    return lambda: groups.keep(run, prompts, chosen, scores, rewards, pending)
 
 
 @contextmanager

@@ -192,6 +192,8 @@ def evaluate(run: Run, phase: Literal["base", "curve", "final"]) -> Evaluation:
         **found.row(),
         "samples": samples if shown else None,
         "shown": [run.test[index].text for index in shown],
+        "shown_scores": [found.shown_scores.get(index) for index in shown],
+        "prompts": run.prompts.get("test", ""),
         "seconds": time.perf_counter() - begin,
     }
     if shown:

@@ -36,7 +36,7 @@ FREE: Mapping[str, Collection[str]] = {
         "on_alarm",
     ),
     "rewards": ("url", "deadline_s", "patience_s", "retry_pause_s", "requests_in_flight"),
-    "logging": ("tensorboard", "wandb_project"),
+    "logging": ("tensorboard", "wandb_project", "groups_every_epochs"),
     "eval": ("every_epochs", "every_minutes", "alarm_fall"),
     "alarm": tuple(AlarmSettings.model_fields),
 }
