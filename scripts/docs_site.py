@@ -6,6 +6,7 @@ A generated page is written nowhere but into the site, so it cannot differ from 
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -50,6 +51,7 @@ def pages() -> dict[str, str]:
         "reference/settings.md": settings_page(),
         "reference/server_config.md": server_page(),
         "reference/api.md": api_page(),
+        "reference/http_api.md": http_page(),
         "reference/proto.md": proto_page(),
     }
 
@@ -193,5 +195,119 @@ def _docstring(value: Any) -> str:
 def proto_page() -> str:
     """The contract itself."""
     source = (ROOT / "protos/reward/v1/reward.proto").read_text(encoding="utf-8")
-    http = "Over HTTP the same messages are JSON: `/docs` on a running server."
+    http = "Over HTTP the same messages are JSON: [HTTP API](http_api.md)."
     return f"# gRPC contract\n{GENERATED}\n{http}\n\n```proto\n{source}```\n"
+
+
+def http_page() -> str:
+    """The HTTP API: paths, bodies, statuses and messages of its OpenAPI description."""
+    from reward_client.errors import STATUS
+    from reward_server import config
+    from reward_server.api.dialects.routes import add_routes
+    from reward_server.api.http_api import create_app
+    from reward_server.observability.metrics import Metrics
+    from reward_server.service import RewardService
+
+    service = RewardService(config.load(None, {}), Metrics())
+    app = create_app(service)
+    own = list(app.openapi()["paths"])
+    app.openapi_schema = None
+    add_routes(app, service)
+    document = app.openapi()
+    paths: dict[str, Any] = document["paths"]
+    dialects = {path: found for path, found in paths.items() if path not in own}
+    meanings = {
+        int(status): answer["description"]
+        for status, answer in paths["/v1/score"]["post"]["responses"].items()
+    }
+    codes = {status.http: f"`{code.value}`" for code, status in STATUS.items()}
+    statuses = [
+        f"| {status} | {codes.get(status, '')} | {_cell(meaning)} |"
+        for status, meaning in sorted(meanings.items())
+    ]
+    parts = [
+        f"# HTTP API\n{GENERATED}\n{app.description}\n",
+        "On a running server: `/docs` to try it, `/openapi.json` for code generators. The deadline"
+        " of a request is the header `x-reward-deadline-ms`; an API key goes into"
+        " `authorization: Bearer KEY`. The same over gRPC: [gRPC contract](proto.md).\n",
+        "## Paths\n\n" + _paths({path: paths[path] for path in own}),
+        "## Statuses\n\nFailures of `/v1` carry an [Error](#error).\n",
+        "\n".join(["| HTTP | code | meaning |\n|---|---|---|", *statuses]) + "\n",
+        "## Paths of the dialects\n\nWith `--legacy`:"
+        " [existing clients](../guides/legacy.md).\n\n" + _paths(dialects),
+        "## Messages\n",
+    ]
+    messages: dict[str, Any] = document["components"]["schemas"]
+    parts += [_message(name, messages[name]) for name in _reached(paths, messages)]
+    return "\n".join(parts)
+
+
+def _reached(paths: dict[str, Any], messages: dict[str, Any]) -> list[str]:
+    """Names of messages in the order in which a reader of the paths meets them."""
+    found: dict[str, None] = {}
+
+    def read(schema: Any) -> None:
+        for name in re.findall(r"#/components/schemas/(\w+)", json.dumps(schema)):
+            if name not in found and name not in _UNUSED:
+                found[name] = None
+                read(messages[name])
+
+    for methods in paths.values():
+        for one in methods.values():
+            read(one.get("requestBody"))
+            read(one["responses"])
+    return list(found)
+
+
+# FastAPI's own answer to arguments that it cannot convert; all of ours are texts.
+_UNUSED = ("HTTPValidationError", "ValidationError")
+
+
+def _paths(found: dict[str, Any]) -> str:
+    rows = ["| path | what | body | answer | other statuses |\n|---|---|---|---|---|"]
+    for path, methods in found.items():
+        for method, one in methods.items():
+            query = [p["name"] for p in one.get("parameters", ()) if p["in"] == "query"]
+            shown = path + ("?" + "&".join(f"{name}=" for name in query) if query else "")
+            content = one.get("requestBody", {}).get("content", {})
+            body = ", ".join(f"`{kind}`: {_type(what['schema'])}" for kind, what in content.items())
+            answers = {
+                status: answer.get("content", {}).get("application/json", {}).get("schema", {})
+                for status, answer in one["responses"].items()
+                if not any(name in str(answer) for name in _UNUSED)
+            }
+            others = ", ".join(sorted(status for status in answers if status != "200"))
+            cells = (_cell(one["summary"]), body, _type(answers["200"]), others)
+            rows.append(f"| `{method.upper()} {shown}` | {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+def _message(name: str, schema: dict[str, Any]) -> str:
+    text = _help(schema.get("description"))
+    head = f"### {name}\n\n{text}\n" if text else f"### {name}\n"
+    if "properties" not in schema:
+        return f"{head}\n{_type(schema)}\n"
+    rows = ["| field | type | default | meaning |\n|---|---|---|---|"]
+    for field, found in schema["properties"].items():
+        required = field in schema.get("required", ())
+        default = "required" if required else f"`{json.dumps(found.get('default'))}`"
+        row = (f"`{field}`", _type(found), default, _cell(found.get("description", "")))
+        rows.append(f"| {' | '.join(row)} |")
+    return head + "\n" + "\n".join(rows) + "\n"
+
+
+def _type(schema: dict[str, Any]) -> str:
+    """A type of JSON schema in words, with links to messages of this page."""
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    if "anyOf" in schema:
+        return " or ".join(_type(one) for one in schema["anyOf"])
+    kind = schema.get("type", "")
+    if kind == "array":
+        return f"list of {_type(schema.get('items', {})) or 'anything'}"
+    if kind == "object" and isinstance(values := schema.get("additionalProperties"), dict):
+        return f"object of {_type(values)}"
+    return "bytes" if schema.get("format") == "binary" else kind

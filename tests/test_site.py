@@ -63,6 +63,11 @@ def test_reference_pages_hold_what_the_code_holds(site: Path) -> None:
     assert "flow-train train" in cli
     assert "--allow-unauthenticated" in cli
     assert "rpc" in (site / "reference" / "proto.html").read_text("utf-8")
+    http = (site / "reference" / "http_api.html").read_text("utf-8")
+    for named in ("POST /v1/score", "GET /readyz?scorer=", "POST /v2/models/{name}/infer"):
+        assert f"<code>{named}" in http
+    for field in ("lossy_input", "retryable", "x-reward-deadline-ms", "UNAUTHENTICATED"):
+        assert f"<code>{field}</code>" in http
 
 
 @pytest.fixture(scope="module")

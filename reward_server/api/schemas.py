@@ -38,30 +38,30 @@ class OcrSpec(BaseModel):
 
 class Item(BaseModel):
     id: str = Field(description="unique within the request")
-    prompt: str = ""
-    images: list[Media]
-    references: list[Media] = []
+    prompt: str = Field("", description="the text the images were made from")
+    images: list[Media] = Field(description="what is scored: one image, or the frames of a video")
+    references: list[Media] = Field([], description="images to compare with")
     geneval: dict[str, Any] = Field(
         {},
         description="a row of GenEval's metadata",
         examples=[{"tag": "colors", "include": [{"class": "star", "count": 1, "color": "red"}]}],
     )
-    ocr: OcrSpec = OcrSpec(target="")
-    metadata: dict[str, Any] = {}
+    ocr: OcrSpec = Field(OcrSpec(target=""), description="the text to read")
+    metadata: dict[str, Any] = Field({}, description="anything else that a scorer reads")
 
 
 class Selector(BaseModel):
     name: str
-    version: str = ""
-    transform: str = ""
+    version: str = Field("", description="empty: the one that is served")
+    transform: str = Field("", description="empty: the scorer's default")
 
 
 class ScoreRequest(BaseModel):
     request_id: str = Field("", description="repeat it on a retry")
-    scorers: list[Selector] = Field(min_length=1)
-    items: list[Item] = Field(min_length=1)
+    scorers: list[Selector] = Field(min_length=1, description="each name once")
+    items: list[Item] = Field(min_length=1, description="each id once")
     priority: Priority = Priority.EVAL
-    include_details: bool = False
+    include_details: bool = Field(False, description="also boxes, recognised text, judge's words")
 
 
 class ScoreForm(BaseModel):
@@ -74,10 +74,10 @@ class ScoreForm(BaseModel):
 
 
 class Status(BaseModel):
-    index: int
+    index: int = Field(description="into the items of the request")
     code: Code
     message: str
-    retryable: bool
+    retryable: bool = Field(description="whether the same item may succeed later")
 
 
 class Values(BaseModel):
@@ -87,35 +87,35 @@ class Values(BaseModel):
 class Result(BaseModel):
     name: str
     version: str
-    fingerprint: str
-    scores: Column
-    raw: Column
-    components: dict[str, Values]
-    status: list[Status]
-    details: list[dict[str, Any]] = []
-    lossy_input: list[bool] = []
-    queue_ms: float = 0.0
-    compute_ms: float = 0.0
+    fingerprint: str = Field(description="digest of weights, preprocessing, code and dtype")
+    scores: Column = Field(description="transformed, one for each item")
+    raw: Column = Field(description="before the transform, one for each item")
+    components: dict[str, Values] = Field(description="further outputs by name")
+    status: list[Status] = Field(description="failed items only")
+    details: list[dict[str, Any]] = Field([], description="if asked for: index and details")
+    lossy_input: list[bool] = Field([], description="whether an item's image came lossily encoded")
+    queue_ms: float = Field(0.0, description="longest wait for a batch")
+    compute_ms: float = Field(0.0, description="time in the scorer")
 
 
 class ScoreResponse(BaseModel):
     """Columns of numbers per scorer; null where `status` says why."""
 
     request_id: str
-    results: list[Result]
+    results: list[Result] = Field(description="one for each scorer, in the order of the request")
 
 
 class Scorer(BaseModel):
     name: str
     version: str
     fingerprint: str
-    inputs: list[str]
-    transforms: list[str]
+    inputs: list[str] = Field(description="what an item must carry")
+    transforms: list[str] = Field(description="ways to report the raw score")
     default_transform: str
     state: State
-    output_low: Bound = 0.0
-    output_high: Bound = 0.0
-    last_error: str = ""
+    output_low: Bound = Field(0.0, description="of the default transform")
+    output_high: Bound = Field(0.0, description="of the default transform")
+    last_error: str = Field("", description="why it does not serve, or what is in trouble")
 
 
 class Scorers(BaseModel):
@@ -137,7 +137,7 @@ class ErrorBody(BaseModel):
     code: Code
     message: str
     retryable: bool
-    items: list[dict[str, Any]]
+    items: list[dict[str, Any]] = Field(description="the items at fault, where known")
 
 
 class Error(BaseModel):
