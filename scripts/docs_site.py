@@ -92,7 +92,8 @@ def _parameter(one: Any) -> str:
 
 def settings_page() -> str:
     """The settings of a run, section by section."""
-    from trainer.config.settings import LOSS_SETTINGS, RewardTerm, Settings
+    from trainer.config.loss_settings import LOSS_SETTINGS
+    from trainer.config.settings import RewardTerm, Settings
 
     parts = [
         f"# Settings of a run\n{GENERATED}\nHow they are used: [training](../guides/training.md)."

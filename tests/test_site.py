@@ -44,7 +44,8 @@ def test_every_page_is_there_and_loads_nothing_from_elsewhere(site: Path) -> Non
 
 def test_reference_pages_hold_what_the_code_holds(site: Path) -> None:
     from reward_server.config import ScorerConfig, ServerConfig
-    from trainer.config.settings import LOSS_SETTINGS, Settings
+    from trainer.config.loss_settings import LOSS_SETTINGS
+    from trainer.config.settings import Settings
 
     settings = (site / "reference" / "settings.html").read_text("utf-8")
     for name, section in Settings():

@@ -11,7 +11,8 @@ from torch import Tensor
 from trainer.algorithm.advantages import advantages
 from trainer.algorithm.losses import TrainBatch
 from trainer.config.load import parse, rollout_config
-from trainer.config.settings import LOSS_SETTINGS, Settings
+from trainer.config.loss_settings import LOSS_SETTINGS
+from trainer.config.settings import Settings
 from trainer.models.base import LoraSpec, ModelOptions
 from trainer.models.model import FlowModel
 from trainer.models.registry import MODELS

@@ -12,7 +12,7 @@ from torch import Tensor
 from trainer.algorithm.ema import Ema
 from trainer.algorithm.losses import LOSSES, LossContext, TrainBatch
 from trainer.algorithm.losses.images import Point, group_sources, own_sources, points
-from trainer.config.settings import LOSS_SETTINGS
+from trainer.config.loss_settings import LOSS_SETTINGS
 from trainer.models.base import LoraSpec, ModelOptions
 from trainer.models.model import FlowModel
 from trainer.models.registry import MODELS

@@ -8,7 +8,7 @@ from tiny_parts import PROMPTS, SIDE_PX
 from trainer.algorithm.advantages import advantages
 from trainer.algorithm.ema import Ema
 from trainer.algorithm.losses import LOSSES, LossContext, TrainBatch
-from trainer.config.settings import LOSS_SETTINGS
+from trainer.config.loss_settings import LOSS_SETTINGS
 from trainer.evaluation.sampling import sample_and_compare
 from trainer.models.base import Finetune, LoraSpec, ModelOptions
 from trainer.models.model import FlowModel

@@ -7,7 +7,7 @@ import torch
 from trainer.algorithm import sde
 from trainer.algorithm.losses import LossContext, TrainBatch
 from trainer.algorithm.losses.grpo import step_advantages, step_weights
-from trainer.config.settings import GrpoSettings
+from trainer.config.loss_settings import GrpoSettings
 from trainer.models.base import Conditioning
 from trainer.rollout.config import RolloutConfig
 from trainer.rollout.policy import RolloutBatch

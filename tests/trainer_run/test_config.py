@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from trainer.algorithm.losses import LOSSES
 from trainer.config import load as config
+from trainer.config.loss_settings import LOSS_SETTINGS, NftSettings
 from trainer.config.preset import preset_names
-from trainer.config.settings import LOSS_SETTINGS, NftSettings, Settings
+from trainer.config.settings import Settings
 from trainer.errors import ConfigError
 from trainer.run.inputs import load_prompts
 

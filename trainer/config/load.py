@@ -13,8 +13,9 @@ from pydantic_core import ErrorDetails
 
 import miniature
 from trainer.config.geometry import geometry
+from trainer.config.loss_settings import LOSS_SETTINGS
 from trainer.config.preset import preset_path, read, switch_loss, tomllib
-from trainer.config.settings import LOSS_SETTINGS, Settings
+from trainer.config.settings import Settings
 from trainer.errors import ConfigError, did_you_mean
 from trainer.rollout.config import RolloutConfig
 

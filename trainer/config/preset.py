@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.config.settings import LOSS_SETTINGS
+from trainer.config.loss_settings import LOSS_SETTINGS
 from trainer.errors import ConfigError, did_you_mean
 
 if sys.version_info >= (3, 11):

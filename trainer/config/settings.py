@@ -3,24 +3,21 @@
 `trainer.config.load` reads them from files and the command line; the documentation lists them.
 """
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
-from trainer.types import AdvantageMode, LogProbForm, SdeKind
-
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-Scale = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    """A group of settings; unknown names are errors."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
-    )
+from trainer.config.loss_settings import AnyLossSettings, GrpoSettings
+from trainer.config.section import (
+    AboveZero,
+    Count,
+    Fraction,
+    OpenFraction,
+    Positive,
+    Scale,
+    Section,
+)
+from trainer.types import SdeKind
 
 
 class RunSettings(Section):
@@ -38,7 +35,7 @@ class RunSettings(Section):
     """Seed of everything random: prompts, noise, adapter."""
     epochs: Positive = 100
     """Sampling epochs (sample, score, update), after which the run is finished."""
-    max_minutes: Annotated[float, Field(ge=0)] = 0.0
+    max_minutes: Scale = 0.0
     """Minutes of training, evaluation during training included, over all resumes; after them the
     run evaluates, saves and ends. 0: no limit. Loading, the base's and the final evaluation are
     not counted."""
@@ -50,7 +47,7 @@ class RunSettings(Section):
     any_world_size: bool = False
     """Resume with another number of processes than before. Sums are then rounded differently, and
     the run is no longer the uninterrupted one to the bit."""
-    peer_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
+    peer_timeout_s: AboveZero = 1800.0
     """Seconds that a process waits for the others, beyond what the reward service may take
     (`rewards.patience_s` + `rewards.deadline_s`), before it gives the run up."""
     device: str = "auto"
@@ -112,7 +109,7 @@ class ModelSettings(Section):
     """
     keep_encoders: bool = False
     """Keep the text encoders in memory after all prompts have been encoded."""
-    prompt_cache_gb: Annotated[float, Field(gt=0)] = 16.0
+    prompt_cache_gb: AboveZero = 16.0
     """Main memory for encoded prompts, per process, in 10^9 bytes. Where not all prompts fit, the
     encoders are kept and prompts are encoded when they are drawn."""
 
@@ -126,7 +123,7 @@ class SamplingSettings(Section):
     """Deterministic sampling steps in evaluations (T_eval)."""
     sde: SdeKind = "flow_sde"
     """Kind of the stochastic steps; `ode` has none and is for losses on finished images."""
-    noise_level: Annotated[float, Field(gt=0)] = 0.7
+    noise_level: AboveZero = 0.7
     """The paper's a: strength of the noise of a stochastic step."""
     group_noise: Literal["independent", "shared_start", "antithetic_pairs"] = "independent"
     """Noise of the images of a group. `independent`: each has its own. `shared_start`: the same
@@ -191,15 +188,15 @@ class BatchSettings(Section):
 class OptimSettings(Section):
     """AdamW."""
 
-    lr: Annotated[float, Field(gt=0)] = 3e-4
+    lr: AboveZero = 3e-4
     """Learning rate."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of the moments."""
-    eps: Annotated[float, Field(gt=0)] = 1e-8
+    eps: AboveZero = 1e-8
     """Added to the denominator."""
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    weight_decay: Scale = 1e-4
     """Decoupled weight decay."""
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    max_grad_norm: AboveZero = 1.0
     """Gradients are clipped to this global norm."""
     warmup_updates: Count = 0
     """Updates over which the learning rate rises linearly."""
@@ -211,189 +208,17 @@ class OptimSettings(Section):
     """Share of lr that is left after the decay."""
 
 
-class LossSettings(Section):
-    """What all losses have; `loss.algorithm` says which one it is.
-
-    Attributes:
-        learns_from: the stochastic steps of the rollout, or finished images, which deterministic
-            sampling makes.
-        advantage_mode: what the advantages of its images mean (`trainer.algorithm.advantages`).
-        keep_means: whether the rollout has to store the means of its steps.
-        log_prob_form: the log-probabilities that it needs; None: the official ones of the sampler.
-        needs_reference: whether it compares with the base model, whatever `kl_beta` is.
-        needs_groups: whether the images of a group have to be in one update.
-    """
-
-    learns_from: ClassVar[Literal["steps", "images"]]
-    advantage_mode: ClassVar[AdvantageMode] = "relative"
-    keep_means: ClassVar[bool] = False
-    log_prob_form: ClassVar[LogProbForm | None] = None
-    needs_reference: ClassVar[bool] = False
-    needs_groups: ClassVar[bool] = False
-
-    guidance_scale: float | None = None
-    """Guidance of the policy and the reference in updates; unset: as in sampling."""
-    kl_beta: Annotated[float, Field(ge=0)] = 0.04
-    """Weight of the KL to the base model; 0 saves the reference's forward pass. On finished images
-    it is the squared distance of the velocities."""
-
-
-class ImageLossSettings(LossSettings):
-    """What the losses on finished images have."""
-
-    learns_from = "images"
-    noise_levels: Positive = 4
-    """Noise levels per image and update, at most the steps of the rollout."""
-    lowest_level: Fraction = 0.0
-    """Only noise levels from this one up: a rollout of few steps lacks detail, which a loss at low
-    noise would teach (DGPO: shift(0.3), 0.56 for SD3)."""
-
-
-class ClipSettings(LossSettings):
-    """What the losses with a ratio have."""
-
-    clip_low: Annotated[float, Field(gt=0, lt=1)] = 1e-4
-    """The ratio is clipped below 1 - clip_low."""
-    clip_high: Annotated[float, Field(gt=0)] = 1e-4
-    """The ratio is clipped above 1 + clip_high."""
-
-
-class StepLossSettings(LossSettings):
-    """What the losses on stochastic steps have."""
-
-    learns_from = "steps"
-    kl_form: Literal["mean", "mean_dt", "velocity"] = "mean"
-    """`mean`: the official code (beta 0.04); `mean_dt`: the paper's formula; `velocity`: squared
-    distance of the velocities."""
-    step_weights: Literal["uniform", "noise", "gradient"] = "uniform"
-    """Weight of the policy gradient at each stochastic step: `uniform`: all alike; `noise`: by the
-    noise that the step adds (TempFlow-GRPO); `gradient`: so that the noise of every step moves the
-    velocity's gradient as much (Flash-GRPO)."""
-
-
-class GrpoSettings(StepLossSettings, ClipSettings):
-    """The clipped policy gradient on stochastic steps."""
-
-    algorithm: Literal["grpo"] = "grpo"
-    """Key of `trainer.algorithm.losses.LOSSES`."""
-
-
-class GrpoGuardSettings(StepLossSettings, ClipSettings):
-    """GRPO-Guard."""
-
-    keep_means = True
-    log_prob_form = "gaussian"
-    algorithm: Literal["grpo_guard"] = "grpo_guard"
-    """`grpo_guard`."""
-
-
-class FlowDppoSettings(StepLossSettings):
-    """Flow-DPPO: the policy gradient within a divergence from the policy that sampled."""
-
-    keep_means = True
-    log_prob_form = "gaussian"
-    algorithm: Literal["flow_dppo"] = "flow_dppo"
-    """`flow_dppo`."""
-    dppo_threshold: Annotated[float, Field(gt=0)] = 1e-6
-    """Divergence of a step from the policy that sampled, averaged over elements, beyond which an
-    image is left out if it leads further away (paper: 1e-7 with flow_sde, 1e-6 with cps)."""
-
-
-class NftSettings(ImageLossSettings):
-    """DiffusionNFT."""
-
-    algorithm: Literal["nft"] = "nft"
-    """`nft`."""
-    nft_beta: Annotated[float, Field(gt=0)] = 1.0
-    """Strength of the guidance between the old and the new policy."""
-
-
-class AwmSettings(ImageLossSettings, ClipSettings):
-    """Advantage-weighted matching."""
-
-    algorithm: Literal["awm"] = "awm"
-    """`awm`."""
-
-
-class DpoSettings(ImageLossSettings):
-    """Online DPO."""
-
-    advantage_mode = "best_worst"
-    needs_reference = needs_groups = True
-    algorithm: Literal["dpo"] = "dpo"
-    """`dpo`."""
-    dpo_beta: Annotated[float, Field(gt=0)] = 100.0
-    """How sharply the best and the worst image of a group are told apart."""
-
-
-class DgpoSettings(ImageLossSettings, ClipSettings):
-    """DGPO."""
-
-    needs_reference = needs_groups = True
-    algorithm: Literal["dgpo"] = "dgpo"
-    """`dgpo`."""
-    dgpo_beta: Annotated[float, Field(gt=0)] = 100.0
-    """How soon a group that is told apart teaches less (10 to 100 with a fixed reference)."""
-    clip_low: Annotated[float, Field(gt=0, lt=1)] = 1e-2
-    """The ratio exp(E_old - E) is clipped below 1 - clip_low."""
-    clip_high: Annotated[float, Field(gt=0)] = 1e-2
-    """The ratio is clipped above 1 + clip_high."""
-
-
-class SftSettings(ImageLossSettings):
-    """Online SFT on the best image of each group."""
-
-    advantage_mode = "best"
-    algorithm: Literal["sft"] = "sft"
-    """`sft`."""
-
-
-class RwrSettings(ImageLossSettings):
-    """Reward-weighted regression."""
-
-    advantage_mode = "softmax"
-    algorithm: Literal["rwr"] = "rwr"
-    """`rwr`."""
-    rwr_temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Images are weighed by exp(advantage / temperature)."""
-
-
-AnyLossSettings = (
-    GrpoSettings
-    | GrpoGuardSettings
-    | FlowDppoSettings
-    | NftSettings
-    | AwmSettings
-    | DpoSettings
-    | DgpoSettings
-    | SftSettings
-    | RwrSettings
-)
-# Which settings each loss has: nothing that it would ignore can be set.
-LOSS_SETTINGS: dict[str, type[AnyLossSettings]] = {
-    "grpo": GrpoSettings,
-    "grpo_guard": GrpoGuardSettings,
-    "flow_dppo": FlowDppoSettings,
-    "nft": NftSettings,
-    "awm": AwmSettings,
-    "dpo": DpoSettings,
-    "dgpo": DgpoSettings,
-    "sft": SftSettings,
-    "rwr": RwrSettings,
-}
-
-
 class AdvantageSettings(Section):
     """From rewards to advantages."""
 
     std: Literal["group", "global"] = "global"
     """Divide by the standard deviation of the group, or of the whole epoch."""
-    clip: Annotated[float, Field(gt=0)] = 5.0
+    clip: AboveZero = 5.0
     """Largest absolute advantage."""
     combine: Literal["sum", "per_reward", "gdpo"] = "sum"
     """Several rewards: add them up and normalise, or normalise each and add them up; `gdpo` divides
     that sum by its deviation over the epoch, and always normalises within groups."""
-    eps: Annotated[float, Field(gt=0)] = 1e-4
+    eps: AboveZero = 1e-4
     """Added to the standard deviation."""
 
 
@@ -433,12 +258,12 @@ class RewardSettings(Section):
     watch: tuple[RewardTerm, ...] = ()
     """What is only watched, in evaluations: a fall here while the reward rises is reward hacking.
     """
-    deadline_s: Annotated[float, Field(gt=0)] = 120.0
+    deadline_s: AboveZero = 120.0
     """Seconds until the scores of one sampling batch have to be there, retries included."""
-    patience_s: Annotated[float, Field(gt=0)] = 60.0
+    patience_s: AboveZero = 60.0
     """Seconds that a service which does not answer is waited for: at the start, and during the run
     before it is saved and stopped."""
-    retry_pause_s: Annotated[float, Field(gt=0)] = 1.0
+    retry_pause_s: AboveZero = 1.0
     """Seconds between two tries within the patience."""
     requests_in_flight: Positive = 4
     """Sampling batches that may be at the service at once."""
@@ -462,7 +287,7 @@ class EvalSettings(Section):
 
     every_epochs: Count = 20
     """Epochs between evaluations of the curve; 0: only before and after."""
-    every_minutes: Annotated[float, Field(ge=0)] = 0.0
+    every_minutes: Scale = 0.0
     """Minutes between evaluations of the curve, in addition; 0: off."""
     images_per_prompt: Positive = 4
     """Images of each prompt, before and after."""
@@ -492,15 +317,15 @@ class AlarmSettings(Section):
 
     max_actions: Positive = 4
     """How many actions are taken in a run; later alarms are only reported."""
-    kl_start: Annotated[float, Field(gt=0)] = 0.04
+    kl_start: AboveZero = 0.04
     """`raise_kl`: the first weight where `loss.kl_beta` is 0; the official code's weight."""
     kl_factor: Annotated[float, Field(gt=1)] = 3.0
     """`raise_kl`: the weight is multiplied by it."""
-    kl_max: Annotated[float, Field(gt=0)] = 10.0
+    kl_max: AboveZero = 10.0
     """`raise_kl`: the largest weight."""
-    lr_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    lr_factor: OpenFraction = 0.5
     """`rewind`: the learning rate, schedule included, is multiplied by it."""
-    lr_min: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    lr_min: OpenFraction = 0.1
     """`rewind`: the smallest share of the learning rate that may be left."""
 
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 
 from trainer.algorithm.advantages import Advantages, advantages
-from trainer.config.settings import RwrSettings, Settings
+from trainer.config.loss_settings import RwrSettings
+from trainer.config.settings import Settings
 from trainer.errors import ServiceLost, TrainerError
 from trainer.parallel.world import shared
 from trainer.run.state import Run

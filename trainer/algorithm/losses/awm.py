@@ -11,7 +11,7 @@ from torch import Tensor
 from trainer.algorithm.losses.base import LossContext, Term, TrainBatch
 from trainer.algorithm.losses.grpo import grpo_loss
 from trainer.algorithm.losses.images import Point, Velocities, image_terms, matching_error
-from trainer.config.settings import AwmSettings
+from trainer.config.loss_settings import AwmSettings
 
 
 def awm(context: LossContext[AwmSettings], batch: TrainBatch) -> Iterator[Term]:

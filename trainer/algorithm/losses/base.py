@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from trainer.algorithm.ema import Ema
-from trainer.config.settings import LossSettings
+from trainer.config.loss_settings import LossSettings
 from trainer.models.base import Conditioning
 from trainer.models.model import FlowModel
 from trainer.rollout.config import RolloutConfig

@@ -29,7 +29,7 @@ from trainer.algorithm.losses.images import (
     image_terms,
     matching_error,
 )
-from trainer.config.settings import DgpoSettings
+from trainer.config.loss_settings import DgpoSettings
 
 
 def sampling_decay(updates: int) -> float:

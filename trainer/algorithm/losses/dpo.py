@@ -24,7 +24,7 @@ from trainer.algorithm.losses.images import (
     image_terms,
     matching_error,
 )
-from trainer.config.settings import DpoSettings
+from trainer.config.loss_settings import DpoSettings
 
 
 def exchange_pairs(

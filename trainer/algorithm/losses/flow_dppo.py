@@ -20,7 +20,7 @@ from torch import Tensor
 
 from trainer.algorithm.losses.base import LossContext, Term, TrainBatch, masked_mean
 from trainer.algorithm.losses.grpo import divergences, policy_terms, ratio_metrics, step_advantages
-from trainer.config.settings import FlowDppoSettings
+from trainer.config.loss_settings import FlowDppoSettings
 from trainer.rollout.policy import PolicyStep
 
 

@@ -26,7 +26,7 @@ from trainer.algorithm.losses.images import (
     used,
     velocity,
 )
-from trainer.config.settings import ImageLossSettings
+from trainer.config.loss_settings import ImageLossSettings
 
 Columns = dict[int, list[list[float]]]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trainer.algorithm.losses.base import LossContext, Term, TrainBatch, masked_mean
 from trainer.algorithm.sde import kl, transition
-from trainer.config.settings import GrpoGuardSettings, GrpoSettings, StepLossSettings
+from trainer.config.loss_settings import GrpoGuardSettings, GrpoSettings, StepLossSettings
 from trainer.rollout.config import RolloutConfig
 from trainer.rollout.policy import PolicyStep, recompute
 

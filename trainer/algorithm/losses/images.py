@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trainer.algorithm.ema import Ema
 from trainer.algorithm.losses.base import LossContext, Term, TrainBatch, masked_mean
-from trainer.config.settings import ImageLossSettings, LossSettings
+from trainer.config.loss_settings import ImageLossSettings, LossSettings
 from trainer.rollout.noise import draw, generator
 
 

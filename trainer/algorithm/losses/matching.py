@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trainer.algorithm.losses.base import LossContext, Term, TrainBatch, masked_mean
 from trainer.algorithm.losses.images import Point, Velocities, image_terms, matching_error
-from trainer.config.settings import ImageLossSettings
+from trainer.config.loss_settings import ImageLossSettings
 
 
 def matching(context: LossContext[ImageLossSettings], batch: TrainBatch) -> Iterator[Term]:

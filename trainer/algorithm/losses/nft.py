@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trainer.algorithm.losses.base import LossContext, Term, TrainBatch, masked_mean
 from trainer.algorithm.losses.images import Point, Velocities, image_terms, squared_distance
-from trainer.config.settings import NftSettings
+from trainer.config.loss_settings import NftSettings
 
 
 def old_decay(updates: int) -> float:
