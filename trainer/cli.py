@@ -44,6 +44,10 @@ def examples(*lines: str) -> str:
     return "\n\n".join(["Examples:", *lines])
 
 
+def _console(*, stderr: bool = False) -> Console:
+    return Console(stderr=stderr, soft_wrap=True, highlight=False)
+
+
 Preset = Annotated[str, typer.Argument(help="Name of a preset, or a .toml file.")]
 Overrides = Annotated[
     list[str] | None,
@@ -71,9 +75,7 @@ def main() -> None:
     except TrainerError as error:
         if _is_main() or not error.shared:
             where = "" if _is_main() else f"process {os.environ['RANK']}: "
-            Console(stderr=True, soft_wrap=True, highlight=False).print(
-                f"[bold red]error:[/] {escape(where + str(error))}"
-            )
+            _console(stderr=True).print(f"[bold red]error:[/] {escape(where + str(error))}")
         sys.exit(error.exit_code)
 
 
@@ -145,7 +147,7 @@ def _train(name: str, settings: Settings, quiet: bool) -> None:
     quiet_libraries()
     from trainer.run.open import train_run
 
-    console = Console(soft_wrap=True, highlight=False)
+    console = _console()
     terminal = Terminal(console, quiet=quiet)
 
     def say(text: str) -> None:
@@ -232,19 +234,12 @@ def evaluate(
     from trainer.tools.table import as_json, tables
 
     own = [f"eval.images_per_prompt={images}"] if images else []
-    choice = Choice(
-        preset,
-        checkpoint,
-        base,
-        task=task,
-        prompts=prompts,
-        scorers=scorer or (),
-        overrides=[*own, *(overrides or ())],
-    )
+    changes = [*own, *(overrides or ())]
+    choice = Choice(preset, checkpoint, base, task, prompts, scorer or (), changes)
     measured = evaluate_target(target, choice, os.environ)
     if measured is None:
         return
-    console = Console(soft_wrap=True, highlight=False)
+    console = _console()
     for table in tables(measured):
         console.print(table)
     if json_file is not None:
@@ -269,7 +264,7 @@ def export(
 ) -> None:
     """Write a run's weights for diffusers, with a model card: of any checkpoint, at any time."""
     quiet_libraries()
-    from trainer.tools.export import export_run
+    from trainer.tools.offline import export_run
 
     export_run(run_dir, out, checkpoint=checkpoint, whole=whole)
     typer.echo(str(out))
@@ -278,8 +273,7 @@ def export(
 @app.command(epilog=examples("flow-train report runs/mine"))
 def report(run_dir: RunDir) -> None:
     """Write RUN_DIR/report.html and the card of RUN_DIR/model again, finished or not."""
-    page = _written(run_dir)
-    _print_result(Console(soft_wrap=True, highlight=False), run_dir, page)
+    _print_result(_console(), run_dir, _written(run_dir))
 
 
 @presets_app.command("list")
@@ -326,8 +320,8 @@ def show_preset(
     for section, values in chosen:
         typer.echo(f"\n[{section}]")
         for name, field in type(values).model_fields.items():
-            text = " ".join((field.description or "").split())
-            typer.echo(f"{name} = {getattr(values, name)!r}  # {text}")
+            text = f"  # {' '.join(field.description.split())}" if field.description else ""
+            typer.echo(f"{name} = {getattr(values, name)!r}{text}")
 
 
 def plan(name: str, overrides: list[str] | None, out: str, *, gpus: int, gpu_gb: float) -> None:
@@ -342,9 +336,8 @@ def plan(name: str, overrides: list[str] | None, out: str, *, gpus: int, gpu_gb:
     typer.echo("\nChecks")
     found = list(checks(settings, os.environ, gpus=count, gpu_gb=gpu_gb))
     for one in found:
-        typer.echo(
-            f"  {'STOPS' if one.stops else 'ok' if one.ok else 'note':6}{one.what:9}{one.text}"
-        )
+        state = "STOPS" if one.stops else "ok" if one.ok else "note"
+        typer.echo(f"  {state:6}{one.what:9}{one.text}")
     if any(one.stops for one in found):
         raise typer.Exit(ConfigError.exit_code)
 
@@ -353,8 +346,7 @@ def plan(name: str, overrides: list[str] | None, out: str, *, gpus: int, gpu_gb:
 def exit_recorded(run_dir: str) -> Iterator[None]:
     """Leave in RUN_DIR/exit.json how this start ended, because torchrun hides exit codes.
 
-    Process 0 writes `exit_code` and `error` (one line, or nothing); a start that was killed leaves
-    no file.
+    It has `exit_code` and `error` (one line, or nothing); a start that was killed leaves no file.
     """
     if not run_dir or not _is_main():
         yield

@@ -8,15 +8,10 @@ from collections.abc import Sequence
 
 
 class TrainerError(Exception):
-    """Base of the trainer's own errors.
-
-    Attributes:
-        exit_code: What the process ends with.
-        shared: Every process of the run raises this very error, so that one of them tells of it.
-    """
+    """Base of the trainer's own errors."""
 
     exit_code = 2
-    shared = False
+    shared = False  # every process of the run raises this very error: the main one reports it
 
 
 class ConfigError(TrainerError):

@@ -22,11 +22,7 @@ ENCODINGS: tuple[tuple[str, dict[str, Any]], ...] = (
 
 
 def sheet(images: Sequence[Pixels], columns: int, gap_px: int = 2) -> Pixels:
-    """Lay images (H, W, 3) of one size out row by row, on white.
-
-    Raises:
-        ValueError: no images, or different sizes.
-    """
+    """Lay images (H, W, 3) of one size out row by row, on white; ValueError for none or others."""
     if not images or len({image.shape for image in images}) != 1:
         raise ValueError("a sheet needs images of one size")
     height, width, _ = images[0].shape
@@ -61,12 +57,7 @@ def strip(picture: Pixels) -> Pixels:
 def save_picture(stem: Path, picture: Pixels) -> Path:
     """Write an image (H, W, 3) as PNG, or a video (F, H, W, 3) as a lossless animated WebP.
 
-    Args:
-        stem: the file without its ending.
-        picture: what is written.
-
-    Returns:
-        The file.
+    `stem` is the file without its ending; returns the file.
     """
     if picture.ndim == 3:
         path = stem.with_suffix(".png")

@@ -48,12 +48,9 @@ def sparkline(values: list[float]) -> str:
 
 
 class Terminal:
-    """Prints the lines of a run, and how far it is.
+    """Prints the lines of a run, and how far it is; if `quiet`, only alarms, actions and warnings.
 
-    Args:
-        console: where to.
-        quiet: only alarms, actions and warnings.
-        clock: seconds, for the time between plain lines.
+    `clock` gives seconds, for the time between plain lines.
     """
 
     def __init__(

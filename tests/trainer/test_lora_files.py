@@ -25,7 +25,7 @@ from trainer.models.registry import MODELS
 from trainer.report.snippets import snippet
 from trainer.run.inputs import load_model
 from trainer.tools.artifacts import Choice, find
-from trainer.tools.export import complete
+from trainer.tools.offline import complete
 from trainer.types import Prompt
 
 CPU = torch.device("cpu")

@@ -31,8 +31,7 @@ from trainer.run.checkpoint import present
 from trainer.run.open import train_run
 from trainer.tools import offline
 from trainer.tools.artifacts import Choice, find, measuring
-from trainer.tools.export import export_run
-from trainer.tools.offline import sample_target
+from trainer.tools.offline import export_run, sample_target
 from trainer.types import Prompt
 
 if sys.version_info >= (3, 11):

@@ -18,7 +18,7 @@ from trainer.report.card import write_card
 from trainer.rollout.noise import NoiseKey, initial_noise
 from trainer.run.open import train_run
 from trainer.tools.artifacts import Choice, find
-from trainer.tools.export import export_run
+from trainer.tools.offline import export_run
 from trainer.types import Prompt
 
 CPU, PROMPT = torch.device("cpu"), Prompt("a red star")

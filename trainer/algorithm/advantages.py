@@ -24,6 +24,7 @@ from trainer.types import AdvantageMode
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+Codes = NDArray[np.int64]
 StdKind = Literal["group", "global"]
 CombineKind = Literal["sum", "per_reward", "gdpo"]
 
@@ -35,8 +36,7 @@ class Advantages:
     Attributes:
         values: (N,) float64; 0 for failed items and for members of constant groups.
         valid: (N,) bool, False for failed items.
-        used: (N,) bool, what the loss averages over: the valid items, without those of constant
-            groups if they are skipped, or the chosen ones.
+        used: (N,) bool, what the loss averages over: valid, and not skipped or chosen out.
         groups: (N,) number of each item's group, in order of appearance.
         stats: Plain numbers for the log, see ``advantages``.
     """
@@ -44,16 +44,16 @@ class Advantages:
     values: Floats
     valid: Bools
     used: Bools
-    groups: NDArray[np.int64]
+    groups: Codes
     stats: Mapping[str, float | None]
 
 
-def _codes(groups: Sequence[Hashable]) -> NDArray[np.int64]:
+def _codes(groups: Sequence[Hashable]) -> Codes:
     index: dict[Hashable, int] = {}
     return np.array([index.setdefault(key, len(index)) for key in groups], dtype=np.int64)
 
 
-def _normalise(rewards: Floats, codes: NDArray[np.int64], valid: Bools, std: StdKind, eps: float):
+def _normalise(rewards: Floats, codes: Codes, valid: Bools, std: StdKind, eps: float):
     """Return the advantages (N,) and the standard deviation of every group with valid members."""
     out = np.zeros_like(rewards)
     spreads: list[float] = []
@@ -72,17 +72,8 @@ def _normalise(rewards: Floats, codes: NDArray[np.int64], valid: Bools, std: Std
     return out, np.array(spreads)
 
 
-def _differing(relative: Floats, codes: NDArray[np.int64], valid: Bools) -> Bools:
-    """Whether the group of each item has members with different advantages, (N,)."""
-    return np.bincount(codes, weights=(relative != 0) & valid)[codes] > 0
-
-
 def _choose(
-    relative: Floats,
-    codes: NDArray[np.int64],
-    valid: Bools,
-    mode: AdvantageMode,
-    temperature: float,
+    relative: Floats, codes: Codes, valid: Bools, mode: AdvantageMode, temperature: float
 ) -> tuple[Floats, Bools]:
     """What the losses get, and which items they use; see the module's head."""
     if mode == "relative":
@@ -124,7 +115,7 @@ def advantages(
     """Turn the rewards of one epoch into advantages.
 
     Args:
-        rewards: Per reward name, N raw values; an invalid item's value is not read (use NaN).
+        rewards: Per reward name, N raw values; those of invalid items are not read.
         groups: N group keys; samples of one prompt share a key.
         weights: Weight per reward name; None weighs every reward 1.
         valid: N flags, False where any reward of the item failed; None when nothing failed.
@@ -135,17 +126,15 @@ def advantages(
             deviation over all valid items (arXiv:2601.05242).
         eps: Added to the deviation.
         clip: Bound of the absolute advantage, or None.
-        mode: What the losses get, see the module's head; the choice is made before clipping,
-            ``softmax`` is of the clipped values.
+        mode: See the module's head; the choice is made before clipping, ``softmax`` after it.
         temperature: Of ``softmax``, > 0.
-        skip_constant_groups: Leave items out of the loss whose whole group has the same advantage;
-            the modes that choose do so in any case.
+        skip_constant_groups: Leave constant groups out of the loss, as choosing modes always do.
 
     Returns:
         Values, masks, groups and stats: ``reward_mean``, ``reward_std`` (of valid items, weighted
-        sum), ``group_std_mean``, ``zero_std_groups`` (fraction of groups), ``failed_items``
-        (fraction), ``clipped`` (fraction of valid), ``informative`` (fraction of all items with a
-        non-zero advantage that the loss uses).
+        sum), ``group_std_mean``, ``clipped`` (fraction of valid items), ``zero_std_groups``
+        (fraction of groups), and as fractions of all items ``failed_items`` and ``informative``
+        (used, with an advantage other than 0).
 
     Raises:
         ValueError: No rewards, lengths that differ, a weight missing or unknown, or a valid item
@@ -186,7 +175,7 @@ def advantages(
     ranked = out if mode in ("best", "best_worst") else bounded
     final, used = _choose(ranked, codes, ok, mode, temperature)
     if skip_constant_groups:
-        used = used & _differing(out, codes, ok)
+        used = used & (np.bincount(codes, weights=(out != 0) & ok)[codes] > 0)
     good = total[ok]
     stats = {
         "reward_mean": float(good.mean()) if good.size else None,

@@ -15,17 +15,15 @@ class Ema:
     there the call was made once per micro-batch, so that some updates counted twice.
 
     Attributes:
-        values: The averaged values by name; with the update number, all that going on needs.
+        values: The averaged values by name.
+
+    Raises:
+        ValueError: ``decay`` outside [0, 1), or ``every`` below 1.
     """
 
     def __init__(
         self, parameters: Mapping[str, Tensor], decay: float = 0.9, every: int = 8
     ) -> None:
-        """Start from the current values.
-
-        Raises:
-            ValueError: ``decay`` outside [0, 1), or ``every`` below 1.
-        """
         if not 0 <= decay < 1 or every < 1:
             raise ValueError(f"decay must be in [0, 1) and every at least 1: {decay}, {every}")
         self._decay, self._every = decay, every
@@ -44,22 +42,14 @@ class Ema:
 
     @torch.no_grad()
     def blend(self, decay: float) -> None:
-        """Set the average to decay * average + (1 - decay) * parameters.
-
-        Raises:
-            RuntimeError: The averaged values are swapped in: there is nothing to learn from.
-        """
+        """Set the average to decay * average + (1 - decay) * parameters; not inside ``swap``."""
         self._check_not_swapped()
         for name, value in self._parameters.items():
             self.values[name].lerp_(value.detach().float(), 1 - decay)
 
     @contextmanager
     def swap(self) -> Iterator[None]:
-        """Inside, the parameters have the averaged values; afterwards their own, to the bit.
-
-        Raises:
-            RuntimeError: The averaged values are in already.
-        """
+        """Inside, the parameters have the averaged values; afterwards their own, to the bit."""
         self._check_not_swapped()
         own = {name: value.detach().clone() for name, value in self._parameters.items()}
         self._swapped = True

@@ -102,12 +102,9 @@ def _langevin(step: Step, diffusion: Tensor) -> Transition:
 
 
 def flow_sde(step: Step) -> Transition:
-    """Flow-GRPO's SDE (eq. 9).
-
-    At sigma = 1 the coefficient is infinite; as in the official code, the denominator (and only
-    that) then uses ``sigma_max``.
-    """
+    """Flow-GRPO's SDE (eq. 9); at sigma = 1, where the coefficient is infinite, see below."""
     s = step.sigma
+    # As in the official code, the denominator (and only that) then uses sigma_max.
     diffusion = torch.sqrt(s / (1 - torch.where(s == 1, step.sigma_max, s))) * step.noise_level
     return _langevin(step, diffusion)
 
@@ -118,19 +115,12 @@ def dance(step: Step) -> Transition:
 
 
 def linear(step: Step) -> Transition:
-    """An SDE whose noise fades with sigma, so that late steps keep fine detail and motion.
-
-    The official code for Wan has no noise level: it is this with 1.
-    """
+    """An SDE whose noise fades with sigma, so that late steps keep fine detail and motion."""
     return _langevin(step, step.noise_level * step.sigma_max * step.sigma)
 
 
 def cps(step: Step) -> Transition:
-    """Coefficient-preserving sampling; deterministic where sigma_next is 0.
-
-    Raises:
-        ValueError: noise_level outside [0, 1], where the coefficients are not defined.
-    """
+    """Coefficient-preserving sampling; ValueError for a noise level outside [0, 1]."""
     if not 0 <= step.noise_level <= 1:
         raise ValueError(f"cps needs a noise level in [0, 1], not {step.noise_level}")
     x, v, s, s_next = step.x, step.v, step.sigma, step.sigma_next
@@ -167,17 +157,11 @@ def transition(
 ) -> Transition:
     """Return the Gaussian of the next latents.
 
-    Args:
-        kind: Key of ``TRANSITIONS``.
-        x: Latents at sigma, (B, ...).
-        v: Predicted velocity, shape of x.
-        sigma: Noise level in (0, 1], a number or (B,).
-        sigma_next: Next noise level in [0, sigma), a number or (B,).
-        noise_level: a >= 0; 0 gives the ODE.
-        sigma_max: ``sigmas[1]`` of the schedule, below 1.
+    ``kind`` is a key of ``TRANSITIONS``; the rest is as in ``Step``, with sigmas that are numbers
+    or (B,), and x and v of any dtype.
 
     Raises:
-        ValueError: Unknown kind, or noise levels of another shape.
+        ValueError: Unknown kind, or sigmas of another shape.
     """
     if kind not in TRANSITIONS:
         raise ValueError(f"unknown transition {kind!r}; one of {', '.join(TRANSITIONS)}")
@@ -192,22 +176,20 @@ def sample(step: Transition, noise: Tensor) -> Tensor:
 
 
 def log_prob(x_next: Tensor, step: Transition, form: LogProbForm = "gaussian") -> Tensor:
-    """Log-density of ``x_next`` under a step, averaged over all but the batch dimension.
+    """Log-density of ``x_next`` (B, ...) under a step, averaged over elements; (B,).
 
     The mean instead of the sum is the official choice; it is why clip ranges are as small as 1e-4.
+    Gradients flow through the mean of the step, not into ``x_next``.
 
     Args:
-        x_next: (B, ...); treated as data, so no gradient flows into it.
-        step: The transition; gradients flow through its mean.
+        x_next: The next latents.
+        step: The transition.
         form: ``gaussian`` is the Normal log-density per element. ``squared_error`` is
-            -(x_next - mean)^2, without constants and without the variance: what the official code
-            uses for CPS. The two differ by a factor 2 std^2 in the scale of the log-ratio.
-
-    Returns:
-        (B,), float32 or wider.
+            -(x_next - mean)^2, without constants and variance, as in the official code for CPS:
+            its log-ratio is 2 std^2 times that of ``gaussian``.
 
     Raises:
-        ValueError: Unknown form, or ``gaussian`` for a deterministic step: it has no density.
+        ValueError: Unknown form, or ``gaussian`` for a deterministic step, which has no density.
     """
     error = (_wide(x_next.detach()) - step.mean) ** 2
     if form == "squared_error":
@@ -220,12 +202,8 @@ def log_prob(x_next: Tensor, step: Transition, form: LogProbForm = "gaussian") -
     return (-error / (2 * step.std**2) - constant).flatten(1).mean(1)
 
 
-KlForm = Literal["mean", "mean_dt", "velocity"]
-KL_FORMS: tuple[KlForm, ...] = ("mean", "mean_dt", "velocity")
-
-
 def kl(
-    form: KlForm,
+    form: Literal["mean", "mean_dt", "velocity"],
     step: Transition,
     reference: Transition,
     *,
@@ -233,12 +211,12 @@ def kl(
     v: Tensor,
     v_ref: Tensor,
 ) -> Tensor:
-    """Return the divergence per sample, (B,), float32; gradients flow through step and v.
+    """Return the divergence per sample (see the module's head), (B,), float32.
 
     Args:
-        form: One of ``KL_FORMS``, see the module's head.
+        form: ``mean``, ``mean_dt`` or ``velocity``.
         step: The policy's transition.
-        reference: The reference model's transition from the same latents, same deviation.
+        reference: The reference model's, from the same latents with the same deviation.
         dt: sigma_next - sigma of the step, a number or (B,); negative.
         v: The policy's velocity, (B, ...).
         v_ref: The reference's velocity.
@@ -248,8 +226,8 @@ def kl(
     """
     if form == "velocity":
         return ((v.float() - v_ref.float()) ** 2).flatten(1).mean(1)
-    if form not in KL_FORMS:
-        raise ValueError(f"unknown KL form {form!r}; one of {', '.join(KL_FORMS)}")
+    if form not in ("mean", "mean_dt"):
+        raise ValueError(f"unknown KL form {form!r}; one of mean, mean_dt, velocity")
     if bool((step.std <= 0).any()):
         raise ValueError("a deterministic step (std = 0) has no KL of its means; use velocity")
     error = (step.mean - reference.mean) ** 2 / (2 * step.std**2)

@@ -13,8 +13,7 @@ class Geometry:
 
     Attributes:
         images: images per epoch, all processes together.
-        images_per_rank: images per epoch of this process.
-        rollout_batches: sampling batches of this process.
+        images_per_rank: those of this process, in `rollout_batches` sampling batches.
         micro_batch_size: images of one training forward.
         micro_per_update: training micro-batches between two updates.
     """
@@ -27,11 +26,7 @@ class Geometry:
 
 
 def geometry(settings: Settings, world_size: int = 1) -> Geometry:
-    """Derive the batch arithmetic.
-
-    Raises:
-        ConfigError: sizes that do not divide each other; the message says which and what fits.
-    """
+    """Derive the batch arithmetic; ConfigError says which sizes do not divide, and what fits."""
     batch = settings.batch
     images = batch.prompts_per_epoch * batch.images_per_prompt
     updates = batch.optimizer_steps_per_epoch
@@ -44,14 +39,14 @@ def geometry(settings: Settings, world_size: int = 1) -> Geometry:
         )
     if images // updates % world_size:
         raise ConfigError(
-            f"batch: {product}, in {updates} {_updates(updates)}, do not divide by {world_size} "
-            f"processes; {_other_sizes(batch, world_size)}"
+            f"batch: {product}, in {_updates(updates)}, do not divide by {world_size} processes; "
+            f"{_other_sizes(batch, world_size)}"
         )
     share = images // updates // world_size
     if share % size:
         raise ConfigError(
             f"batch.rollout_batch_size={size} does not divide the {share} images per process and "
-            f"update ({product}, {world_size} {_processes(world_size)}, {updates} "
+            f"update ({product}, {world_size} process{'es' if world_size > 1 else ''}, "
             f"{_updates(updates)}); use {_nearest(_divisors(share), size)}"
         )
     micro = batch.train_batch_size or size
@@ -114,8 +109,4 @@ def _nearest(fits: Sequence[int], wanted: int) -> str:
 
 
 def _updates(count: int) -> str:
-    return "update" if count == 1 else "updates"
-
-
-def _processes(count: int) -> str:
-    return "process" if count == 1 else "processes"
+    return "1 update" if count == 1 else f"{count} updates"

@@ -23,13 +23,8 @@ MINIATURE = Path(miniature.__file__).parent
 
 
 def rollout_config(settings: Settings) -> RolloutConfig:
-    """The sampling settings as the rollout takes them.
-
-    Raises:
-        ConfigError: a window that does not fit, or another contradiction.
-    """
-    sampling = settings.sampling
-    loss, name = settings.loss, settings.loss.algorithm
+    """The sampling settings as the rollout takes them; ConfigError where they contradict."""
+    sampling, loss, name = settings.sampling, settings.loss, settings.loss.algorithm
     deterministic = sampling.sde == "ode"
     if loss.learns_from == "images" and not deterministic:
         raise ConfigError(
@@ -39,7 +34,8 @@ def rollout_config(settings: Settings) -> RolloutConfig:
     if loss.learns_from == "steps" and deterministic:
         raise ConfigError(
             f"loss.algorithm={name} learns from stochastic steps: set sampling.sde to flow_sde, "
-            f"cps, dance or linear; ode is for {_learning_from('images')}"
+            "cps, dance or linear; ode is for "
+            + ", ".join(n for n, other in LOSS_SETTINGS.items() if other.learns_from == "images")
         )
     if deterministic and sampling.group_noise != "independent":
         raise ConfigError(
@@ -68,16 +64,6 @@ def rollout_config(settings: Settings) -> RolloutConfig:
         raise ConfigError(f"sampling: {error}") from None
 
 
-def _learning_from(what: str) -> str:
-    return ", ".join(name for name, loss in LOSS_SETTINGS.items() if loss.learns_from == what)
-
-
-def training_guidance(settings: Settings) -> float:
-    """The guidance scale of the policy in updates."""
-    scale = settings.loss.guidance_scale
-    return settings.sampling.guidance_scale if scale is None else scale
-
-
 def keeps_reference(settings: Settings) -> bool:
     """Whether the base model stays at hand: always under an adapter, else if a loss may use it."""
     used = settings.loss.kl_beta > 0 or settings.loss.needs_reference
@@ -101,9 +87,8 @@ def load(
     Args:
         name_or_path: name of a preset, or a .toml file.
         overrides: `section.key=value` texts; values as in TOML, bare words are strings.
-        environment: process environment; REWARD_URL and torchrun's WORLD_SIZE are used.
-        world_size: the number of processes that the sizes are checked for; 0: that of the
-            environment, else 1.
+        environment: REWARD_URL and torchrun's WORLD_SIZE are used.
+        world_size: processes that the sizes are checked for; 0: as in the environment, else 1.
 
     Raises:
         ConfigError: anything unknown, malformed or contradictory, in one line.
@@ -120,11 +105,7 @@ def load(
 
 
 def apply_overrides(table: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A copy of a nested table with `section.key=value` texts applied.
-
-    Raises:
-        ConfigError: a text of another form.
-    """
+    """A copy of a nested table with `section.key=value` texts applied; ConfigError for others."""
     changed = copy.deepcopy(table)
     # Another loss has other settings: it is chosen before they are set.
     for text in sorted(overrides, key=lambda text: not text.startswith("loss.algorithm=")):
@@ -136,22 +117,14 @@ def apply_overrides(table: dict[str, Any], overrides: Sequence[str]) -> dict[str
 
 
 def parse(table: Mapping[str, Any], *, source: str = "settings", world_size: int = 1) -> Settings:
-    """Check a nested table of settings, for a number of processes.
-
-    Raises:
-        ConfigError: see `load`.
-    """
+    """Check a nested table of settings, for a number of processes; raise ConfigError as `load`."""
     settings = validated(table, source=source)
     _check(settings, world_size)
     return settings
 
 
 def validated(table: Mapping[str, Any], *, source: str) -> Settings:
-    """Settings that were written down, without asking whether they fit this machine.
-
-    Raises:
-        ConfigError: an unknown setting or a wrong value, as of another version.
-    """
+    """Settings that were written down; ConfigError for unknown names and wrong values alone."""
     try:
         return Settings.model_validate(table)
     except ValidationError as error:
@@ -179,23 +152,42 @@ def _check(settings: Settings, world_size: int) -> None:
     from trainer.data import TASKS
     from trainer.models.registry import MODELS
 
-    for name, value, known in (
-        ("task.name", settings.task.name, TASKS),
-        ("model.family", settings.model.family, MODELS),
-    ):
-        if value not in known:
-            raise ConfigError(
-                f"{name}: unknown {value!r}{did_you_mean(value, list(known))}; "
-                f"one of {', '.join(known)}"
-            )
+    _check_known("task.name", settings.task.name, list(TASKS))
+    _check_known("model.family", settings.model.family, list(MODELS))
+    _check_rewards(settings)
+    if settings.model.trained_layers and settings.model.finetune == "lora":
+        raise ConfigError(
+            "model.trained_layers names what model.finetune=full trains; the layers of adapters "
+            "are model.lora_targets: set model.trained_layers=[]"
+        )
+    geometry(settings, world_size)
+    rollout_config(settings)
+    loss, groups = settings.loss, settings.batch.prompts_per_epoch
+    updates = settings.batch.optimizer_steps_per_epoch
+    if loss.needs_groups and groups % updates:
+        raise ConfigError(
+            f"loss.algorithm={loss.algorithm} compares images of a group within one update: "
+            f"batch.optimizer_steps_per_epoch={updates} does not divide "
+            f"batch.prompts_per_epoch={groups}"
+        )
+    _check_alarms(settings)
+
+
+def _check_known(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ConfigError(
+            f"{name}: unknown {value!r}{did_you_mean(value, known)}; one of {', '.join(known)}"
+        )
+
+
+def _check_rewards(settings: Settings) -> None:
     if not settings.rewards.train:
         raise ConfigError("rewards.train is empty: name at least one scorer to train on")
     names = [term.name for term in settings.rewards.train]
     if len(set(names)) < len(names):
         raise ConfigError(f"rewards.train: {names} repeat a name; give them different labels")
     transforms: dict[str, str] = {}
-    terms = (*settings.rewards.train, *settings.rewards.watch, *settings.eval.metrics)
-    for term in terms:
+    for term in (*settings.rewards.train, *settings.rewards.watch, *settings.eval.metrics):
         if term.component:
             continue
         other = transforms.setdefault(term.scorer, term.transform)
@@ -204,28 +196,6 @@ def _check(settings: Settings, world_size: int) -> None:
                 f"rewards: {term.scorer} is asked for with transform {other!r} and "
                 f"{term.transform!r}; use component= for further values of one scorer"
             )
-    if settings.model.trained_layers and settings.model.finetune == "lora":
-        raise ConfigError(
-            "model.trained_layers names what model.finetune=full trains; the layers of adapters "
-            "are model.lora_targets: set model.trained_layers=[]"
-        )
-    if any(weight < 0 for weight in settings.task.category_weights.values()):
-        raise ConfigError("task.category_weights must not be negative")
-    geometry(settings, world_size)
-    rollout_config(settings)
-    _check_loss(settings)
-    _check_alarms(settings)
-
-
-def _check_loss(settings: Settings) -> None:
-    loss = settings.loss
-    groups, updates = settings.batch.prompts_per_epoch, settings.batch.optimizer_steps_per_epoch
-    if loss.needs_groups and groups % updates:
-        raise ConfigError(
-            f"loss.algorithm={loss.algorithm} compares images of a group within one update: "
-            f"batch.optimizer_steps_per_epoch={updates} does not divide "
-            f"batch.prompts_per_epoch={groups}"
-        )
 
 
 def _check_alarms(settings: Settings) -> None:

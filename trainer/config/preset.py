@@ -9,6 +9,7 @@ import copy
 import re
 import sys
 from collections.abc import Collection, Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,7 @@ def preset_names() -> list[str]:
 
 
 def preset_path(name_or_path: str) -> Path:
-    """The file of a preset's name, or the file itself.
-
-    Raises:
-        ConfigError: there is no such preset or file.
-    """
+    """The file of a preset's name, or the file itself; ConfigError if there is none."""
     if name_or_path.endswith(".toml"):
         path = Path(name_or_path)
         if not path.is_file():
@@ -50,7 +47,7 @@ def preset_path(name_or_path: str) -> Path:
 def read(name_or_path: str) -> dict[str, Any]:
     """The settings of a preset or file, with everything that it extends.
 
-    A file that does not say where its run goes gets a folder of its own: `runs/` and its name.
+    A file that does not say where its run goes gets `runs/` and its own name.
 
     Raises:
         ConfigError: a file that is missing, malformed, or extends itself.
@@ -75,12 +72,8 @@ def origin(name_or_path: str) -> str:
 def header(name_or_path: str) -> list[str]:
     """The comment that a preset begins with, line by line; the first line says what it is."""
     lines = preset_path(name_or_path).read_text(encoding="utf-8").splitlines()
-    comment = []
-    for line in lines:
-        if not line.startswith("#"):
-            break
-        comment.append(line.removeprefix("#").strip())
-    return comment
+    comment = takewhile(lambda line: line.startswith("#"), lines)
+    return [line.removeprefix("#").strip() for line in comment]
 
 
 def parents(name_or_path: str) -> list[str]:
@@ -91,12 +84,9 @@ def parents(name_or_path: str) -> list[str]:
 
 def siblings(name: str) -> list[str]:
     """The shipped presets that are `name` for other numbers of GPUs (`_8gpu` and the like)."""
-    stem = _without_size(name)
-    return [other for other in preset_names() if _without_size(other) == stem and other != name]
-
-
-def _without_size(name: str) -> str:
-    return re.sub(r"_\d+gpu$", "", name)
+    stem = re.sub(r"_\d+gpu$", "", name)
+    same = re.compile(rf"{re.escape(stem)}(_\d+gpu)?")
+    return [other for other in preset_names() if same.fullmatch(other) and other != name]
 
 
 def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
@@ -128,19 +118,14 @@ def _extended(table: dict[str, Any], path: Path) -> list[str]:
 
 def _beside(path: Path, name: str) -> Path:
     """The file that `path` calls `name`."""
-    if name.endswith(".toml"):
-        file = path.parent / name
-        if not file.is_file():
-            raise ConfigError(f"{path.name} extends {name}: there is no such file")
+    own = name.endswith(".toml")
+    file = path.parent / name if own else PRESETS / f"{name}.toml"
+    if file.is_file():
         return file
-    file = PRESETS / f"{name}.toml"
-    if not file.is_file():
-        known = preset_names()
-        known += [f"parts/{part.stem}" for part in (PRESETS / "parts").glob("*.toml")]
-        raise ConfigError(
-            f"{path.name} extends the unknown preset {name!r}{did_you_mean(name, known)}"
-        )
-    return file
+    if own:
+        raise ConfigError(f"{path.name} extends {name}: there is no such file")
+    known = [str(f.relative_to(PRESETS).with_suffix("")) for f in PRESETS.rglob("*.toml")]
+    raise ConfigError(f"{path.name} extends the unknown preset {name!r}{did_you_mean(name, known)}")
 
 
 def _merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
@@ -161,10 +146,7 @@ def switch_loss(
 ) -> None:
     """Drop what another loss than `before` cannot have from the section `loss`, in place.
 
-    Args:
-        before: the section before.
-        table: the section with the settings that replace it.
-        kept: settings that are stated together with the loss, and stay even if they are wrong.
+    `kept` are settings that are stated together with the loss, and stay even if they are wrong.
     """
     algorithm = table.get("algorithm", "grpo")
     if algorithm != before.get("algorithm", "grpo") and algorithm in LOSS_SETTINGS:

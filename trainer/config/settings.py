@@ -339,7 +339,7 @@ class TaskSettings(Section):
     prompt per line (ocr, texts). `@mini/` stands for the miniature's folder."""
     test: str = "@mini/data/geneval_test.jsonl"
     """File of held-out prompts."""
-    category_weights: dict[str, float] = Field(default_factory=dict)
+    category_weights: dict[str, Scale] = Field(default_factory=dict)
     """How often each category is drawn for training, relative to each other; a category that is
     not named gets 0, and an empty table draws every prompt equally often."""
     overlap: Literal["error", "warn", "allow", "drop"] = "error"

@@ -46,11 +46,10 @@ def differences(settings: Settings, preset: str) -> dict[str, tuple[Any, Any]]:
 
     A setting that one of them does not have is None there.
     """
-    before = _flat(load(preset))
-    after = _flat(settings)
+    before, after = _flat(load(preset)), _flat(settings)
     return {
         key: (before.get(key), after.get(key))
-        for key in [*after, *(key for key in before if key not in after)]
+        for key in {**after, **before}
         if key not in ELSEWHERE and before.get(key) != after.get(key)
     }
 

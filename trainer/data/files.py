@@ -14,14 +14,16 @@ from typing import Any
 from trainer.errors import DataError
 from trainer.types import Prompt
 
+Numbered = Iterator[tuple[int, Any]]
+
 
 def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (place, row) for every row that is not empty; place reads `file:line`.
 
-    The ending of the file's name, in any case, says what it is: .jsonl, .json (a list), .csv and
-    .tsv (with a row of names; cells may hold JSON), .parquet (needs pyarrow), or .txt (a prompt per
-    line). Lines of .txt and .jsonl that begin with "# " are comments. What is None, NaN or an empty
-    cell is not there.
+    The ending of the name, in any case, gives the format: .jsonl, .json (a list), .csv and .tsv
+    (with a row of names; cells may hold JSON), .parquet (needs pyarrow), or .txt (a prompt per
+    line). Lines of .txt and .jsonl that begin with "# " are comments. None, NaN and empty cells are
+    left out.
 
     Raises:
         DataError: no such file, not UTF-8, an unknown ending, a malformed row, or no row at all.
@@ -62,17 +64,15 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             yield number, line.strip()
 
 
-def _texts(path: Path) -> Iterator[tuple[int, Any]]:
-    for number, line in _lines(path):
-        yield number, {"prompt": line}
+def _texts(path: Path) -> Numbered:
+    return ((number, {"prompt": line}) for number, line in _lines(path))
 
 
-def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    for number, line in _lines(path):
-        yield number, _parsed(f"{path.name}:{number}", line)
+def _json_lines(path: Path) -> Numbered:
+    return ((number, _parsed(f"{path.name}:{number}", line)) for number, line in _lines(path))
 
 
-def _json_list(path: Path) -> Iterator[tuple[int, Any]]:
+def _json_list(path: Path) -> Numbered:
     found = _parsed(path.name, _text(path))
     if not isinstance(found, list):
         raise DataError(
@@ -90,7 +90,7 @@ def _parsed(place: str, text: str) -> Any:
         raise DataError(f"{place}: not JSON: {error.msg} at column {error.colno}") from None
 
 
-def _table(path: Path) -> Iterator[tuple[int, Any]]:
+def _table(path: Path) -> Numbered:
     comma = "\t" if path.suffix.lower() == ".tsv" else ","
     reader = csv.DictReader(io.StringIO(_text(path), newline=""), delimiter=comma, strict=True)
     if "prompt" not in (reader.fieldnames or ()):
@@ -113,7 +113,7 @@ def _cell(place: str, name: str, value: Any) -> Any:
     return _parsed(f'{place}: "{name}"', value)
 
 
-def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
+def _parquet(path: Path) -> Numbered:
     try:
         from pyarrow import parquet  # pyright: ignore[reportMissingImports]
     except ImportError as error:
@@ -125,7 +125,7 @@ def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
         yield number, {name: _cell(place, name, value) for name, value in row.items()}
 
 
-READERS: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {
+READERS: dict[str, Callable[[Path], Numbered]] = {
     ".jsonl": _json_lines,
     ".json": _json_list,
     ".csv": _table,
@@ -136,11 +136,7 @@ READERS: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {
 
 
 def text_field(place: str, row: Mapping[str, Any], name: str) -> str:
-    """The non-empty text called `name`.
-
-    Raises:
-        DataError: missing, empty or not a text.
-    """
+    """The text called `name`; DataError if it is missing, empty or not a text."""
     value = row.get(name)
     if not isinstance(value, str) or not value.strip():
         raise DataError(f'{place}: "{name}" must be a non-empty text')
@@ -148,13 +144,10 @@ def text_field(place: str, row: Mapping[str, Any], name: str) -> str:
 
 
 def unique(path: Path, prompts: Sequence[tuple[str, Prompt]]) -> list[Prompt]:
-    """The prompts, each once; rows that repeat a prompt make it be drawn more often.
+    """The prompts, each once; DataError for the same prompt with another specification.
 
-    The published files repeat rows on purpose: a category with few prompts has to come as often as
-    one with many, and evaluations draw each prompt several times. Groups are told apart by prompt.
-
-    Raises:
-        DataError: the same prompt with another specification, with both places.
+    Rows that repeat a prompt make it be drawn more often. The published files repeat rows on
+    purpose: a category with few prompts has to come as often as one with many.
     """
     seen: dict[str, tuple[str, Prompt]] = {}
     for place, prompt in prompts:
@@ -190,11 +183,7 @@ def check_overlap(train: Sequence[Prompt], test: Sequence[Prompt]) -> list[str]:
 
 
 def without(train: Sequence[Prompt], test: Sequence[Prompt]) -> list[Prompt]:
-    """The training prompts that are no test prompts (letter case and spaces aside).
-
-    Raises:
-        DataError: none is left.
-    """
+    """The training prompts that are no test prompts; DataError if none is left."""
     held_out = {folded(prompt.text) for prompt in test}
     kept = [prompt for prompt in train if folded(prompt.text) not in held_out]
     if not kept:
@@ -205,12 +194,7 @@ def without(train: Sequence[Prompt], test: Sequence[Prompt]) -> list[Prompt]:
 def category_probabilities(prompts: Sequence[Prompt], weights: Mapping[str, float]) -> list[float]:
     """How likely each prompt is to be drawn: the weight of its category, shared out by rows.
 
-    Args:
-        prompts: the training prompts.
-        weights: weight per category; empty makes all rows equally likely.
-
-    Returns:
-        One probability per prompt, summing to 1.
+    Without weights all rows are equally likely. Probabilities add up to 1.
 
     Raises:
         DataError: a weight for a category that no prompt has, or no positive weight left.

@@ -17,9 +17,8 @@ def load_geneval(path: Path, say: Say = print) -> list[Prompt]:
     """Read a file of GenEval rows; the category is the tag.
 
     `{"tag", "include": [{"class", "count", "color", "position"}], "prompt"}`, as in the benchmark
-    (github.com/djghosh13/geneval) and in flow_grpo's data set.
-
-    Which classes, colours and tags there are is for the scorer to say (`trainer.run.trial`).
+    (github.com/djghosh13/geneval) and in flow_grpo's data set. The scorer knows which classes,
+    colours and tags there are (`trainer.run.trial`).
 
     Raises:
         DataError: a malformed row, naming file and line.
@@ -40,11 +39,7 @@ def load_ocr(path: Path, say: Say = print) -> list[Prompt]:
     """Read prompts that ask for a text: rows of `{"prompt", "target"}`, optionally `"group"`.
 
     Without a target, and in .txt files, it is the one text in double quotes, as in flow_grpo's
-    data. Rows whose prompt leaves open which text is meant are left out, and said so.
-
-    Args:
-        path: the file.
-        say: prints one line.
+    data. Rows whose prompt leaves open which text is meant are left out, with a warning.
 
     Raises:
         DataError: a malformed row, one without a text to look for, or none that is left.
@@ -71,11 +66,7 @@ def load_ocr(path: Path, say: Say = print) -> list[Prompt]:
 
 
 def load_jsonl(path: Path, say: Say = print) -> list[Prompt]:
-    """Read any prompts: rows of `{"prompt"}`, optionally `"group"`, `"spec"`, `"spec_kind"`.
-
-    Raises:
-        DataError: a malformed row, naming file and line.
-    """
+    """Read any prompts: rows of `{"prompt"}`, optionally `"group"`, `"spec"`, `"spec_kind"`."""
     prompts = []
     for place, row in rows(path):
         spec, kind = row.get("spec"), row.get("spec_kind")
@@ -94,11 +85,7 @@ def load_jsonl(path: Path, say: Say = print) -> list[Prompt]:
 
 
 def load_texts(path: Path, say: Say = print) -> list[Prompt]:
-    """Read only the texts (and categories) of any prompt file, for scorers that look at pixels.
-
-    Raises:
-        DataError: a malformed row, naming file and line.
-    """
+    """Read only the texts (and categories) of any prompt file, for scorers that look at pixels."""
     prompts = []
     for place, row in rows(path):
         group = row.get("group", row.get("tag", ""))

@@ -34,8 +34,7 @@ class Rules:
     """When an alarm begins.
 
     Attributes:
-        fall: relative fall against the base.
-        falls: the same for single watched rewards, by name.
+        fall: relative fall against the base; `falls` are those of single watched rewards.
         lowered: trained rewards with a negative weight: training pushes them down.
         max_failed: evaluations with a larger share of images without a score decide nothing.
     """
@@ -64,10 +63,7 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Rise:
-    """How far the trained reward has come: its name, the base's value, the value now.
-
-    One with a negative weight has come down.
-    """
+    """How far a trained reward has come; one with a negative weight has come down."""
 
     name: str
     before: float
@@ -82,8 +78,7 @@ class Alarm:
         kind: what it is.
         name: what fell.
         epoch: of the evaluation at which it began.
-        before: value of the base.
-        now: value when it began.
+        before: value that it is compared with; `now` is the one when it began.
         reward: what rose meanwhile.
         samples: images of that evaluation, relative to the run's folder, or None.
         until: epoch of the evaluation at which it was over, or None.
@@ -100,12 +95,7 @@ class Alarm:
 
 
 def alarms(rows: Sequence[Row], rules: Rules) -> tuple[Alarm, ...]:
-    """Every alarm of a run, in the order in which they began.
-
-    Args:
-        rows: of `metrics.jsonl`, in order; the first evaluation is the base.
-        rules: the thresholds.
-    """
+    """Every alarm in the rows of `metrics.jsonl`, in the order in which they began."""
     found: list[Alarm] = []
     epochs: list[Row] = []
     earlier: list[Row] = []
@@ -125,10 +115,7 @@ def active(found: Sequence[Alarm]) -> list[Alarm]:
 
 
 def beyond(found: Sequence[Alarm], row: Row, rules: Rules) -> list[Alarm]:
-    """Those that are not over and whose values in an evaluation lie beyond their thresholds.
-
-    What an evaluation did not measure (diversity needs two images) is not among them.
-    """
+    """Those that are not over and whose values in an evaluation lie beyond their thresholds."""
     out = []
     for alarm in active(found) if rules.decides(row) else ():
         value = _value(alarm.kind, alarm.name, row)
@@ -139,7 +126,7 @@ def beyond(found: Sequence[Alarm], row: Row, rules: Rules) -> list[Alarm]:
 
 
 def _value(kind: Kind, name: str, row: Row) -> float | None:
-    """What an evaluation says about what an alarm of this kind and name is about."""
+    """The value that an alarm is about; None if the evaluation did not measure it."""
     table = row["metrics"] if kind == "overfitting" else row["watch"]
     return table.get(name, {}).get("mean")
 
@@ -147,23 +134,18 @@ def _value(kind: Kind, name: str, row: Row) -> float | None:
 def text(alarm: Alarm) -> str:
     """One line for the log."""
     rise = alarm.reward
-    what = {
-        "hacking": "reward hacking?",
-        "diversity": "collapse?",
-        "overfitting": "overfitting?",
-    }[alarm.kind]
+    titles = {"hacking": "reward hacking", "diversity": "collapse", "overfitting": "overfitting"}
     where = " on the training prompts" if alarm.kind == "overfitting" else ""
     look = f"; look at {alarm.samples}" if alarm.samples else ""
     fall = f"{figure(alarm.before, 2)} -> {figure(alarm.now, 2)}"
     rose = ("rose" if rise.now > rise.before else "was pushed down") + _share(rise.before, rise.now)
     return (
-        f"{what} {alarm.name} fell{_share(alarm.before, alarm.now)} ({fall}) while {rise.name} "
-        f"{rose}{where}{look}"
+        f"{titles[alarm.kind]}? {alarm.name} fell{_share(alarm.before, alarm.now)} ({fall}) while "
+        f"{rise.name} {rose}{where}{look}"
     )
 
 
 def _over_text(alarm: Alarm, row: Row) -> str:
-    """One line for the log when the alarm is over, by the evaluation that ended it."""
     value = _value(alarm.kind, alarm.name, row)
     now = "-" if value is None else figure(value, 2)
     return f"{alarm.name} is back at {now} ({figure(alarm.before, 2)} before)"
@@ -212,19 +194,13 @@ def _judge(found: list[Alarm], pair: _Pair, rules: Rules, epochs: Sequence[Row])
             if not _fallen(pair, OVER * threshold, surely=False):
                 found[place] = replace(alarm, until=pair.new["epoch"])
             return
-    rise = _rise(pair, rules, epochs) if _fallen(pair, threshold) else None
+    if not _fallen(pair, threshold):
+        return
+    rise = _rise(pair, rules, epochs)
     if rise is not None:
-        found.append(
-            Alarm(
-                kind=pair.kind,
-                name=pair.name,
-                epoch=pair.new["epoch"],
-                before=pair.before["mean"],
-                now=pair.now["mean"],
-                reward=rise,
-                samples=pair.new.get("samples"),
-            )
-        )
+        epoch, samples = pair.new["epoch"], pair.new.get("samples")
+        before, now = pair.before["mean"], pair.now["mean"]
+        found.append(Alarm(pair.kind, pair.name, epoch, before, now, rise, samples))
 
 
 def _fallen(pair: _Pair, threshold: float, *, surely: bool = True) -> bool:
@@ -287,21 +263,13 @@ def _relative(rise: Rise) -> float:
 
 def _share(before: float, now: float) -> str:
     """The change in percent; empty where the base is too small for one to mean anything."""
-    return (
-        f" {abs(now - before) / abs(before):.0%}".replace("%", " %") if abs(before) > 1e-6 else ""
-    )
+    return f" {abs(now - before) / abs(before) * 100:.0f} %" if abs(before) > 1e-6 else ""
 
 
 def judge(rows: Sequence[Row], row: Row, rules: Rules) -> tuple[tuple[Alarm, ...], list[str]]:
-    """All alarms of a run up to an evaluation, and the lines that this evaluation adds to the log.
+    """All alarms up to the evaluation `row`, which follows `rows`, and the lines that it logs.
 
-    An alarm is a line when it begins and a line when it is over, however often it is evaluated in
-    between.
-
-    Args:
-        rows: of `metrics.jsonl` before the evaluation.
-        row: the evaluation.
-        rules: the thresholds.
+    An alarm is a line when it begins and a line when it is over.
     """
     before, now = alarms(rows, rules), alarms([*rows, row], rules)
     lines = [f"alarm: {text(alarm)}" for alarm in now[len(before) :]]

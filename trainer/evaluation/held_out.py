@@ -41,14 +41,12 @@ class Evaluation:
     """What an evaluation found; every row is one of `summarise`.
 
     Attributes:
-        metrics: row per measured term.
-        rewards: row per term that is trained on.
+        metrics: row per measured term; `rewards`: per term that is trained on.
         watch: row per watched term, and per entry of `DIVERSITIES` where prompts have two images.
         outputs: row per value that the scorers gave: `scorer`, `scorer.component`, and
             `scorer.raw` where a transform has changed the score.
-        kl: row of the distance to the base model, or None where there is no base to compare with.
-        failed: images that lack the score of at least one term.
-        images: how many images were made.
+        kl: row of the distance to the base model, or None where there is none to compare with.
+        failed: how many of `images` lack the score of at least one term.
         by_prompt: mean of each prompt per measured and watched term, by category.
         shown: the first image of the prompts that are shown, by prompt index.
         shown_scores: the headline of these images.
@@ -89,11 +87,11 @@ def evaluate_run(
     stop: Callable[[], object] = lambda: False,
     show: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
-    """Evaluate the model as it is (the caller puts the EMA weights in).
+    """Evaluate the model as it is (the caller puts the averaged weights in).
 
-    Batches of prompts are shared out over the processes of `world`. `indices` are the prompts that
-    are evaluated, `shown` those whose first image is kept; `tag` names the evaluation in item ids;
-    `show` is told how many of this process's images are done, of how many.
+    `indices` are the prompts that are evaluated, `shown` those whose first image is kept; `tag`
+    names the evaluation in item ids; `show` gets how many of this process's images are done, of
+    how many.
 
     Raises:
         ServiceError: the service refused or went away.
@@ -156,8 +154,7 @@ def draw_images(
 ) -> Pixels:
     """Sample one batch as evaluations do; (B, H, W, 3), of videos (B, F, H, W, 3).
 
-    `keys` are (prompt number, image number) of each of B prompts, which name its noise: an image is
-    the same whatever else is evaluated.
+    `keys` are (prompt number, image number) of each of B prompts, which name its noise.
 
     Raises:
         ModelError: A picture with NaN or infinity.

@@ -24,12 +24,10 @@ Job = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Images that are sampled at once.
+    """Images that are sampled at once, each named by (prompt index, image number).
 
-    Attributes:
-        jobs: (prompt index, image number) of each.
-        number: number of the batch in the evaluation.
-        kept: False if another process makes these images as well, and its are the ones that count.
+    `number` is that of the batch in the evaluation; `kept` is False if another process makes these
+    images as well, and its are the ones that count.
     """
 
     jobs: tuple[Job, ...]
@@ -57,11 +55,10 @@ def spread(prompts: Sequence[Prompt], count: int) -> list[int]:
 def plan(
     indices: Sequence[int], images_per_prompt: int, batch_size: int, *, rank: int, size: int
 ) -> list[Batch]:
-    """The batches of one process.
+    """The batches of one process; all images of a prompt are with one, which can compare them.
 
     Every process gets equally many, since weights that are sharded over processes are gathered in
-    each forward pass: idle processes repeat the first batches and discard them. All
-    images of a prompt are with one process, which can compare them with each other.
+    each forward pass: idle processes repeat the first batches and discard them.
     """
     per_unit = max(1, batch_size // images_per_prompt)
     units = [tuple(indices[start : start + per_unit]) for start in range(0, len(indices), per_unit)]
@@ -89,21 +86,11 @@ def sample_and_compare(
     guidance_scale: float = 1.0,
     negative: Conditioning | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Integrate noise to final latents by Euler steps; measure the distance to the base model.
+    """Integrate noise `x` (B, ...) to final latents by Euler steps, beside the base model.
 
-    The distance of an image is (v - v_base)^2, averaged over elements and over steps that are
-    spread evenly along its trajectory: `trainer.algorithm.sde.kl` in its form `velocity`. Up to the
-    weight of each step it is the KL between the two sampling processes. Every step costs one more
-    forward pass.
-
-    Args:
-        model: The policy, which has a reference where steps are compared.
-        cond: B encoded prompts.
-        x: Starting noise (B, ...).
-        num_steps: Euler steps.
-        compared_steps: At how many of them the distance is measured; at most at all.
-        guidance_scale: Classifier-free guidance of both models.
-        negative: Used with guidance only.
+    The distance of an image is (v - v_base)^2, averaged over elements and over `compared_steps`
+    that are spread evenly along its trajectory: `trainer.algorithm.sde.kl` in its form `velocity`.
+    Up to the weight of each step it is the KL between the two sampling processes.
 
     Returns:
         The final latents, and the distances (B,), float32, exactly 0 for the base itself.

@@ -22,18 +22,17 @@ from trainer.images import Pixels
 from trainer.scores import Scores
 
 Row = dict[str, Any]
+Floats = NDArray[np.float64]
 NOTHING: Row = {"mean": None, "low": None, "high": None, "n": 0}
 
 
-def _resampled_means(
-    totals: NDArray[np.float64], counts: NDArray[np.float64], seed: int, resamples: int
-) -> NDArray[np.float64]:
+def _resampled_means(totals: Floats, counts: Floats, seed: int, resamples: int) -> Floats:
     rng = np.random.default_rng(seed)
     rows = rng.integers(0, len(totals), size=(resamples, len(totals)))
     return totals[rows].sum(1) / counts[rows].sum(1)
 
 
-def _estimate(mean: float, means: NDArray[np.float64], count: float) -> Row:
+def _estimate(mean: float, means: Floats, count: float) -> Row:
     low, high = np.percentile(means, [2.5, 97.5])
     return {"mean": float(mean), "low": float(low), "high": float(high), "n": int(count)}
 
@@ -61,9 +60,6 @@ def summarise(
         `mean`, `low`, `high` of the mean of the groups' means (GenEval's headline number), `n`
         (images with a score), and `categories`: the same four of each group. Means are None where
         nothing has a score.
-
-    Raises:
-        ValueError: Lengths that differ.
     """
     if len(scores) != len(prompt_index):
         raise ValueError(f"{len(scores)} scores for {len(prompt_index)} images")
@@ -76,7 +72,7 @@ def summarise(
     if not scored.any():
         return {**NOTHING, "categories": {}}
     found: dict[str, Row] = {}
-    draws: list[NDArray[np.float64]] = []
+    draws: list[Floats] = []
     for place, name in enumerate(sorted(set(groups))):
         rows = scored & np.array([group == name for group in groups])
         if rows.any():
@@ -132,9 +128,7 @@ _BINS = 4
 def diversity(images: Pixels, prompt_index: Sequence[int]) -> float:
     """Mean RMS distance in [0, 1] between the pixels of two images of the same prompt.
 
-    Args:
-        images: (N, H, W, 3) uint8.
-        prompt_index: N prompt numbers; prompts count alike, those with one image not at all.
+    Images are (N, H, W, 3) uint8; prompts count alike, those with one image not at all.
 
     Raises:
         ValueError: No prompt has two images.
@@ -147,8 +141,7 @@ def color_diversity(images: Pixels, prompt_index: Sequence[int]) -> float:
     """Mean distance in [0, 1] between the colours of two images of the same prompt.
 
     The distance is the total variation between histograms of 4x4x4 RGB bins: it ignores where
-    things are, so it sees all pictures drift to one colour, which `diversity` does not. Arguments
-    and errors are the same.
+    things are, so it sees all pictures drift to one colour, which `diversity` does not.
     """
     histograms = np.stack([_color_histogram(image) for image in images])
     return _mean_distance(histograms, prompt_index, _total_variation)
@@ -202,8 +195,7 @@ class Part:
         rows: (prompt index, image number) of its N images.
         scores: of these images; None if it had none, or why there are none.
         distances: N distances to the base model, None where they are not finite, or none at all.
-        diversity: prompt index -> value, per entry of `DIVERSITIES`.
-        shown: pictures by prompt index.
+        diversity: by entry of `DIVERSITIES` and prompt index; `shown`: pictures by prompt index.
     """
 
     rows: tuple[Job, ...]
@@ -227,12 +219,9 @@ def joined_columns(
 
 def distinct(outputs: Mapping[str, MaskedArray]) -> dict[str, MaskedArray]:
     """The outputs without the untransformed scores that no transform has changed."""
+    rows = {name: column.tolist() for name, column in outputs.items()}
     return {
         name: column
         for name, column in outputs.items()
-        if not (name.endswith(".raw") and _equal(column, outputs.get(name.removesuffix(".raw"))))
+        if not (name.endswith(".raw") and rows[name] == rows.get(name.removesuffix(".raw")))
     }
-
-
-def _equal(one: MaskedArray, other: MaskedArray | None) -> bool:
-    return other is not None and one.tolist() == other.tolist()

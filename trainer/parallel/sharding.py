@@ -30,19 +30,12 @@ Parallel = Literal["replicated", "fsdp"]
 
 
 def parallel(settings: Settings, world_size: int, device: torch.device) -> Parallel:
-    """How the processes share the work.
-
-    What trains on a CPU fits into its memory, and gathering shards would be most of its time: there
-    `auto` never shards.
-
-    Raises:
-        ConfigError: a combination that there is not.
-    """
+    """How the processes share the work; ConfigError for a combination that is not supported."""
     chosen = settings.run.parallel
     if chosen == "auto":
-        chosen = (
-            "fsdp" if settings.model.finetune == "full" and device.type != "cpu" else "replicated"
-        )
+        # What trains on a CPU fits into its memory; gathering shards would be most of its time.
+        full = settings.model.finetune == "full" and device.type != "cpu"
+        chosen = "fsdp" if full else "replicated"
     if world_size == 1:
         return "replicated"
     if chosen == "fsdp" and settings.model.dtype == "float16":
@@ -58,8 +51,8 @@ def prepare_networks(
 ) -> None:
     """Recompute, compile and shard the networks as the settings say, in place.
 
-    To be called before anything holds on to the parameters.
-    All processes have to call this. `dtype` is the type of the forward pass.
+    To be called by all processes, before anything holds on to the parameters. `dtype` is the type
+    of the forward pass.
 
     Raises:
         ConfigError: the network's class does not say what its blocks are.
@@ -78,11 +71,7 @@ def prepare_networks(
 
 
 def blocks(network: nn.Module) -> Iterator[nn.Module]:
-    """The transformer blocks, as the class of diffusers names them.
-
-    Raises:
-        ConfigError: it names none.
-    """
+    """The transformer blocks, as the class of diffusers names them; ConfigError if it does not."""
     kind: Any = type(network)
     names = set(getattr(kind, "_repeated_blocks", None) or kind._no_split_modules or ())
     found = [module for module in network.modules() if type(module).__name__ in names]
@@ -126,8 +115,7 @@ def _recompute(device: torch.device, dtype: torch.dtype) -> Any:
 def whole(tensors: Mapping[str, Tensor], *, keep: bool = True) -> dict[str, Tensor]:
     """The whole tensors of all processes, by name; called by all processes.
 
-    Only one of them is whole on the device at a time.
-    Without `keep`, this process only takes part in the gather.
+    One of them is whole on the device at a time. Without `keep`, this process only takes part.
     """
     out = {}
     for name, tensor in tensors.items():

@@ -42,12 +42,7 @@ def _peers() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """This process among all processes.
-
-    Attributes:
-        rank: its number, 0 is the one that writes files.
-        size: how many there are.
-    """
+    """This process, number `rank`, among `size` processes."""
 
     rank: int = 0
     size: int = 1
@@ -105,29 +100,18 @@ class World:
 
     def on_main(self, action: Callable[[], T]) -> T:
         """Do something on process 0; its small value, or its error, is that of every process."""
-        outcome: T | TrainerError | None = None
-        if self.is_main:
-            try:
-                outcome = action()
-            except TrainerError as error:
-                outcome = error
-        outcome = self.broadcast(outcome)
+        outcome = self.broadcast(_tried(action) if self.is_main else None)
         if isinstance(outcome, TrainerError):
             raise shared(outcome)
-        return outcome  # pyright: ignore[reportReturnType]
+        return outcome
 
     def everywhere(self, action: Callable[[], T]) -> T:
         """Do something on every process; what fails on one of them fails on all."""
-        problem: TrainerError | None = None
-        value: T | None = None
-        try:
-            value = action()
-        except TrainerError as error:
-            problem = error
-        for found in self.gather(problem):
-            if found is not None:
-                raise shared(found)
-        return value  # pyright: ignore[reportReturnType]
+        outcome = _tried(action)
+        for error in self.gather(outcome if isinstance(outcome, TrainerError) else None):
+            if error is not None:
+                raise shared(error)
+        return outcome  # pyright: ignore[reportReturnType]
 
     def sum(self, value: float) -> float:
         """Sum of a number over the processes."""
@@ -150,6 +134,13 @@ class World:
         *sums, present = flat.split([*(p.numel() for p in trained), len(trained)])
         for parameter, total, count in zip(trained, sums, present.tolist(), strict=True):
             parameter.grad = total.view_as(parameter) if count else None
+
+
+def _tried(action: Callable[[], T]) -> T | TrainerError:
+    try:
+        return action()
+    except TrainerError as error:
+        return error
 
 
 def on_any_process(flags: Sequence[bool]) -> list[bool]:

@@ -34,12 +34,7 @@ class DamagedError(CheckpointError):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """All that a run is, between two epochs.
-
-    Attributes:
-        progress: plain numbers and texts (epoch, updates, seconds used, metrics lines, ...).
-        tensors: named tensors by file: `trained`, `optimizer`, `ema`, `rng`.
-    """
+    """All that a run is between two epochs: plain values, and named tensors by file."""
 
     progress: Mapping[str, Any]
     tensors: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
@@ -63,15 +58,11 @@ def save(
     best_epoch: int = -1,
     also_epoch: int | None = None,
 ) -> Path:
-    """Write a checkpoint and remove the oldest beyond `keep`, but not the best.
+    """Write a checkpoint, remove the oldest, and return its folder.
 
-    An existing checkpoint of the same epoch is left as it is: the numbers are the same.
-
-    `keep` of the newest stay, and the checkpoint of `also_epoch`; `best_epoch` is negative while
-    there is no evaluation.
-
-    Returns:
-        Its folder.
+    The `keep` newest stay, the best (`best_epoch` is negative while there is none), and that of
+    `also_epoch`. An existing checkpoint of the same epoch is left as it is: the numbers are the
+    same.
 
     Raises:
         StorageError: the disk is full, read-only or broken; the checkpoints before are whole.
@@ -81,7 +72,8 @@ def save(
     with storing(f"checkpoint {target}"):
         root.mkdir(parents=True, exist_ok=True)
         # First of all: what a killed process has left may be what fills the disk.
-        _remove(*root.glob(".writing-*"), *root.glob(".removing-*"))
+        for left in (*root.glob(".writing-*"), *root.glob(".removing-*")):
+            shutil.rmtree(left)
         if not target.exists():
             _write(root, target, checkpoint)
         mark_best(run_dir, best_epoch)
@@ -89,14 +81,14 @@ def save(
         for old in present(run_dir)[keep:]:
             if old not in stay:
                 # A folder that is half removed must not look like a checkpoint.
-                _remove(old.rename(root / f".removing-{old.name}"))
+                shutil.rmtree(old.rename(root / f".removing-{old.name}"))
     return target
 
 
 def mark_best(run_dir: Path, epoch: int) -> None:
-    """Let `checkpoints/best` be the checkpoint of an epoch, if there is one.
+    """Let `checkpoints/best` lead to the checkpoint of an epoch, if there is one.
 
-    It is a link; on file systems without links (exFAT, CIFS) a file with the folder's name.
+    Where there are no links (exFAT, CIFS) it is a file with the folder's name.
     """
     root = run_dir / FOLDER
     if not (root / name_of(epoch)).is_dir():
@@ -116,11 +108,6 @@ def _best(root: Path) -> Path | None:
     if mark.is_symlink():
         return root / mark.readlink().name
     return root / mark.read_text(encoding="utf-8").strip() if mark.is_file() else None
-
-
-def _remove(*folders: Path) -> None:
-    for folder in folders:
-        shutil.rmtree(folder)
 
 
 def _write(root: Path, target: Path, checkpoint: Checkpoint) -> None:
@@ -182,9 +169,7 @@ def load(path: Path) -> Checkpoint:
 
 
 def find(run_dir: Path, name: str = LATEST) -> Checkpoint:
-    """Read a checkpoint by name; nothing is changed.
-
-    Its name is `latest` (the newest that is whole), `best`, or a folder such as `epoch_000010`.
+    """Read `latest` (the newest that is whole), `best`, or a folder such as `epoch_000010`.
 
     Raises:
         CheckpointError: there is none of that name, or it is damaged.
@@ -221,32 +206,24 @@ def _newest_whole(paths: Sequence[Path]) -> tuple[Checkpoint | None, list[Damage
 
 
 def load_latest(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that is whole, and a line for each one that was not.
+    """The newest checkpoint that is whole, and a line for each newer one that was not.
 
-    Damaged ones are moved to `checkpoints/damaged/`.
+    These are moved to `checkpoints/damaged/`.
 
     Raises:
         CheckpointError: there are checkpoints, but all are damaged.
     """
     paths = present(run_dir)
     found, problems = _newest_whole(paths)
-    warnings = [str(problem) for problem in problems]
-    if found is not None:
-        _move_aside(run_dir, paths[: len(warnings)])
-        return found, warnings
-    if warnings:
+    if problems and found is None:
         raise CheckpointError(
-            f"{warnings[0]}; no whole checkpoint is left in {run_dir / FOLDER}: restore one, or "
+            f"{problems[0]}; no whole checkpoint is left in {run_dir / FOLDER}: restore one, or "
             "start again in another folder with --set run.out_dir="
         )
-    return None, []
-
-
-def _move_aside(run_dir: Path, damaged: list[Path]) -> None:
-    for path in damaged:
-        place = run_dir / FOLDER / "damaged"
-        place.mkdir(exist_ok=True)
-        target = place / path.name
+    for path in paths[: len(problems)]:
+        target = run_dir / FOLDER / "damaged" / path.name
+        target.parent.mkdir(exist_ok=True)
         if target.exists():
             shutil.rmtree(target)
         path.rename(target)
+    return found, [str(problem) for problem in problems]

@@ -50,8 +50,7 @@ class Action:
         kind: what is done; `none`: nothing is left to do.
         causes: names of what lies beyond its threshold.
         number: how many actions with this one.
-        before: the weight of the KL, or the factor of the learning rate.
-        after: the same from now on.
+        before: the weight of the KL, or the factor of the learning rate; `after`: from now on.
         to_epoch: the epoch that is gone back to.
         bound: the setting that forbids a further action.
     """
@@ -70,11 +69,7 @@ def decide(
 ) -> tuple[Controls, Action | None]:
     """The action after an evaluation, if any, and the controls from then on.
 
-    Args:
-        settings: `run.on_alarm`, the bounds in `alarm`, and `loss.kl_beta`.
-        controls: as they were.
-        falls: alarms whose values lie beyond their thresholds (`trainer.evaluation.alarms.beyond`).
-        epoch: of the evaluation.
+    `falls` are the alarms whose values lie beyond their thresholds (`alarms.beyond`).
     """
     mode, done = settings.run.on_alarm, controls.actions
     causes = tuple(alarm.name for alarm in falls if mode != "stop" or alarm.epoch == epoch)
@@ -119,14 +114,9 @@ def _bound(settings: Settings, controls: Controls, *, moved: bool) -> str:
 def remember(
     settings: Settings, controls: Controls, epoch: int, headline: float | None, *, clean: bool
 ) -> Controls:
-    """The controls after an evaluation: a rewind goes back to the best without an alarm.
+    """The controls after an evaluation: a rewind goes back to the best one that is clean.
 
-    Args:
-        settings: of the run.
-        controls: as they were.
-        epoch: of the evaluation.
-        headline: what it measured.
-        clean: no alarm was on, and it had enough scores to tell.
+    `clean`: no alarm was on, and it had enough scores to tell.
     """
     if settings.run.on_alarm != "rewind":
         # Its checkpoint is not kept any longer.
@@ -145,12 +135,7 @@ def better(settings: Settings, headline: float | None, than: float | None) -> bo
 
 
 def change(action: Action, limit: int) -> str:
-    """What an action does, in a few words.
-
-    Args:
-        action: as decided.
-        limit: `alarm.max_actions`.
-    """
+    """What an action does, in a few words; `limit` is `alarm.max_actions`."""
     if action.kind == "stop":
         return "the run ends"
     if action.kind == "none":

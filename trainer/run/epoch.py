@@ -29,14 +29,7 @@ from trainer.scores import Scores
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """One rollout batch on its way.
-
-    Attributes:
-        first: number of its first image in the epoch.
-        batch: what training needs of the sampling.
-        cond: its encoded prompts.
-        pending: its scores.
-    """
+    """One rollout batch whose scores are pending; `first` numbers its first image in the epoch."""
 
     first: int
     batch: RolloutBatch
@@ -49,7 +42,7 @@ def train_epoch(run: Run) -> dict[str, Any]:
 
     Raises:
         ServiceError: the service went away or too much has no score; nothing has changed.
-        Stopped: someone asked to stop before the last scores were there; nothing has changed.
+        Stopped: a process was asked to stop before the last scores were there; nothing has changed.
     """
     settings, epoch = run.settings, run.progress.epoch
     times: dict[str, float] = dict.fromkeys(("rollout", "score_wait", "train"), 0.0)
@@ -77,7 +70,7 @@ def train_epoch(run: Run) -> dict[str, Any]:
         run.updater.end_epoch()
     if keep is not None:
         keep()
-    total = len(scores.values[names[0]])
+    total, total_s = len(found.values), sum(times.values())
     return {
         "kind": "train",
         "epoch": epoch + 1,
@@ -91,13 +84,9 @@ def train_epoch(run: Run) -> dict[str, Any]:
         "scorers": {name: list(seen) for name, seen in scores.fingerprints.items()},
         **combine_updates(updates),
         **_controlled(run),
-        "seconds": {
-            **times,
-            "total": sum(times.values()),
-            "cpu": time.process_time() - cpu_s,
-        },
+        "seconds": {**times, "total": total_s, "cpu": time.process_time() - cpu_s},
         "images": total,
-        "images_per_s": total / sum(times.values()),
+        "images_per_s": total / total_s,
     }
 
 
@@ -148,10 +137,7 @@ def sample_epoch(run: Run, prompts: Sequence[int], negative: Conditioning) -> li
 
 
 def sample_batch(run: Run, images: Sequence[Draw], number: int, negative: Conditioning) -> Sampled:
-    """Sample and decode one batch, and ask for its scores.
-
-    `number` is that of the batch in the epoch, over all processes.
-    """
+    """Sample and decode the batch of this number in the epoch, and ask for its scores."""
     check_stop(run)
     settings, epoch = run.settings, run.progress.epoch
     total = settings.batch.prompts_per_epoch * settings.batch.images_per_prompt
@@ -168,12 +154,7 @@ def sample_batch(run: Run, images: Sequence[Draw], number: int, negative: Condit
         negative=negative,
     )
     decoded = run.model.decode(batch.final)
-    pending = run.service.submit(
-        decoded,
-        chosen,
-        settings.rewards.train,
-        tag=f"e{epoch}-{number}",
-    )
+    pending = run.service.submit(decoded, chosen, settings.rewards.train, tag=f"e{epoch}-{number}")
     # While the service is busy with the images.
     finite = torch.as_tensor(decoded.finite, device=batch.final.device)
     renewed = run.updater.renew(batch.keep_finite(finite), cond, negative)

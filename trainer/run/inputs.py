@@ -19,11 +19,7 @@ from trainer.types import Prompt
 def load_prompts(
     settings: Settings, say: Callable[[str], None]
 ) -> tuple[list[Prompt], list[Prompt]]:
-    """Read the training and the held-out prompts.
-
-    Raises:
-        DataError: a malformed file, or test prompts that are trained on.
-    """
+    """Read training and held-out prompts; DataError if malformed, or as `task.overlap` says."""
     task = settings.task
     load = TASKS[task.name]
     train_prompts = load(resolve_path(task.train), say)
@@ -44,9 +40,7 @@ def load_prompts(
 
 
 def load_model(settings: Settings, device: torch.device, *, parked: bool = False) -> FlowModel:
-    """Load the base model, ready to be trained.
-
-    `parked` leaves its networks on the CPU for now (`ModelOptions.parked`).
+    """Load the base model, ready to be trained; `parked` leaves its networks on the CPU for now.
 
     Raises:
         ConfigError: there is no such model, or it cannot make images of this size.
@@ -87,11 +81,7 @@ def load_model(settings: Settings, device: torch.device, *, parked: bool = False
 
 
 def starting_lora(settings: Settings) -> lora_file.LoraFile | None:
-    """The LoRA that a run begins with.
-
-    Raises:
-        ConfigError: there is none at `model.lora_path`, or all weights are trained.
-    """
+    """The LoRA at `model.lora_path`; ConfigError if there is none, or all weights are trained."""
     chosen = settings.model
     if not chosen.lora_path:
         return None

@@ -1,11 +1,9 @@
 """What a run writes down: `metrics.jsonl`, TensorBoard, Weights & Biases, and the console.
 
 `metrics.jsonl` is the record that everything else is made from: one JSON object per line, with
-`kind` `train` (one per epoch) or `eval`. A checkpoint knows how many lines belong to it; the lines
-after it are dropped when the run is resumed.
-
-Rows carry under `scorers`, for every scorer, the fingerprints that computed their scores: one, or
-several if the service was changed in between.
+`kind` `train` (one per epoch) or `eval`. A checkpoint knows how many lines belong to it; those
+after it are dropped when the run is resumed. `scorers` has the fingerprints that computed a row's
+scores: one, or several if the service was changed in between.
 """
 
 import json
@@ -42,15 +40,12 @@ def read(run_dir: Path) -> list[dict[str, Any]]:
 
 def versions() -> dict[str, str]:
     """Versions of what computed the numbers."""
-    found = {name: _version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), "platform": platform.platform(), **found}
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in PACKAGES:
+        found[package] = "not installed"
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -61,11 +56,8 @@ def write_json(path: Path, value: Any) -> None:
 class MetricsLog:
     """Appends to `metrics.jsonl` and mirrors numbers to TensorBoard and W&B.
 
-    Lines after the first `keep_lines` belong to no checkpoint and are dropped; TensorBoard forgets
-    what it has from `first_epoch` on.
-
-    Raises:
-        ConfigError: a logger that cannot be started.
+    Lines after the first `keep_lines` are dropped; TensorBoard forgets what it has from
+    `first_epoch` on. ConfigError if a logger cannot be started.
     """
 
     def __init__(
@@ -192,8 +184,8 @@ def _numbers(prefix: str, row: Mapping[str, Any]) -> Iterator[tuple[str, float]]
             continue
         if key == "outputs":
             # Everything that every scorer said: its means are enough for curves.
-            means = ((name, row["mean"]) for name, row in value.items())
-            yield from ((f"{prefix}/{key}/{n}", float(m)) for n, m in means if m is not None)
+            means = {name: row["mean"] for name, row in value.items()}
+            yield from _numbers(f"{prefix}/{key}", means)
         elif isinstance(value, Mapping):
             yield from _numbers(f"{prefix}/{key}", value)
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -202,14 +194,14 @@ def _numbers(prefix: str, row: Mapping[str, Any]) -> Iterator[tuple[str, float]]
 
 def epoch_line(row: Mapping[str, Any], epochs: int) -> str:
     """One readable line per epoch, of `epochs`."""
-    rewards = "  ".join(f"{n} {_text(v)}" for n, v in row["reward"].items())
     policy = row["policy"]
+    clipped = [policy.get(name) for name in ("clip_frac_low", "clip_frac_high")]
     parts = [
         f"epoch {row['epoch']:>4}/{epochs}",
         f"{row['train_minutes']:5.1f} min",
-        rewards,
+        "  ".join(f"{n} {_text(v)}" for n, v in row["reward"].items()),
         f"kl {_text(policy.get('kl'), 4)}",
-        f"clip {_text(_sum(policy, 'clip_frac_low', 'clip_frac_high'))}",
+        f"clip {_text(None if None in clipped else sum(clipped))}",
         f"flat groups {_text(row['advantage']['zero_std_groups'], 2)}",
         "{rollout:.1f}+{score_wait:.1f}+{train:.1f} s".format(**row["seconds"]),
         f"{row['images_per_s']:.1f} img/s",
@@ -236,10 +228,6 @@ def evaluation_line(row: Mapping[str, Any]) -> str:
     failed = f"  {row['failed']} failed{_first_error(row)}" if row["failed"] else ""
     images = f"{row['images']} images"
     return f"evaluation ({row['phase']}, epoch {row['epoch']}, {images})  {values}{failed}"
-
-
-def _sum(table: Mapping[str, float], *names: str) -> float | None:
-    return sum(table[name] for name in names) if all(name in table for name in names) else None
 
 
 def figure(value: float, decimals: int = 3) -> str:

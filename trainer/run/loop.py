@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from typing import Any, Literal
 
 from trainer.errors import ServiceError, ServiceLost, Stopped
-from trainer.evaluation.alarms import Alarm, Rules, active, beyond, judge
+from trainer.evaluation.alarms import Rules, active, beyond, judge
 from trainer.evaluation.held_out import Evaluation, evaluate_run
 from trainer.evaluation.sampling import spread
 from trainer.images import save_png, sheet, strip
@@ -81,8 +81,7 @@ def _train(run: Run) -> str:
 def _rewind(run: Run) -> None:
     """Put back the checkpoint that an alarm has decided on.
 
-    After the checkpoint of the epoch, which holds what was evaluated, and the decision: a run that
-    is killed here decides nothing anew.
+    The decision is in the checkpoint before it: a run that is killed here decides nothing anew.
     """
     controls = run.progress.controls
     if controls.rewind_to is None:
@@ -220,26 +219,19 @@ def _judge(run: Run, row: dict[str, Any]) -> None:
     row = {**row, "alarms": [asdict(alarm) for alarm in active(found)]}
     # The base has nothing to act about, and after the final evaluation nothing is trained.
     if row["phase"] != "final":
-        headline = row["metrics"][run.settings.measured[0].name]["mean"]
+        settings, progress = run.settings, run.progress
+        headline = row["metrics"][settings.measured[0].name]["mean"]
         clean = rules.decides(row) and not active(found)
-        action = _act(run, beyond(found, row, rules), headline, clean=clean)
+        controls = controller.remember(
+            settings, progress.controls, progress.epoch, headline, clean=clean
+        )
+        falls = beyond(found, row, rules)
+        progress.controls, action = controller.decide(settings, controls, falls, progress.epoch)
         if action is not None:
             row["action"] = asdict(action)
-            lines.append(f"action: {controller.text(action, run.settings.alarm.max_actions)}")
+            lines.append(f"action: {controller.text(action, settings.alarm.max_actions)}")
+            if action.kind == "stop":
+                progress.alarmed = f"alarm: {action.causes[0]} fell"
     write(run, row)
     for line in lines:
         run.say(line)
-
-
-def _act(
-    run: Run, falls: Sequence[Alarm], headline: float | None, *, clean: bool
-) -> controller.Action | None:
-    """Let the controller decide; every process decides the same."""
-    settings, progress = run.settings, run.progress
-    controls = controller.remember(
-        settings, progress.controls, progress.epoch, headline, clean=clean
-    )
-    progress.controls, action = controller.decide(settings, controls, falls, progress.epoch)
-    if action is not None and action.kind == "stop":
-        progress.alarmed = f"alarm: {action.causes[0]} fell"
-    return action

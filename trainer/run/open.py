@@ -47,7 +47,7 @@ class Outcome:
     Attributes:
         run_dir: folder of the run.
         reason: the budget that is used up; empty if the run was asked to stop before.
-        epoch: how many epochs are done and saved.
+        epoch: epochs that are done and saved.
         already: the run had been finished before.
     """
 
@@ -71,25 +71,17 @@ def train_run(
 ) -> Outcome:
     """Start or resume the run in `run.out_dir`, and train until its budget is used up.
 
-    Args:
-        settings: checked settings.
-        environment: process environment (torchrun's variables).
-        open_service: makes the connection (tests pass one without a network); by default to
-            rewards.url, with the key and certificates of the environment.
-        say: prints one line.
-        show: how far something has come.
-        stop: whether to save and stop; asked between batches of images and while waiting.
+    `environment` has torchrun's variables and what the client reads. `stop` is asked between
+    batches of images and while waiting. Tests pass an `open_service` without a network.
 
     Raises:
         TrainerError: everything that a user can mend, in one line.
     """
-    run_dir = Path(settings.run.out_dir)
+    run_dir, rewards = Path(settings.run.out_dir), settings.rewards
     environment = os.environ if environment is None else environment
     device = setup_torch(settings.run)
-    rewards = settings.rewards
     late_s = settings.run.peer_timeout_s + rewards.patience_s + rewards.deadline_s
     world = World.join(environment, device.type, timeout_s=late_s)
-    opener = open_service or (lambda rewards: connect(rewards, environment))
     quiet = say if world.is_main else lambda text: None
     try:
         with ExitStack() as held:
@@ -102,7 +94,7 @@ def train_run(
                 run_dir=run_dir,
                 world=world,
                 device=device,
-                open_service=opener,
+                open_service=open_service or (lambda rewards: connect(rewards, environment)),
                 say=quiet,
                 stop=stop,
                 show=show if world.is_main else silent,
@@ -155,7 +147,7 @@ def opened(
             say(f"resuming {run_dir} after epoch {progress.epoch}")
             for warning in take_note(known, {name: [seen] for name, seen in scorers.items()}):
                 say(warning)
-        log = _open_log(run_dir, settings, progress, world, say)
+        log = world.everywhere(lambda: _open_log(run_dir, settings, progress, world, say))
         if log is not None:
             stack.callback(log.close)
         texts = [prompt.text for prompt in every_prompt]
@@ -233,21 +225,16 @@ def _metrics(
 def _open_log(
     run_dir: Path, settings: Settings, progress: Progress, world: World, say: Callable[[str], None]
 ) -> MetricsLog | None:
-    """The metrics, on the main process; what is wrong with them stops every process."""
-
-    def open_log() -> MetricsLog | None:
-        if not world.is_main:
-            return None
-        with storing(f"metrics in {run_dir}"):
-            return MetricsLog(
-                run_dir,
-                settings,
-                keep_lines=progress.metrics_lines,
-                first_epoch=progress.epoch,
-                say=say,
-            )
-
-    return world.everywhere(open_log)
+    if not world.is_main:
+        return None
+    with storing(f"metrics in {run_dir}"):
+        return MetricsLog(
+            run_dir,
+            settings,
+            keep_lines=progress.metrics_lines,
+            first_epoch=progress.epoch,
+            say=say,
+        )
 
 
 def _finish(run: Run, reason: str) -> None:

@@ -31,9 +31,8 @@ class Progress:
         elapsed_s: seconds of the time budget used, over all resumes.
         metrics_lines: lines of `metrics.jsonl` that belong to this state.
         based: whether the base model has been evaluated.
-        evaluated_epoch: epoch of the last evaluation.
-        evaluated_s: `elapsed_s` at the last evaluation.
-        best: best headline of any evaluation so far and its epoch.
+        evaluated_epoch: epoch of the last evaluation, at `evaluated_s` of the time budget.
+        best: best headline of any evaluation so far, that of `best_epoch`.
         alarmed: the alarm that ends the run, or an empty text.
         controls: what has been done about alarms.
     """
@@ -52,11 +51,7 @@ class Progress:
 
     @staticmethod
     def read(table: Mapping[str, Any]) -> "Progress":
-        """From a checkpoint's `progress.json`.
-
-        Raises:
-            CheckpointError: a field is missing.
-        """
+        """From a checkpoint's `progress.json`; CheckpointError if a field is missing."""
         # Versions whose alarms did not act have none.
         table = {**table, "controls": Controls(**table.get("controls", {}))}
         names = Progress.__dataclass_fields__
@@ -80,10 +75,8 @@ def out_of_budget(settings: Settings, progress: Progress) -> str:
 def locked(run_dir: Path, say: Callable[[str], None] = print) -> Iterator[None]:
     """Hold a run's folder; the operating system lets go of it even after kill -9.
 
-    Some network file systems have no locks: there a warning takes their place.
-
-    Raises:
-        ConfigError: another process holds it, or the folder cannot be made.
+    ConfigError if another process holds it, or the folder cannot be made. Some network file
+    systems have no locks: there a warning takes their place.
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -122,11 +115,7 @@ def reopen(run_dir: Path) -> bool:
 
 
 def read_resolved(run_dir: Path) -> dict[str, Any]:
-    """What `write_resolved` wrote: `settings`, `versions`, `scorers`.
-
-    Raises:
-        ConfigError: the folder holds no run.
-    """
+    """What `write_resolved` wrote: `settings`, `versions`, `scorers`; ConfigError if no run is."""
     path = run_dir / RESOLVED
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -144,12 +133,7 @@ def write_resolved(
     run_dir: Path, settings: Settings, versions: Mapping[str, str], scorers: Mapping[str, str]
 ) -> None:
     """Write what this process runs with: settings, package versions, scorer fingerprints."""
+    table = {"settings": settings.model_dump(mode="json")}
+    table |= {"versions": dict(versions), "scorers": dict(scorers)}
     with storing(f"settings in {run_dir}"):
-        write_json(
-            run_dir / RESOLVED,
-            {
-                "settings": settings.model_dump(mode="json"),
-                "versions": dict(versions),
-                "scorers": dict(scorers),
-            },
-        )
+        write_json(run_dir / RESOLVED, table)

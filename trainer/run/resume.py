@@ -1,6 +1,6 @@
 """Whether a checkpoint belongs to this run, and how it is put back."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,42 +22,28 @@ from trainer.run.update import Updater
 from trainer.scores import SHOWN_CHARS
 
 # Settings that may differ between a run and its resumption: they do not change its numbers.
-FREE: Mapping[str, Collection[str]] = {
-    "run": (
-        "out_dir",
-        "preset",
-        "gpus",
-        "epochs",
-        "max_minutes",
-        "save_every_epochs",
-        "keep_checkpoints",
-        "any_world_size",
-        "peer_timeout_s",
-        "on_alarm",
-    ),
-    "rewards": ("url", "deadline_s", "patience_s", "retry_pause_s", "requests_in_flight"),
-    "logging": ("tensorboard", "wandb_project", "groups_every_epochs"),
-    "eval": ("every_epochs", "every_minutes", "alarm_fall"),
-    "alarm": tuple(AlarmSettings.model_fields),
+FREE = {
+    f"{section}.{key}"
+    for section, keys in {
+        "run": "out_dir preset gpus epochs max_minutes save_every_epochs keep_checkpoints "
+        "any_world_size peer_timeout_s on_alarm",
+        "rewards": "url deadline_s patience_s retry_pause_s requests_in_flight",
+        "logging": "tensorboard wandb_project groups_every_epochs",
+        "eval": "every_epochs every_minutes alarm_fall",
+        "alarm": " ".join(AlarmSettings.model_fields),
+    }.items()
+    for key in keys.split()
 }
 
 
 def comparable(table: Mapping[str, Any]) -> dict[str, Any]:
     """Dumped settings without those that are free to change, flat: `section.key` -> value."""
-    return {
-        f"{section}.{key}": value
-        for section, values in table.items()
-        for key, value in values.items()
-        if key not in FREE.get(section, ())
-    }
+    flat = {f"{name}.{key}": value for name, part in table.items() for key, value in part.items()}
+    return {name: value for name, value in flat.items() if name not in FREE}
 
 
 def check_same(settings: Settings, table: Mapping[str, Any], run_dir: Path) -> None:
-    """Refuse to continue a run with other settings.
-
-    Raises:
-        ConfigError: names the first setting that differs.
-    """
+    """Raise ConfigError for the first setting that differs from those of the run."""
     new, old = comparable(settings.model_dump(mode="json")), comparable(table)
     for name in sorted(new.keys() | old.keys()):
         if new.get(name) != old.get(name):
@@ -68,11 +54,7 @@ def check_same(settings: Settings, table: Mapping[str, Any], run_dir: Path) -> N
 
 
 def check_world(settings: Settings, before: int, world: World, say: Callable[[str], None]) -> None:
-    """Refuse to continue with another number of processes, unless `run.any_world_size` allows it.
-
-    Raises:
-        CheckpointError: the numbers differ.
-    """
+    """Raise CheckpointError for another number of processes than `run.any_world_size` allows."""
     if before == world.size:
         return
     text = f"the checkpoint was written by {before} process(es), this run has {world.size}"
@@ -85,12 +67,9 @@ def check_world(settings: Settings, before: int, world: World, say: Callable[[st
 
 
 def check_base(settings: Settings, before: str | None, now: str) -> None:
-    """Refuse to continue from other weights than those that the run started from.
+    """Raise CheckpointError for other weights (`base_fingerprint`) than the run started from.
 
-    Versions that did not write the fingerprint (`base_fingerprint`) have None before.
-
-    Raises:
-        CheckpointError: they differ.
+    Versions that did not write the fingerprint have None before.
     """
     if before not in (None, now):
         raise CheckpointError(
@@ -100,13 +79,9 @@ def check_base(settings: Settings, before: str | None, now: str) -> None:
 
 
 def check_prompts(settings: Settings, before: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Refuse to continue with other prompts: noise and curves belong to their numbers.
+    """Raise CheckpointError for other prompts: noise and curves belong to their numbers.
 
-    `before` and `now` are the fingerprints by list, `train` and `test`; versions that did not write
-    them have none before.
-
-    Raises:
-        CheckpointError: they differ.
+    `before` and `now` are fingerprints of `train` and `test`; older versions wrote none.
     """
     for name, seen in now.items():
         if before.get(name, seen) != seen:
@@ -118,11 +93,7 @@ def check_prompts(settings: Settings, before: Mapping[str, str], now: Mapping[st
 
 
 def check_reference(settings: Settings, controls: Controls) -> None:
-    """Refuse to continue without the base model where an alarm has raised the weight of the KL.
-
-    Raises:
-        ConfigError: all weights are trained, and nothing else needs the base.
-    """
+    """Raise ConfigError where an alarm has raised the KL's weight, and no base model is kept."""
     if controls.kl_beta is not None and not keeps_reference(settings):
         raise ConfigError(
             f"an alarm has raised the weight of the KL to {controls.kl_beta:g}, for which the base "
@@ -132,10 +103,9 @@ def check_reference(settings: Settings, controls: Controls) -> None:
 
 
 def restore_learnt(stored: Checkpoint, updater: Updater, ema: Ema | None) -> None:
-    """Put a checkpoint's weights, averages and optimiser back; epochs and updates are counted on.
+    """Put a checkpoint's weights, averages and optimiser back; CheckpointError if of another model.
 
-    Raises:
-        CheckpointError: it belongs to another model.
+    Epochs and updates are counted on.
     """
     tensors = stored.tensors
     restore_parameters(updater.parameters, tensors["trained"])
@@ -148,11 +118,7 @@ def restore_learnt(stored: Checkpoint, updater: Updater, ema: Ema | None) -> Non
 
 
 def restore(stored: Checkpoint, updater: Updater, ema: Ema | None, world: World) -> Progress:
-    """Put a checkpoint back: what `restore_learnt` does, the generators and where the run stands.
-
-    Raises:
-        CheckpointError: it belongs to another model.
-    """
+    """Put a checkpoint back: what `restore_learnt` does, generators, and where the run stands."""
     restore_learnt(stored, updater, ema)
     tensors = stored.tensors
     own = f"{world.rank}|"

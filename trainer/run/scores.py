@@ -21,7 +21,7 @@ def epoch_scores(run: Run, pending: Sequence[Sequence["Future[Scores]"]]) -> Sco
     `pending` are the requests of this process, by update.
 
     Raises:
-        ServiceError: on every process, if any process lost the service or too much failed.
+        ServiceError: on every process, if any lost the service or too much failed.
         Stopped: on every process, if any was asked to stop.
     """
     parts: list[Scores] = []
@@ -60,19 +60,15 @@ def epoch_advantages(settings: Settings, scores: Scores) -> Advantages:
 def check_failures(
     settings: Settings, failed: float, errors: Mapping[str, int], images: str
 ) -> None:
-    """Refuse scores of which too many are missing; all processes have to call this.
+    """Raise ServiceLost if the share `failed` of the images has no score, and that is too much.
 
-    `failed` is the share of the images without a score; `images` names them in the message.
-
-    Raises:
-        ServiceLost: on every process.
+    All processes have to call this; `images` names the images in the message.
     """
     most = settings.rewards.max_failed_fraction
     if failed > most:
         commonest = max(errors, key=lambda text: errors[text], default="no message")
-        raise shared(
-            ServiceLost(
-                f"{failed:.0%} of the images of {images} have no score "
-                f"(rewards.max_failed_fraction is {most:.0%}); mostly: {commonest}"
-            )
+        text = (
+            f"{failed:.0%} of the images of {images} have no score "
+            f"(rewards.max_failed_fraction is {most:.0%}); mostly: {commonest}"
         )
+        raise shared(ServiceLost(text))

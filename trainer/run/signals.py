@@ -21,11 +21,7 @@ _END = b"\0"
 def stop_signals(say: Callable[[str], None]) -> Iterator[Callable[[], int]]:
     """Inside, the signals no longer end the process by themselves. For the main thread.
 
-    Args:
-        say: prints one line.
-
-    Yields:
-        A function that gives the number of the signal that asked to stop, or 0.
+    Yields a function that gives the number of the signal that asked to stop, or 0.
     """
     reading, writing = os.pipe()
     os.set_blocking(writing, False)

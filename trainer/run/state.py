@@ -32,12 +32,11 @@ class Run:
 
     Attributes:
         ema: average of the trained weights, or None.
-        train: training prompts.
-        probabilities: how likely each is to be drawn.
+        train: training prompts, each as likely to be drawn as `probabilities` say.
         test: held-out prompts.
         log: metrics, on the main process.
         say: prints one line, on the main process.
-        show: how far something has come, on the main process.
+        show: reports how far something has come, on the main process.
         stop: whether this process was asked to save and stop; asked between batches.
         scorers: fingerprint of each scorer as last seen.
         base: fingerprint of the weights that the run started from.
@@ -85,11 +84,7 @@ def write(run: Run, row: Mapping[str, Any]) -> None:
 
 
 def check_stop(run: Run) -> None:
-    """Give up what is going on if any process was asked to stop; all processes have to ask.
-
-    Raises:
-        Stopped: on every process.
-    """
+    """Raise Stopped on every process if any was asked to stop; all processes have to call this."""
     if run.world.any(bool(run.stop())):
         raise Stopped("asked to stop")
 
@@ -110,11 +105,7 @@ def _tensors(run: Run) -> dict[str, Mapping[str, Tensor]]:
 
 
 def save(run: Run) -> Path:
-    """Write a checkpoint of the state between two epochs; all processes have to call this.
-
-    Raises:
-        StorageError: on every process.
-    """
+    """Write a checkpoint of the state between two epochs; all processes have to call this."""
     states = run.world.gather(random_state())
     tensors = {name: whole(part, keep=run.world.is_main) for name, part in _tensors(run).items()}
     tensors["rng"] = {f"{r}|{k}": v for r, part in enumerate(states) for k, v in part.items()}

@@ -24,13 +24,7 @@ HINTS = {
 
 @contextmanager
 def storing(what: str) -> Iterator[None]:
-    """Turn an `OSError` into a `StorageError` of one line.
-
-    `what` names what is written, with its place.
-
-    Raises:
-        StorageError: it could not be written.
-    """
+    """Turn an `OSError` into a `StorageError` of one line; `what` names what is written, where."""
     try:
         yield
     except (OSError, SafetensorError) as error:

@@ -30,11 +30,7 @@ def restore_optimizer(
     parameters: Mapping[str, Tensor],
     tensors: Mapping[str, Tensor],
 ) -> None:
-    """Put back what `optimizer_tensors` gave.
-
-    Raises:
-        CheckpointError: the tensors belong to other parameters.
-    """
+    """Put back what `optimizer_tensors` gave; CheckpointError for other parameters."""
     optimizer.state.clear()
     for full, value in tensors.items():
         name, _, key = full.rpartition("|")
@@ -48,11 +44,7 @@ def restore_optimizer(
 
 
 def restore_parameters(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Copy stored weights into the model.
-
-    Raises:
-        CheckpointError: names or shapes differ.
-    """
+    """Copy stored weights into the model; CheckpointError if names or shapes differ."""
     if set(parameters) != set(tensors):
         name = sorted(set(parameters) ^ set(tensors))[0]
         raise CheckpointError(

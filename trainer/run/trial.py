@@ -19,13 +19,12 @@ MOST_ROWS = 64
 def trial(service: RewardService, settings: Settings, prompts: Sequence[Prompt]) -> None:
     """Ask for scores of blank pictures: one in the run's size, and some with specifications.
 
-    The rows of these are chosen so that together they have every class, colour, tag and unusual
-    character that the prompts ask for (`MOST_ROWS` of them at most). Only scorers that read
-    specifications are asked about them. A scorer that fails for another reason is left for the run
-    to meet.
+    The latter, for scorers that read specifications, have together every class, colour, tag and
+    unusual character that the prompts ask for (`MOST_ROWS` of them at most).
 
     Raises:
-        ConfigError: the service refuses them; names the prompt and the reason.
+        ConfigError: the service refuses them; names the prompt and the reason. Any other failure
+            is left for the run to meet.
     """
     terms = settings.terms
     height, width, frames = settings.sampling.size

@@ -8,7 +8,7 @@ scaled in float16, where small gradients would vanish.
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from trainer.algorithm.ema import Ema
 from trainer.algorithm.losses import LOSSES, LossContext, TrainBatch
 from trainer.algorithm.losses.base import rows_of
-from trainer.config.load import rollout_config, training_guidance
+from trainer.config.load import rollout_config
 from trainer.config.settings import OptimSettings, Settings
 from trainer.models.base import Conditioning
 from trainer.models.model import FlowModel
@@ -55,10 +55,7 @@ class MeanLog:
             self._values[name].append((value.detach(), weight))
 
     def read(self, world: World) -> dict[str, float]:
-        """Means by name, the same on every process.
-
-        Names that end in `_max` or `_deviation` give the maximum instead.
-        """
+        """Means by name (maxima of `_max` and `_deviation`), the same on every process."""
         parts = world.gather({name: _summed(pairs) for name, pairs in self._values.items()})
         out = {}
         for name in sorted({name for part in parts for name in part}):
@@ -78,9 +75,7 @@ def _summed(pairs: Sequence[tuple[Tensor, float]]) -> tuple[float, float, float]
 def learning_rate(optim: OptimSettings, update: int) -> float:
     """The learning rate of an update: linear warm-up, constant, then half a cosine to the floor.
 
-    Args:
-        optim: `lr`, `warmup_updates`, `decay_start`, `decay_updates`, `lr_floor`.
-        update: number of the update, from 0.
+    `update` counts from 0.
     """
     rise = min(1.0, (update + 1) / optim.warmup_updates) if optim.warmup_updates else 1.0
     if not optim.decay_updates:
@@ -90,14 +85,10 @@ def learning_rate(optim: OptimSettings, update: int) -> float:
     return optim.lr * rise * fall
 
 
-def split(batch: TrainBatch, size: int) -> Iterator[TrainBatch]:
+def split(batch: TrainBatch, size: int) -> list[TrainBatch]:
     """Slices of at most `size` images."""
     total = len(batch.rollout)
-    if size >= total:
-        yield batch
-        return
-    for rows in chunks(total, size):
-        yield batch.select(rows)
+    return [batch] if size >= total else [batch.select(rows) for rows in chunks(total, size)]
 
 
 class Updater:
@@ -115,7 +106,10 @@ class Updater:
         """Make an optimiser for the model's trainable parameters."""
         self.settings = settings
         self.config = rollout_config(settings)
-        self._training = replace(self.config, guidance_scale=training_guidance(settings))
+        guidance = settings.loss.guidance_scale
+        self._training = (
+            self.config if guidance is None else replace(self.config, guidance_scale=guidance)
+        )
         self._entry = LOSSES[settings.loss.algorithm]
         self.parameters = dict(model.trainable_parameters())
         self.updates = 0
@@ -148,8 +142,8 @@ class Updater:
     ) -> RolloutBatch:
         """A rollout with the old log-probabilities that training will reproduce to the bit.
 
-        Training in other sizes or with another guidance than the rollout's gives other ones; then
-        every step is evaluated once more. To be called with the weights that have sampled.
+        Where training has other sizes or another guidance than the rollout, every step is evaluated
+        once more. To be called with the weights that have sampled.
         """
         size = self.settings.batch.train_batch_size or len(record)
         same = size == len(record) and self._training == self.config
@@ -173,18 +167,11 @@ class Updater:
         )
 
     def update(
-        self,
-        batches: Sequence[TrainBatch],
-        *,
-        kl_beta: float | None = None,
-        lr_scale: float = 1.0,
+        self, batches: Sequence[TrainBatch], *, kl_beta: float | None = None, lr_scale: float = 1.0
     ) -> dict[str, float]:
         """Do one update from the batches of all processes; return its metrics.
 
-        Args:
-            batches: those of this process; every process has as many, of the same sizes.
-            kl_beta: the weight of the KL instead of `loss.kl_beta`, or None.
-            lr_scale: factor of the learning rate.
+        Every process has as many batches, of the same sizes. `kl_beta` replaces `loss.kl_beta`.
         """
         size = self.settings.batch.train_batch_size
         parts = [part for batch in batches for part in split(batch, size or len(batch.rollout))]

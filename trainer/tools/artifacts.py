@@ -55,12 +55,7 @@ class Target:
     preset: str = ""
 
     def load(self, device: torch.device) -> FlowModel:
-        """Load the model with its weights.
-
-        Raises:
-            ConfigError: there is no such base model.
-            CheckpointError: the weights belong to another model.
-        """
+        """Load the model with its weights; CheckpointError if they belong to another model."""
         model = load_model(self.settings, device)
         if self.weights:
             # Files of diffusers hold buffers, too; those are the base model's.
@@ -72,16 +67,15 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """How a target is to be used, and what an evaluation measures instead of what it says itself.
+    """How a target is to be used, and what an evaluation measures; empty: as its own settings say.
 
     Attributes:
         preset: preset or .toml file, for what is no run.
         checkpoint: which of a run's: `latest`, `best` or a folder's name.
         base: the untrained model instead.
-        task: key of `TASK_PRESETS`; its prompts, measured and watched rewards are used. Empty: the
-            model's own.
-        prompts: a prompt file, or empty for the task's.
-        scorers: `scorer` or `scorer.component`, instead of the task's; empty for those.
+        task: key of `TASK_PRESETS`, whose prompts, measured and watched rewards are used.
+        prompts: a prompt file.
+        scorers: `scorer` or `scorer.component`.
         overrides: `section.key=value` texts; come last.
     """
 
@@ -102,7 +96,8 @@ def find(place: str, choice: Choice) -> Target:
         CheckpointError: no such checkpoint, a damaged one, or a LoRA file in an unknown format.
     """
     folder = Path(place).expanduser()
-    if (folder / RESOLVED).is_file() and not (folder / INDEX).is_file():
+    pipeline = (folder / INDEX).is_file()
+    if (folder / RESOLVED).is_file() and not pipeline:
         return _run(folder, choice.checkpoint, choice)
     if (folder / checkpoints.PROGRESS).is_file():
         whole = folder.resolve()
@@ -111,9 +106,9 @@ def find(place: str, choice: Choice) -> Target:
         return _run(folder.parent.parent, checkpoints.BEST, choice)
     if lora_file.find(folder):
         return _lora(folder, choice)
-    if _full_networks(folder) and not (folder / INDEX).is_file():
+    if _full_networks(folder) and not pipeline:
         return _full(folder, choice)
-    if not (folder / INDEX).is_file() and (folder.exists() or not _is_hub_id(place)):
+    if not pipeline and (folder.exists() or not _is_hub_id(place)):
         raise ConfigError(
             f"{place} holds no run (there is no {RESOLVED}), no checkpoint, no LoRA "
             f"({lora_file.NAME}, or peft's {lora_file.PEFT_NAME}) and no pipeline ({INDEX})"

@@ -1,6 +1,7 @@
 """What would stop a run, before it loads anything: prompts, model, memory, service, folder."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,10 +36,7 @@ class Found:
 def checks(
     settings: Settings, environment: Mapping[str, str], *, gpus: int, gpu_gb: float
 ) -> Iterator[Found]:
-    """Look at prompts, model, service and folder.
-
-    `gpu_gb` is the memory of one GPU in 10^9 bytes; 0: that of this machine's, if it has one.
-    """
+    """Look at prompts, model, service and folder; `gpu_gb` is of one GPU, 0: of this machine's."""
     found, prompts = _prompts(settings)
     yield found
     yield from _model(settings, gpus, gpu_gb)
@@ -77,12 +75,8 @@ def _model(settings: Settings, gpus: int, gpu_gb: float) -> Iterator[Found]:
         folder = cached
     try:
         count = network_parameters(folder, both=settings.model.experts == "both")
-    except ValueError as error:
-        yield Found("model", str(error), stops=True)
-        return
-    try:
         starting_lora(settings)
-    except ConfigError as error:
+    except (ValueError, ConfigError) as error:
         yield Found("model", str(error), stops=True)
         return
     yield Found("model", f"{name}: {count / 1e9:.3g} billion parameters in the network")
@@ -90,11 +84,11 @@ def _model(settings: Settings, gpus: int, gpu_gb: float) -> Iterator[Found]:
     if not available_gb:
         return
     least_gb = least_bytes(settings, count, gpus) / _GB
-    text = f"weights, gradients and moments alone take {least_gb:.3g} GB of {available_gb:.3g} GB"
-    if least_gb > available_gb:
-        yield Found("memory", f"{text} per GPU", stops=True)
-    else:
-        yield Found("memory", f"{text} per GPU; activations come on top")
+    text = (
+        f"weights, gradients and moments alone take {least_gb:.3g} GB of {available_gb:.3g} GB per "
+        "GPU; activations come on top"
+    )
+    yield Found("memory", text, stops=least_gb > available_gb)
 
 
 def least_bytes(settings: Settings, parameters: int, gpus: int) -> float:
@@ -125,13 +119,10 @@ def _service(
 ) -> Found:
     quick = settings.rewards.model_copy(update={"patience_s": _PATIENCE_S})
     try:
-        service = connect(quick, environment)
-        try:
+        with closing(connect(quick, environment)) as service:
             service.check(settings.terms)
             if prompts:
                 trial(service, settings, prompts)
-        finally:
-            service.close()
     except ServiceError as error:
         return Found("rewards", str(error), ok=False)
     except ConfigError as error:
@@ -141,10 +132,8 @@ def _service(
 
 def _folder(settings: Settings) -> Found:
     run_dir = Path(settings.run.out_dir)
-    result = finished(run_dir, settings)
-    if result is not None:
+    if result := finished(run_dir, settings):
         return Found("folder", f"{run_dir} holds a finished run ({result['reason']})")
-    found = checkpoints.present(run_dir)
-    if found:
+    if found := checkpoints.present(run_dir):
         return Found("folder", f"{run_dir} would be resumed from {found[0].name}")
     return Found("folder", f"{run_dir} is new")

@@ -1,17 +1,25 @@
-"""Using a model outside the loop: draw prompts, evaluate. What is used is not changed."""
+"""Using a model outside the loop: draw prompts, evaluate, export. What is used is not changed."""
 
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from trainer.config.load import resolve_path
+from trainer.config.settings import RunSettings, Settings
 from trainer.data import TASKS
+from trainer.errors import ConfigError
 from trainer.evaluation.held_out import Evaluation, draw_images, evaluate_run
 from trainer.evaluation.sampling import spread
 from trainer.images import save_picture
+from trainer.models import lora_file
 from trainer.parallel.world import World, setup_torch
+from trainer.report.card import write_card
+from trainer.report.snippets import load_pipeline
 from trainer.rewards import connect
+from trainer.run.checkpoint import LATEST
 from trainer.tools.artifacts import Choice, Target, find
 from trainer.types import Prompt
 
@@ -26,19 +34,9 @@ class Measured:
 
 
 def sample_target(
-    place: str,
-    choice: Choice,
-    prompts: Sequence[str],
-    out: Path,
-    *,
-    images: int,
-    seed: int,
+    place: str, choice: Choice, prompts: Sequence[str], out: Path, *, images: int, seed: int
 ) -> Iterator[Path]:
-    """Draw prompts and yield the path of each image (or video) as it is written.
-
-    Raises:
-        ConfigError: see `trainer.tools.artifacts.find`.
-    """
+    """Draw prompts and yield the path of each image (or video) as it is written."""
     target = find(place, replace(choice, overrides=[f"eval.seed={seed}", *choice.overrides]))
     settings = target.settings
     device = setup_torch(settings.run)
@@ -53,16 +51,11 @@ def sample_target(
 
 
 def evaluate_target(
-    place: str,
-    choice: Choice,
-    environment: Mapping[str, str] | None = None,
+    place: str, choice: Choice, environment: Mapping[str, str] | None = None
 ) -> Measured | None:
-    """Evaluate a model on held-out prompts, in as many processes as torchrun has started.
+    """Evaluate a model on held-out prompts; None on other processes than the first.
 
     REWARD_URL, torchrun's variables and what else the client reads come from the environment.
-
-    Returns:
-        What was found; None on other processes than the first.
 
     Raises:
         TrainerError: anything that a user can mend.
@@ -93,3 +86,48 @@ def evaluate_target(
         service.close()
         world.leave()
     return Measured(target, found, len(indices)) if world.is_main else None
+
+
+def export_run(run_dir: Path, out: Path, *, checkpoint: str = LATEST, whole: bool = False) -> Path:
+    """Write a run's weights as diffusers loads them, and the model card.
+
+    `out` must be empty or not exist. With `whole` it gets the complete pipeline instead of what was
+    trained; a LoRA is merged into it.
+
+    Raises:
+        ConfigError: no run, or `out` holds something.
+        CheckpointError: no such checkpoint, or a damaged one.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"--out {out}: there is something already; name a new folder")
+    target = find(str(run_dir), Choice(checkpoint=checkpoint))
+    device = setup_torch(RunSettings(device="cpu", threads=target.settings.run.threads))
+    model = target.load(device)
+    model.save(out, model.trainable_parameters())
+    write_card(run_dir, out, epoch=target.epoch, whole=whole)
+    if whole:
+        complete(out, target.settings)
+    return out
+
+
+def complete(folder: Path, settings: Settings) -> None:
+    """Put the base pipeline around the weights that are in a folder."""
+    from diffusers import AutoModel  # pyright: ignore[reportPrivateImportUsage]
+
+    networks: dict[str, Any] = {
+        path.parent.name: AutoModel.from_pretrained(str(path.parent))
+        for path in sorted(folder.glob("*/config.json"))
+    }
+    pipe = load_pipeline(settings, **networks)
+    adapters = {} if networks else lora_file.find(folder)
+    for name, file in adapters.items():
+        second = {"load_into_transformer_2": True} if name == lora_file.SECOND else {}
+        pipe.load_lora_weights(str(file.parent), **second)
+    if adapters:
+        pipe.fuse_lora(components=list(adapters))
+        pipe.unload_lora_weights()
+    for file in adapters.values():
+        file.unlink()
+    for name in networks:
+        shutil.rmtree(folder / name)
+    pipe.save_pretrained(folder)

@@ -10,11 +10,7 @@ from trainer.config.toml import differences, toml
 
 
 def explain(name: str, settings: Settings, gpus: int) -> list[str]:
-    """Lines for people.
-
-    Raises:
-        ConfigError: sizes that do not fit that number of processes.
-    """
+    """What a preset does in an epoch, line by line; ConfigError if sizes do not fit `gpus`."""
     plan = geometry(settings, gpus)
     return [
         name,
@@ -29,10 +25,7 @@ def explain(name: str, settings: Settings, gpus: int) -> list[str]:
 
 
 def size_note(name: str, settings: Settings, gpus: int) -> str:
-    """What to know when a preset runs on another number of GPUs than it was written for.
-
-    Empty where there is nothing to say.
-    """
+    """What changes on another number of GPUs than a preset was written for; else empty."""
     meant = settings.run.gpus
     if meant in (0, gpus):
         return ""
@@ -55,20 +48,15 @@ def size_note(name: str, settings: Settings, gpus: int) -> str:
 
 
 def for_gpus(name: str, gpus: int) -> str:
-    """The preset among `name` and its sizes that suits a number of GPUs best.
+    """The size of the preset `name` for so many GPUs, else the largest for fewer that divides.
 
-    That is the one written for as many, else the largest for fewer whose batch divides; without
-    either, `name` itself.
+    Without either, `name` itself.
     """
     return _largest(_every_size(name), gpus) or name
 
 
 def fitting(name: str, gpus: int) -> tuple[str, int]:
-    """The most of so many GPUs that the batch of `name`, or of one of its sizes, divides by.
-
-    Returns:
-        The preset, see `for_gpus`, and how many GPUs it can use.
-    """
+    """The preset (see `for_gpus`) that uses most of so many GPUs, and how many it uses."""
     sizes = _every_size(name)
     for count in range(gpus, 1, -1):
         chosen = _largest(sizes, count) or name

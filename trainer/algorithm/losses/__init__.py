@@ -1,7 +1,7 @@
 """Losses by name, with what each needs; ``trainer.algorithm.losses.base`` says what a loss is."""
 
 from trainer.algorithm.losses.awm import awm
-from trainer.algorithm.losses.base import Loss, LossContext, LossEntry, Term, TrainBatch
+from trainer.algorithm.losses.base import LossContext, LossEntry, Term, TrainBatch
 from trainer.algorithm.losses.dgpo import dgpo, exchange_groups, sampling_decay
 from trainer.algorithm.losses.dpo import dpo, exchange_pairs
 from trainer.algorithm.losses.flow_dppo import flow_dppo
@@ -21,4 +21,4 @@ LOSSES: dict[str, LossEntry] = {
     "rwr": LossEntry(matching),
 }
 
-__all__ = ["LOSSES", "Loss", "LossContext", "LossEntry", "Term", "TrainBatch"]
+__all__ = ["LOSSES", "LossContext", "LossEntry", "Term", "TrainBatch"]

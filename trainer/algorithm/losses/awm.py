@@ -6,9 +6,7 @@ the rest is GRPO's clipped ratio against the policy that sampled, at the same (t
 
 from collections.abc import Iterator
 
-from torch import Tensor
-
-from trainer.algorithm.losses.base import LossContext, Term, TrainBatch
+from trainer.algorithm.losses.base import LossContext, LossValue, Term, TrainBatch
 from trainer.algorithm.losses.grpo import grpo_loss
 from trainer.algorithm.losses.images import Point, Velocities, image_terms, matching_error
 from trainer.config.loss_settings import AwmSettings
@@ -18,9 +16,7 @@ def awm(context: LossContext[AwmSettings], batch: TrainBatch) -> Iterator[Term]:
     """Advantage-weighted matching at the noise levels of every image."""
     loss = context.loss
 
-    def image_loss(
-        batch: TrainBatch, point: Point, found: Velocities, place: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def image_loss(batch: TrainBatch, point: Point, found: Velocities, place: int) -> LossValue:
         assert found.old is not None
         new, old = (-matching_error(v, point) for v in (found.new, found.old))
         return grpo_loss(

@@ -45,10 +45,9 @@ class TrainBatch:
         rollout: The record of their sampling.
         cond: B encoded prompts.
         advantage: (B,) float32.
-        valid: (B,) bool, False for images that the loss leaves out: their reward failed, or the
-            advantages chose others (``Advantages.used``).
+        valid: (B,) bool, False for images that the loss leaves out (``Advantages.used``).
         negative: One or B encoded negative prompts, or None without guidance.
-        groups: (B,) long, number of the image's group in the epoch; losses on pairs need it.
+        groups: (B,) long, the image's group in the epoch; losses that compare images need it.
         prepared: (noise levels, B) float32, what ``LossEntry.prepare`` found, or None.
     """
 
@@ -84,7 +83,7 @@ class LossContext(Generic[L_co]):
         rollout: How the images were sampled; its guidance is that of training.
         loss: The loss's settings.
         old: The sampling policy's weights, for losses that ask for them (``LossEntry.old_decay``).
-        advantage_max: The bound at which advantages were clipped; scales nft's rewards.
+        advantage_max: The bound at which advantages were clipped.
     """
 
     model: FlowModel
@@ -107,15 +106,8 @@ class Term:
     metrics: dict[str, Tensor]
 
 
-Loss = Callable[[LossContext[Any], TrainBatch], Iterator[Term]]
-"""Yields the terms of one micro-batch."""
-
-Gather = Callable[[Any], list[Any]]
-
-
-Prepare = Callable[[LossContext[Any], Sequence[TrainBatch], Gather], list[TrainBatch]]
-"""Fills in ``prepared`` before an update, without gradients: gets all micro-batches of the update
-on this process, and what collects one value from every process on every process."""
+LossValue = tuple[Tensor, dict[str, Tensor]]  # a mean over valid images, and detached metrics
+Gather = Callable[[Any], list[Any]]  # collects one value from every process on every process
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +115,16 @@ class LossEntry:
     """A loss, an entry of ``LOSSES``; its settings say what it needs of rollout and advantages.
 
     Attributes:
-        terms: The loss.
+        terms: Yields the terms of one micro-batch.
         old_decay: For losses that need the old policy, a copy of the weights that images are
             sampled with. After the last update of an epoch it becomes d * old + (1 - d) * policy;
             this gives d for the number of updates so far.
-        prepare: Called before every update.
+        prepare: Fills in ``TrainBatch.prepared`` before every update, without gradients, for all
+            micro-batches of the update on this process.
     """
 
-    terms: Loss
+    terms: Callable[[LossContext[Any], TrainBatch], Iterator[Term]]
     old_decay: Callable[[int], float] | None = None
-    prepare: Prepare | None = None
+    prepare: Callable[[LossContext[Any], Sequence[TrainBatch], Gather], list[TrainBatch]] | None = (
+        None
+    )

@@ -17,9 +17,15 @@ it has no gradient; E_old is of the policy that sampled, which follows the train
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
 
-from trainer.algorithm.losses.base import Gather, LossContext, Term, TrainBatch, masked_mean
+from trainer.algorithm.losses.base import (
+    Gather,
+    LossContext,
+    LossValue,
+    Term,
+    TrainBatch,
+    masked_mean,
+)
 from trainer.algorithm.losses.groups import exchange_sums
 from trainer.algorithm.losses.grpo import clip_metrics
 from trainer.algorithm.losses.images import (
@@ -45,18 +51,12 @@ def exchange_groups(
 
 
 def dgpo(context: LossContext[DgpoSettings], batch: TrainBatch) -> Iterator[Term]:
-    """DGPO's loss at the noise levels of every image.
-
-    Raises:
-        ValueError: ``exchange_groups`` has not been called.
-    """
+    """DGPO's loss at the noise levels of every image, after ``exchange_groups``."""
     if batch.prepared is None:
         raise ValueError("dgpo needs what exchange_groups prepares")
     low, high = context.loss.clip_low, context.loss.clip_high
 
-    def image_loss(
-        batch: TrainBatch, point: Point, found: Velocities, place: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def image_loss(batch: TrainBatch, point: Point, found: Velocities, place: int) -> LossValue:
         assert found.old is not None
         assert batch.prepared is not None
         error, advantage, sums = matching_error(found.new, point), batch.advantage, batch.prepared

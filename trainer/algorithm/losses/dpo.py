@@ -13,9 +13,15 @@ from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-from trainer.algorithm.losses.base import Gather, LossContext, Term, TrainBatch, masked_mean
+from trainer.algorithm.losses.base import (
+    Gather,
+    LossContext,
+    LossValue,
+    Term,
+    TrainBatch,
+    masked_mean,
+)
 from trainer.algorithm.losses.groups import exchange_sums
 from trainer.algorithm.losses.images import (
     Point,
@@ -35,18 +41,12 @@ def exchange_pairs(
 
 
 def dpo(context: LossContext[DpoSettings], batch: TrainBatch) -> Iterator[Term]:
-    """The gradient of the pairs' loss; a pair counts half in each of its images.
-
-    Raises:
-        ValueError: ``exchange_pairs`` has not been called.
-    """
+    """The gradient of the pairs' loss, after ``exchange_pairs``; each image has half of a pair."""
     if batch.prepared is None:
         raise ValueError("dpo needs what exchange_pairs prepares")
     beta = context.loss.dpo_beta
 
-    def image_loss(
-        batch: TrainBatch, point: Point, found: Velocities, place: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def image_loss(batch: TrainBatch, point: Point, found: Velocities, place: int) -> LossValue:
         assert batch.prepared is not None
         error, z = matching_error(found.new, point), batch.prepared[place]
         value = masked_mean(torch.sigmoid(z) * beta * batch.advantage * error, batch.valid)

@@ -16,26 +16,21 @@ counts. (The mean over elements is that of the authors' code, Tencent-Hunyuan/Un
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
-from trainer.algorithm.losses.base import LossContext, Term, TrainBatch, masked_mean
-from trainer.algorithm.losses.grpo import divergences, policy_terms, ratio_metrics, step_advantages
+from trainer.algorithm.losses.base import LossContext, LossValue, Term, TrainBatch, masked_mean
+from trainer.algorithm.losses.grpo import divergence, policy_terms, ratio_metrics, step_advantages
 from trainer.config.loss_settings import FlowDppoSettings
 from trainer.rollout.policy import PolicyStep
 
 
 def flow_dppo(context: LossContext[FlowDppoSettings], batch: TrainBatch) -> Iterator[Term]:
-    """Flow-DPPO's loss over the stochastic steps of a micro-batch.
+    """Flow-DPPO's loss over the stochastic steps of a micro-batch."""
+    valid = batch.valid
 
-    Raises:
-        ValueError: See ``trainer.algorithm.losses.grpo.divergences``.
-    """
-    divergence, valid = divergences(context, batch), batch.valid
-
-    def policy_loss(step: PolicyStep, place: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def policy_loss(step: PolicyStep, place: int) -> LossValue:
         assert step.log_prob is not None
         log_ratio = step.log_prob - batch.rollout.log_probs[:, place]
-        ratio, distance = torch.exp(log_ratio), divergence(step, place).detach()
+        ratio, distance = torch.exp(log_ratio), divergence(batch, step, place).detach()
         advantage = step_advantages(context, batch, place)
         masked = (distance > context.loss.dppo_threshold) & (advantage * log_ratio > 0)
         each = torch.where(masked, torch.zeros_like(ratio), -advantage * ratio)

@@ -41,12 +41,7 @@ def exchange_sums(
 ) -> list[TrainBatch]:
     """Give every image the S of its group at each noise level, wherever the others are.
 
-    Args:
-        context: The run.
-        batches: The micro-batches of an update on this process.
-        gather: Collects one value from every process on every process.
-        beta: The loss's.
-        least: How many images of a group there have to be.
+    ``batches`` are the micro-batches of an update on this process.
 
     Raises:
         ValueError: The batches do not know their groups, or a group is smaller than ``least``.
@@ -87,11 +82,7 @@ def _groups(batch: TrainBatch) -> list[int]:
 
 @torch.no_grad()
 def _excess_errors(context: LossContext[ImageLossSettings], batch: TrainBatch) -> Tensor:
-    """How much worse than the reference the policy explains each image, at the group's points.
-
-    Returns:
-        (noise levels, B), negative where it explains it better.
-    """
+    """X of each image at the group's points, (noise levels, B)."""
     loss = context.loss
     found = points(batch, loss.noise_levels, group_sources(batch), loss.lowest_level)
     return torch.stack(

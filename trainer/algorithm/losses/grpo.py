@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trainer.algorithm.losses.base import LossContext, Term, TrainBatch, masked_mean
+from trainer.algorithm.losses.base import LossContext, LossValue, Term, TrainBatch, masked_mean
 from trainer.algorithm.sde import kl, transition
 from trainer.config.loss_settings import GrpoGuardSettings, GrpoSettings, StepLossSettings
 from trainer.rollout.config import RolloutConfig
@@ -56,19 +56,16 @@ def grpo_loss(
     clip_low: float,
     clip_high: float,
     valid: Tensor | None = None,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Clipped-ratio loss of one step.
+) -> LossValue:
+    """Clipped-ratio loss of one step: the mean over valid items, and detached metrics.
 
     Args:
         log_prob: (B,) of the current policy, with gradient.
         old_log_prob: (B,) of the policy that sampled.
         advantage: (B,).
-        clip_low: The ratio is clipped below 1 - clip_low (> 0, < 1).
-        clip_high: The ratio is clipped above 1 + clip_high.
-        valid: (B,) bool; items that failed contribute nothing. None: all are valid.
-
-    Returns:
-        The mean loss over valid items and detached metrics.
+        clip_low: The ratio is clipped below 1 - clip_low; in (0, 1).
+        clip_high: The ratio is clipped above 1 + clip_high; > 0.
+        valid: (B,) bool, False for items that contribute nothing; None: all are valid.
     """
     log_ratio = log_prob - old_log_prob.detach()
     ratio = torch.exp(log_ratio)
@@ -82,7 +79,7 @@ def grpo_loss(
 def step_weights(
     scheme: Literal["uniform", "noise", "gradient"], config: RolloutConfig, sigmas: Tensor
 ) -> Tensor:
-    """How much every sampling step counts in the policy gradient.
+    """How much every sampling step counts in the policy gradient, (num_steps,) float32.
 
     The advantage of an image is the same at all its steps, which differ by orders of magnitude in
     how much their noise moves the image, and in their gradient: with x_next = m + s eps it is
@@ -92,14 +89,10 @@ def step_weights(
     Args:
         scheme: ``uniform``: 1. ``noise``: s, the standard deviation that the step adds
             (TempFlow-GRPO, arXiv:2508.04324 eq. 8). ``gradient``: s / |dm/dv|, which gives all
-            steps gradients of one size (Flash-GRPO, arXiv:2605.15980); with the diffusion
-            coefficient g of an SDE it is 1 / [sqrt(-dt) / g + g sqrt(-dt) (1 - sigma) / (2 sigma)].
-            For log-probabilities by squared error, which lack 1 / (2 s^2), 1 / (s |dm/dv|).
+            steps gradients of one size (Flash-GRPO, arXiv:2605.15980); for log-probabilities by
+            squared error, which lack 1 / (2 s^2), 1 / (s |dm/dv|).
         config: How the images were sampled.
-        sigmas: (num_steps + 1,) schedule.
-
-    Returns:
-        (num_steps,) float32, on the CPU.
+        sigmas: (num_steps + 1,) schedule, on the CPU.
     """
     if scheme == "uniform":
         return torch.ones(config.num_steps)
@@ -124,13 +117,13 @@ def step_weights(
 def step_advantages(
     context: LossContext[StepLossSettings], batch: TrainBatch, place: int
 ) -> Tensor:
-    """(B,) advantages at one step of the window, weighted by step."""
+    """(B,) advantages at one step of the window, times its weight."""
     record = batch.rollout
     weights = step_weights(context.loss.step_weights, context.rollout, record.sigmas)
     return weights[record.steps[place]].to(batch.advantage) * batch.advantage
 
 
-PolicyLoss = Callable[[PolicyStep, int], tuple[Tensor, dict[str, Tensor]]]
+PolicyLoss = Callable[[PolicyStep, int], LossValue]
 
 
 def policy_terms(
@@ -167,33 +160,21 @@ def policy_terms(
         yield Term(value * (1 / len(record.steps)), metrics)
 
 
-def divergences(
-    context: LossContext[StepLossSettings], batch: TrainBatch
-) -> Callable[[PolicyStep, int], Tensor]:
-    """What gives the divergence of a step from the policy that sampled, (B,), with graph.
+def divergence(batch: TrainBatch, step: PolicyStep, place: int) -> Tensor:
+    """How far a step is from the policy that sampled, (B,), with graph.
 
-    KL of Gaussians with the same deviation: (m - m_old)^2 / (2 s^2), averaged over elements.
-
-    Raises:
-        ValueError: The rollout kept no means, or its log-probabilities are no densities.
+    KL of Gaussians with the same deviation: (m - m_old)^2 / (2 s^2), averaged over elements. The
+    settings of the losses that call this ask for the means and for gaussian log-probabilities.
     """
-    means = batch.rollout.means
-    if means is None:
-        raise ValueError("the loss needs the transition means: set keep_means")
-    if context.rollout.form != "gaussian":
-        raise ValueError("the loss needs gaussian log-probabilities")
-
-    def divergence(step: PolicyStep, place: int) -> Tensor:
-        error = (step.transition.mean - means[:, place]) ** 2
-        return error.flatten(1).mean(1) / (2 * step.transition.std.flatten() ** 2)
-
-    return divergence
+    assert batch.rollout.means is not None
+    error = (step.transition.mean - batch.rollout.means[:, place]) ** 2
+    return error.flatten(1).mean(1) / (2 * step.transition.std.flatten() ** 2)
 
 
 def grpo(context: LossContext[GrpoSettings], batch: TrainBatch) -> Iterator[Term]:
     """Flow-GRPO's loss over the stochastic steps of a micro-batch."""
 
-    def policy_loss(step: PolicyStep, place: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def policy_loss(step: PolicyStep, place: int) -> LossValue:
         assert step.log_prob is not None
         return grpo_loss(
             step.log_prob,
@@ -211,18 +192,14 @@ def grpo_guard(context: LossContext[GrpoGuardSettings], batch: TrainBatch) -> It
     """Guarded loss over the stochastic steps of a micro-batch.
 
     The correction is per image. (The official code averages it over the batch by mistake.)
-
-    Raises:
-        ValueError: See ``divergences``.
     """
-    loss, divergence = context.loss, divergences(context, batch)
+    loss, valid = context.loss, batch.valid
 
-    def policy_loss(step: PolicyStep, place: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def policy_loss(step: PolicyStep, place: int) -> LossValue:
         assert step.log_prob is not None
         old, std = batch.rollout.log_probs[:, place], step.transition.std.flatten()
-        log_ratio = (step.log_prob - old + divergence(step, place)) * std
+        log_ratio = (step.log_prob - old + divergence(batch, step, place)) * std
         ratio = torch.exp(log_ratio)
-        valid = batch.valid
         advantage = step_advantages(context, batch, place)
         surrogate = clipped_surrogate(ratio, advantage, loss.clip_low, loss.clip_high)
         value = masked_mean(surrogate / -step.dt, valid)

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.algorithm.ema import Ema
-from trainer.algorithm.losses.base import LossContext, Term, TrainBatch, masked_mean
+from trainer.algorithm.losses.base import LossContext, LossValue, Term, TrainBatch, masked_mean
 from trainer.config.loss_settings import ImageLossSettings, LossSettings
 from trainer.rollout.noise import draw, generator
 
@@ -54,7 +53,7 @@ class Velocities:
     old: Tensor | None = None
 
 
-ImageLoss = Callable[[TrainBatch, Point, Velocities, int], tuple[Tensor, dict[str, Tensor]]]
+ImageLoss = Callable[[TrainBatch, Point, Velocities, int], LossValue]
 
 
 def used(batch: TrainBatch) -> TrainBatch:
@@ -69,13 +68,9 @@ def points(
     sources: Sequence[torch.Generator],
     lowest: float = 0.0,
 ) -> list[Point]:
-    """Noise the finished images, at most at as many levels as the schedule has.
+    """Noise the B finished images at ``noise_levels`` of the schedule's levels from ``lowest`` up.
 
-    Args:
-        batch: B images.
-        noise_levels: How many levels per image.
-        sources: B generators, one per image; each gives the levels, then the noise.
-        lowest: Only levels from this one up; at most 1, where every schedule has one.
+    ``sources`` are B generators, one per image; each gives the levels, then the noise.
     """
     x0, schedule = batch.rollout.final, batch.rollout.sigmas[:-1]
     schedule = schedule[schedule >= lowest]
@@ -95,11 +90,7 @@ def own_sources(batch: TrainBatch) -> list[torch.Generator]:
 
 
 def group_sources(batch: TrainBatch) -> list[torch.Generator]:
-    """Generators that give the images of a group the same levels and noise.
-
-    Raises:
-        ValueError: The batch does not know its groups.
-    """
+    """Generators that give the images of a group the same levels and noise."""
     if batch.groups is None:
         raise ValueError("the loss needs the groups of its images")
     return [
@@ -134,16 +125,13 @@ def reference_velocity(
 
 
 @torch.no_grad()
-def _with_weights(
-    weights: Ema | None,
-    context: LossContext[LossSettings],
-    batch: TrainBatch,
-    found: Sequence[Point],
-) -> list[Tensor] | None:
-    """Predictions with other weights at all points, or None without such weights."""
-    if weights is None:
-        return None
-    with weights.swap():
+def old_velocities(
+    context: LossContext[LossSettings], batch: TrainBatch, found: Sequence[Point]
+) -> Sequence[Tensor | None]:
+    """The predictions of the policy that sampled at all points; None where no loss reads them."""
+    if context.old is None:
+        return [None] * len(found)
+    with context.old.swap():
         return [velocity(context, batch, point) for point in found]
 
 
@@ -157,28 +145,23 @@ def image_terms(
 ) -> Iterator[Term]:
     """Per noise level: a loss plus the weighted distance to the reference.
 
-    Args:
-        context: The run.
-        batch: A micro-batch; images that are not valid are left out before anything is computed.
-        image_loss: Gets the images, a point, the velocities there and the point's number; returns
-            the mean over valid images and metrics.
-        sources: Where levels and noise come from.
-        needs_old: The loss reads the velocity of the policy that sampled.
+    Images that are not valid are left out before anything is computed. ``image_loss`` gets the
+    others, a point, the velocities there and the point's number; ``sources`` give levels and noise.
 
     Raises:
-        ValueError: It needs the policy that sampled, and the context has none.
+        ValueError: The loss reads the velocity of the policy that sampled (``needs_old``), which
+            the context does not have.
     """
     if needs_old and context.old is None:
         raise ValueError("the loss needs the sampling policy in its context")
     loss, batch = context.loss, used(batch)
     found = points(batch, loss.noise_levels, sources(batch), loss.lowest_level)
     # Before any graph exists: swapping weights under a graph would make it invalid.
-    old = _with_weights(context.old, context, batch, found)
+    old = old_velocities(context, batch, found)
     for place, point in enumerate(found):
         reference = reference_velocity(context, batch, point) if loss.kl_beta > 0 else None
         v = velocity(context, batch, point)
-        found_here = Velocities(v, None if old is None else old[place])
-        value, metrics = image_loss(batch, point, found_here, place)
+        value, metrics = image_loss(batch, point, Velocities(v, old[place]), place)
         metrics["policy_loss"] = metrics.get("policy_loss", value.detach())
         if reference is not None:
             penalty = masked_mean(squared_distance(v, reference), batch.valid)

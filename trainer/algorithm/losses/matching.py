@@ -8,9 +8,7 @@ group (rwr; Peters & Schaal 2007, for flows arXiv:2501.13918).
 
 from collections.abc import Iterator
 
-from torch import Tensor
-
-from trainer.algorithm.losses.base import LossContext, Term, TrainBatch, masked_mean
+from trainer.algorithm.losses.base import LossContext, LossValue, Term, TrainBatch, masked_mean
 from trainer.algorithm.losses.images import Point, Velocities, image_terms, matching_error
 from trainer.config.loss_settings import ImageLossSettings
 
@@ -18,9 +16,7 @@ from trainer.config.loss_settings import ImageLossSettings
 def matching(context: LossContext[ImageLossSettings], batch: TrainBatch) -> Iterator[Term]:
     """The weighted matching error at the noise levels of every image."""
 
-    def image_loss(
-        batch: TrainBatch, point: Point, found: Velocities, place: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def image_loss(batch: TrainBatch, point: Point, found: Velocities, place: int) -> LossValue:
         error = matching_error(found.new, point)
         return (
             masked_mean(batch.advantage * error, batch.valid),

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from trainer.algorithm.losses.base import LossContext, Term, TrainBatch, masked_mean
+from trainer.algorithm.losses.base import LossContext, LossValue, Term, TrainBatch, masked_mean
 from trainer.algorithm.losses.images import Point, Velocities, image_terms, squared_distance
 from trainer.config.loss_settings import NftSettings
 
@@ -32,15 +32,7 @@ def _x0_error(v: Tensor, point: Point) -> Tensor:
 
 
 def nft_loss(v: Tensor, v_old: Tensor, point: Point, *, optimality: Tensor, beta: float) -> Tensor:
-    """Per-sample loss, (B,), without the factor A_max.
-
-    Args:
-        v: Velocity of the policy, (B, ...), with gradient.
-        v_old: Velocity of the policy that sampled.
-        point: Where they were predicted.
-        optimality: (B,) in [0, 1].
-        beta: Guidance strength, > 0.
-    """
+    """Per-sample loss, (B,), without the factor A_max; optimality (B,) in [0, 1], beta > 0."""
     positive = _x0_error(beta * v + (1 - beta) * v_old, point)
     negative = _x0_error((1 + beta) * v_old - beta * v, point)
     return (optimality * positive + (1 - optimality) * negative) / beta
@@ -50,9 +42,7 @@ def nft(context: LossContext[NftSettings], batch: TrainBatch) -> Iterator[Term]:
     """DiffusionNFT's loss at the noise levels of every image."""
     beta = context.loss.nft_beta
 
-    def image_loss(
-        batch: TrainBatch, point: Point, found: Velocities, place: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def image_loss(batch: TrainBatch, point: Point, found: Velocities, place: int) -> LossValue:
         assert found.old is not None
         optimality = (batch.advantage / (2 * context.advantage_max) + 0.5).clamp(0, 1)
         each = nft_loss(found.new, found.old, point, optimality=optimality, beta=beta)
