@@ -31,21 +31,13 @@ CombineKind = Literal["sum", "per_reward", "gdpo"]
 
 @dataclass(frozen=True, slots=True)
 class Advantages:
-    """Advantages of N samples.
+    """Advantages of N samples."""
 
-    Attributes:
-        values: (N,) float64; 0 for failed items and for members of constant groups.
-        valid: (N,) bool, False for failed items.
-        used: (N,) bool, what the loss averages over: valid, and not skipped or chosen out.
-        groups: (N,) number of each item's group, in order of appearance.
-        stats: Plain numbers for the log, see ``advantages``.
-    """
-
-    values: Floats
-    valid: Bools
-    used: Bools
-    groups: Codes
-    stats: Mapping[str, float | None]
+    values: Floats  # (N,); 0 for failed items and for members of constant groups
+    valid: Bools  # (N,) False for failed items
+    used: Bools  # (N,) what the loss averages over: valid ones that are not skipped
+    groups: Codes  # (N,) number of each item's group, in order of appearance
+    stats: Mapping[str, float | None]  # for the log, see ``advantages``
 
 
 def _codes(groups: Sequence[Hashable]) -> Codes:

@@ -46,36 +46,22 @@ Scalar = float | Tensor
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """The Gaussian from which the next latents are drawn.
+    """The Gaussian from which the next latents are drawn."""
 
-    Attributes:
-        mean: (B, ...), float32 or wider.
-        std: (B, 1, ...), the full standard deviation of the step; 0 where it is deterministic.
-    """
-
-    mean: Tensor
-    std: Tensor
+    mean: Tensor  # (B, ...), float32 or wider
+    std: Tensor  # (B, 1, ...), the full standard deviation; 0 for a deterministic step
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What a transition is computed from; everything in float32 or wider.
+    """What a transition is computed from; everything in float32 or wider."""
 
-    Attributes:
-        x: Latents at sigma, (B, ...).
-        v: Predicted velocity, shape of x.
-        sigma: Noise level in (0, 1], (B, 1, ...).
-        sigma_next: Next noise level in [0, sigma), (B, 1, ...).
-        sigma_max: ``sigmas[1]`` of the schedule, below 1; (B, 1, ...).
-        noise_level: a >= 0; 0 gives the ODE.
-    """
-
-    x: Tensor
-    v: Tensor
-    sigma: Tensor
-    sigma_next: Tensor
-    sigma_max: Tensor
-    noise_level: float
+    x: Tensor  # latents at sigma, (B, ...)
+    v: Tensor  # predicted velocity, shape of x
+    sigma: Tensor  # noise level in (0, 1], (B, 1, ...)
+    sigma_next: Tensor  # next noise level in [0, sigma), (B, 1, ...)
+    sigma_max: Tensor  # sigmas[1] of the schedule, below 1; (B, 1, ...)
+    noise_level: float  # a >= 0; 0 gives the ODE
 
 
 def _wide(value: Tensor) -> Tensor:

@@ -9,20 +9,13 @@ from trainer.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """The batch arithmetic of one epoch, for one of `world_size` processes.
+    """The batch arithmetic of one epoch, for one of `world_size` processes."""
 
-    Attributes:
-        images: images per epoch, all processes together.
-        images_per_rank: those of this process, in `rollout_batches` sampling batches.
-        micro_batch_size: images of one training forward.
-        micro_per_update: training micro-batches between two updates.
-    """
-
-    images: int
-    images_per_rank: int
-    rollout_batches: int
-    micro_batch_size: int
-    micro_per_update: int
+    images: int  # of all processes
+    images_per_rank: int  # of this process
+    rollout_batches: int  # sampling batches of this process
+    micro_batch_size: int  # images of one training forward
+    micro_per_update: int  # training micro-batches between two updates
 
 
 def geometry(settings: Settings, world_size: int = 1) -> Geometry:

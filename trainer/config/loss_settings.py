@@ -7,24 +7,14 @@ from trainer.types import AdvantageMode, LogProbForm
 
 
 class LossSettings(Section):
-    """What all losses have; `loss.algorithm` says which one it is.
+    """What all losses have; `loss.algorithm` says which one it is."""
 
-    Attributes:
-        learns_from: the stochastic steps of the rollout, or finished images, which deterministic
-            sampling makes.
-        advantage_mode: what the advantages of its images mean (`trainer.algorithm.advantages`).
-        keep_means: whether the rollout has to store the means of its steps.
-        log_prob_form: the log-probabilities that it needs; None: the official ones of the sampler.
-        needs_reference: whether it compares with the base model, whatever `kl_beta` is.
-        needs_groups: whether the images of a group have to be in one update.
-    """
-
-    learns_from: ClassVar[Literal["steps", "images"]]
-    advantage_mode: ClassVar[AdvantageMode] = "relative"
-    keep_means: ClassVar[bool] = False
-    log_prob_form: ClassVar[LogProbForm | None] = None
-    needs_reference: ClassVar[bool] = False
-    needs_groups: ClassVar[bool] = False
+    learns_from: ClassVar[Literal["steps", "images"]]  # stochastic steps, or finished images
+    advantage_mode: ClassVar[AdvantageMode] = "relative"  # see `trainer.algorithm.advantages`
+    keep_means: ClassVar[bool] = False  # the rollout has to store the means of its steps
+    log_prob_form: ClassVar[LogProbForm | None] = None  # None: as the sampler's official code
+    needs_reference: ClassVar[bool] = False  # compares with the base, whatever `kl_beta` is
+    needs_groups: ClassVar[bool] = False  # the images of a group have to be in one update
 
     guidance_scale: float | None = None
     """Guidance of the policy and the reference in updates; unset: as in sampling."""

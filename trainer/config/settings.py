@@ -29,27 +29,26 @@ class RunSettings(Section):
     preset: str = ""
     """The shipped preset that the settings come from; written by what reads them."""
     gpus: Count = 0
-    """Processes (one per GPU) that the sizes were chosen for; 0: any number. Others that divide
-    the batch train on the same images per update, only faster or slower; a line says so."""
+    """Processes (one per GPU) that the sizes were chosen for; 0: any number. Another number that
+    divides the batch trains on the same images per update, faster or slower."""
     seed: int = 42
     """Seed of everything random: prompts, noise, adapter."""
     epochs: Positive = 100
     """Sampling epochs (sample, score, update), after which the run is finished."""
     max_minutes: Scale = 0.0
-    """Minutes of training, evaluation during training included, over all resumes; after them the
-    run evaluates, saves and ends. 0: no limit. Loading, the base's and the final evaluation are
-    not counted."""
+    """Minutes of training and of evaluations during training, over all resumes, after which the run
+    evaluates, saves and ends. 0: no limit."""
     save_every_epochs: Positive = 10
     """Epochs between checkpoints; one is always written at the start and the end."""
     keep_checkpoints: Positive = 2
-    """How many checkpoints are kept, newest first, besides the best; the older ones are the
-    fall-back if the newest is damaged."""
+    """Newest checkpoints that are kept besides the best; the older ones are the fall-back if the
+    newest is damaged."""
     any_world_size: bool = False
-    """Resume with another number of processes than before. Sums are then rounded differently, and
-    the run is no longer the uninterrupted one to the bit."""
+    """Resume with another number of processes than before: sums are rounded differently, and the
+    run is no longer the uninterrupted one to the bit."""
     peer_timeout_s: AboveZero = 1800.0
     """Seconds that a process waits for the others, beyond what the reward service may take
-    (`rewards.patience_s` + `rewards.deadline_s`), before it gives the run up."""
+    (`rewards.patience_s` + `rewards.deadline_s`)."""
     device: str = "auto"
     """`auto` (CUDA where there is any, else the CPU), `cpu`, `cuda` or `cuda:N`."""
     threads: Positive = 1

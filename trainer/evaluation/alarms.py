@@ -31,18 +31,12 @@ OVER = 0.5  # of the threshold
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """When an alarm begins.
+    """When an alarm begins."""
 
-    Attributes:
-        fall: relative fall against the base; `falls` are those of single watched rewards.
-        lowered: trained rewards with a negative weight: training pushes them down.
-        max_failed: evaluations with a larger share of images without a score decide nothing.
-    """
-
-    fall: float = 0.10
-    falls: Mapping[str, float] = field(default_factory=dict)
-    lowered: frozenset[str] = frozenset()
-    max_failed: float = 0.25
+    fall: float = 0.10  # relative, against the base
+    falls: Mapping[str, float] = field(default_factory=dict)  # of single watched rewards
+    lowered: frozenset[str] = frozenset()  # trained rewards that training pushes down
+    max_failed: float = 0.25  # share of images without a score beyond which nothing is decided
 
     @staticmethod
     def of(settings: Settings) -> "Rules":
@@ -72,26 +66,16 @@ class Rise:
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """One thing that went wrong, from its beginning on.
-
-    Attributes:
-        kind: what it is.
-        name: what fell.
-        epoch: of the evaluation at which it began.
-        before: value that it is compared with; `now` is the one when it began.
-        reward: what rose meanwhile.
-        samples: images of that evaluation, relative to the run's folder, or None.
-        until: epoch of the evaluation at which it was over, or None.
-    """
+    """One thing that went wrong, from its beginning on."""
 
     kind: Kind
-    name: str
-    epoch: int
-    before: float
-    now: float
-    reward: Rise
-    samples: str | None = None
-    until: int | None = None
+    name: str  # what fell
+    epoch: int  # of the evaluation at which it began
+    before: float  # what it is compared with
+    now: float  # at that evaluation
+    reward: Rise  # meanwhile
+    samples: str | None = None  # images of that evaluation, relative to the run's folder
+    until: int | None = None  # epoch of the evaluation at which it was over
 
 
 def alarms(rows: Sequence[Row], rules: Rules) -> tuple[Alarm, ...]:

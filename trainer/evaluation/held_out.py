@@ -40,32 +40,23 @@ from trainer.types import Prompt
 class Evaluation:
     """What an evaluation found; every row is one of `summarise`.
 
-    Attributes:
-        metrics: row per measured term; `rewards`: per term that is trained on.
-        watch: row per watched term, and per entry of `DIVERSITIES` where prompts have two images.
-        outputs: row per value that the scorers gave: `scorer`, `scorer.component`, and
-            `scorer.raw` where a transform has changed the score.
-        kl: row of the distance to the base model, or None where there is none to compare with.
-        failed: how many of `images` lack the score of at least one term.
-        by_prompt: mean of each prompt per measured and watched term, by category.
-        shown: the first image of the prompts that are shown, by prompt index.
-        shown_scores: the headline of these images.
-        errors: how often which error occurred.
-        scorers: fingerprints of what computed the scores, by scorer.
+    `outputs` are all that the scorers gave: `scorer`, `scorer.component`, and `scorer.raw` where a
+    transform has changed the score.
     """
 
-    metrics: Mapping[str, Any]
-    rewards: Mapping[str, Any]
-    watch: Mapping[str, Any]
+    metrics: Mapping[str, Any]  # row per measured term
+    rewards: Mapping[str, Any]  # row per term that is trained on
+    watch: Mapping[str, Any]  # row per watched term, and per entry of `DIVERSITIES`
     outputs: Mapping[str, Any]
-    kl: Mapping[str, Any] | None
-    failed: int
+    kl: Mapping[str, Any] | None  # row of the distance to the base, where there is one
+    failed: int  # images that lack the score of at least one term
     images: int
+    # Mean of each prompt per measured and watched term, by category.
     by_prompt: Mapping[str, Mapping[str, Sequence[float | None]]]
-    shown: Mapping[int, Pixels]
-    shown_scores: Mapping[int, float | None]
-    errors: Mapping[str, int]
-    scorers: Mapping[str, Sequence[str]]
+    shown: Mapping[int, Pixels]  # first image of the prompts that are shown, by prompt index
+    shown_scores: Mapping[int, float | None]  # the headline of these images
+    errors: Mapping[str, int]  # how often which error occurred
+    scorers: Mapping[str, Sequence[str]]  # fingerprints, by scorer
 
     def row(self) -> dict[str, Any]:
         """Everything but the pictures, by name, for files; `kl` only where there is one."""

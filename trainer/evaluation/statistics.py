@@ -189,20 +189,13 @@ def _color_histogram(image: Pixels) -> Features:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one process found; goes to all others.
+    """What one process found; goes to all others."""
 
-    Attributes:
-        rows: (prompt index, image number) of its N images.
-        scores: of these images; None if it had none, or why there are none.
-        distances: N distances to the base model, None where they are not finite, or none at all.
-        diversity: by entry of `DIVERSITIES` and prompt index; `shown`: pictures by prompt index.
-    """
-
-    rows: tuple[Job, ...]
-    scores: Scores | TrainerError | None
-    distances: tuple[float | None, ...]
-    diversity: Mapping[str, Mapping[int, float]]
-    shown: Mapping[int, Pixels]
+    rows: tuple[Job, ...]  # its N images
+    scores: Scores | TrainerError | None  # of its images, or why there are none
+    distances: tuple[float | None, ...]  # N to the base, None where not finite; or none at all
+    diversity: Mapping[str, Mapping[int, float]]  # by entry of `DIVERSITIES` and prompt index
+    shown: Mapping[int, Pixels]  # pictures by prompt index
 
 
 def joined_columns(

@@ -1,10 +1,9 @@
-"""The processes of a run. With one process every call is a no-op.
+"""The processes of a run, started by `torchrun`. With one process every call is a no-op.
 
-Started by `torchrun`, which sets RANK, WORLD_SIZE and LOCAL_RANK. Where every process has the whole
-model, gradients are added up by one all_reduce of one flat buffer per update; nothing wraps it.
-`DistributedDataParallel` would win nothing: an update accumulates many backward passes, so that
-only the last of them could overlap with communication, and its buckets average over processes where
-exact weights are needed. Sharded models (FSDP2) are in `trainer.parallel.sharding`.
+Where every process has the whole model, gradients are added up by one all_reduce of one flat buffer
+per update. `DistributedDataParallel` would win nothing: an update accumulates many backward passes,
+only the last of which could overlap with communication, and its buckets average over processes
+where exact weights are needed. Sharded models (FSDP2) are in `trainer.parallel.sharding`.
 """
 
 import os

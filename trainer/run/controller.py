@@ -21,47 +21,28 @@ from trainer.run.log import figure
 
 @dataclass(frozen=True, slots=True)
 class Controls:
-    """What has been done about alarms so far; a part of every checkpoint.
+    """What has been done about alarms so far; a part of every checkpoint."""
 
-    Attributes:
-        actions: how many actions were taken.
-        kl_beta: the weight of the KL instead of `loss.kl_beta`, or None.
-        lr_scale: factor of the learning rate.
-        safe: best headline of an evaluation without an alarm, or None.
-        safe_epoch: its epoch, or None; its checkpoint is kept.
-        rewind_to: epoch of the checkpoint that has yet to be put back, or None.
-        exhausted: the bounds are reached, and the log has said so.
-    """
-
-    actions: int = 0
-    kl_beta: float | None = None
-    lr_scale: float = 1.0
-    safe: float | None = None
-    safe_epoch: int | None = None
-    rewind_to: int | None = None
-    exhausted: bool = False
+    actions: int = 0  # taken so far
+    kl_beta: float | None = None  # the weight of the KL instead of `loss.kl_beta`
+    lr_scale: float = 1.0  # factor of the learning rate
+    safe: float | None = None  # best headline of an evaluation without an alarm
+    safe_epoch: int | None = None  # its epoch, whose checkpoint is kept
+    rewind_to: int | None = None  # epoch of the checkpoint that has yet to be put back
+    exhausted: bool = False  # the bounds are reached, and the log has said so
 
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """What was decided after an evaluation; part of its row of `metrics.jsonl`.
+    """What was decided after an evaluation; part of its row of `metrics.jsonl`."""
 
-    Attributes:
-        kind: what is done; `none`: nothing is left to do.
-        causes: names of what lies beyond its threshold.
-        number: how many actions with this one.
-        before: the weight of the KL, or the factor of the learning rate; `after`: from now on.
-        to_epoch: the epoch that is gone back to.
-        bound: the setting that forbids a further action.
-    """
-
-    kind: Literal["stop", "raise_kl", "rewind", "none"]
-    causes: tuple[str, ...]
-    number: int
-    before: float | None = None
-    after: float | None = None
-    to_epoch: int | None = None
-    bound: str = ""
+    kind: Literal["stop", "raise_kl", "rewind", "none"]  # `none`: nothing is left to do
+    causes: tuple[str, ...]  # names of what lies beyond its threshold
+    number: int  # actions taken, this one included
+    before: float | None = None  # the weight of the KL, or the factor of the learning rate
+    after: float | None = None  # the same from now on
+    to_epoch: int | None = None  # epoch that the run goes back to
+    bound: str = ""  # the setting that forbids a further action
 
 
 def decide(

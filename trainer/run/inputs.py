@@ -21,22 +21,18 @@ def load_prompts(
 ) -> tuple[list[Prompt], list[Prompt]]:
     """Read training and held-out prompts; DataError if malformed, or as `task.overlap` says."""
     task = settings.task
-    load = TASKS[task.name]
-    train_prompts = load(resolve_path(task.train), say)
-    test_prompts = load(resolve_path(task.test), say)
-    shared = check_overlap(train_prompts, test_prompts) if task.overlap != "allow" else []
-    if shared:
-        text = (
-            f"{len(shared)} of {len(test_prompts)} test prompts are also trained on, "
-            f"e.g. {shared[0]!r}"
-        )
-        if task.overlap == "drop":
-            say(f"{text}: left out of the training")
-            return without(train_prompts, test_prompts), test_prompts
-        if task.overlap == "error":
-            raise DataError(f"{text}; set task.overlap=drop to leave them out")
-        say(f"warning: {text}")
-    return train_prompts, test_prompts
+    train, test = (TASKS[task.name](resolve_path(file), say) for file in (task.train, task.test))
+    shared = check_overlap(train, test) if task.overlap != "allow" else []
+    if not shared:
+        return train, test
+    text = f"{len(shared)} of {len(test)} test prompts are also trained on, e.g. {shared[0]!r}"
+    if task.overlap == "error":
+        raise DataError(f"{text}; set task.overlap=drop to leave them out")
+    if task.overlap == "drop":
+        say(f"{text}: left out of the training")
+        return without(train, test), test
+    say(f"warning: {text}")
+    return train, test
 
 
 def load_model(settings: Settings, device: torch.device, *, parked: bool = False) -> FlowModel:
@@ -99,7 +95,7 @@ def starting_lora(settings: Settings) -> lora_file.LoraFile | None:
 def encode_all(
     model: FlowModel, texts: Sequence[str], settings: Settings, say: Callable[[str], None]
 ) -> None:
-    """Encode every prompt of a run, so that the encoders can leave; they stay if that is too much.
+    """Encode all prompts, so that the encoders can leave; they stay if that takes too much memory.
 
     `texts` are all prompts of the run, the negative one included.
     """

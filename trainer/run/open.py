@@ -42,19 +42,12 @@ from trainer.terminal import Show, silent
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a call of `train_run` ended.
-
-    Attributes:
-        run_dir: folder of the run.
-        reason: the budget that is used up; empty if the run was asked to stop before.
-        epoch: epochs that are done and saved.
-        already: the run had been finished before.
-    """
+    """How a call of `train_run` ended."""
 
     run_dir: Path
-    reason: str
-    epoch: int
-    already: bool = False
+    reason: str  # the budget that is used up; empty if the run was asked to stop before
+    epoch: int  # epochs that are done and saved
+    already: bool = False  # the run had been finished before
 
 
 Connect = Callable[[RewardSettings], RewardService]

@@ -23,30 +23,18 @@ RESOLVED = "config.json"
 
 @dataclass
 class Progress:
-    """Where a run stands.
+    """Where a run stands."""
 
-    Attributes:
-        epoch: finished epochs.
-        updates: optimiser updates done.
-        elapsed_s: seconds of the time budget used, over all resumes.
-        metrics_lines: lines of `metrics.jsonl` that belong to this state.
-        based: whether the base model has been evaluated.
-        evaluated_epoch: epoch of the last evaluation, at `evaluated_s` of the time budget.
-        best: best headline of any evaluation so far, that of `best_epoch`.
-        alarmed: the alarm that ends the run, or an empty text.
-        controls: what has been done about alarms.
-    """
-
-    epoch: int = 0
-    updates: int = 0
-    elapsed_s: float = 0.0
-    metrics_lines: int = 0
-    based: bool = False
-    evaluated_epoch: int = 0
-    evaluated_s: float = 0.0
-    best: float | None = None
+    epoch: int = 0  # finished epochs
+    updates: int = 0  # optimiser updates done
+    elapsed_s: float = 0.0  # seconds of the time budget used, over all resumes
+    metrics_lines: int = 0  # lines of `metrics.jsonl` that belong to this state
+    based: bool = False  # the base model has been evaluated
+    evaluated_epoch: int = 0  # epoch of the last evaluation
+    evaluated_s: float = 0.0  # `elapsed_s` at the last evaluation
+    best: float | None = None  # best headline of any evaluation so far
     best_epoch: int = 0
-    alarmed: str = ""
+    alarmed: str = ""  # the alarm that ends the run
     controls: Controls = field(default_factory=Controls)
 
     @staticmethod

@@ -28,39 +28,26 @@ from trainer.types import Prompt
 
 @dataclass
 class Run:
-    """Everything the loop holds; made by `trainer.run.open.opened`.
-
-    Attributes:
-        ema: average of the trained weights, or None.
-        train: training prompts, each as likely to be drawn as `probabilities` say.
-        test: held-out prompts.
-        log: metrics, on the main process.
-        say: prints one line, on the main process.
-        show: reports how far something has come, on the main process.
-        stop: whether this process was asked to save and stop; asked between batches.
-        scorers: fingerprint of each scorer as last seen.
-        base: fingerprint of the weights that the run started from.
-        prompts: fingerprints of its prompts, `train` and `test`.
-    """
+    """Everything the loop holds; made by `trainer.run.open.opened`."""
 
     settings: Settings
     run_dir: Path
     world: World
     model: FlowModel
     updater: Updater
-    ema: Ema | None
+    ema: Ema | None  # average of the trained weights
     service: RewardService
     train: Sequence[Prompt]
-    probabilities: Sequence[float]
-    test: Sequence[Prompt]
+    probabilities: Sequence[float]  # how likely each training prompt is to be drawn
+    test: Sequence[Prompt]  # held out
     progress: Progress
-    log: MetricsLog | None
-    say: Callable[[str], None]
-    stop: Callable[[], object]
-    show: Show = silent
-    scorers: dict[str, str] = field(default_factory=dict)
-    base: str = ""
-    prompts: Mapping[str, str] = field(default_factory=dict)
+    log: MetricsLog | None  # on the main process
+    say: Callable[[str], None]  # prints one line, on the main process
+    stop: Callable[[], object]  # whether this process was asked to stop; asked between batches
+    show: Show = silent  # on the main process
+    scorers: dict[str, str] = field(default_factory=dict)  # fingerprints as last seen
+    base: str = ""  # fingerprint of the weights that the run started from
+    prompts: Mapping[str, str] = field(default_factory=dict)  # fingerprints of `train` and `test`
 
 
 def averaged(run: Run) -> AbstractContextManager[None]:

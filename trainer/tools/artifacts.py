@@ -38,21 +38,14 @@ TASK_PRESETS: Mapping[str, tuple[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A model to use.
+    """A model to use."""
 
-    Attributes:
-        title: what people call it.
-        settings: how it is loaded, sampled and evaluated.
-        weights: trained weights by the names of `FlowModel.trainable_parameters`; empty: the base.
-        epoch: of the checkpoint, or None.
-        preset: the preset that was named, or an empty text.
-    """
-
-    title: str
-    settings: Settings
+    title: str  # its name for people
+    settings: Settings  # how it is loaded, sampled and evaluated
+    # By the names of `FlowModel.trainable_parameters`; empty: the base.
     weights: Mapping[str, Tensor] = field(default_factory=dict)
-    epoch: int | None = None
-    preset: str = ""
+    epoch: int | None = None  # of the checkpoint
+    preset: str = ""  # the one that was named
 
     def load(self, device: torch.device) -> FlowModel:
         """Load the model with its weights; CheckpointError if they belong to another model."""
@@ -69,23 +62,16 @@ class Target:
 class Choice:
     """How a target is to be used, and what an evaluation measures; empty: as its own settings say.
 
-    Attributes:
-        preset: preset or .toml file, for what is no run.
-        checkpoint: which of a run's: `latest`, `best` or a folder's name.
-        base: the untrained model instead.
-        task: key of `TASK_PRESETS`, whose prompts, measured and watched rewards are used.
-        prompts: a prompt file.
-        scorers: `scorer` or `scorer.component`.
-        overrides: `section.key=value` texts; come last.
+    The prompts and rewards of a task come before `prompts` and `scorers`, overrides come last.
     """
 
-    preset: str = ""
-    checkpoint: str = checkpoints.LATEST
-    base: bool = False
-    task: str = ""
-    prompts: str = ""
-    scorers: Sequence[str] = ()
-    overrides: Sequence[str] = ()
+    preset: str = ""  # a preset or .toml file, for what is no run
+    checkpoint: str = checkpoints.LATEST  # which of a run's: or `best`, or a folder's name
+    base: bool = False  # the untrained model instead
+    task: str = ""  # key of `TASK_PRESETS`
+    prompts: str = ""  # a prompt file
+    scorers: Sequence[str] = ()  # `scorer` or `scorer.component`
+    overrides: Sequence[str] = ()  # `section.key=value`
 
 
 def find(place: str, choice: Choice) -> Target:

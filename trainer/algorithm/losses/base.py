@@ -39,25 +39,15 @@ def masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class TrainBatch:
-    """A micro-batch of B images with what was learnt about them.
-
-    Attributes:
-        rollout: The record of their sampling.
-        cond: B encoded prompts.
-        advantage: (B,) float32.
-        valid: (B,) bool, False for images that the loss leaves out (``Advantages.used``).
-        negative: One or B encoded negative prompts, or None without guidance.
-        groups: (B,) long, the image's group in the epoch; losses that compare images need it.
-        prepared: (noise levels, B) float32, what ``LossEntry.prepare`` found, or None.
-    """
+    """A micro-batch of B images with what was learnt about them."""
 
     rollout: RolloutBatch
-    cond: Conditioning
-    advantage: Tensor
-    valid: Tensor
-    negative: Conditioning | None = None
-    groups: Tensor | None = None
-    prepared: Tensor | None = None
+    cond: Conditioning  # B prompts
+    advantage: Tensor  # (B,) float32
+    valid: Tensor  # (B,) bool, False for images that the loss leaves out (`Advantages.used`)
+    negative: Conditioning | None = None  # one or B negative prompts; None without guidance
+    groups: Tensor | None = None  # (B,) long, numbers of the images' groups in the epoch
+    prepared: Tensor | None = None  # (noise levels, B) float32, from `LossEntry.prepare`
 
     def select(self, rows: Sequence[int]) -> "TrainBatch":
         """Some images of the batch; note that other batch sizes round differently."""
@@ -76,34 +66,21 @@ class TrainBatch:
 
 @dataclass(frozen=True, slots=True)
 class LossContext(Generic[L_co]):
-    """What stays the same over an epoch.
+    """What stays the same over an epoch."""
 
-    Attributes:
-        model: The policy.
-        rollout: How the images were sampled; its guidance is that of training.
-        loss: The loss's settings.
-        old: The sampling policy's weights, for losses that ask for them (``LossEntry.old_decay``).
-        advantage_max: The bound at which advantages were clipped.
-    """
-
-    model: FlowModel
-    rollout: RolloutConfig
+    model: FlowModel  # the policy
+    rollout: RolloutConfig  # how the images were sampled, with the guidance of training
     loss: L_co
-    old: Ema | None = None
-    advantage_max: float = 5.0
+    old: Ema | None = None  # the sampling policy's weights, see `LossEntry.old_decay`
+    advantage_max: float = 5.0  # the bound at which advantages were clipped
 
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """A part of the loss of a micro-batch.
+    """A part of the loss of a micro-batch."""
 
-    Attributes:
-        loss: 0-d with graph, weighted so that the terms of a micro-batch add up.
-        metrics: Detached 0-d tensors, unweighted.
-    """
-
-    loss: Tensor
-    metrics: dict[str, Tensor]
+    loss: Tensor  # 0-d with graph, weighted so that the terms of a micro-batch add up
+    metrics: dict[str, Tensor]  # detached and 0-d, unweighted
 
 
 LossValue = tuple[Tensor, dict[str, Tensor]]  # a mean over valid images, and detached metrics

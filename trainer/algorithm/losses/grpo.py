@@ -20,7 +20,7 @@ from trainer.rollout.policy import PolicyStep, recompute
 
 
 def ratio_metrics(log_ratio: Tensor, ratio: Tensor, valid: Tensor | None) -> dict[str, Tensor]:
-    """Detached 0-d tensors that describe how far the policy has moved since the rollout."""
+    """How far the policy has moved since the rollout, as detached 0-d tensors."""
     log_ratio, ratio = log_ratio.detach(), ratio.detach()
     return {
         "approx_kl": masked_mean(0.5 * log_ratio**2, valid),

@@ -20,19 +20,12 @@ from trainer.rollout.noise import draw, generator
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """B finished images, each noised to one level.
+    """B finished images, each noised to one level."""
 
-    Attributes:
-        t: (B,) noise levels.
-        x_t: (B, ...) noised latents.
-        x0: (B, ...) finished latents.
-        target: (B, ...) eps - x_0, the velocity that explains x_t.
-    """
-
-    t: Tensor
-    x_t: Tensor
-    x0: Tensor
-    target: Tensor
+    t: Tensor  # (B,) noise levels
+    x_t: Tensor  # (B, ...) noised latents
+    x0: Tensor  # (B, ...) finished latents
+    target: Tensor  # (B, ...) eps - x_0, the velocity that explains x_t
 
     @property
     def time(self) -> Tensor:
@@ -42,15 +35,10 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Velocities:
-    """What the networks predict at a point; each (B, ...).
+    """What the networks predict at a point; each (B, ...)."""
 
-    Attributes:
-        new: Of the policy, with gradient.
-        old: Of the policy that sampled, where the loss asked for it.
-    """
-
-    new: Tensor
-    old: Tensor | None = None
+    new: Tensor  # of the policy, with gradient
+    old: Tensor | None = None  # of the policy that sampled, where the loss asked for it
 
 
 ImageLoss = Callable[[TrainBatch, Point, Velocities, int], LossValue]
