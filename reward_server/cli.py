@@ -17,6 +17,7 @@ import typer
 from reward_client.errors import RewardError
 from reward_server import config as configuration
 from reward_server.api import json_mirror
+from reward_server.commands.examples import examples
 from reward_server.commands.fail import fail
 from reward_server.commands.keys import app as keys_app
 from reward_server.commands.models import app as models_app
@@ -25,10 +26,9 @@ from reward_server.config import Config, ConfigError
 app = typer.Typer(
     help="Rewards for generated images, over gRPC and HTTP.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
-config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
+config_app = typer.Typer(help="Check and print configurations.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(models_app, name="models")
 app.add_typer(keys_app, name="keys")
@@ -39,6 +39,13 @@ ConfigOption = Annotated[
 UrlOption = Annotated[str, typer.Option(help="The server: grpc://HOST:PORT or http://HOST:PORT.")]
 NO_OVERRIDES: Mapping[str, str] = MappingProxyType({})
 DEFAULT_URL = "grpc://127.0.0.1:50051"
+
+
+def _scorer_names(incomplete: str) -> list[str]:
+    """For shell completion."""
+    from reward_server.scorers import SCORERS
+
+    return [name for name in SCORERS if name.startswith(incomplete)]
 
 
 def main() -> None:
@@ -55,7 +62,13 @@ def _print_version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(
+    epilog=examples(
+        "reward-server serve",
+        "reward-server score a.png --scorers jpeg,ocr --prompt 'a sign \"STOP\"'",
+        "reward-server --install-completion",
+    )
+)
 def _options(
     version: Annotated[
         bool,
@@ -67,35 +80,50 @@ def _options(
     """Rewards for generated images, over gRPC and HTTP."""
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "reward-server serve",
+        "reward-server serve jpeg ocr --port 8001 --grpc 127.0.0.1:50052",
+        "reward-server serve pickscore --device cuda:0",
+        "reward-server serve --config lab.toml",
+    )
+)
 def serve(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[SCORER]...", help="Only these; default: all.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[SCORER]...",
+            help="Only these; default: all of the config.",
+            autocompletion=_scorer_names,
+        ),
     ] = None,
     config: ConfigOption = None,
     port: Annotated[
         int | None,
-        typer.Option(min=0, max=65535, help="HTTP on 127.0.0.1, instead of --http."),
+        typer.Option(min=0, max=65535, help="Short for --http 127.0.0.1:PORT; 0: any free one."),
     ] = None,
     device: Annotated[
-        str, typer.Option(help="'cpu' or 'cuda:N' for all scorers, whatever the config says.")
+        str, typer.Option(help="'cpu' or 'cuda:N' for all scorers, instead of the config's.")
     ] = "",
     http: Annotated[str, typer.Option(help="HOST:PORT of the HTTP API, or 'off'.")] = "",
     grpc: Annotated[str, typer.Option(help="HOST:PORT of the gRPC API, or 'off'.")] = "",
     scorers: Annotated[str, typer.Option(help="Only these, separated by commas.")] = "",
     legacy: Annotated[
-        bool, typer.Option("--legacy", help="Also speak the dialects of existing clients.")
+        bool, typer.Option("--legacy", help="Also serve the clients of flow_grpo and others.")
     ] = False,
     port_file: Annotated[
-        Path | None, typer.Option(help="Write the ports in use here, as JSON, once listening.")
+        Path | None, typer.Option(help="Write the ports to this JSON file once listening.")
     ] = None,
     allow_unauthenticated: Annotated[
-        bool, typer.Option("--allow-unauthenticated", help="Beyond loopback without keys or mTLS.")
+        bool,
+        typer.Option(
+            "--allow-unauthenticated", help="Serve beyond loopback without API keys or mTLS."
+        ),
     ] = False,
 ) -> None:
-    """Serve until SIGTERM; then finish what is in flight and exit 0. SIGHUP reloads the config.
+    """Serve scorers until SIGTERM, then finish the requests in flight and exit with 0.
 
-    SIGUSR1 makes the log say more, SIGUSR2 less, one level each.
+    SIGHUP reloads the config. SIGUSR1 makes the log one level more verbose, SIGUSR2 one less.
     """
     from reward_server.api.listening import AddressInUse
     from reward_server.app import serve as serve_async
@@ -142,7 +170,13 @@ def _greet(config: Config, ports: Mapping[str, int]) -> None:
     typer.echo("\n".join(lines))
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "reward-server score a.png b.png --scorers jpeg,ocr --prompt 'a sign \"STOP\"'",
+        "reward-server score a.png --scorers ocr --prompt '\"STOP\"' --explain out",
+        "reward-server score outputs/ --scorers geneval --url grpc://10.0.0.4:50051",
+    )
+)
 def score(
     images: Annotated[
         list[Path],
@@ -154,25 +188,27 @@ def score(
         str, typer.Option(help='JSON: a GenEval row {"include": [...]} or {"target": "STOP"}.')
     ] = "",
     url: Annotated[
-        str, typer.Option(help=f"The server. Default: {DEFAULT_URL} if one runs there, else none.")
+        str, typer.Option(help=f"The server; default: {DEFAULT_URL} if one runs there.")
     ] = "",
     local: Annotated[
-        bool, typer.Option("--local", help="Score in this process, whether or not a server runs.")
+        bool, typer.Option("--local", help="Score in this process even if a server runs.")
     ] = False,
     config: Annotated[
         Path | None,
-        typer.Option("--config", "-c", help="TOML file for --local (which it implies)."),
+        typer.Option("--config", "-c", help="TOML file; implies --local."),
     ] = None,
     explain: Annotated[
         Path | None,
-        typer.Option(help="Folder for copies of the images with objects, text and reasons drawn."),
+        typer.Option(help="Folder for copies of the images that show what the scorers saw."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The whole response as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the response as JSON.")] = False,
 ) -> None:
-    """Score image files, with a running server or here; exit status 1 if one has no score.
+    """Score image files with a running server, or in this process if there is none.
 
-    A folder that GenEval's generation has written (NNNNN/samples/*.png beside
-    NNNNN/metadata.jsonl) is scored row by row, with the means of its categories below.
+    Exit status 1 if an image has no score.
+
+    A folder as GenEval's generation writes it (NNNNN/samples/*.png beside
+    NNNNN/metadata.jsonl) is scored row by row, with the means of its categories.
     """
     from reward_server.commands import scoring, tables
 
@@ -206,7 +242,12 @@ def score(
         raise typer.Exit(1)
 
 
-@app.command(name="scorers")
+@app.command(
+    name="scorers",
+    epilog=examples(
+        "reward-server scorers --watch", "reward-server scorers --url grpc://10.0.0.4:50051"
+    ),
+)
 def list_scorers(
     url: UrlOption = DEFAULT_URL,
     watch: Annotated[
@@ -225,9 +266,9 @@ def list_scorers(
         fail(error.message)
 
 
-@config_app.command()
+@config_app.command(epilog=examples("reward-server config check lab.toml"))
 def check(file: Annotated[Path, typer.Argument(help="The TOML file.")]) -> None:
-    """Say whether a config file can be used, the environment included."""
+    """Check a config file together with the environment; exit status 2 if it cannot be used."""
     from reward_server.security.guard import open_guard
     from reward_server.workers.devices import device_problem
 
@@ -244,9 +285,11 @@ def check(file: Annotated[Path, typer.Argument(help="The TOML file.")]) -> None:
     typer.echo(f"{file}: ok, {len(loaded.scorers)} scorers: {', '.join(loaded.scorers)}")
 
 
-@config_app.command()
+@config_app.command(
+    epilog=examples("reward-server config show", "reward-server config show --config lab.toml")
+)
 def show(config: ConfigOption = None) -> None:
-    """Print the configuration in force, defaults included, as JSON."""
+    """Print the configuration as JSON: file, environment and defaults together."""
     typer.echo(_load(config).model_dump_json(indent=2))
 
 

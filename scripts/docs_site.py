@@ -61,14 +61,31 @@ def cli_page() -> str:
     from reward_server.cli import app as server
     from trainer.cli import app as train
 
-    parts = [f"# Command line\n{GENERATED}"]
+    parts = [f"# Command line\n{GENERATED}\n{_COMPLETION}"]
     for name, app in (("reward-server", server), ("flow-train", train)):
         for path, command in _commands(name, typer.main.get_command(app)):
             parts.append(f"## `{path}`\n\n{_help(command.help)}\n")
             rows = [_parameter(one) for one in command.params if one.name != "help"]
             if rows and not hasattr(command, "commands"):
                 parts.append("\n".join([HEAD, *rows]) + "\n")
+            if lines := (command.epilog or "").split("\n\n")[1:]:
+                parts.append("\n".join(["```bash", *lines, "```\n"]))
     return "\n".join(parts)
+
+
+_COMPLETION = """
+`COMMAND --help` says the same in a terminal, with examples.
+
+## Shell completion
+
+```bash
+reward-server --install-completion
+flow-train --install-completion
+```
+
+adds completion of commands, options, scorers and presets to your shell (bash, zsh, fish or PowerShell), for terminals
+opened from then on. `--show-completion` prints the script instead of installing it.
+"""
 
 
 def _commands(path: str, command: Any) -> Iterator[tuple[str, Any]]:

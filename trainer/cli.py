@@ -31,12 +31,16 @@ EXIT = "exit.json"
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 presets_app = typer.Typer(no_args_is_help=True, help="Shipped settings.")
 app.add_typer(presets_app, name="presets")
 app.add_typer(data_app, name="data")
+
+
+def _presets(incomplete: str) -> list[str]:
+    """For shell completion."""
+    return [name for name in preset_names() if name.startswith(incomplete)]
 
 
 def examples(*lines: str) -> str:
@@ -48,7 +52,9 @@ def _console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, soft_wrap=True, highlight=False)
 
 
-Preset = Annotated[str, typer.Argument(help="Name of a preset, or a .toml file.")]
+Preset = Annotated[
+    str, typer.Argument(help="Name of a preset, or a .toml file.", autocompletion=_presets)
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="section.key=value; may be repeated. Values as in TOML."),
@@ -106,7 +112,10 @@ def _root(
     )
 )
 def train(
-    name: Annotated[str, typer.Argument(metavar="PRESET", help="Preset or .toml file.")] = "",
+    name: Annotated[
+        str,
+        typer.Argument(metavar="PRESET", help="Preset or .toml file.", autocompletion=_presets),
+    ] = "",
     preset: Annotated[str, typer.Option(help="The same, as an option.")] = "",
     overrides: Overrides = None,
     out: Annotated[str, typer.Option(help="Folder of the run; --set run.out_dir=")] = "",

@@ -9,12 +9,13 @@ from typing import Annotated
 import typer
 
 from reward_client.types import Priority
+from reward_server.commands.examples import examples
 from reward_server.commands.fail import fail
 from reward_server.config import ConfigError
 from reward_server.security import keys
 from reward_server.security.keys import KeyEntry, KeyRing
 
-app = typer.Typer(help="API keys, of which the file holds only hashes.", no_args_is_help=True)
+app = typer.Typer(help="API keys; the key file holds only their hashes.", no_args_is_help=True)
 
 FileOption = Annotated[
     Path, typer.Option("--file", "-f", help="The key file (keys_file of the server's config).")
@@ -22,7 +23,12 @@ FileOption = Annotated[
 NameArgument = Annotated[str, typer.Argument(help="Who the key is for; appears in logs.")]
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "reward-server keys create trainer --file keys.toml",
+        "reward-server keys create eval -f keys.toml --priority eval --scorers jpeg,ocr",
+    )
+)
 def create(
     name: NameArgument,
     file: FileOption,
@@ -30,14 +36,14 @@ def create(
         Priority, typer.Option(help="The highest priority it may use.", case_sensitive=False)
     ] = Priority.TRAIN,
     items_per_s: Annotated[
-        float, typer.Option(min=0, help="Items times scorers per second; 0: no limit.")
+        float, typer.Option(min=0, help="Items × scorers per second; 0: no limit.")
     ] = 0.0,
     burst_items: Annotated[
-        int, typer.Option(min=0, help="Items at once after a rest; 0: two seconds' worth.")
+        int, typer.Option(min=0, help="Items at once after a pause; 0: two seconds' worth.")
     ] = 0,
     scorers: Annotated[str, typer.Option(help="Only these, separated by commas.")] = "",
 ) -> None:
-    """Make a key and print it, once: it is stored nowhere, only its hash is."""
+    """Create a key and print it once; the file gets only its hash."""
     try:
         ring = keys.read(file) if file.exists() else KeyRing({})
     except ConfigError as error:
@@ -63,7 +69,7 @@ def create(
     typer.echo(f"reward-server: wrote {file}; keep the key, it is not shown again", err=True)
 
 
-@app.command(name="list")
+@app.command(name="list", epilog=examples("reward-server keys list --file keys.toml"))
 def list_keys(file: FileOption) -> None:
     """Show names and limits."""
     from rich.console import Console
@@ -84,7 +90,7 @@ def list_keys(file: FileOption) -> None:
         typer.echo(f"reward-server: warning: {problem}", err=True)
 
 
-@app.command()
+@app.command(epilog=examples("reward-server keys revoke eval --file keys.toml"))
 def revoke(name: NameArgument, file: FileOption) -> None:
     """Remove a key; a running server refuses it within two seconds."""
     ring = _read(file)

@@ -1,4 +1,4 @@
-"""The commands `reward-server models`: weight files, and the golden scores that vouch for them."""
+"""`reward-server models`: weight files of the scorers, and their golden scores."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from reward_server import config as configuration
+from reward_server.commands.examples import examples
 from reward_server.commands.fail import fail
 from reward_server.weights import records, store
 from reward_server.weights.catalog import CATALOG, HUB, WeightSet
@@ -23,23 +24,26 @@ from reward_server.weights.records import State
 ENV_MIRROR = "REWARD_MODELS_MIRROR"
 
 app = typer.Typer(
-    help="Weight files of the scorers, and the golden scores that vouch for them.",
+    help="Weight files of the scorers, and their golden scores.",
     no_args_is_help=True,
 )
 
 Names = Annotated[
-    list[str] | None, typer.Argument(metavar="NAME...", help="Sets, or scorers for all of theirs.")
+    list[str] | None, typer.Argument(metavar="NAME...", help="Weight sets, or scorers.")
 ]
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", "-c", help="TOML file; default: the built-in config.")
 ]
 
 
-@app.command(name="list")
+@app.command(
+    name="list",
+    epilog=examples("reward-server models list", "reward-server models list --json"),
+)
 def list_sets(
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the weight sets and how they lie on this machine; never uses the network."""
+    """List the weight sets and their state on this machine, without network."""
     from reward_server.weights import show
 
     console = Console(soft_wrap=True)
@@ -56,19 +60,25 @@ def list_sets(
     console.print(f"in {root} (set {store.ENV_MODELS_DIR} for another folder)", highlight=False)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "reward-server models pull pickscore",
+        "reward-server models pull --all --mirror /media/stick",
+        "reward-server models pull geneval --offline",
+    )
+)
 def pull(
     names: Names = None,
-    everything: Annotated[bool, typer.Option("--all", help="Every set.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="All sets.")] = False,
     mirror: Annotated[
         str,
         typer.Option(envvar=ENV_MIRROR, help="Base URL or folder laid out as SET/PATH."),
     ] = "",
     offline: Annotated[
-        bool, typer.Option("--offline", help="Use no network; fail naming what is missing.")
+        bool, typer.Option("--offline", help="Use no network; list what is missing.")
     ] = False,
 ) -> None:
-    """Fetch what is missing: resumes, verifies checksums, installs each file atomically."""
+    """Download missing weight files: resumed, verified and put in place atomically."""
     from reward_server.weights.pull import pull as pull_sets
     from reward_server.weights.show import PullReport
     from reward_server.weights.sources import Sources
@@ -83,14 +93,16 @@ def pull(
         pull_sets(sets, store.models_dir(), sources, report, offline=offline)
 
 
-@app.command()
+@app.command(
+    epilog=examples("reward-server models verify pickscore", "reward-server models verify --all")
+)
 def verify(
     names: Names = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="Every set of which something is here.")
+        bool, typer.Option("--all", help="All sets with files on this machine.")
     ] = False,
 ) -> None:
-    """Hash every file again; exit 1 and name what is wrong. Never uses the network."""
+    """Hash every file again, without network; exit status 1 names what is wrong."""
     sets, root, wrong = _sets(names, everything=everything), store.models_dir(), 0
     for weights in sets:
         folder = root / weights.name
@@ -108,7 +120,13 @@ def verify(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "reward-server models bless pickscore",
+        "reward-server models bless tint --config brightness.toml --device cuda:0",
+        "reward-server models bless --show",
+    )
+)
 def bless(
     scorer: Annotated[str, typer.Argument(help="A scorer of the config, or a built-in one.")] = "",
     config: ConfigOption = None,
@@ -117,10 +135,10 @@ def bless(
         bool, typer.Option("--show", help="Print what is recorded; measure nothing.")
     ] = False,
 ) -> None:
-    """Measure the golden scores of a scorer twice and record them for its weights.
+    """Record a scorer's weights and its golden scores as trusted, measured twice.
 
-    Records these weights and their scores as trusted. The server serves a scorer only if its
-    weights are blessed and its scores are still those.
+    A scorer with weights serves only if its weights are blessed and its scores
+    are still the recorded ones.
     """
     from reward_server.scorers import golden_file
     from reward_server.weights import bless as blessing

@@ -1,0 +1,70 @@
+"""Every command's `--help` ends with examples that parse, and the shell completes names."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from reward_server.cli import app
+
+ROOT = Path(__file__).parents[2]
+
+
+def commands(path: str, command: Any) -> Iterator[tuple[str, Any]]:
+    inner = getattr(command, "commands", {})
+    if not inner:
+        yield path, command
+    for name, one in inner.items():
+        yield from commands(f"{path} {name}", one)
+
+
+@pytest.mark.parametrize(
+    ("path", "command"), commands("reward-server", typer.main.get_command(app)), ids=str
+)
+def test_the_examples_of_a_command_are_calls_of_it(path: str, command: Any) -> None:
+    head, *lines = command.epilog.split("\n\n")
+    assert head == "Examples:"
+    assert 1 <= len(lines) <= 4
+    for line in lines:
+        assert line.startswith(path)
+        assert len(line) <= 78, "it would be wrapped"
+        command.make_context(path, shlex.split(line.removeprefix(path)))
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        (["reward-server", "sc"], ["score", "scorers"]),
+        (["reward-server", "serve", "pick"], ["pickscore"]),
+        (["reward-server", "keys", "create", "--pri"], ["--priority"]),
+    ],
+)
+def test_bash_completes_commands_options_and_scorers(
+    typed: list[str], completed: list[str]
+) -> None:
+    program = (
+        "import sys; sys.argv[:] = ['reward-server']; from reward_server import cli; cli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "_REWARD_SERVER_COMPLETE": "complete_bash",
+            "COMP_WORDS": " ".join(typed),
+            "COMP_CWORD": str(len(typed) - 1),
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.split() == completed
