@@ -83,8 +83,8 @@ reward-server --install-completion
 flow-train --install-completion
 ```
 
-adds completion of commands, options, scorers and presets to your shell (bash, zsh, fish or PowerShell), for terminals
-opened from then on. `--show-completion` prints the script instead of installing it.
+adds completion of commands, options, scorers and presets to your shell (bash, zsh, fish or
+PowerShell), for terminals opened from then on. `--show-completion` prints the script instead.
 """
 
 
