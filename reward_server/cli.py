@@ -55,10 +55,11 @@ def main() -> None:
 
 def _print_version(asked: bool) -> None:
     if asked:
-        from reward_server.observability.build_info import build_info
+        from reward_server.observability.build_info import UNKNOWN, build_info
 
         found = build_info()
-        typer.echo(f"reward-server {found.version} {found.revision}".rstrip())
+        revision = f" {found.revision}" if found.revision != UNKNOWN else ""
+        typer.echo(f"reward-server {found.version}{revision}")
         raise typer.Exit
 
 
@@ -158,6 +159,11 @@ def _greet(config: Config, ports: Mapping[str, int]) -> None:
     scorer = "jpeg" if "jpeg" in config.scorers else next(iter(config.scorers), "")
     url = urls.get("grpc") or urls.get("http", "")
     lines = [f"{name}  {url}" for name, url in urls.items()]
+    lines += [
+        f"{name}  http://{address.rpartition(':')[0]}:{ports[f'legacy_{name}']}  (pickle clients)"
+        for name, address in config.server.legacy_ports.items()
+        if f"legacy_{name}" in ports
+    ]
     if "http" in urls:
         lines[0] += "  (playground; HTTP API: /docs)"
         lines += ["", f"  curl -F images=@a.png -F scorers={scorer} {urls['http']}/v1/score"]

@@ -10,13 +10,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 REVISION_VARIABLE = "REWARD_REVISION"
+UNKNOWN = "unknown"
 _ROOT = Path(__file__).resolve().parents[2]
 _TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class BuildInfo:
-    """Version and revision; "unknown" where there is no telling."""
+    """Version and revision; `UNKNOWN` where neither a package nor a checkout says."""
 
     version: str
     revision: str
@@ -31,13 +32,13 @@ def build_info(environment: Mapping[str, str] = os.environ) -> BuildInfo:
     try:
         release = version("flow-reward")
     except PackageNotFoundError:
-        release = "unknown"
+        release = UNKNOWN
     return BuildInfo(release, environment.get(REVISION_VARIABLE) or _checkout_revision())
 
 
 def _checkout_revision() -> str:
     if not (_ROOT / ".git").exists():  # installed, perhaps inside somebody else's repository
-        return "unknown"
+        return UNKNOWN
     try:
         done = subprocess.run(
             ["git", "-C", str(_ROOT), "rev-parse", "HEAD"],
@@ -47,5 +48,5 @@ def _checkout_revision() -> str:
             check=True,
         )
     except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return done.stdout.strip() or "unknown"
+        return UNKNOWN
+    return done.stdout.strip() or UNKNOWN

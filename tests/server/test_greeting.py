@@ -24,15 +24,18 @@ def test_the_lines_that_serve_prints_work(tmp_path: Path) -> None:
         (programs / name).chmod(0o755)
     path = f"{programs}:{os.environ['PATH']}"
     env = {"PYTHONPATH": str(ROOT), "PATH": path, "PYTHONUNBUFFERED": "1"}
+    env["REWARD_SERVER__SERVER__LEGACY_PORTS"] = '{ jpeg = "127.0.0.1:0" }'
     command = ["reward-server", "serve", "jpeg", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]
+    command += ["--legacy"]
     server = subprocess.Popen(
         command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     try:
         assert server.stdout is not None
-        said = [server.stdout.readline() for _ in range(7)]
+        said = [server.stdout.readline() for _ in range(8)]
         assert re.fullmatch(r"http  http://127\.0\.0\.1:\d+  \(playground.*\)\n", said[0])
         assert re.fullmatch(r"grpc  grpc://127\.0\.0\.1:\d+\n", said[1])
+        assert re.fullmatch(r"jpeg  http://127\.0\.0\.1:[1-9]\d*  \(pickle clients\)\n", said[2])
         lines = [line.strip() for line in said if line.startswith("  ")]
         assert [line.split()[0] for line in lines] == ["curl", "reward-server", "python"]
         with RewardClient(said[1].split()[1]) as client:
