@@ -282,21 +282,24 @@ _UNUSED = ("HTTPValidationError", "ValidationError")
 
 
 def _paths(found: dict[str, Any]) -> str:
-    rows = ["| path | what | body | answer | other statuses |\n|---|---|---|---|---|"]
+    rows = ["| path | body | answer | other statuses |\n|---|---|---|---|"]
     for path, methods in found.items():
         for method, one in methods.items():
             query = [p["name"] for p in one.get("parameters", ()) if p["in"] == "query"]
             shown = path + ("?" + "&".join(f"{name}=" for name in query) if query else "")
             content = one.get("requestBody", {}).get("content", {})
-            body = ", ".join(f"`{kind}`: {_type(what['schema'])}" for kind, what in content.items())
+            body = "<br>".join(
+                f"`{kind}`: {_type(what['schema'])}" for kind, what in content.items()
+            )
             answers = {
                 status: answer.get("content", {}).get("application/json", {}).get("schema", {})
                 for status, answer in one["responses"].items()
                 if not any(name in str(answer) for name in _UNUSED)
             }
             others = ", ".join(sorted(status for status in answers if status != "200"))
-            cells = (_cell(one["summary"]), body, _type(answers["200"]), others)
-            rows.append(f"| `{method.upper()} {shown}` | {' | '.join(cells)} |")
+            path_cell = f"`{method.upper()} {shown}`<br>{_cell(one['summary'])}"
+            cells = (path_cell, body, _type(answers["200"]), others)
+            rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
 
 
