@@ -1,4 +1,4 @@
-"""`flow-train`: train, sample, evaluate, report, presets, data. `python -m trainer` is the same."""
+"""`flow-train`, also as `python -m trainer`: train, sample, evaluate, report, compare, ..."""
 
 import os
 import signal
@@ -20,14 +20,13 @@ from trainer.config.preset import header, preset_names
 from trainer.config.settings import Settings
 from trainer.config.toml import to_toml
 from trainer.errors import ConfigError, TrainerError
-from trainer.run.log import write_json
+from trainer.run.log import EXIT, write_json
 from trainer.run.signals import stop_signals
 from trainer.run.storage import storing
 from trainer.terminal import Terminal
 from trainer.tools.plan import explain, size_note
 
 INTERRUPTED = 130
-EXIT = "exit.json"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -279,10 +278,55 @@ def export(
     typer.echo(str(out))
 
 
-@app.command(epilog=examples("flow-train report runs/mine"))
-def report(run_dir: RunDir) -> None:
-    """Write RUN_DIR/report.html and the card of RUN_DIR/model again, finished or not."""
+@app.command(
+    epilog=examples(
+        "flow-train report runs/mine",
+        "flow-train report runs/mine --watch --every 30",
+    )
+)
+def report(
+    run_dir: RunDir,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Write it again as the run goes on, until it ends.")
+    ] = False,
+    every_s: Annotated[
+        float, typer.Option("--every", min=1, help="With --watch: least seconds between two.")
+    ] = 10.0,
+) -> None:
+    """Write RUN_DIR/report.html and the card of RUN_DIR/model again, finished or not.
+
+    With --watch, the open page loads itself again and stays where it was; Ctrl-C ends it.
+    """
+    if watch:
+        try:
+            from trainer.report.watch import watch_run
+
+            watch_run(run_dir, every_s, typer.echo)
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
     _print_result(_console(), run_dir, _written(run_dir))
+
+
+@app.command(
+    epilog=examples(
+        "flow-train compare runs/kl_0.04 runs/kl_0.4",
+        "flow-train compare runs/seed_* --out seeds.html",
+    )
+)
+def compare(
+    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_A RUN_B ...", help="Runs.")],
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("compare.html"),
+) -> None:
+    """Put runs side by side: what differs, curves over each other, differences with intervals.
+
+    The first is what the others are compared with. Unfinished runs and runs of different length
+    are welcome; runs of different tasks are refused.
+    """
+    from trainer.report.compare import compare as compare_runs
+
+    console = _console()
+    console.print(compare_runs(run_dirs, out))
+    console.print(f"comparison: {escape(str(out.resolve()))}")
 
 
 @presets_app.command("list")

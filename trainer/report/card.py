@@ -7,12 +7,11 @@ run wrote down. The licence is the user's to state.
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import ModelCardData
 
 from trainer.config.settings import Settings
-from trainer.config.toml import differences, to_toml, toml
+from trainer.config.toml import to_toml
 from trainer.evaluation.alarms import ADVICE, Alarm, text
 from trainer.images import Pixels, save_png, sheet
 from trainer.report import data
@@ -59,24 +58,12 @@ def write_card(
         shown=list(run.base["shown"])[:WIDGETS],
         snippet=snippet(settings, str(folder), data.shown_prompt(run), whole=whole),
         command=_command(settings),
-        changes=_changes(settings),
+        changes=data.changes(settings),
         interval=data.interval,
     )
     path = folder / CARD
     path.write_text(card.rstrip() + "\n", encoding="utf-8")
     return path
-
-
-def _changes(settings: Settings) -> dict[str, tuple[str, str]]:
-    """What differs from the named preset: setting -> the preset's value and the run's, as TOML."""
-    if not settings.run.preset:
-        return {}
-    changes = differences(settings, settings.run.preset).items()
-    return {name: (_shown(before), _shown(own)) for name, (before, own) in changes}
-
-
-def _shown(value: Any) -> str:
-    return "unset" if value is None else toml(value)
 
 
 def _command(settings: Settings) -> str:
@@ -85,7 +72,7 @@ def _command(settings: Settings) -> str:
         return to_toml(settings)
     parts = [
         f"--set {shlex.quote(f'{name}={own}')}"
-        for name, (_, own) in _changes(settings).items()
+        for name, (_, own) in data.changes(settings).items()
         if own != "unset"
     ]
     return " \\\n    ".join([f"flow-train train {settings.run.preset}", *parts])

@@ -8,12 +8,15 @@ from typing import Any
 
 from trainer.config.load import validated
 from trainer.config.settings import Settings
+from trainer.config.toml import differences, toml
 from trainer.errors import ConfigError
 from trainer.evaluation.alarms import ADVICE, Alarm, Rules, active, alarms, text
-from trainer.evaluation.statistics import NOTHING
+from trainer.evaluation.statistics import NOTHING, paired
 from trainer.images import Pixels, cut, load_png
+from trainer.run import checkpoint as checkpoints
 from trainer.run.controller import Action, change
-from trainer.run.log import figure, read
+from trainer.run.groups import present
+from trainer.run.log import EXIT, figure, read
 from trainer.run.progress import RESOLVED, RESULT, read_resolved
 from trainer.scores import history
 
@@ -28,6 +31,7 @@ class RunData:
         versions: package versions.
         scorers: fingerprints when the process started.
         result: `result.json`, or None while the run goes on.
+        ended: `exit.json`, how the last start ended; None while it goes on.
         epochs: the training rows.
         evaluations: the evaluation rows; the first is the base.
     """
@@ -37,6 +41,7 @@ class RunData:
     versions: Mapping[str, str]
     scorers: Mapping[str, str]
     result: Mapping[str, Any] | None
+    ended: Mapping[str, Any] | None
     epochs: Sequence[Mapping[str, Any]]
     evaluations: Sequence[Mapping[str, Any]]
 
@@ -76,16 +81,62 @@ def load_run(run_dir: Path, until_epoch: int | None = None) -> RunData:
     evaluations = [row for row in rows if row["kind"] == "eval"]
     if not evaluations:
         raise ConfigError(f"{run_dir} has no evaluation yet")
-    result = run_dir / RESULT
     return RunData(
         run_dir=run_dir,
         settings=resolved["settings"],
         versions=resolved["versions"],
         scorers=resolved["scorers"],
-        result=json.loads(result.read_text(encoding="utf-8")) if result.is_file() else None,
+        result=_read(run_dir / RESULT),
+        ended=_read(run_dir / EXIT),
         epochs=[row for row in rows if row["kind"] == "train"],
         evaluations=evaluations,
     )
+
+
+def _read(path: Path) -> Any:
+    """A JSON file, None where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def state(run: RunData) -> dict[str, str]:
+    """How far the run is: `kind` (finished, stopped, running) and `text`."""
+    done = run.epochs[-1]["epoch"] if run.epochs else 0
+    if run.result is not None:
+        return {"kind": "finished", "text": f"finished: {run.result['reason']}"}
+    if run.ended is None:
+        epochs = run.settings["run"]["epochs"]
+        return {"kind": "running", "text": f"unfinished: epoch {done} of {epochs}"}
+    why = run.ended["error"] or f"exit code {run.ended['exit_code']}"
+    return {"kind": "stopped", "text": f"stopped after epoch {done}: {why}"}
+
+
+def groups(run: RunData) -> list[Any]:
+    """The kept groups of a few epochs (`trainer.run.groups`), up to where the run stands."""
+    done = run.epochs[-1]["epoch"] if run.epochs else 0
+    found = [_read(path) for path in present(run.run_dir)]
+    return [record for record in found if record["epoch"] <= done]
+
+
+def fingerprints(run: RunData) -> dict[str, str]:
+    """What the run started from, as its newest checkpoint knows it: base weights and prompts."""
+    for folder in checkpoints.present(run.run_dir):
+        if stored := _read(folder / checkpoints.PROGRESS):
+            prompts = {f"{k} prompts": v for k, v in stored.get("prompts", {}).items()}
+            return {"base weights": stored.get("base") or "not written down", **prompts}
+    return {}
+
+
+def changes(settings: Settings) -> dict[str, tuple[str, str]]:
+    """What differs from the named preset: setting -> the preset's value and the run's, as TOML."""
+    if not settings.run.preset:
+        return {}
+    found = differences(settings, settings.run.preset).items()
+    return {name: (shown(before), shown(own)) for name, (before, own) in found}
+
+
+def shown(value: Any) -> str:
+    """A setting as TOML, `unset` for None."""
+    return "unset" if value is None else toml(value)
 
 
 def settings_of(run: RunData) -> Settings:
@@ -105,15 +156,17 @@ def found_alarms(run: RunData) -> tuple[Alarm, ...]:
     return alarms(rows, Rules.of(settings_of(run)))
 
 
-def banner(run: RunData) -> list[dict[str, str]]:
-    """What the report warns of at its top: alarms that are not over."""
+def all_alarms(run: RunData) -> list[dict[str, Any]]:
+    """All alarms with their text and advice; those that are not over have no `until`."""
     return [
         {
+            "kind": alarm.kind,
             "text": text(alarm),
-            "since": f"since the evaluation of epoch {alarm.epoch}",
+            "epoch": alarm.epoch,
+            "until": alarm.until,
             "advice": ADVICE[alarm.kind],
         }
-        for alarm in active(found_alarms(run))
+        for alarm in found_alarms(run)
     ]
 
 
@@ -154,14 +207,24 @@ def shown_pictures(run: RunData, row: Mapping[str, Any]) -> list[Pixels]:
     return cut(load_png(path), len(row["shown"])) if path.is_file() else []
 
 
+def difference(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Any:
+    """The paired difference of two evaluations; without a mean where prompts have no means."""
+    one, other = (row.get("by_prompt", {}).get(name) for row in (before, after))
+    return paired(one, other) if one and other else {**NOTHING, "categories": {}}
+
+
 def comparison(
-    name: str, before: Mapping[str, Any], after: Mapping[str, Any], category: str = ""
+    name: str,
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    category: str = "",
+    pairs: Mapping[str, Any] = NOTHING,
 ) -> dict[str, Any]:
-    """One line of the before/after table.
+    """One line of the before/after table; `pairs` is its `difference`.
 
     Returns:
-        `name`, `before` and `after` (mean, low, high, n), `change`, `relative` (to the absolute
-        base), `apart` (the intervals do not touch) and `text`.
+        `name`, `before`, `after` and `pairs` (mean, low, high, n), `change`, `relative` (to the
+        absolute base), `apart` (the intervals do not touch) and `text`.
     """
     first, second = before[name], after.get(name, NOTHING)
     if category:
@@ -177,6 +240,7 @@ def comparison(
         "name": category or name,
         "before": first,
         "after": second,
+        "pairs": pairs,
         "change": change,
         "relative": relative,
         "apart": apart,
@@ -186,14 +250,18 @@ def comparison(
 
 def measured(run: RunData) -> list[dict[str, Any]]:
     """Before and after of every measured term, the headline first."""
-    return [comparison(n, run.base["metrics"], run.after["metrics"]) for n in run.base["metrics"]]
+    base, after = run.base["metrics"], run.after["metrics"]
+    pairs = {name: difference(name, run.base, run.after) for name in base}
+    return [comparison(name, base, after, pairs=pairs[name]) for name in base]
 
 
 def categories(run: RunData) -> list[dict[str, Any]]:
     """Before and after of the headline, by category."""
-    names = run.base["metrics"][run.headline]["categories"]
+    base, after, name = run.base["metrics"], run.after["metrics"], run.headline
+    pairs = difference(name, run.base, run.after)["categories"]
     return [
-        comparison(run.headline, run.base["metrics"], run.after["metrics"], name) for name in names
+        comparison(name, base, after, category, pairs.get(category, NOTHING))
+        for category in base[name]["categories"]
     ]
 
 

@@ -3,17 +3,17 @@
 Works on unfinished runs too: the newest evaluation then stands for the result.
 """
 
-import base64
-import io
 import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image as PilImage
 from rich.box import HORIZONTALS
 from rich.table import Table
 
-from trainer.evaluation.alarms import text
+from trainer.images import data_url
 from trainer.report import data
 from trainer.report.charts import charts
 from trainer.report.data import RunData, load_run
@@ -21,37 +21,42 @@ from trainer.report.render import render
 from trainer.report.snippets import snippet
 from trainer.run.storage import replace_file
 
-SHOWN_EVALUATIONS = 7
-LARGEST_PX = 160
+SHOWN_EVALUATIONS = 12
+LARGEST_PX, LARGEST_BYTES, LEAST_BYTES = 192, 8_000, 1_500
+PICTURES_BYTES = 1_500_000
 
 
-def write_report(run_dir: Path) -> Path:
+def write_report(run_dir: Path, *, reload_s: int = 0) -> Path:
     """Write `report.html` into a run's folder and return its path.
+
+    With `reload_s`, the page loads itself again every so many seconds.
 
     Raises:
         ConfigError: see `load_run`.
     """
     run = load_run(run_dir)
-    folder = shlex.quote(str(run_dir))
+    settings = data.settings_of(run)
+    path = run_dir / "report.html"
     html = render(
         "report.html",
         run,
-        finished=run.result is not None,
+        state=data.state(run),
+        reload_s=reload_s,
+        written=time.strftime("%Y-%m-%d %H:%M:%S"),
         verdict=data.verdict(run),
         facts=data.facts(run),
-        samples=samples(run),
+        slides=slides(evaluations(run)),
+        groups=data.groups(run),
         charts=charts(run),
         sections=run.settings,
-        banner=data.banner(run),
-        past=[text(alarm) for alarm in data.found_alarms(run) if alarm.until is not None],
+        alarms=data.all_alarms(run),
         actions=data.actions(run),
         outputs=data.outputs(run),
-        loading=snippet(data.settings_of(run), str(run_dir / "model"), data.shown_prompt(run)),
-        command=f"flow-train report {folder}",
-        pct=data.percent,
-        num=data.number,
+        changes=data.changes(settings),
+        fingerprints=data.fingerprints(run),
+        loading=snippet(settings, str(run_dir / "model"), data.shown_prompt(run)),
+        command=f"flow-train report {shlex.quote(str(run_dir))}",
     )
-    path = run_dir / "report.html"
     replace_file(path, html)
     return path
 
@@ -87,38 +92,55 @@ def before_after(run_dir: Path) -> Table:
     return table
 
 
-def samples(run: RunData) -> dict[str, Any]:
-    """The shown prompts through training: `heads` and one row of images per prompt."""
+@dataclass(frozen=True, slots=True)
+class Column:
+    """The shown prompts in one evaluation."""
+
+    title: str
+    note: str
+    run: RunData
+    row: Any
+
+
+def evaluations(run: RunData) -> list[Column]:
+    """The evaluations whose pictures are shown: all, or evenly chosen ones with first and last."""
     rows = [row for row in run.evaluations if row.get("samples")]
-    rows = [row for row in rows if (run.run_dir / row["samples"]).is_file()]
-    if len(rows) > SHOWN_EVALUATIONS:
-        last = len(rows) - 1
-        picked = {round(i * last / (SHOWN_EVALUATIONS - 1)) for i in range(SHOWN_EVALUATIONS)}
-        rows = [rows[index] for index in sorted(picked)]
-    if not rows:
+    last, count = len(rows) - 1, min(len(rows), SHOWN_EVALUATIONS)
+    picked = sorted({round(place * last / max(count - 1, 1)) for place in range(count)})
+    return [
+        Column(
+            "base" if row["epoch"] == 0 else f"epoch {row['epoch']}",
+            f"{row['train_minutes']:.1f} min",
+            run,
+            row,
+        )
+        for row in (rows[place] for place in picked)
+    ]
+
+
+def slides(columns: Sequence[Column]) -> dict[str, Any]:
+    """The shown prompts in several evaluations: `heads`, and per prompt a picture and score each.
+
+    The pictures together are at most PICTURES_BYTES large, unless each has LEAST_BYTES.
+    """
+    found = [(column, data.shown_pictures(column.run, column.row)) for column in columns]
+    found = [(column, pictures) for column, pictures in found if pictures]
+    if not found:
         return {"heads": [], "rows": []}
-    columns = [data.shown_pictures(run, row) for row in rows]
-    heads = [
+    prompts = found[0][0].row["shown"]
+    share = PICTURES_BYTES // (len(found) * len(prompts))
+    limit = max(LEAST_BYTES, min(LARGEST_BYTES, share))
+    rows = [
         {
-            "title": "base" if row["epoch"] == 0 else f"epoch {row['epoch']}",
-            "minutes": f"{row['train_minutes']:.1f} min",
+            "prompt": prompt,
+            "cells": [
+                {
+                    "url": data_url(pictures[place], limit_px=LARGEST_PX, limit_bytes=limit),
+                    "score": (column.row.get("shown_scores") or [None] * len(prompts))[place],
+                }
+                for column, pictures in found
+            ],
         }
-        for row in rows
+        for place, prompt in enumerate(prompts)
     ]
-    pictures = [
-        {"prompt": prompt, "images": [_data_url(column[index]) for column in columns]}
-        for index, prompt in enumerate(rows[0]["shown"])
-    ]
-    return {"heads": heads, "rows": pictures}
-
-
-def _data_url(pixels: Any) -> str:
-    image = PilImage.fromarray(pixels)
-    kind, options = "PNG", {"optimize": True}
-    if image.height > LARGEST_PX:
-        image.thumbnail((image.width, LARGEST_PX))
-        kind, options = "JPEG", {"quality": 88}
-    buffer = io.BytesIO()
-    image.save(buffer, format=kind, **options)
-    text = base64.b64encode(buffer.getvalue()).decode()
-    return f"data:image/{kind.lower()};base64,{text}"
+    return {"heads": [column for column, _ in found], "rows": rows}

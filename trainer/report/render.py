@@ -1,37 +1,71 @@
 """Fill a template with what the report and the model card both show."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from trainer.report.data import RunData, categories, measured, scorers, watched
+from trainer.evaluation.alarms import ADVICE
+from trainer.report import data
+from trainer.report.data import RunData
 
 
-def render(template: str, run: RunData, **values: Any) -> str:
-    """A page about a run.
-
-    Args:
-        template: a file in `templates/`; what ends in .html is escaped, Markdown is not.
-        run: what the page is about.
-        values: what this page shows besides.
-    """
-    html = template.endswith(".html")
-    environment = Environment(
+def environment(*, html: bool) -> Environment:
+    """The templates; what is put into HTML is escaped, into Markdown it is not."""
+    return Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=html,
         undefined=StrictUndefined,
         trim_blocks=not html,
         lstrip_blocks=not html,
     )
-    headline, *others = measured(run)
-    return environment.get_template(template).render(
-        title=run.run_dir.name,
-        run=run,
-        headline=headline,
-        others=others,
-        categories=categories(run),
-        watch=watched(run),
-        scorers=scorers(run),
-        **values,
+
+
+def render(template: str, run: RunData, **values: Any) -> str:
+    """A page about a run.
+
+    Args:
+        template: a file in `templates/`.
+        run: what the page is about.
+        values: what this page shows besides.
+    """
+    headline, *others = data.measured(run)
+    return (
+        environment(html=template.endswith(".html"))
+        .get_template(template)
+        .render(
+            title=run.run_dir.name,
+            run=run,
+            headline=headline,
+            others=others,
+            categories=data.categories(run),
+            watch=data.watched(run),
+            scorers=data.scorers(run),
+            advice=ADVICE,
+            num=data.number,
+            pct=data.percent,
+            range_of=range_of,
+            surely=surely,
+            **values,
+        )
     )
+
+
+def surely(row: Mapping[str, Any]) -> int:
+    """1 for a rise and -1 for a fall beyond chance, else 0; by the paired difference if known."""
+    pairs = row["pairs"]
+    if pairs["mean"] is not None:
+        return (pairs["low"] > 0) - (pairs["high"] < 0)
+    return 0 if not row["apart"] else 1 if row["change"] > 0 else -1
+
+
+def range_of(rows: Iterable[Mapping[str, Any]]) -> tuple[float, float] | None:
+    """The ends of the axis for the intervals of before/after rows: [0, 1] where they fit in."""
+    found = [
+        row[side][end] for row in rows for side in ("before", "after") for end in ("low", "high")
+    ]
+    ends = [value for value in found if value is not None]
+    if not ends:
+        return None
+    return (0.0, 1.0) if min(ends) >= 0 and max(ends) <= 1 else (min(ends), max(ends))

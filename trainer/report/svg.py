@@ -1,16 +1,18 @@
-"""Line charts as inline SVG: no scripts, no fonts, no assets; colours come from the page.
+"""Line charts as inline SVG: no fonts, no assets; colours come from the page.
 
 Colours are CSS variables (`--s1` to `--s6`, `--grid`, `--ink`), so that a chart follows the page's
-light or dark theme.
+light or dark theme. `data-chart` holds the numbers that a page's script shows under the pointer.
 """
 
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 WIDTH, HEIGHT = 460, 250
-LEFT, RIGHT, TOP, BOTTOM = 62, 12, 12, 34
+LEFT, RIGHT, TOP, BOTTOM = 62, 12, 24, 34
+MOST_POINTS = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,7 @@ class Axes:
         y_max: largest end, or None to fit.
         band: (low, high) of a shaded horizontal band, or None.
         unit: appended to the numbers of the vertical axis.
+        y_label: what the vertical axis is.
     """
 
     x_label: str = "epoch"
@@ -53,6 +56,7 @@ class Axes:
     y_max: float | None = None
     band: tuple[float, float] | None = None
     unit: str = ""
+    y_label: str = ""
 
 
 def moving_average(values: Sequence[float | None], width: int) -> list[float | None]:
@@ -81,7 +85,7 @@ def line_chart(
     axes: Axes | None = None,
     marks: Sequence[tuple[float, str]] = (),
 ) -> str:
-    """Draw lines; an empty text when there is nothing to draw.
+    """Draw lines, of long ones evenly chosen points; an empty text when there is nothing to draw.
 
     Args:
         series: the lines.
@@ -89,7 +93,7 @@ def line_chart(
         marks: positions of dashed vertical lines, with what happened there.
     """
     axes = axes or Axes()
-    kept = [line for line in series if any(value is not None for value in line.y)]
+    kept = [_thin(line) for line in series if any(value is not None for value in line.y)]
     if not kept:
         return ""
     scale = _Scale.fit(kept, axes)
@@ -97,7 +101,17 @@ def line_chart(
     for line in sorted(kept, key=lambda item: not item.faint):
         parts.append(_interval(line, scale))
         parts.append(_path(line, scale))
-    return _svg(parts, kept)
+    return _svg(parts, kept, scale, axes)
+
+
+def _thin(line: Series) -> Series:
+    count = len(line.x)
+    if count <= MOST_POINTS:
+        return line
+    rows = sorted({round(k * (count - 1) / (MOST_POINTS - 1)) for k in range(MOST_POINTS)})
+    parts = {name: [getattr(line, name)[row] for row in rows] for name in ("x", "y")}
+    ends = {n: [getattr(line, n)[row] for row in rows] for n in ("low", "high") if line.low}
+    return replace(line, **parts, **ends)
 
 
 # The colours of a page, for a drawing that stands alone.
@@ -179,8 +193,9 @@ def _frame(scale: _Scale, axes: Axes) -> str:
         for value in ticks(scale.x_low, scale.x_high, 6)
     ]
     out.append(
-        f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" class="tick" text-anchor="end">'
-        f"{escape(axes.x_label)}</text>"
+        f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 2}" class="tick" '
+        f'text-anchor="middle">{escape(axes.x_label)}</text>'
+        f'<text x="2" y="12" class="tick">{escape(axes.y_label)}</text>'
     )
     return "".join(out)
 
@@ -194,20 +209,18 @@ def _mark(scale: _Scale, at: float, text: str) -> str:
 
 
 def _path(line: Series, scale: _Scale) -> str:
-    points = [
-        (scale.x(x), scale.y(y), x, y) for x, y in zip(line.x, line.y, strict=True) if y is not None
-    ]
-    drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y, _, _ in points)
-    style = 'stroke-width="1" opacity=".3"' if line.faint else 'stroke-width="2"'
+    rows = zip(line.x, line.y, strict=True)
+    points = [(scale.x(x), scale.y(y)) for x, y in rows if y is not None]
+    drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    style = 'stroke-width="1" opacity=".4"' if line.faint else 'stroke-width="2"'
     out = [
         f'<polyline points="{drawn}" fill="none" stroke="var(--s{line.color})" {style} '
         'stroke-linejoin="round"/>'
     ]
     if not line.faint and len(points) <= 60:
         out += [
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="var(--s{line.color})">'
-            f"<title>{escape(line.name)}: {_short(value)} at {_short(at)}</title></circle>"
-            for x, y, at, value in points
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="var(--s{line.color})"/>'
+            for x, y in points
         ]
     return "".join(out)
 
@@ -226,16 +239,35 @@ def _interval(line: Series, scale: _Scale) -> str:
     return f'<polygon points="{points}" fill="var(--s{line.color})" opacity=".15"/>'
 
 
-def _svg(parts: Sequence[str], series: Sequence[Series]) -> str:
+def _svg(parts: Sequence[str], series: Sequence[Series], scale: _Scale, axes: Axes) -> str:
+    named = [line for line in series if not line.faint and line.name]
     legend = "".join(
         f'<span><i style="background:var(--s{line.color})"></i>{escape(line.name)}</span>'
-        for line in series
-        if not line.faint and line.name
+        for line in (named if len(named) > 1 else ())
     )
+    shown = {
+        "frame": [LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM],
+        "scale": [scale.x_low, scale.x_high, scale.y_low, scale.y_high],
+        "unit": axes.unit,
+        "x": axes.x_label,
+        "lines": [
+            {
+                "name": line.name or "this epoch",
+                "color": line.color,
+                **{n: _rounded(getattr(line, n)) for n in ("x", "y", "low", "high")},
+            }
+            for line in sorted(series, key=lambda item: item.faint)
+        ],
+    }
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{"".join(parts)}</svg>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" tabindex="0" '
+        f'data-chart="{escape(json.dumps(shown, separators=(",", ":")))}">{"".join(parts)}</svg>'
         f'<div class="legend">{legend}</div>'
     )
+
+
+def _rounded(values: Sequence[float | None]) -> list[float | None]:
+    return [value if value is None else float(f"{value:.5g}") for value in values]
 
 
 def _short(value: float) -> str:

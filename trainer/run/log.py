@@ -21,6 +21,7 @@ from trainer.errors import ConfigError
 from trainer.run.storage import replace_file
 
 METRICS = "metrics.jsonl"
+EXIT = "exit.json"
 PACKAGES = ("flow-reward", "torch", "diffusers", "transformers", "peft", "numpy", "grpcio")
 
 

@@ -1,0 +1,71 @@
+"""`flow-train report --watch` as a process of its own, beside a run that goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.trainer_run.test_report import make_run, training
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+ROOT = Path(__file__).parents[2]
+WATCH = {"sharpness": 0.78, "purity": 0.95}
+
+
+def watching(folder: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "trainer", "report", str(folder), "--watch", "--every", "1"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=env)
+
+
+def until(found: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 100
+    while not found():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def append(folder: Path, epoch: int) -> None:
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(training(epoch)) + "\n")
+
+
+def test_the_report_follows_the_run_and_ends_with_it(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", WATCH)
+    page = folder / "report.html"
+    process = watching(folder)
+    until(page.is_file)
+    until(lambda: 'data-reload="1"' in page.read_text())
+    append(folder, 31)
+    until(lambda: "unfinished: epoch 31 of 200" in page.read_text())
+    # Ended by a signal, as exit.json says, so neither finished nor going on.
+    (folder / "exit.json").write_text('{"exit_code": 130, "error": ""}')
+    out, error = process.communicate(timeout=100)
+    assert (process.returncode, error) == (0, "")
+    assert "stopped after epoch 31: exit code 130" in page.read_text()
+    # Nobody writes the page again, so it does not load itself again.
+    assert "data-reload" not in page.read_text().split("<script>")[0]
+    first, second, last, *_ = out.splitlines()
+    assert "unfinished: epoch 30 of 200, geneval 0.800 at epoch 30" in first
+    assert "unfinished: epoch 31 of 200" in second
+    assert "stopped after epoch 31" in last
+    assert f"report: {page}" in out.replace("\n", "")
+
+
+def test_ctrl_c_ends_it_in_silence_also_before_the_first_evaluation(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", WATCH)
+    (folder / "metrics.jsonl").write_text("")
+    process = watching(folder)
+    assert process.stdout is not None
+    assert "waiting for the evaluation of the base model" in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=100)
+    assert (process.returncode, out, error) == (130, "", "")
+    assert not (folder / "report.html").exists()
