@@ -13,6 +13,7 @@ from prompt_sets import ocr as ocr_prompts
 from prompt_sets.official import catalog
 from trainer.data import TASKS
 from trainer.errors import DataError, did_you_mean
+from trainer.terminal import examples
 
 data_app = typer.Typer(
     no_args_is_help=True, help="Prompts: fetch the published ones, make new ones."
@@ -26,14 +27,16 @@ Exclude = Annotated[
 ]
 
 
-@data_app.command("list")
+@data_app.command("list", epilog=examples("flow-train data list"))
 def list_sets() -> None:
     """Name the published sets."""
     for one in catalog().values():
         typer.echo(f"{one.name:10} {one.what}")
 
 
-@data_app.command("pull")
+@data_app.command(
+    "pull", epilog=examples("flow-train data pull geneval", "flow-train data pull ocr --into sets")
+)
 def pull_sets(
     names: Annotated[list[str], typer.Argument(help="geneval, ocr, pickscore, drawbench.")],
     into: Annotated[Path, typer.Option(help="Folder for the sets.")] = Path("dataset"),
@@ -50,7 +53,10 @@ def pull_sets(
     pull([catalog()[name] for name in names], into, typer.echo)
 
 
-@data_app.command("geneval")
+@data_app.command(
+    "geneval",
+    epilog=examples("flow-train data geneval --out train.jsonl --exclude test.jsonl"),
+)
 def make_geneval(
     out: Out,
     count: Count = 50_000,
@@ -74,7 +80,12 @@ def make_geneval(
     _write(out, rows, "tag")
 
 
-@data_app.command("ocr")
+@data_app.command(
+    "ocr",
+    epilog=examples(
+        "flow-train data ocr --out train.txt", "flow-train data ocr --out test.jsonl --test"
+    ),
+)
 def make_ocr(
     out: Out,
     count: Count = 20_000,

@@ -1,6 +1,7 @@
-"""Draw the pictures of the playground in docs/images: light, dark and on a phone.
+"""Draw the pictures of the playground and the report in docs/images: light, dark, on a phone.
 
-python scripts/screenshots.py           # needs playwright and a Chromium
+python scripts/screenshots.py                     # the playground; needs playwright and a Chromium
+python scripts/screenshots.py runs/a runs/b       # a report: top and curves of a, groups of b
 """
 
 import json
@@ -18,6 +19,7 @@ from playwright.sync_api import sync_playwright
 from miniature.render import render
 from miniature.scenes import Background, Scene, Shape
 from reward_client import RewardClient
+from trainer.report.page import write_report
 
 OUT = Path(__file__).parents[1] / "docs" / "images"
 PROMPT = "a photo of a red star and a green circle"
@@ -54,14 +56,44 @@ def shoot(page: Any, url: str, files: list[str], out: Path) -> None:
         page.locator(".summary").scroll_into_view_if_needed()
     else:
         page.evaluate("document.getElementById('form').scrollTop = 0; scrollTo(0, 0)")
+    write(page, out)
+
+
+def write(page: Any, out: Path) -> None:
+    """The window as a file of a third of the bytes, which nobody sees."""
     page.screenshot(path=out)
-    # A third of the bytes, and nobody sees it.
     Image.open(out).convert("RGB").quantize(128).save(out, optimize=True)
+
+
+def report(chromium: str, run: Path, groups: Path) -> None:
+    """Curves with the pointer on one, the top in the dark, and a picture explained on a phone."""
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium)
+        page = browser.new_page(viewport={"width": 1360, "height": 820})
+        page.goto(write_report(run).resolve().as_uri())
+        page.evaluate("document.getElementById('curves').scrollIntoView()")
+        box = page.locator("svg[data-chart]").nth(1).bounding_box() or {}
+        page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.5)
+        write(page, OUT / "report.png")
+        page = browser.new_page(viewport={"width": 1360, "height": 900}, color_scheme="dark")
+        page.goto((run / "report.html").resolve().as_uri())
+        page.wait_for_timeout(500)
+        write(page, OUT / "report_dark.png")
+        size = {"width": 390, "height": 844}
+        page = browser.new_page(viewport=size, device_scale_factor=2)
+        page.goto(write_report(groups).resolve().as_uri())
+        page.locator("#groups .image:visible:has(.why:not(:empty))").last.click()
+        page.wait_for_timeout(500)
+        write(page, OUT / "report_phone.png")
+        browser.close()
 
 
 def main() -> None:
     """Serve, score, shoot."""
     chromium = shutil.which("chromium") or sys.exit("no chromium here: apt-get install chromium")
+    if len(sys.argv) == 3:
+        report(chromium, Path(sys.argv[1]), Path(sys.argv[2]))
+        return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for file, shapes in SCENES.items():

@@ -23,7 +23,7 @@ from trainer.errors import ConfigError, TrainerError
 from trainer.run.log import EXIT, write_json
 from trainer.run.signals import stop_signals
 from trainer.run.storage import storing
-from trainer.terminal import Terminal
+from trainer.terminal import Terminal, examples
 from trainer.tools.plan import explain, size_note
 
 INTERRUPTED = 130
@@ -40,11 +40,6 @@ app.add_typer(data_app, name="data")
 def _presets(incomplete: str) -> list[str]:
     """For shell completion."""
     return [name for name in preset_names() if name.startswith(incomplete)]
-
-
-def examples(*lines: str) -> str:
-    """What `--help` ends with."""
-    return "\n\n".join(["Examples:", *lines])
 
 
 def _console(*, stderr: bool = False) -> Console:
@@ -204,8 +199,12 @@ def sample(
     from trainer.tools.offline import sample_target
 
     choice = Choice(preset, checkpoint, base, overrides=overrides or ())
-    for path in sample_target(target, choice, prompts, out, images=images, seed=seed):
-        typer.echo(str(path))
+    with Terminal(_console(stderr=True)) as terminal:
+        found = sample_target(
+            target, choice, prompts, out, images=images, seed=seed, show=terminal.show
+        )
+        for path in found:
+            typer.echo(str(path))
 
 
 @app.command(
@@ -244,7 +243,8 @@ def evaluate(
     own = [f"eval.images_per_prompt={images}"] if images else []
     changes = [*own, *(overrides or ())]
     choice = Choice(preset, checkpoint, base, task, prompts, scorer or (), changes)
-    measured = evaluate_target(target, choice, os.environ)
+    with Terminal(_console(stderr=True)) as terminal:
+        measured = evaluate_target(target, choice, os.environ, terminal.show)
     if measured is None:
         return
     console = _console()
@@ -329,7 +329,7 @@ def compare(
     console.print(f"comparison: {escape(str(out.resolve()))}")
 
 
-@presets_app.command("list")
+@presets_app.command("list", epilog=examples("flow-train presets list"))
 def list_presets() -> None:
     """Name the presets."""
     table = Table("preset", "what it is", box=None)

@@ -47,6 +47,11 @@ def sparkline(values: list[float]) -> str:
     return "".join(SPARK[round((value - low) / span * (len(SPARK) - 1))] for value in shown)
 
 
+def examples(*lines: str) -> str:
+    """What `--help` ends with."""
+    return "\n\n".join(["Examples:", *lines])
+
+
 class Terminal:
     """Prints the lines of a run, and how far it is; if `quiet`, only alarms, actions and warnings.
 

@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,14 +16,31 @@ from tests.trainer_run.test_report import make_run, training
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[2]
+# A shell that starts tests in the background has SIGINT ignored.
+PROGRAM = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from trainer.cli import main
+main()
+"""
 WATCH = {"sharpness": 0.78, "purity": 0.95}
 
 
-def watching(folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "trainer", "report", str(folder), "--watch", "--every", "1"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=env)
+@contextmanager
+def watching(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", PROGRAM, "report", str(folder), "--watch", "--every", "1"]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def until(found: Callable[[], bool]) -> None:
@@ -40,14 +58,13 @@ def append(folder: Path, epoch: int) -> None:
 def test_the_report_follows_the_run_and_ends_with_it(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", WATCH)
     page = folder / "report.html"
-    process = watching(folder)
-    until(page.is_file)
-    until(lambda: 'data-reload="1"' in page.read_text())
-    append(folder, 31)
-    until(lambda: "unfinished: epoch 31 of 200" in page.read_text())
-    # Ended by a signal, as exit.json says, so neither finished nor going on.
-    (folder / "exit.json").write_text('{"exit_code": 130, "error": ""}')
-    out, error = process.communicate(timeout=100)
+    with watching(folder) as process:
+        until(page.is_file)
+        until(lambda: 'data-reload="1"' in page.read_text())
+        append(folder, 31)
+        until(lambda: "unfinished: epoch 31 of 200" in page.read_text())
+        (folder / "exit.json").write_text('{"exit_code": 130, "error": ""}')
+        out, error = process.communicate(timeout=100)
     assert (process.returncode, error) == (0, "")
     assert "stopped after epoch 31: exit code 130" in page.read_text()
     # Nobody writes the page again, so it does not load itself again.
@@ -62,10 +79,10 @@ def test_the_report_follows_the_run_and_ends_with_it(tmp_path: Path) -> None:
 def test_ctrl_c_ends_it_in_silence_also_before_the_first_evaluation(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", WATCH)
     (folder / "metrics.jsonl").write_text("")
-    process = watching(folder)
-    assert process.stdout is not None
-    assert "waiting for the evaluation of the base model" in process.stdout.readline()
-    process.send_signal(signal.SIGINT)
-    out, error = process.communicate(timeout=100)
+    with watching(folder) as process:
+        assert process.stdout is not None
+        assert "waiting for the evaluation of the base model" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        out, error = process.communicate(timeout=100)
     assert (process.returncode, out, error) == (130, "", "")
     assert not (folder / "report.html").exists()

@@ -156,20 +156,6 @@ def found_alarms(run: RunData) -> tuple[Alarm, ...]:
     return alarms(rows, Rules.of(settings_of(run)))
 
 
-def all_alarms(run: RunData) -> list[dict[str, Any]]:
-    """All alarms with their text and advice; those that are not over have no `until`."""
-    return [
-        {
-            "kind": alarm.kind,
-            "text": text(alarm),
-            "epoch": alarm.epoch,
-            "until": alarm.until,
-            "advice": ADVICE[alarm.kind],
-        }
-        for alarm in found_alarms(run)
-    ]
-
-
 def actions(run: RunData) -> list[dict[str, Any]]:
     """What was done about alarms (`run.on_alarm`): `epoch`, `kind`, `causes` and `change`."""
     limit = settings_of(run).alarm.max_actions

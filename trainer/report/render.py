@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from trainer.evaluation.alarms import ADVICE
+from trainer.evaluation.alarms import ADVICE, text
 from trainer.report import data
 from trainer.report.data import RunData
 
@@ -43,6 +43,7 @@ def render(template: str, run: RunData, **values: Any) -> str:
             watch=data.watched(run),
             scorers=data.scorers(run),
             advice=ADVICE,
+            alarm_text=text,
             num=data.number,
             pct=data.percent,
             range_of=range_of,

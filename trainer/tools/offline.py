@@ -20,6 +20,7 @@ from trainer.report.card import write_card
 from trainer.report.snippets import load_pipeline
 from trainer.rewards import connect
 from trainer.run.checkpoint import LATEST
+from trainer.terminal import Show, silent
 from trainer.tools.artifacts import Choice, Target, find
 from trainer.types import Prompt
 
@@ -34,15 +35,24 @@ class Measured:
 
 
 def sample_target(
-    place: str, choice: Choice, prompts: Sequence[str], out: Path, *, images: int, seed: int
+    place: str,
+    choice: Choice,
+    prompts: Sequence[str],
+    out: Path,
+    *,
+    images: int,
+    seed: int,
+    show: Show = silent,
 ) -> Iterator[Path]:
     """Draw prompts and yield the path of each image (or video) as it is written."""
     target = find(place, replace(choice, overrides=[f"eval.seed={seed}", *choice.overrides]))
     settings = target.settings
     device = setup_torch(settings.run)
+    show(f"loading {place}", 0, 0)
     model = target.load(device)
     jobs = [(number, image) for number in range(len(prompts)) for image in range(images)]
     for start in range(0, len(jobs), settings.eval.batch_size):
+        show("sampling", start, len(jobs))
         part = jobs[start : start + settings.eval.batch_size]
         chosen = [Prompt(prompts[number]) for number, _ in part]
         pixels = draw_images(model, chosen, part, settings)
@@ -51,7 +61,10 @@ def sample_target(
 
 
 def evaluate_target(
-    place: str, choice: Choice, environment: Mapping[str, str] | None = None
+    place: str,
+    choice: Choice,
+    environment: Mapping[str, str] | None = None,
+    show: Show = silent,
 ) -> Measured | None:
     """Evaluate a model on held-out prompts; None on other processes than the first.
 
@@ -70,8 +83,10 @@ def evaluate_target(
     device = setup_torch(settings.run)
     world = World.join(environment, device.type)
     service = connect(settings.rewards, environment)
+    show = show if world.is_main else silent
     try:
         world.everywhere(lambda: service.check(settings.terms))
+        show(f"loading {place}", 0, 0)
         found = evaluate_run(
             target.load(device),
             prompts,
@@ -81,6 +96,7 @@ def evaluate_target(
             indices=indices,
             images_per_prompt=settings.eval.images_per_prompt,
             tag="offline",
+            show=lambda done, total: show("evaluating", done, total),
         )
     finally:
         service.close()
