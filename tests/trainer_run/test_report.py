@@ -244,10 +244,9 @@ def test_signal_to_noise_is_welchs_statistic_of_two_windows() -> None:
     found = signal_to_noise(values.tolist(), 10)
     assert found[:19] == [None] * 19
     for end in (20, 27, 30):
-        expected = stats.ttest_ind(
-            values[end - 10 : end], values[end - 20 : end - 10], equal_var=False
-        )
-        assert found[end - 1] == pytest.approx(expected.statistic)
+        now, before = values[end - 10 : end], values[end - 20 : end - 10]
+        expected, _ = stats.ttest_ind(now, before, equal_var=False)
+        assert found[end - 1] == pytest.approx(expected)
     assert signal_to_noise([1.0] * 20, 10)[-1] is None
     assert signal_to_noise([None] * 19 + [1.0], 10)[-1] is None
 
