@@ -17,7 +17,7 @@ from tests.trainer_run.fake_service import service_with
 from trainer.config.load import parse, resolve_path
 from trainer.config.settings import RunSettings
 from trainer.data import TASKS
-from trainer.evaluation.held_out import evaluate_run
+from trainer.evaluation.held_out import Evaluation, evaluate_run
 from trainer.models.model import FlowModel
 from trainer.parallel.world import World, setup_torch
 from trainer.run.inputs import load_model
@@ -48,15 +48,26 @@ def evaluations(table: dict[str, Any], cases: list[dict[str, Any]], world: World
     model = moved(load_model(settings, device))
     prompts = TASKS[settings.task.name](resolve_path(settings.task.test), print)
     service = service_with(score)(settings.rewards)
+    totals: list[set[int]] = []
+
+    def show(done: int, total: int) -> None:
+        totals[-1].add(total)
+
+    def evaluated(case: dict[str, Any]) -> Evaluation:
+        totals.append(set())
+        return evaluate_run(model, prompts, service, settings, world, shown=(0,), show=show, **case)
+
     try:
-        found = [
-            evaluate_run(model, prompts, service, settings, world, shown=(0,), **case)
-            for case in cases
-        ]
+        found = [evaluated(case) for case in cases]
     finally:
         service.close()
     return [
-        {**asdict(one), "shown": {k: v.tolist() for k, v in one.shown.items()}} for one in found
+        {
+            **asdict(one),
+            "shown": {k: v.tolist() for k, v in one.shown.items()},
+            "progress_of": list(total),
+        }
+        for one, total in zip(found, totals, strict=True)
     ]
 
 

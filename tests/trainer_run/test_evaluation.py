@@ -89,6 +89,7 @@ def test_two_processes_find_the_same_numbers_as_one(
     assert [rank.wait() for rank in ranks] == [0, 0]
     assert json.loads(answer.read_text(encoding="utf-8")) == json.loads(json.dumps(alone))
     assert [one["images"] for one in alone] == [10, 6]
+    assert [one["progress_of"] for one in alone] == [[10], [6]]
     assert alone[0]["kl"]["mean"] > 0
 
 

@@ -81,8 +81,8 @@ def evaluate_run(
     """Evaluate the model as it is (the caller puts the averaged weights in).
 
     `indices` are the prompts that are evaluated, `shown` those whose first image is kept; `tag`
-    names the evaluation in item ids; `show` gets how many of this process's images are done, of
-    how many.
+    names the evaluation in item ids; `show` gets how many images are done, of how many, in all
+    processes, which have equal shares.
 
     Raises:
         ServiceError: the service refused or went away.
@@ -97,11 +97,12 @@ def evaluate_run(
     distances: list[float | None] = []
     pictures: dict[int, Pixels] = {}
     pixels_of: dict[int, list[Pixels]] = defaultdict(list)
-    done, total = 0, sum(len(batch.jobs) for batch in batches)
+    done, mine = 0, sum(len(batch.jobs) for batch in batches)
+    total = len(indices) * images_per_prompt
     for batch in batches:
         if world.any(bool(stop())):
             raise Stopped("asked to stop")
-        show(done, total)
+        show(done * total // mine, total)
         done += len(batch.jobs)
         chosen = [prompts[index] for index, _ in batch.jobs]
         latents, distance = _sample(model, chosen, batch.jobs, settings, compare=True)
