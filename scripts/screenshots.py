@@ -62,9 +62,7 @@ def shoot(page: Any, url: str, files: list[str], out: Path) -> None:
 def write(page: Any, out: Path) -> None:
     """The window as a file of a third of the bytes; rare colours are kept."""
     page.screenshot(path=out)
-    Image.open(out).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE).save(
-        out, optimize=True
-    )
+    Image.open(out).convert("RGB").quantize(256, kmeans=3).save(out, optimize=True)
 
 
 def report(chromium: str, run: Path, groups: Path) -> None:

@@ -243,7 +243,8 @@ def evaluate(
     own = [f"eval.images_per_prompt={images}"] if images else []
     changes = [*own, *(overrides or ())]
     choice = Choice(preset, checkpoint, base, task, prompts, scorer or (), changes)
-    with Terminal(_console(stderr=True)) as terminal:
+    terminal = Terminal(_console(stderr=True))
+    with terminal if _is_main() else nullcontext():
         measured = evaluate_target(target, choice, os.environ, terminal.show)
     if measured is None:
         return

@@ -316,11 +316,8 @@ def facts(run: RunData) -> list[tuple[str, str]]:
     images = sum(row["images"] for row in run.epochs)
     failed = sum(row["failed"] for row in run.epochs) + sum(r["failed"] for r in run.evaluations)
     minutes = run.epochs[-1]["train_minutes"] if run.epochs else 0.0
-    deviations = [
-        row["first_ratio_deviation"]
-        for row in run.epochs
-        if row.get("first_ratio_deviation") is not None
-    ]
+    found = [row.get("first_ratio_deviation") for row in run.epochs]
+    deviations = [value for value in found if value is not None]
     kl = kl_after(run)
     exact = "exactly 1" if not any(deviations) else f"off by up to {max(deviations):.1e}"
     return [

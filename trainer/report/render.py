@@ -1,6 +1,6 @@
 """Fill a template with what the report and the model card both show."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,6 @@ def render(template: str, run: RunData, **values: Any) -> str:
             alarm_text=text,
             num=data.number,
             pct=data.percent,
-            range_of=range_of,
             surely=surely,
             **values,
         )
@@ -59,14 +58,3 @@ def surely(row: Mapping[str, Any]) -> int:
     if pairs["mean"] is not None:
         return (pairs["low"] > 0) - (pairs["high"] < 0)
     return 0 if not row["apart"] else 1 if row["change"] > 0 else -1
-
-
-def range_of(rows: Iterable[Mapping[str, Any]]) -> tuple[float, float] | None:
-    """The ends of the axis for the intervals of before/after rows: [0, 1] where they fit in."""
-    found = [
-        row[side][end] for row in rows for side in ("before", "after") for end in ("low", "high")
-    ]
-    ends = [value for value in found if value is not None]
-    if not ends:
-        return None
-    return (0.0, 1.0) if min(ends) >= 0 and max(ends) <= 1 else (min(ends), max(ends))

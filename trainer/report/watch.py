@@ -48,8 +48,7 @@ def _line(run_dir: Path, every_s: int) -> str:
     return f"{data.state(run)['text']}, {where}: {page}"
 
 
-def _state(run_dir: Path) -> tuple[tuple[str, int, int], ...]:
+def _state(run_dir: Path) -> list[tuple[str, int]]:
     """What changes when a run writes something down."""
     files = [run_dir / name for name in (METRICS, RESULT, EXIT)] + present(run_dir)
-    found = [(file.name, file.stat()) for file in files if file.is_file()]
-    return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in found)
+    return [(file.name, file.stat().st_mtime_ns) for file in files if file.is_file()]

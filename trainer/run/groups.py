@@ -21,7 +21,6 @@ from trainer.run.log import write_json
 from trainer.run.state import Run
 from trainer.run.storage import storing
 from trainer.scores import Scores
-from trainer.types import Prompt
 
 FOLDER = "groups"
 NEWEST = 2
@@ -108,12 +107,14 @@ def keep(
     parts = run.world.gather(own)
     images = {row: image for part in parts for row, image in part.items()}
     size = run.settings.batch.images_per_prompt
+    table = rewards.reshape(-1, size)
     groups = [
         {
-            **_described(run.train[prompts[group]]),
-            "mean": float(rewards[group * size : (group + 1) * size].mean()),
+            "prompt": run.train[prompts[group]].text[:LONGEST],
+            "category": run.train[prompts[group]].group or "all",
+            "mean": float(table[group].mean()),
             "images": size,
-            "failed": int(np.ma.count_masked(rewards[group * size : (group + 1) * size])),
+            "failed": int(np.ma.count_masked(table[group])),
             "shown": [
                 {
                     "reward": float(rewards[row]),
@@ -141,10 +142,6 @@ def _write(run_dir: Path, record: Mapping[str, Any]) -> None:
         write_json(path, record)
         for old in present(run_dir)[1:-NEWEST]:
             old.unlink()
-
-
-def _described(prompt: Prompt) -> dict[str, str]:
-    return {"prompt": prompt.text[:LONGEST], "category": prompt.group or "all"}
 
 
 def _picture(pixels: Any) -> dict[str, Any]:
