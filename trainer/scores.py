@@ -29,17 +29,13 @@ NOT_FINITE = (
 class Scores:
     """Scores of N images.
 
-    Attributes:
-        values: N float64 per term name, masked where the item failed.
-        outputs: the same for everything that the scorers gave: the score as `scorer`, its
-            untransformed value as `scorer.raw`, components as `scorer.component`.
-        errors: how often which error occurred, for the log.
-        fingerprints: what computed the scores, by scorer: one, or several if the service changed.
+    `outputs` are everything that the scorers gave: the score as `scorer`, its untransformed value
+    as `scorer.raw`, components as `scorer.component`.
     """
 
-    values: Mapping[str, MaskedArray]
-    errors: Mapping[str, int]
-    fingerprints: Mapping[str, tuple[str, ...]]
+    values: Mapping[str, MaskedArray]  # N float64 per term name, masked where the item failed
+    errors: Mapping[str, int]  # how often which error occurred
+    fingerprints: Mapping[str, tuple[str, ...]]  # by scorer; several if the service changed
     outputs: Mapping[str, MaskedArray]
 
     def valid(self, names: Sequence[str]) -> NDArray[np.bool_]:
@@ -166,12 +162,7 @@ def newest(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def take_note(known: dict[str, str], found: Mapping[str, Sequence[str]]) -> list[str]:
-    """One warning for each scorer that is not the one known so far.
-
-    Args:
-        known: fingerprint by scorer; brought up to date.
-        found: the fingerprints of newer scores.
-    """
+    """One warning per scorer that is not the `known` one, which is brought up to date."""
     warnings = []
     for name, fingerprints in found.items():
         for fingerprint in fingerprints:

@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 import miniature
 from trainer.config.geometry import geometry
 from trainer.config.loss_settings import LOSS_SETTINGS
 from trainer.config.preset import preset_path, read, switch_loss, tomllib
-from trainer.config.settings import Settings
+from trainer.config.settings import RewardTerm, Settings
 from trainer.errors import ConfigError, did_you_mean
 from trainer.rollout.config import RolloutConfig
 
@@ -229,8 +229,10 @@ def _explain(error: ValidationError) -> str:
         near = did_you_mean(name, known)
         return f"loss.algorithm: unknown {name!r}{near}; one of {', '.join(known)}"
     if first["type"] == "extra_forbidden":
-        known = _fields_at(Settings, loc[:-1])
-        return f"unknown setting {where}{did_you_mean(str(loc[-1]), known)}"
+        # Sections hold settings, and lists of reward terms.
+        section: Any = Settings if len(loc) == 1 else Settings.model_fields[str(loc[0])].annotation
+        known = list((RewardTerm if len(loc) > 2 else section).model_fields)
+        return f"unknown setting {where}{did_you_mean(where.rpartition('.')[2], known)}"
     return _wrong_value(first, where)
 
 
@@ -252,15 +254,3 @@ def _wrong_value(first: ErrorDetails, where: str) -> str:
     value = first.get("input")
     shown = "" if isinstance(value, dict) or first["type"] == "missing" else f" (got {value!r})"
     return f"{where}: {first['msg'].lower()}{shown}"
-
-
-def _fields_at(model: type[BaseModel], path: Sequence[Any]) -> list[str]:
-    """The names allowed at a place of the settings, for the suggestion."""
-    current: Any = model
-    for part in path:
-        if isinstance(part, int):
-            continue
-        annotation = current.model_fields[part].annotation
-        inner = [item for item in getattr(annotation, "__args__", ()) if isinstance(item, type)]
-        current = annotation if isinstance(annotation, type) else inner[0]
-    return list(current.model_fields)

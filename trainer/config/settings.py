@@ -82,35 +82,31 @@ class ModelSettings(Section):
     lora_alpha: Positive = 64
     """Adapters are scaled by alpha / rank."""
     lora_path: str = ""
-    """A LoRA that training goes on from: a folder or file as diffusers or peft writes it. Its
-    update is what the adapters begin as, whatever its alpha; its rank is at most `lora_rank`. KL
-    and reference are those of the base model without it."""
+    """A LoRA that training goes on from: a folder or file as diffusers or peft writes it, of rank
+    `lora_rank` or less and any alpha. KL and reference are those of the base model without it."""
     lora_targets: tuple[str, ...] = ()
     """Name endings of the layers that get an adapter; empty: the family's attention layers."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     """Type of the forward pass; trained weights are always float32. `auto`: bfloat16 where the GPU
     or CPU is faster with it."""
     activation_checkpointing: bool = False
-    """Keep no activations inside transformer blocks, compute them again in the backward pass: much
-    less memory, a third more time, the same gradients."""
+    """Compute the activations inside transformer blocks again in the backward pass: much less
+    memory, a third more time, the same gradients."""
     compile: bool = False
-    """Compile each transformer block with torch.compile; needs a C++ compiler, or Triton on CUDA.
-    """
+    """Compile transformer blocks with torch.compile; needs a C++ compiler, or Triton on CUDA."""
     max_sequence_length: Count = 256
-    """Tokens of the language encoder, as many as when the model is used later: diffusers has 256
-    for SD3 and 512 for FLUX, Qwen-Image, Z-Image and Wan; 0 for a pipeline without one, such as
-    the miniature."""
+    """Tokens of the language encoder, as when the model is used later: diffusers has 256 for SD3
+    and 512 for FLUX, Qwen-Image, Z-Image and Wan; 0 for a pipeline without one (the miniature)."""
     true_cfg_scale: Scale = 1.0
     """FLUX.1-dev only: guidance by a second forward pass with the negative prompt, on top of the
     embedded `sampling.guidance_scale`; 1 and less does without."""
     experts: Literal["both", "high_noise", "low_noise"] = "both"
-    """Wan 2.2 with two experts only: which are trained. The other one samples its steps as it is.
-    """
+    """Wan 2.2 with two experts only: which are trained. The other samples its steps as it is."""
     keep_encoders: bool = False
     """Keep the text encoders in memory after all prompts have been encoded."""
     prompt_cache_gb: AboveZero = 16.0
-    """Main memory for encoded prompts, per process, in 10^9 bytes. Where not all prompts fit, the
-    encoders are kept and prompts are encoded when they are drawn."""
+    """Main memory for encoded prompts, per process, in 10^9 bytes. Where not all fit, the encoders
+    are kept and prompts are encoded when they are drawn."""
 
 
 class SamplingSettings(Section):
@@ -128,8 +124,7 @@ class SamplingSettings(Section):
     """Noise of the images of a group. `independent`: each has its own. `shared_start`: the same
     start (Flow-GRPO-Fast, DanceGRPO), so that rewards differ only by what the stochastic steps did.
     `antithetic_pairs`: two and two share a start and have opposite noise in the stochastic steps,
-    so that what the start is worth cancels in the gradient of a pair. Steps before the window are
-    sampled once for images that start alike."""
+    so that what the start is worth cancels in the gradient of a pair."""
     window_size: Count = 0
     """Consecutive stochastic steps that are trained (Flow-GRPO-Fast: 1 to 3), drawn anew for every
     epoch; 0: all but the last."""
@@ -138,13 +133,12 @@ class SamplingSettings(Section):
     window_end: Count = 0
     """The window ends before this step; 0: before the last step."""
     window_per: Literal["epoch", "prompt"] = "epoch"
-    """What a window is drawn for: `epoch`: one for all images; `prompt`: one for each group, so
-    that an update sees several steps (Flash-GRPO); `batch.rollout_batch_size` then divides
-    `batch.images_per_prompt`."""
+    """What a window is drawn for: `epoch`: all images; `prompt`: each group, so that an update sees
+    several steps (Flash-GRPO); `batch.rollout_batch_size` then divides `batch.images_per_prompt`.
+    """
     guidance_scale: Scale = 1.0
-    """Classifier-free guidance while training. As in diffusers, 1 and less (0, on the cards of
-    distilled models) is none and needs no second forward pass; Z-Image's pipeline counts from 0:
-    its scale is one less than this one."""
+    """Classifier-free guidance while training. As in diffusers, 1 and less is none and needs no
+    second forward pass; Z-Image's pipeline counts from 0: its scale is one less than this one."""
     eval_guidance_scale: Scale | None = None
     """Guidance in evaluations; unset: as in training."""
     negative_prompt: str = ""
@@ -175,8 +169,8 @@ class BatchSettings(Section):
     rollout_batch_size: Positive = 16
     """Images sampled at once, per process."""
     train_batch_size: Count = 0
-    """Images per training forward, per process; 0: as in the rollout, which makes the first ratio
-    of an epoch exactly 1 without a further pass. Divides rollout_batch_size."""
+    """Images per training forward, per process; a divisor of rollout_batch_size. 0: as in the
+    rollout, which makes the first ratio of an epoch exactly 1 without a further pass."""
     optimizer_steps_per_epoch: Positive = 2
     """Updates per epoch; the images are divided evenly between them, the rest is accumulation."""
     skip_constant_groups: bool = True
@@ -255,13 +249,11 @@ class RewardSettings(Section):
     train: tuple[RewardTerm, ...] = ()
     """What is trained on."""
     watch: tuple[RewardTerm, ...] = ()
-    """What is only watched, in evaluations: a fall here while the reward rises is reward hacking.
-    """
+    """What is watched in evaluations: a fall here while the reward rises is reward hacking."""
     deadline_s: AboveZero = 120.0
     """Seconds until the scores of one sampling batch have to be there, retries included."""
     patience_s: AboveZero = 60.0
-    """Seconds that a service which does not answer is waited for: at the start, and during the run
-    before it is saved and stopped."""
+    """Seconds to wait for a service that does not answer, before the run is saved and stopped."""
     retry_pause_s: AboveZero = 1.0
     """Seconds between two tries within the patience."""
     requests_in_flight: Positive = 4
@@ -305,8 +297,8 @@ class EvalSettings(Section):
     value, or what is measured by this share of its best, beyond the 95 % intervals, while the
     trained reward rose."""
     kl_steps: Count = 4
-    """Steps of an evaluation's sampling at which the velocity is compared with the base model's,
-    which is the KL to the base; each costs one more forward pass. 0: off."""
+    """Steps of an evaluation at which the velocity is compared with the base model's, which is the
+    KL to the base; each costs one more forward pass. 0: off."""
     samples_shown: Count = 12
     """Prompts whose images are kept at every evaluation, for the report."""
 

@@ -134,7 +134,7 @@ def diversity(images: Pixels, prompt_index: Sequence[int]) -> float:
         ValueError: No prompt has two images.
     """
     pixels = images.reshape(len(images), -1).astype(np.float32) / 255
-    return _mean_distance(pixels, prompt_index, _rms)
+    return _mean_distance(pixels, prompt_index, lambda d: np.sqrt(np.mean(d**2, axis=1)))
 
 
 def color_diversity(images: Pixels, prompt_index: Sequence[int]) -> float:
@@ -144,7 +144,7 @@ def color_diversity(images: Pixels, prompt_index: Sequence[int]) -> float:
     things are, so it sees all pictures drift to one colour, which `diversity` does not.
     """
     histograms = np.stack([_color_histogram(image) for image in images])
-    return _mean_distance(histograms, prompt_index, _total_variation)
+    return _mean_distance(histograms, prompt_index, lambda d: np.abs(d).sum(axis=1) / 2)
 
 
 # What evaluations watch; each asks for two images of one prompt.
@@ -155,29 +155,19 @@ DIVERSITIES: dict[str, Callable[[Pixels, Sequence[int]], float]] = {
 
 
 def _mean_distance(
-    features: Features,
-    prompt_index: Sequence[int],
-    distance: Callable[[Features, Features], Features],
+    features: Features, prompt_index: Sequence[int], size: Callable[[Features], Features]
 ) -> float:
-    """Mean over prompts of the mean distance over pairs; features (N, D)."""
+    """Mean over prompts of the mean size of the difference of a pair; features (N, D)."""
     index = np.asarray(prompt_index)
     means = []
     for prompt in np.unique(index):
         own = features[index == prompt]
-        pairs = [distance(own[i], own[i + 1 :]) for i in range(len(own) - 1)]
+        pairs = [size(own[i] - own[i + 1 :]) for i in range(len(own) - 1)]
         if pairs:
             means.append(float(np.concatenate(pairs).mean()))
     if not means:
         raise ValueError("diversity needs two images of one prompt")
     return float(np.mean(means))
-
-
-def _rms(one: Features, others: Features) -> Features:
-    return np.sqrt(np.mean((one - others) ** 2, axis=1))
-
-
-def _total_variation(one: Features, others: Features) -> Features:
-    return np.abs(one - others).sum(axis=1) / 2
 
 
 def _color_histogram(image: Pixels) -> Features:

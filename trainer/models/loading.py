@@ -30,14 +30,8 @@ def load_pipeline(
 ) -> Any:
     """Load a pipeline folder (never from the network) or a hub id.
 
-    The trained networks come in float32 under full fine-tuning, else in the compute dtype as the
-    encoders do; the VAE always in float32.
-
-    Args:
-        pipeline: Class of the pipeline.
-        path_or_id: Folder or hub id.
-        options: Kind of fine-tuning and compute dtype.
-        networks: Names of the components that are trained.
+    ``networks``, the components that are trained, come in float32 under full fine-tuning, else in
+    the compute dtype as the encoders do; the VAE always in float32.
 
     Raises:
         FileNotFoundError: There are no weights; the message says how to get them.

@@ -35,25 +35,18 @@ _MERGE = (
 
 @dataclass(frozen=True, slots=True)
 class LoraFile:
-    """A LoRA whose update is B A: whatever scale its file states is multiplied into B.
+    """A LoRA whose update is B A: whatever scale its file states is multiplied into B."""
 
-    Attributes:
-        rank: of all its layers; smaller ones are filled up with zeros.
-        targets: names of the layers that have an adapter.
-        weights: by the names of `FlowModel.trainable_parameters`, float32.
-    """
-
-    rank: int
-    targets: tuple[str, ...]
-    weights: Mapping[str, Tensor]
+    rank: int  # of all its layers; smaller ones are filled up with zeros
+    targets: tuple[str, ...]  # names of the layers that have an adapter
+    weights: Mapping[str, Tensor]  # by the names of `FlowModel.trainable_parameters`, float32
 
 
 def find(place: Path) -> dict[str, Path]:
     """The files of a LoRA by network; none where there is no LoRA.
 
-    Args:
-        place: a file, or a folder as diffusers or peft writes it, or with one .safetensors file
-            and no configuration of a network.
+    `place` is a file, or a folder as diffusers or peft writes it, or with one .safetensors file and
+    no configuration of a network.
     """
     if place.is_file():
         return {"transformer": place} if place.suffix == ".safetensors" else {}
@@ -117,11 +110,7 @@ def start_from(
 
 
 def read_full(folder: Path) -> dict[str, Tensor]:
-    """The weights of the networks in `folder`, which a full fine-tuning has written.
-
-    Raises:
-        CheckpointError: a file is damaged.
-    """
+    """The weights of the networks in `folder`, which a full fine-tuning has written."""
     parts = sorted(path.parent for path in folder.glob("*/config.json"))
     out: dict[str, Tensor] = {}
     for part in parts:

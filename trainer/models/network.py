@@ -30,15 +30,10 @@ class Network:
     def __init__(
         self, parts: Mapping[str, nn.Module], targets: Sequence[str], options: ModelOptions
     ) -> None:
-        """Make the networks trainable.
+        """Make the networks, named as the pipeline's components, trainable in place.
 
-        Args:
-            parts: By the name of the pipeline's component, on their device.
-            targets: The family's layers for adapters, unless the options name others.
-            options: Kind of fine-tuning, rank, seed.
-
-        Raises:
-            ValueError: Targets that are no layers of the network.
+        ``targets`` are the family's layers for adapters, unless the options name others; ValueError
+        for targets that are no layers of the network.
         """
         self._parts: Mapping[str, Any] = parts
         self._lora = options.finetune == "lora"
@@ -78,11 +73,7 @@ class Network:
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """Inside, ``active`` predicts as the untrained model.
-
-        Raises:
-            RuntimeError: Full fine-tuning without ``keep_reference``.
-        """
+        """Inside, ``active`` predicts as the untrained model; needs ``keep_reference``."""
         if self._lora:
             for layer in self._adapted:
                 layer.enable_adapters(enabled=False)
@@ -107,12 +98,8 @@ class Network:
         of ``transformer_2`` in ``path/transformer_2``, for ``load_lora_weights`` with
         ``load_into_transformer_2=True``. Its scale alpha / rank is multiplied into B, and the alpha
         written is the rank: loaders that look for alpha elsewhere, or nowhere, apply the same
-        update. Full: ``path/<component>/`` for ``from_pretrained``.
-
-        Args:
-            path: The folder, made if need be.
-            pipeline: Class of the pipeline.
-            weights: Whole values of all of ``trainable``.
+        update. Full: ``path/<component>/`` for ``from_pretrained``. ``weights`` are whole values of
+        all of ``trainable``.
         """
         path.mkdir(parents=True, exist_ok=True)
         if not self._lora:
@@ -187,13 +174,10 @@ SAMPLES_PER_TENSOR = 1024
 def base_fingerprint(networks: Sequence[nn.Module]) -> str:
     """SHA-256 (hex) of the weights that training leaves alone; of all, if it leaves none alone.
 
-    To be called when a model has just been loaded. Names, shapes and at most 1,024 values of every
-    tensor count, evenly spread: seconds less than reading all of them, and another checkpoint or
-    another fine-tune of the same architecture differs everywhere. Values count as bfloat16, so
-    that it does not matter in which type they were loaded.
-
-    Args:
-        networks: ``FlowModel.networks()``, whole (not sharded), on any device.
+    To be called when a model has just been loaded, before it is sharded. Names, shapes and at most
+    1,024 values of every tensor count, evenly spread: seconds less than reading all of them, and
+    another checkpoint or fine-tune of the same architecture differs everywhere. Values count as
+    bfloat16, so that it does not matter in which type they were loaded.
     """
     named = [item for network in networks for item in network.named_parameters()]
     frozen = [(name, value) for name, value in named if not value.requires_grad]

@@ -50,12 +50,7 @@ def resolve(dtype: str, device: torch.device) -> torch.dtype:
 
 @contextmanager
 def mixed_precision(device_type: str, dtype: torch.dtype) -> Iterator[None]:
-    """Autocast to `dtype` inside; float32 leaves everything as it is.
-
-    Args:
-        device_type: `cpu` or `cuda`.
-        dtype: float32, bfloat16 or float16.
-    """
+    """Autocast to `dtype` inside; float32 leaves everything as it is."""
     if dtype == torch.float32:
         yield
         return

@@ -12,16 +12,13 @@ from torch import Tensor
 def euler_sigmas(
     config: Any, num_steps: int, *, mu: float | None = None, sigmas: list[float] | None = None
 ) -> Tensor:
-    """What ``FlowMatchEulerDiscreteScheduler`` makes of a number of steps.
+    """The levels of ``FlowMatchEulerDiscreteScheduler``, (num_steps + 1,) float32 on the CPU.
 
     Args:
         config: The pipeline's ``scheduler.config``.
         num_steps: Sampling steps.
         mu: Shift of a schedule that depends on the resolution.
         sigmas: Unshifted levels (num_steps,), where the pipeline states them itself.
-
-    Returns:
-        (num_steps + 1,) float32 on the CPU, 1 down to 0.
     """
     # A scheduler of its own: the pipeline's own is used where the pipeline samples.
     scheduler: Any = FlowMatchEulerDiscreteScheduler.from_config(config)
@@ -45,13 +42,10 @@ def image_sigmas(
     Args:
         config: The pipeline's ``scheduler.config``.
         num_steps: Sampling steps.
-        latent_shape: (channels, height, width); needed where the shift depends on it.
+        latent_shape: (channels, height, width).
         patch: Side of a token in latents.
         even: The pipeline states its levels itself, evenly from 1 to 1 / num_steps before the
             shift; otherwise they are the scheduler's.
-
-    Returns:
-        (num_steps + 1,) float32 on the CPU, 1 down to 0.
 
     Raises:
         ValueError: The schedule depends on the size, and none is given.

@@ -10,26 +10,18 @@ from trainer.types import LogProbForm, SdeKind
 class RolloutConfig:
     """How images are sampled during training.
 
-    Attributes:
-        num_steps: T_train, the number of sampling steps (>= 2).
-        kind: Transition of the stochastic steps. With ``ode`` there are none and the window is
-            empty: for losses that need finished images only.
-        noise_level: a; 0.7 for SD3 with flow_sde, 0.8 with cps.
-        window_size: Number of consecutive stochastic steps; 0 takes all steps but the last.
-        window_range: The window lies in [first, end); None is (0, num_steps - 1).
-        guidance_scale: Classifier-free guidance; 1 needs no second forward.
-        log_prob_form: None takes the official form of ``kind``.
-        keep_means: Store the transition means (GRPO-Guard and Flow-DPPO need them).
+    With the kind ``ode`` no step is stochastic and the window is empty: for losses that need
+    finished images only.
     """
 
-    num_steps: int = 10
-    kind: str = "flow_sde"
-    noise_level: float = 0.7
-    window_size: int = 0
-    window_range: tuple[int, int] | None = None
-    guidance_scale: float = 1.0
-    log_prob_form: LogProbForm | None = None
-    keep_means: bool = False
+    num_steps: int = 10  # T_train, at least 2
+    kind: str = "flow_sde"  # transition of the stochastic steps
+    noise_level: float = 0.7  # a; 0.7 for SD3 with flow_sde, 0.8 with cps
+    window_size: int = 0  # consecutive stochastic steps; 0: all but the last
+    window_range: tuple[int, int] | None = None  # [first, end); None: (0, num_steps - 1)
+    guidance_scale: float = 1.0  # 1 needs no second forward pass
+    log_prob_form: LogProbForm | None = None  # None: the official form of the kind
+    keep_means: bool = False  # store the transition means
 
     def __post_init__(self) -> None:
         if self.num_steps < 2:

@@ -26,24 +26,14 @@ def generator(*parts: int | str) -> torch.Generator:
 
 @dataclass(frozen=True, slots=True)
 class NoiseKey:
-    """Names the random numbers of one image.
+    """Names the random numbers of one image."""
 
-    Attributes:
-        seed: The run's seed.
-        epoch: Sampling epoch; evaluations use a fixed number, so that their images are comparable.
-        prompt: Index of the prompt in its data set.
-        sample: Index of the image among those of its prompt.
-        start: Index of the image whose starting noise this one has; None: its own.
-        mirrored: Index of the image whose noise this one has with the opposite sign in stochastic
-            steps; None: its own.
-    """
-
-    seed: int
-    epoch: int
-    prompt: int
-    sample: int
-    start: int | None = None
-    mirrored: int | None = None
+    seed: int  # the run's
+    epoch: int  # evaluations use a fixed number, so that their images are comparable
+    prompt: int  # index in its data set
+    sample: int  # index among the images of its prompt
+    start: int | None = None  # image whose starting noise this one has; None: its own
+    mirrored: int | None = None  # image whose noise it has in stochastic steps, with opposite sign
 
     def initial(self) -> torch.Generator:
         """The generator of the image's starting noise."""
@@ -85,12 +75,7 @@ def step_noise(
 
 
 def distinct_starts(keys: Sequence[NoiseKey]) -> tuple[list[int], list[int]]:
-    """Which images of a batch have a start of their own.
-
-    Returns:
-        Rows with the first image of every starting noise, and for each of the B images the place
-        of its start among them.
-    """
+    """Rows of the first image of every starting noise, and each image's place among these."""
     found: dict[tuple[int, ...], int] = {}
     firsts: list[int] = []
     places: list[int] = []

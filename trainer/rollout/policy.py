@@ -23,17 +23,9 @@ def draw_window(
 ) -> tuple[int, ...]:
     """The stochastic steps of an epoch: a run of consecutive ones, drawn anew for every epoch.
 
-    It is the same for all images of the epoch (Flow-GRPO-Fast draws one per batch), or of a group
-    (Flash-GRPO): a reward depends on where the noise is added, and is compared within groups.
-
-    Args:
-        config: How images are sampled.
-        seed: The run's seed.
-        epoch: Number of the epoch.
-        group: Number of the group in the epoch, if each has a window of its own.
-
-    Returns:
-        ``window_size`` steps, or all that are allowed; none for ``ode``.
+    It is the same for all images of the epoch (Flow-GRPO-Fast draws one per batch), or of a
+    ``group`` (Flash-GRPO): a reward depends on where the noise is added, and is compared within
+    groups. ``window_size`` steps, or all that are allowed; none for ``ode``.
     """
     if config.kind == "ode":
         return ()
@@ -46,25 +38,15 @@ def draw_window(
 
 @dataclass(frozen=True, slots=True)
 class RolloutBatch:
-    """What training needs of B sampled images with a window of W steps.
+    """What training needs of B sampled images with a window of W steps."""
 
-    Attributes:
-        trajectory: (B, W + 1, ...) float32, latents before each window step and after the last.
-        log_probs: (B, W) float32 of the sampling policy.
-        steps: The W step indices, consecutive.
-        sigmas: (num_steps + 1,) float32 on the CPU.
-        final: (B, ...) latents of the finished images.
-        keys: B names of the images' random numbers; losses draw theirs from them too.
-        means: (B, W, ...) transition means, or None.
-    """
-
-    trajectory: Tensor
-    log_probs: Tensor
-    steps: tuple[int, ...]
-    sigmas: Tensor
-    final: Tensor
-    keys: tuple[NoiseKey, ...]
-    means: Tensor | None = None
+    trajectory: Tensor  # (B, W + 1, ...) float32, latents before each window step, after the last
+    log_probs: Tensor  # (B, W) float32 of the sampling policy
+    steps: tuple[int, ...]  # the W step indices, consecutive
+    sigmas: Tensor  # (num_steps + 1,) float32 on the CPU
+    final: Tensor  # (B, ...) latents of the finished images
+    keys: tuple[NoiseKey, ...]  # B; losses draw their random numbers from them too
+    means: Tensor | None = None  # (B, W, ...) of the transitions, if kept
 
     def __len__(self) -> int:
         return self.final.shape[0]
@@ -105,19 +87,12 @@ class RolloutBatch:
 
 @dataclass(frozen=True, slots=True)
 class PolicyStep:
-    """One evaluated step.
+    """One evaluated step."""
 
-    Attributes:
-        log_prob: (B,) of the given next latents; None when none were given.
-        transition: Mean (B, ...) and full standard deviation (B, 1, ...).
-        v: (B, ...) velocity.
-        dt: (B,) sigma_next - sigma.
-    """
-
-    log_prob: Tensor | None
-    transition: Transition
-    v: Tensor
-    dt: Tensor
+    log_prob: Tensor | None  # (B,) of the given next latents; None if none were given
+    transition: Transition  # mean (B, ...) and full standard deviation (B, 1, ...)
+    v: Tensor  # (B, ...) velocity
+    dt: Tensor  # (B,) sigma_next - sigma
 
 
 def policy_step(
@@ -169,18 +144,11 @@ def recompute(
     *,
     negative: Conditioning | None = None,
 ) -> PolicyStep:
-    """Evaluate a stored step again, with gradients where they are enabled.
+    """Evaluate the step ``batch.steps[place]`` again, with gradients where they are enabled.
 
     With the batch that was sampled this repeats the rollout's own forward pass, to the bit. Other
-    batch sizes round differently: pass such a batch through ``refresh`` first.
-
-    Args:
-        model: The policy, or the reference inside ``model.reference()``.
-        batch: The rollout, B images.
-        place: Index into ``batch.steps``.
-        cond: B encoded prompts.
-        config: The settings of the rollout.
-        negative: One or B encoded negative prompts.
+    batch sizes round differently: pass such a batch through ``refresh`` first. Arguments are as in
+    ``policy_step``.
     """
     return policy_step(
         model,

@@ -1,10 +1,10 @@
 """Which prompts an epoch trains on, and which process samples them for which update.
 
 Everything is a function of the settings, the seed and the epoch: nothing is drawn ahead and nothing
-has to be stored to resume. Each drawn prompt is a group of `images_per_prompt` images; the images
-of an epoch are numbered group by group. A prompt that is drawn twice makes two groups. Sampling
-batches are runs of images, updates are runs of
-batches: what an update learns from does not depend on the number of processes.
+has to be stored to resume. Each drawn prompt is a group of `images_per_prompt` images (drawn twice,
+it makes two groups); the images of an epoch are numbered group by group. Sampling batches are runs
+of images, updates are runs of batches: what an update learns from does not depend on the number of
+processes.
 """
 
 from collections.abc import Sequence
@@ -20,16 +20,10 @@ GroupNoise = Literal["independent", "shared_start", "antithetic_pairs"]
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One image to be sampled.
+    """One image to be sampled."""
 
-    Attributes:
-        group: number of the group in the epoch.
-        prompt: index of the prompt in the training file.
-        key: names the random numbers of the image.
-    """
-
-    group: int
-    prompt: int
+    group: int  # number of the group in the epoch
+    prompt: int  # index in the training file
     key: NoiseKey
 
 
@@ -47,15 +41,8 @@ def draw_prompts(
     so does each category as a whole. (Drawing one after another without repetition would take less
     than their share from the likelier prompts.)
 
-    Args:
-        probabilities: p_i of each prompt of the training file; they add up to 1.
-        categories: the category of each prompt.
-        count: how many prompts are drawn.
-        seed: the run's seed.
-        epoch: number of the epoch.
-
-    Returns:
-        `count` indices in random order.
+    Probabilities p_i and categories are those of the prompts of the training file; `count` indices
+    are returned, in random order.
     """
     source = generator("prompts", seed, epoch)
     shuffled: list[int] = torch.randperm(len(probabilities), generator=source).tolist()
@@ -77,15 +64,7 @@ def draws(
     epoch: int,
     group_noise: GroupNoise = "independent",
 ) -> list[Draw]:
-    """The images of an epoch, group by group.
-
-    Args:
-        prompts: the epoch's prompts, from `draw_prompts`.
-        images_per_prompt: group size.
-        seed: the run's seed.
-        epoch: number of the epoch.
-        group_noise: what noise the images of a group have in common, see the settings.
-    """
+    """The images of an epoch, group by group; `prompts` are from `draw_prompts`."""
     taken: list[Draw] = []
     for group, prompt in enumerate(prompts):
         # A prompt that is drawn twice must not repeat its noise.
@@ -107,14 +86,8 @@ def share_out(batches: int, updates: int, *, rank: int, world_size: int) -> list
     Update u learns from the u-th run of `batches / updates` batches; each process takes an equal,
     contiguous part of every run, in the order in which the updates need them.
 
-    Args:
-        batches: sampling batches of the epoch; a multiple of updates x world_size.
-        updates: optimiser updates of the epoch.
-        rank: number of the process.
-        world_size: number of processes.
-
     Raises:
-        ValueError: the batches do not divide.
+        ValueError: `batches`, those of the epoch, are no multiple of updates x world_size.
     """
     if batches % (updates * world_size):
         raise ValueError(f"{batches} batches, {updates} updates, {world_size} processes")

@@ -63,19 +63,16 @@ def rollout(
     window: Sequence[int],
     negative: Conditioning | None = None,
 ) -> RolloutBatch:
-    """Sample a batch of images.
+    """Sample a batch of images; decode ``final`` to see them.
 
     Args:
         model: The policy.
         cond: B encoded prompts.
-        keys: B noise keys, one per image.
+        keys: B noise keys.
         config: The sampling settings.
         latent_shape: ``model.latent_shape(height_px, width_px)``.
         window: The stochastic steps, from ``draw_window``; the others are Euler steps.
         negative: See ``policy_step``.
-
-    Returns:
-        The record for training; decode ``final`` for the images.
 
     Raises:
         ValueError: Sizes that differ, or a window that is empty or not consecutive.

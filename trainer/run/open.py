@@ -19,19 +19,12 @@ from trainer.models.precision import resolve
 from trainer.parallel.sharding import parallel, prepare_networks, whole
 from trainer.parallel.world import World, setup_torch
 from trainer.rewards import RewardService, connect
-from trainer.run import checkpoint as checkpoints
+from trainer.run.checkpoint import Checkpoint
 from trainer.run.inputs import encode_all, load_model, load_prompts
 from trainer.run.log import METRICS, MetricsLog, read, versions, write_json
 from trainer.run.loop import train
 from trainer.run.progress import RESULT, Progress, finished, locked, reopen, write_resolved
-from trainer.run.resume import (
-    check_base,
-    check_prompts,
-    check_reference,
-    check_same,
-    check_world,
-    restore,
-)
+from trainer.run.resume import check_base, restore, resumable
 from trainer.run.state import Run, averaged
 from trainer.run.storage import storing
 from trainer.run.trial import trial
@@ -126,7 +119,7 @@ def opened(
         stack.callback(service.close)
         scorers = world.everywhere(lambda: service.check(settings.terms))
         world.on_main(lambda: trial(service, settings, every_prompt))
-        stored = _stored(run_dir, settings, prompts, world, say)
+        stored = resumable(run_dir, settings, prompts, world, say)
         world.on_main(lambda: write_resolved(run_dir, settings, versions(), scorers))
         show(f"loading {settings.model.path}", 0, 0)
         model, base = _model(settings, stored, world, device)
@@ -168,27 +161,8 @@ def opened(
         )
 
 
-def _stored(
-    run_dir: Path,
-    settings: Settings,
-    prompts: Mapping[str, str],
-    world: World,
-    say: Callable[[str], None],
-) -> checkpoints.Checkpoint | None:
-    """The newest whole checkpoint, if it belongs to this run."""
-    stored, warnings = world.on_main(lambda: checkpoints.load_latest(run_dir))
-    for line in warnings:
-        say(f"warning: {line}; going back to the checkpoint before it")
-    if stored is not None:
-        check_same(settings, stored.progress["settings"], run_dir)
-        check_prompts(settings, stored.progress.get("prompts", {}), prompts)
-        check_reference(settings, Progress.read(stored.progress).controls)
-        check_world(settings, stored.progress["world_size"], world, say)
-    return stored
-
-
 def _model(
-    settings: Settings, stored: checkpoints.Checkpoint | None, world: World, device: torch.device
+    settings: Settings, stored: Checkpoint | None, world: World, device: torch.device
 ) -> tuple[FlowModel, str]:
     """The model, ready to be trained, and the fingerprint of the weights as they were loaded."""
     sharded = parallel(settings, world.size, device) == "fsdp"

@@ -9,7 +9,7 @@ from trainer.config.load import keeps_reference
 from trainer.config.settings import AlarmSettings, Settings
 from trainer.errors import CheckpointError, ConfigError
 from trainer.parallel.world import World
-from trainer.run.checkpoint import Checkpoint
+from trainer.run.checkpoint import Checkpoint, load_latest
 from trainer.run.controller import Controls
 from trainer.run.progress import Progress
 from trainer.run.tensors import (
@@ -42,6 +42,29 @@ def comparable(table: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in flat.items() if name not in FREE}
 
 
+def resumable(
+    run_dir: Path,
+    settings: Settings,
+    prompts: Mapping[str, str],
+    world: World,
+    say: Callable[[str], None],
+) -> Checkpoint | None:
+    """The newest whole checkpoint, if there is one, after checking that it belongs to this run.
+
+    Raises:
+        ConfigError, CheckpointError: it does not; the message says what differs.
+    """
+    stored, warnings = world.on_main(lambda: load_latest(run_dir))
+    for line in warnings:
+        say(f"warning: {line}; going back to the checkpoint before it")
+    if stored is not None:
+        check_same(settings, stored.progress["settings"], run_dir)
+        _check_prompts(settings, stored.progress.get("prompts", {}), prompts)
+        _check_reference(settings, Progress.read(stored.progress).controls)
+        _check_world(settings, stored.progress["world_size"], world, say)
+    return stored
+
+
 def check_same(settings: Settings, table: Mapping[str, Any], run_dir: Path) -> None:
     """Raise ConfigError for the first setting that differs from those of the run."""
     new, old = comparable(settings.model_dump(mode="json")), comparable(table)
@@ -53,8 +76,7 @@ def check_same(settings: Settings, table: Mapping[str, Any], run_dir: Path) -> N
             )
 
 
-def check_world(settings: Settings, before: int, world: World, say: Callable[[str], None]) -> None:
-    """Raise CheckpointError for another number of processes than `run.any_world_size` allows."""
+def _check_world(settings: Settings, before: int, world: World, say: Callable[[str], None]) -> None:
     if before == world.size:
         return
     text = f"the checkpoint was written by {before} process(es), this run has {world.size}"
@@ -78,11 +100,8 @@ def check_base(settings: Settings, before: str | None, now: str) -> None:
         )
 
 
-def check_prompts(settings: Settings, before: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Raise CheckpointError for other prompts: noise and curves belong to their numbers.
-
-    `before` and `now` are fingerprints of `train` and `test`; older versions wrote none.
-    """
+def _check_prompts(settings: Settings, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    # Noise and curves belong to the numbers of prompts; older versions wrote no fingerprints.
     for name, seen in now.items():
         if before.get(name, seen) != seen:
             raise CheckpointError(
@@ -92,8 +111,7 @@ def check_prompts(settings: Settings, before: Mapping[str, str], now: Mapping[st
             )
 
 
-def check_reference(settings: Settings, controls: Controls) -> None:
-    """Raise ConfigError where an alarm has raised the KL's weight, and no base model is kept."""
+def _check_reference(settings: Settings, controls: Controls) -> None:
     if controls.kl_beta is not None and not keeps_reference(settings):
         raise ConfigError(
             f"an alarm has raised the weight of the KL to {controls.kl_beta:g}, for which the base "
