@@ -172,12 +172,12 @@ def fingerprint(prompts: Sequence[Prompt]) -> str:
 
 
 def folded(text: str) -> str:
-    """What makes two prompts the same: the text, letter case and spaces aside."""
+    """The text of a prompt, letter case and spaces aside."""
     return " ".join(text.lower().split())
 
 
 def check_overlap(train: Sequence[Prompt], test: Sequence[Prompt]) -> list[str]:
-    """The test prompts that are also trained on (letter case and spaces aside)."""
+    """The test prompts that are also trained on."""
     known = {folded(prompt.text) for prompt in train}
     return [prompt.text for prompt in test if folded(prompt.text) in known]
 

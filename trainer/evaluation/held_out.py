@@ -120,21 +120,13 @@ def evaluate_run(
                 pixels_of[index].append(image)
             if sample == 0 and index in shown:
                 pictures[index] = image
-    part = Part(
-        rows=tuple(jobs),
-        scores=scores_of(futures, stop),
-        distances=tuple(distances),
-        diversity={
-            name: {
-                index: measure(np.stack(images), [index] * len(images))
-                for index, images in pixels_of.items()
-                if len(images) > 1
-            }
-            for name, measure in DIVERSITIES.items()
-        },
-        shown=pictures,
-    )
-    parts = world.gather(part)
+    groups = {index: np.stack(images) for index, images in pixels_of.items() if len(images) > 1}
+    diversity = {
+        name: {index: measure(images, [index] * len(images)) for index, images in groups.items()}
+        for name, measure in DIVERSITIES.items()
+    }
+    scores = scores_of(futures, stop)
+    parts = world.gather(Part(tuple(jobs), scores, tuple(distances), diversity, pictures))
     for other in parts:
         if isinstance(other.scores, TrainerError):
             raise shared(other.scores)

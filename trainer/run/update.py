@@ -92,7 +92,7 @@ def split(batch: TrainBatch, size: int) -> list[TrainBatch]:
 
 
 class Updater:
-    """Owns the optimiser and runs updates.
+    """Owns the optimiser of a model's trainable parameters, and runs updates.
 
     Attributes:
         parameters: what is trained, by name.
@@ -103,7 +103,6 @@ class Updater:
     """
 
     def __init__(self, model: FlowModel, settings: Settings, world: World) -> None:
-        """Make an optimiser for the model's trainable parameters."""
         self.settings = settings
         self.config = rollout_config(settings)
         guidance = settings.loss.guidance_scale

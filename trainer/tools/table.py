@@ -13,11 +13,7 @@ from trainer.tools.offline import Measured
 Row = Mapping[str, Any]
 
 # How the paper names them.
-SHORT: Mapping[str, str] = {
-    "single_object": "single",
-    "two_object": "two",
-    "color_attr": "attr",
-}
+SHORT = {"single_object": "single", "two_object": "two", "color_attr": "attr"}
 ORDER = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 
 
