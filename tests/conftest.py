@@ -2,6 +2,8 @@
 
 import gc
 import os
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,6 +35,16 @@ TOGETHER = (
         "tests/legacy/test_replays.py",
     ),
 )
+
+
+EXHAUSTIVE = re.compile(r"^pytestmark = .*pytest\.mark\.exhaustive", re.MULTILINE)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Files of which no test is selected are not imported: some of them import a lot."""
+    if config.option.markexpr != "not exhaustive" or collection_path.suffix != ".py":
+        return None
+    return bool(EXHAUSTIVE.search(collection_path.read_text(encoding="utf-8"))) or None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -190,7 +190,7 @@ def test_what_holds_for_any_run(evals: list[Row], rewards: list[float], fall: fl
     assert len(set(names)) == len(names)
 
 
-def test_a_run_that_hacks_says_so_once_and_stops_where_asked(
+def test_a_run_learns_and_says_once_that_it_hacks_and_stops_where_asked(
     table: dict[str, Any], tmp_path: Path
 ) -> None:
     table["run"] = {**table["run"], "epochs": 12, "save_every_epochs": 20, "on_alarm": "stop"}
@@ -207,8 +207,11 @@ def test_a_run_that_hacks_says_so_once_and_stops_where_asked(
     assert outcome.reason == "alarm: contrast fell"
     result = json.loads((outcome.run_dir / "result.json").read_text(encoding="utf-8"))
     assert result["reason"] == outcome.reason
-    last = [row for row in rows if row["kind"] == "train"][-1]["epoch"]
-    assert last < 12
+    trained = [row for row in rows if row["kind"] == "train"]
+    assert trained[-1]["epoch"] < 12
+    assert trained[-1]["reward"]["brightness"] > trained[0]["reward"]["brightness"] + 0.01
+    held_out = [row["metrics"]["brightness"]["mean"] for row in rows if row["kind"] == "eval"]
+    assert held_out[-1] > held_out[0] + 0.01
     assert [alarm["name"] for alarm in rows[-1]["alarms"]] == ["contrast"]
     # Whoever starts it again goes on: the alarm is not a new one.
     lines.clear()

@@ -88,9 +88,9 @@ def _langevin(step: Step, diffusion: Tensor) -> Transition:
 
 
 def flow_sde(step: Step) -> Transition:
-    """Flow-GRPO's SDE (eq. 9); at sigma = 1, where the coefficient is infinite, see below."""
+    """Flow-GRPO's SDE (eq. 9)."""
     s = step.sigma
-    # As in the official code, the denominator (and only that) then uses sigma_max.
+    # Infinite at sigma = 1: as in the official code, the denominator (only) has sigma_max there.
     diffusion = torch.sqrt(s / (1 - torch.where(s == 1, step.sigma_max, s))) * step.noise_level
     return _langevin(step, diffusion)
 

@@ -105,7 +105,7 @@ def load(
 
 
 def apply_overrides(table: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A copy of a nested table with `section.key=value` texts applied; ConfigError for others."""
+    """A copy of a nested table with `section.key=value` texts applied; ConfigError for other texts."""
     changed = copy.deepcopy(table)
     # Another loss has other settings: it is chosen before they are set.
     for text in sorted(overrides, key=lambda text: not text.startswith("loss.algorithm=")):
@@ -117,14 +117,14 @@ def apply_overrides(table: dict[str, Any], overrides: Sequence[str]) -> dict[str
 
 
 def parse(table: Mapping[str, Any], *, source: str = "settings", world_size: int = 1) -> Settings:
-    """Check a nested table of settings, for a number of processes; raise ConfigError as `load`."""
+    """Check a nested table of settings, for a number of processes; ConfigError as in `load`."""
     settings = validated(table, source=source)
     _check(settings, world_size)
     return settings
 
 
 def validated(table: Mapping[str, Any], *, source: str) -> Settings:
-    """Settings that were written down; ConfigError for unknown names and wrong values alone."""
+    """Settings that were written down; only unknown names and wrong values are ConfigErrors."""
     try:
         return Settings.model_validate(table)
     except ValidationError as error:

@@ -19,7 +19,7 @@ from trainer.types import Prompt
 def load_prompts(
     settings: Settings, say: Callable[[str], None]
 ) -> tuple[list[Prompt], list[Prompt]]:
-    """Read training and held-out prompts; DataError if malformed, or as `task.overlap` says."""
+    """Read training and held-out prompts; DataError for broken files and forbidden overlaps."""
     task = settings.task
     train, test = (TASKS[task.name](resolve_path(file), say) for file in (task.train, task.test))
     shared = check_overlap(train, test) if task.overlap != "allow" else []

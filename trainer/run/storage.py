@@ -24,7 +24,7 @@ HINTS = {
 
 @contextmanager
 def storing(what: str) -> Iterator[None]:
-    """Turn an `OSError` into a `StorageError` of one line; `what` names what is written, where."""
+    """Turn an `OSError` into a `StorageError` of one line that names `what` was written."""
     try:
         yield
     except (OSError, SafetensorError) as error:

@@ -55,7 +55,7 @@ class MeanLog:
             self._values[name].append((value.detach(), weight))
 
     def read(self, world: World) -> dict[str, float]:
-        """Means by name (maxima of `_max` and `_deviation`), the same on every process."""
+        """Means (of `_max` and `_deviation` maxima) by name, the same on every process."""
         parts = world.gather({name: _summed(pairs) for name, pairs in self._values.items()})
         out = {}
         for name in sorted({name for part in parts for name in part}):
