@@ -22,7 +22,7 @@ ENCODINGS: tuple[tuple[str, dict[str, Any]], ...] = (
 
 
 def sheet(images: Sequence[Pixels], columns: int, gap_px: int = 2) -> Pixels:
-    """Lay images (H, W, 3) of one size out row by row, on white; ValueError for none, or unlike sizes."""
+    """Lay images (H, W, 3) of one size out row by row, on white; ValueError for unlike sizes."""
     if not images or len({image.shape for image in images}) != 1:
         raise ValueError("a sheet needs images of one size")
     height, width, _ = images[0].shape

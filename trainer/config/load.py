@@ -105,7 +105,7 @@ def load(
 
 
 def apply_overrides(table: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A copy of a nested table with `section.key=value` texts applied; ConfigError for other texts."""
+    """A copy of a nested table with `section.key=value` texts applied; ConfigError if malformed."""
     changed = copy.deepcopy(table)
     # Another loss has other settings: it is chosen before they are set.
     for text in sorted(overrides, key=lambda text: not text.startswith("loss.algorithm=")):

@@ -103,7 +103,7 @@ def reopen(run_dir: Path) -> bool:
 
 
 def read_resolved(run_dir: Path) -> dict[str, Any]:
-    """What `write_resolved` wrote: `settings`, `versions`, `scorers`; ConfigError if there is no run."""
+    """What `write_resolved` wrote: `settings`, `versions`, `scorers`; ConfigError without a run."""
     path = run_dir / RESOLVED
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
