@@ -121,7 +121,7 @@ def _check_reference(settings: Settings, controls: Controls) -> None:
 
 
 def restore_learnt(stored: Checkpoint, updater: Updater, ema: Ema | None) -> None:
-    """Put back weights, averages and optimiser of a checkpoint; epochs and updates are counted on."""
+    """Put back weights, averages and optimiser; epochs and updates are counted on."""
     tensors = stored.tensors
     restore_parameters(updater.parameters, tensors["trained"])
     restore_optimizer(updater.optimizer, updater.parameters, tensors.get("optimizer", {}))
