@@ -296,10 +296,10 @@ def test_the_memory_of_a_gateway_comes_back(served: Server, client: RewardClient
         pages = Path(f"/proc/{served.process.pid}/statm").read_text().split()[1]
         return int(pages) * os.sysconf("SC_PAGESIZE") / 2**20
 
-    for _ in range(8):  # allocators take what they need, and keep some of it
+    for _ in range(4):  # allocators take what they need, and keep some of it
         client.score(sent, ["timed"])
     before_mib = resident_mib()
-    for _ in range(20):  # of 240 MiB that pass through, none may stay
+    for _ in range(12):  # of 144 MiB that pass through, none may stay
         client.score(sent, ["timed"])
     assert resident_mib() - before_mib < 80
     assert served.metric("reward_admitted_bytes") == 0

@@ -1,6 +1,7 @@
 """Alarms that act: decisions are bounded; real runs take them, resume them and agree on them."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -195,8 +196,11 @@ def test_an_alarm_raises_the_weight_of_the_kl(hacking: Row) -> None:
         train(hacking)
 
 
+@pytest.mark.parametrize(
+    "later", [(0,), pytest.param((0, 1), marks=pytest.mark.exhaustive)], ids=["often", "all"]
+)
 def test_an_alarm_goes_back_to_the_best_and_resumes_to_the_bit(
-    hacking: Row, tmp_path: Path
+    hacking: Row, tmp_path: Path, later: Sequence[int]
 ) -> None:
     """From the checkpoint that has yet to be left, and from the first one after it."""
     hacking["run"]["on_alarm"] = "rewind"
@@ -211,7 +215,7 @@ def test_an_alarm_goes_back_to_the_best_and_resumes_to_the_bit(
     before, after = trained(whole)[first - 1], trained(whole)[first]
     assert after["reward"]["brightness"] < before["reward"]["brightness"]
     assert after["first_ratio_deviation"] == 0
-    for epoch in (first, first + 1):
+    for epoch in (first + more for more in later):
         parts = tmp_path / f"parts{epoch}"
         stop_after(elsewhere(hacking, parts), epoch)
         stored = checkpoint.find(parts).progress
@@ -238,21 +242,21 @@ def stop_after(table: Row, epoch: int) -> None:
     assert train(table, stop=asked).reason == ""
 
 
+@pytest.mark.parametrize("mode", ["rewind", pytest.param("raise_kl", marks=pytest.mark.exhaustive)])
 def test_two_processes_take_the_same_actions(
-    nursery: Nursery, hacking: Row, tmp_path: Path
+    nursery: Nursery, hacking: Row, tmp_path: Path, mode: str
 ) -> None:
     hacking["batch"]["rollout_batch_size"] = 8
-    for mode in ("raise_kl", "rewind"):
-        hacking["run"] |= {"on_alarm": mode, "epochs": 6, "keep_checkpoints": 1}
-        nursery.train_in_two(elsewhere(hacking, tmp_path / mode), "hackable")
-        (first, action), *_ = taken(tmp_path / mode)
-        assert action["kind"] == mode
-        later = [row for row in trained(tmp_path / mode) if row["epoch"] > first]
-        assert later
-        assert all(row["first_ratio_deviation"] == 0 for row in later)
-        stored = checkpoint.find(tmp_path / mode).progress["controls"]
-        assert stored["actions"] == len(taken(tmp_path / mode))
-        # What can be gone back to outlives newer checkpoints.
-        if mode == "rewind":
-            kept = [path.name for path in checkpoint.present(tmp_path / mode)]
-            assert checkpoint.name_of(stored["safe_epoch"]) in kept
+    hacking["run"] |= {"on_alarm": mode, "epochs": 6, "keep_checkpoints": 1}
+    nursery.train_in_two(elsewhere(hacking, tmp_path / mode), "hackable")
+    (first, action), *_ = taken(tmp_path / mode)
+    assert action["kind"] == mode
+    later = [row for row in trained(tmp_path / mode) if row["epoch"] > first]
+    assert later
+    assert all(row["first_ratio_deviation"] == 0 for row in later)
+    stored = checkpoint.find(tmp_path / mode).progress["controls"]
+    assert stored["actions"] == len(taken(tmp_path / mode))
+    # What can be gone back to outlives newer checkpoints.
+    if mode == "rewind":
+        kept = [path.name for path in checkpoint.present(tmp_path / mode)]
+        assert checkpoint.name_of(stored["safe_epoch"]) in kept

@@ -87,9 +87,9 @@ def test_signals_save_and_the_second_one_stops_at_once(
     assert_same_run(tmp_path / "whole", run_dir)
 
 
-@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
 def test_two_processes_under_torchrun_s_agent(
-    nursery: Nursery, long: dict[str, Any], tmp_path: Path, every: bool
+    nursery: Nursery, long: dict[str, Any], tmp_path: Path
 ) -> None:
     """A process is killed, the server dies, SIGTERM to one and to the agent; the same numbers."""
     command, run_dir = ["train", save(long, tmp_path, "parts")], tmp_path / "parts"
@@ -102,11 +102,10 @@ def test_two_processes_under_torchrun_s_agent(
         where = {"REWARD_URL": server.grpc_url, **pids}
         whole = ["train", save(long, tmp_path, "whole")]
         assert nursery.start("launch", 2, whole, **where).wait() == 0
-        if every:
-            child = nursery.start("launch", 2, command, **where)
-            wait_for_epochs(child, run_dir, 1)
-            os.kill(pid_of(1), signal.SIGKILL)
-            assert child.wait(90) == 1
+        child = nursery.start("launch", 2, command, **where)
+        wait_for_epochs(child, run_dir, 1)
+        os.kill(pid_of(1), signal.SIGKILL)
+        assert child.wait(90) == 1
         child = nursery.start("launch", 2, command, **where)
         wait_for_epochs(child, run_dir, 1)
         server.process.kill()
@@ -124,13 +123,12 @@ def test_two_processes_under_torchrun_s_agent(
         os.kill(pid_of(1), signal.SIGTERM)
         assert child.wait(60) == 0, child.log.read_text()
         assert f"stopped after epoch {epochs_done(run_dir)}" in child.log.read_text()
-        if every:
-            child = nursery.start("launch", 2, command, **where)
-            wait_for_epochs(child, run_dir, 1)
-            os.kill(child.pid, signal.SIGTERM)
-            # The agent calls any signal a failure; its processes have saved and ended with 0.
-            assert child.wait(60) == 1, child.log.read_text()
-            assert f"stopped after epoch {epochs_done(run_dir)}" in child.log.read_text()
+        child = nursery.start("launch", 2, command, **where)
+        wait_for_epochs(child, run_dir, 1)
+        os.kill(child.pid, signal.SIGTERM)
+        # The agent calls any signal a failure; its processes have saved and ended with 0.
+        assert child.wait(60) == 1, child.log.read_text()
+        assert f"stopped after epoch {epochs_done(run_dir)}" in child.log.read_text()
         assert not (run_dir / "result.json").exists()
         child = nursery.start("launch", 2, command, **where)
         assert child.wait() == 0, child.log.read_text()

@@ -28,8 +28,9 @@ def short(table: dict[str, Any]) -> dict[str, Any]:
     return table
 
 
-# Of `kills`, what `make test` runs: one of each kind. All 18 are in `make test-all`.
-OFTEN = (6, 8, 9, 11, 17)
+# Of `kills`, what `make test` runs: in an epoch, in a line of metrics, in a checkpoint. All 18 are
+# in `make test-all`.
+OFTEN = (6, 8, 11)
 
 
 def kills(run_dir: Path) -> list[tuple[dict[str, Any], int]]:
@@ -103,7 +104,7 @@ def assert_same_state(one: Path, other: Path) -> None:
 
 @pytest.mark.parametrize(
     "chosen",
-    [(1, 3, 5), pytest.param(range(7), marks=pytest.mark.exhaustive)],
+    [(1, 5), pytest.param(range(7), marks=pytest.mark.exhaustive)],
     ids=["often", "all"],
 )
 def test_two_processes_killed_together_or_alone_end_with_identical_numbers(
@@ -191,7 +192,7 @@ def test_whatever_cannot_be_written_is_one_line_and_resumable(
     limited = elsewhere(short, run_dir)
     metrics = str(run_dir / "metrics.jsonl")
     limits: list[tuple[dict[str, Any], str]] = [
-        ({"when": "item", "match": "e0-", "nth": 4, "grow": 50, "grown": metrics}, "metrics"),
+        ({"when": "item", "match": "e1-", "nth": 4, "grow": 50, "grown": metrics}, "metrics"),
         ({"when": "os.mkdir", "match": ".writing-epoch_000002", "grow": 3000}, "checkpoint"),
         ({"when": "os.mkdir", "match": "/model", "grow": 4000}, "the model"),
     ]

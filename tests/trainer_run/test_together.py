@@ -24,8 +24,8 @@ HIGH, LOW = 0.9, 0.5
     "sigmas",
     [
         pytest.param([[HIGH, HIGH], [LOW, LOW]], id="one_expert_each"),
-        pytest.param([[HIGH, LOW], [HIGH, HIGH]], id="both_and_one"),
-        pytest.param([[LOW, LOW], [LOW, LOW]], id="one_is_not_used"),
+        pytest.param([[HIGH, LOW], [HIGH, HIGH]], id="both_and_one", marks=pytest.mark.exhaustive),
+        pytest.param([[LOW, LOW], [LOW, LOW]], id="one_is_not_used", marks=pytest.mark.exhaustive),
     ],
 )
 def test_sharded_experts_predict_and_learn_as_whole_ones(
@@ -67,7 +67,7 @@ def test_a_parameter_without_a_gradient_stays_on_any_number_of_processes(
     nursery: Nursery, tmp_path: Path
 ) -> None:
     results = []
-    for size in (1, 2, 3):
+    for size in (1, 2):
         out = tmp_path / str(size)
         ranks = [nursery.start("unused", str(out), **rank) for rank in meeting(size)]
         assert [rank.wait() for rank in ranks] == [0] * size, ranks[0].log.read_text()
