@@ -83,7 +83,7 @@ def test_frames_reach_the_service_the_sheets_and_the_report(
         "transformer_2/pytorch_lora_weights.safetensors",
     }
 
-    assert 'class="samples videos"' in write_report(outcome.run_dir).read_text(encoding="utf-8")
+    assert 'class="pairs videos"' in write_report(outcome.run_dir).read_text(encoding="utf-8")
     (path,) = sample_target(
         str(outcome.run_dir), Choice(), ["a red star"], tmp_path / "drawn", images=1, seed=1
     )

@@ -48,7 +48,7 @@ def compare(run_dirs: Sequence[Path], page: Path) -> Table:
     columns += [
         Column(name, f"epoch {run.after['epoch']}", run, run.after)
         for name, run in runs.items()
-        if run.after["shown"] == first.base["shown"]
+        if run.after["shown"] == first.base["shown"] and "eval.seed" not in _unlike(first, run)
     ]
     html = environment(html=True).get_template("compare.html")
     page.parent.mkdir(parents=True, exist_ok=True)

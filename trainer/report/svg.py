@@ -254,7 +254,10 @@ def _svg(parts: Sequence[str], series: Sequence[Series], scale: _Scale, axes: Ax
             {
                 "name": line.name or "this epoch",
                 "color": line.color,
-                **{n: _rounded(getattr(line, n)) for n in ("x", "y", "low", "high")},
+                **{
+                    name: [v if v is None else float(f"{v:.5g}") for v in getattr(line, name)]
+                    for name in ("x", "y", "low", "high")
+                },
             }
             for line in sorted(series, key=lambda item: item.faint)
         ],
@@ -264,10 +267,6 @@ def _svg(parts: Sequence[str], series: Sequence[Series], scale: _Scale, axes: Ax
         f'data-chart="{escape(json.dumps(shown, separators=(",", ":")))}">{"".join(parts)}</svg>'
         f'<div class="legend">{legend}</div>'
     )
-
-
-def _rounded(values: Sequence[float | None]) -> list[float | None]:
-    return [value if value is None else float(f"{value:.5g}") for value in values]
 
 
 def _short(value: float) -> str:
