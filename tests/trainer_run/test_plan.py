@@ -11,6 +11,7 @@ from trainer.config import load as config
 from trainer.config.preset import preset_names
 from trainer.config.toml import to_toml as to_toml_file
 from trainer.run.inputs import load_model
+from trainer.run.log import write_json
 from trainer.tools import plan as explain
 from trainer.tools.checks import least_bytes
 
@@ -144,6 +145,15 @@ def test_a_dry_run_of_a_run_that_could_start(
     assert "note  rewards" in out
     assert call(monkeypatch, "train", str(file), "--dry-run", "--gpu-gb", "1e-6") == 2
     assert "STOPS memory   weights, gradients and moments alone take" in capsys.readouterr().out
+    run_dir = Path(table["run"]["out_dir"])
+    (run_dir / "checkpoints" / "epoch_000003").mkdir(parents=True)
+    settings = config.load(str(file)).model_dump(mode="json")
+    write_json(run_dir / "config.json", {"settings": settings})
+    assert call(monkeypatch, "train", str(file), "--dry-run") == 0
+    assert "would be resumed from epoch_000003" in capsys.readouterr().out
+    assert call(monkeypatch, "train", str(file), "--dry-run", "--set", "optim.lr=1.0") == 2
+    assert "STOPS folder" in (out := capsys.readouterr().out)
+    assert "was started with optim.lr=" in out
     (Path(table["model"]["path"]) / "vae" / "config.json").rename(tmp_path / "away.json")
     try:
         assert call(monkeypatch, "train", str(file), "--dry-run") == 2

@@ -8,7 +8,7 @@ from trainer.algorithm.ema import Ema
 from trainer.config.load import keeps_reference
 from trainer.config.settings import AlarmSettings, Settings
 from trainer.errors import CheckpointError, ConfigError
-from trainer.parallel.world import World
+from trainer.parallel.world import World, shared
 from trainer.run.checkpoint import Checkpoint, load_latest
 from trainer.run.controller import Controls
 from trainer.run.progress import Progress
@@ -70,10 +70,9 @@ def check_same(settings: Settings, table: Mapping[str, Any], run_dir: Path) -> N
     new, old = comparable(settings.model_dump(mode="json")), comparable(table)
     for name in sorted(new.keys() | old.keys()):
         if new.get(name) != old.get(name):
-            raise ConfigError(
-                f"{run_dir} was started with {name}={old.get(name)!r}, not {new.get(name)!r}; "
-                "use another folder (--set run.out_dir=...) or the old value"
-            )
+            text = f"{run_dir} was started with {name}={old.get(name)!r}, not {new.get(name)!r}"
+            hint = "use another folder (--out FOLDER) or the old value"
+            raise shared(ConfigError(f"{text}; {hint}"))
 
 
 def _check_world(settings: Settings, before: int, world: World, say: Callable[[str], None]) -> None:

@@ -1,7 +1,8 @@
 """What would stop a run, before it loads anything: prompts, model, memory, service, folder."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from trainer.rewards import connect
 from trainer.run import checkpoint as checkpoints
 from trainer.run.inputs import load_prompts, starting_lora
 from trainer.run.progress import finished
+from trainer.run.resume import check_same
 from trainer.run.trial import trial
 from trainer.types import Prompt
 
@@ -135,5 +137,11 @@ def _folder(settings: Settings) -> Found:
     if result := finished(run_dir, settings):
         return Found("folder", f"{run_dir} holds a finished run ({result['reason']})")
     if found := checkpoints.present(run_dir):
+        with suppress(OSError, ValueError, KeyError):  # a resume needs no config.json
+            config = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
+            try:
+                check_same(settings, config["settings"], run_dir)
+            except ConfigError as error:
+                return Found("folder", str(error), stops=True)
         return Found("folder", f"{run_dir} would be resumed from {found[0].name}")
     return Found("folder", f"{run_dir} is new")
