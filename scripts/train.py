@@ -22,6 +22,7 @@ START_TIMEOUT_S = 180.0
 MODELS = {
     "sd3.5-medium": "sd35m",
     "flux.1-dev": "flux",
+    "flux.1-kontext": "flux_kontext",
     "qwen-image": "qwen_image",
     "wan2.1-1.3b": "wan21_1b",
 }
@@ -41,7 +42,7 @@ def main() -> int:
     if sys.argv[1:2] == [TORCHRUN]:
         return _torchrun(sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--task", default="geneval", help="geneval, ocr or jpeg")
+    parser.add_argument("--task", default="geneval", help="geneval, ocr, jpeg, pickscore or edit")
     parser.add_argument(
         "--model", default="mini", help=f"mini, {', '.join(MODELS)}, or the end of a preset's name"
     )

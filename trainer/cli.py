@@ -180,6 +180,7 @@ def _train(name: str, settings: Settings, quiet: bool) -> None:
     epilog=examples(
         "flow-train sample runs/mine 'a red star' --checkpoint best",
         "flow-train sample runs/mine 'a red star' --base --seed 7",
+        "flow-train sample runs/editor 'make the star blue' --reference star.png",
     )
 )
 def sample(
@@ -188,6 +189,10 @@ def sample(
     out: Annotated[Path, typer.Option(help="Folder for the images.")] = Path("samples"),
     images: Annotated[int, typer.Option(min=1, help="Images per prompt.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    reference: Annotated[
+        list[Path] | None,
+        typer.Option(help="For a model that edits: the picture; may be repeated."),
+    ] = None,
     preset: HowToLoad = "",
     checkpoint: Stored = "latest",
     base: Base = False,
@@ -201,7 +206,14 @@ def sample(
     choice = Choice(preset, checkpoint, base, overrides=overrides or ())
     with Terminal(_console(stderr=True)) as terminal:
         found = sample_target(
-            target, choice, prompts, out, images=images, seed=seed, show=terminal.show
+            target,
+            choice,
+            prompts,
+            out,
+            reference or (),
+            images=images,
+            seed=seed,
+            show=terminal.show,
         )
         for path in found:
             typer.echo(str(path))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PilImage
+from PIL import ImageOps
 
 Pixels = NDArray[np.uint8]
 STRIP_FRAMES = 5
@@ -101,6 +102,18 @@ def data_url(pixels: Pixels, *, limit_px: int, limit_bytes: int) -> str:
         if limit_px > LEAST_PX:
             return data_url(pixels, limit_px=limit_px * 2 // 3, limit_bytes=limit_bytes)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def load_reference(path: Path, size: tuple[int, int] | None = None) -> PilImage.Image:
+    """Read a picture of any format, upright and in RGB.
+
+    Args:
+        path: the file.
+        size: width and height in pixels that it is scaled to; what is too long is cut off evenly.
+    """
+    with PilImage.open(path) as image:
+        picture = ImageOps.exif_transpose(image).convert("RGB")
+    return picture if size is None else ImageOps.fit(picture, size, PilImage.Resampling.LANCZOS)
 
 
 def load_png(path: Path) -> Pixels:

@@ -29,6 +29,7 @@ from reward_client import (
 )
 from trainer.config.settings import RewardSettings, RewardTerm
 from trainer.errors import ConfigError, ServiceError, ServiceLost
+from trainer.images import load_reference
 from trainer.models.base import Decoded
 from trainer.scores import NOT_FINITE, Scores, all_failed, among, read_response
 from trainer.types import Prompt
@@ -263,9 +264,18 @@ def connect(
 
 
 def _items(decoded: Decoded, prompts: Sequence[Prompt], tag: str) -> list[Item]:
-    """One item per image that is finite; a video has a picture per frame."""
+    """One item per image that is finite; a video has a picture per frame.
+
+    References are sent as the model saw them: in the size of the images.
+    """
     images = decoded.uint8
     stacks = images if images.ndim == 5 else images[:, None]
+    height, width = images.shape[-3:-1]
+    named = {reference for prompt in prompts for reference in prompt.references}
+    pictures = {
+        reference: Image.from_array(np.asarray(load_reference(reference.path, (width, height))))
+        for reference in named
+    }
     return [
         Item(
             id=f"{tag}-{index}",
@@ -273,6 +283,7 @@ def _items(decoded: Decoded, prompts: Sequence[Prompt], tag: str) -> list[Item]:
             images=tuple(Image.from_array(frame) for frame in frames),
             spec=prompt.spec,
             spec_kind=prompt.spec_kind,
+            references=tuple(pictures[reference] for reference in prompt.references),
         )
         for index, (frames, prompt) in enumerate(zip(stacks, prompts, strict=True))
         if decoded.finite[index]

@@ -1,11 +1,20 @@
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from tiny_qwen_image_edit import small_pictures
 from tiny_sd3 import build
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def pictures_are_small() -> Iterator[None]:
+    """For Qwen-Image-Edit, which scales them to a megapixel."""
+    with small_pictures():
+        yield
 
 
 @pytest.fixture(scope="session")

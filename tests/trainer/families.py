@@ -11,16 +11,22 @@ from typing import Any
 
 import tiny_flux
 import tiny_qwen_image
+import tiny_qwen_image_edit
 import tiny_sd3
 import tiny_wan
 import tiny_z_image
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+from diffusers.pipelines.flux.pipeline_flux_kontext import FluxKontextPipeline
 from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
+from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import QwenImageEditPipeline
+from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import QwenImageEditPlusPipeline
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import (
     StableDiffusion3Pipeline,
 )
 from diffusers.pipelines.wan.pipeline_wan import WanPipeline
 from diffusers.pipelines.z_image.pipeline_z_image import ZImagePipeline
+
+from trainer.models.qwen_image_edit import mark_pictures
 
 GUIDANCE = 4.5
 
@@ -42,6 +48,8 @@ class Case:
         options: changes to `ModelOptions`.
         prepare: changes a loaded pipeline, where sampling differs from the trainer's Euler steps.
         load_lora: loads what the trainer saved into a pipeline.
+        references: how many pictures a prompt is about.
+        at_size: further arguments of the pipeline for a height and width.
     """
 
     name: str
@@ -65,6 +73,8 @@ class Case:
     load_lora: Callable[[Any, Path], object] = lambda pipe, folder: pipe.load_lora_weights(
         str(folder)
     )
+    references: int = 0
+    at_size: Callable[[int, int], Mapping[str, Any]] = lambda height, width: {}
 
 
 def _sd3(name: str, **changes: Any) -> Case:
@@ -98,6 +108,23 @@ def _wan(name: str, kind: tiny_wan.Kind, **changes: Any) -> Case:
     )
 
 
+def _qwen_edit(name: str, pipeline: Any, family: str, **changes: Any) -> Case:
+    return Case(
+        name,
+        family,
+        pipeline,
+        partial(tiny_qwen_image_edit.build, pipeline=pipeline, **changes),
+        plain={"true_cfg_scale": 1.0},
+        guided={"true_cfg_scale": GUIDANCE, "negative_prompt": ""},
+        tokens=48,
+        # What the trainer adds, the pipeline lacks (`mark_pictures`).
+        prepare=lambda pipe: pipe.text_encoder.register_forward_pre_hook(
+            mark_pictures, with_kwargs=True
+        ),
+        references=1 if family == "qwen_image_edit" else 2,
+    )
+
+
 def _load_experts(pipe: Any, folder: Path) -> None:
     pipe.load_lora_weights(str(folder))
     pipe.load_lora_weights(str(folder / "transformer_2"), load_into_transformer_2=True)
@@ -115,6 +142,16 @@ CASES: tuple[Case, ...] = (
         guided={"guidance_scale": GUIDANCE},
     ),
     Case(
+        "flux.1-kontext",
+        "flux_kontext",
+        FluxKontextPipeline,
+        partial(tiny_flux.build, guidance_embeds=True, pipeline=FluxKontextPipeline),
+        plain={"guidance_scale": 1.0},
+        guided={"guidance_scale": GUIDANCE},
+        references=1,
+        at_size=lambda height, width: {"max_area": height * width, "_auto_resize": False},
+    ),
+    Case(
         "qwen-image",
         "qwen_image",
         QwenImagePipeline,
@@ -124,6 +161,8 @@ CASES: tuple[Case, ...] = (
         # Prompts of this length are not cut, so they differ in theirs.
         tokens=48,
     ),
+    _qwen_edit("qwen-image-edit", QwenImageEditPipeline, "qwen_image_edit"),
+    _qwen_edit("qwen-image-edit-2509", QwenImageEditPlusPipeline, "qwen_image_edit_plus"),
     Case(
         "z-image",
         "z_image",
@@ -160,6 +199,20 @@ VARIANTS: tuple[Case, ...] = (
         partial(tiny_flux.build, guidance_embeds=False),
         plain={},
         guided={"true_cfg_scale": GUIDANCE, "negative_prompt": [""] * 4},
+    ),
+    Case(
+        "flux.1-kontext-true-cfg",
+        "flux_kontext",
+        FluxKontextPipeline,
+        partial(tiny_flux.build, guidance_embeds=True, pipeline=FluxKontextPipeline),
+        plain={"guidance_scale": 1.0, "true_cfg_scale": 2.5, "negative_prompt": ""},
+        guided={"guidance_scale": GUIDANCE, "true_cfg_scale": 2.5, "negative_prompt": ""},
+        options={"true_cfg_scale": 2.5},
+        references=1,
+        at_size=lambda height, width: {"max_area": height * width, "_auto_resize": False},
+    ),
+    _qwen_edit(
+        "qwen-image-edit-2511", QwenImageEditPlusPipeline, "qwen_image_edit_plus", zero_cond_t=True
     ),
     _wan("wan2.2-5b", "wan2.2-5b"),
 )

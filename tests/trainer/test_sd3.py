@@ -9,6 +9,7 @@ from trainer.models.base import LoraSpec, ModelOptions
 from trainer.models.model import FlowModel
 from trainer.models.registry import MODELS
 from trainer.rollout.noise import NoiseKey
+from trainer.types import Prompt
 
 KEYS = [NoiseKey(0, 0, i % 3, i) for i in range(4)]
 TEXTS = [PROMPTS[key.prompt] for key in KEYS]
@@ -38,8 +39,10 @@ def test_sigmas_are_the_scheduler_s(tiny: Path, steps: int) -> None:
 def test_the_prompt_cache_is_bounded(tiny: Path) -> None:
     one = load(tiny).encode_prompts(PROMPTS[:1]).num_bytes
     model = load(tiny, cache_bytes=2 * one)
-    assert model.can_cache(PROMPTS[:2])
-    assert not model.can_cache(PROMPTS)
+    prompts = [Prompt(text) for text in PROMPTS]
+    assert model.fill_cache(prompts[:2])
+    assert not model.fill_cache(prompts)
+    assert not model.fill_cache(prompts[:2], negative="")
     model.encode_prompts(PROMPTS)
     model.drop_encoders()
     model.encode_prompts(PROMPTS[1:])

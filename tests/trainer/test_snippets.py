@@ -11,7 +11,7 @@ import tiny_wan
 import torch
 from families import CASES, GUIDANCE, VARIANTS, Case
 from PIL import Image
-from test_models import folders  # noqa: F401  (a fixture)
+from test_models import folders, pictures, prompts  # noqa: F401  (fixtures)
 
 from trainer.config.load import parse
 from trainer.config.settings import Settings
@@ -61,7 +61,7 @@ def settings_of(case: Case, folder: Path, **changes: Any) -> Settings:
     )
 
 
-def trained(settings: Settings, folder: Path) -> tuple[Any, torch.Tensor]:
+def trained(settings: Settings, folder: Path, prompt: Prompt) -> tuple[Any, torch.Tensor]:
     """Move the weights and save them; the evaluation's picture of them, and its noise."""
     model = load_model(settings, torch.device("cpu"))
     torch.manual_seed(3)
@@ -69,7 +69,7 @@ def trained(settings: Settings, folder: Path) -> tuple[Any, torch.Tensor]:
         for weight in model.trainable_parameters().values():
             weight.add_(torch.randn_like(weight), alpha=0.05)
     model.save(folder, model.trainable_parameters())
-    (drawn,) = draw_images(model, [Prompt(PROMPT)], [(0, 0)], settings)
+    (drawn,) = draw_images(model, [prompt], [(0, 0)], settings)
     key = NoiseKey(settings.eval.seed, EVAL_EPOCH, 0, 0)
     noise = initial_noise([key], model.latent_shape(*settings.sampling.size), model.device)
     return drawn, noise
@@ -101,8 +101,10 @@ def test_the_printed_code_draws_what_the_evaluation_drew(
     seen = []
     for number, sampling in enumerate(({}, {"negative_prompt": "blue"}, {"guidance_scale": 0.0})):
         settings = settings_of(case, folders[case.name], sampling=sampling)
-        drawn, noise = trained(settings, tmp_path / f"model{number}")
-        code = snippet(settings, str(tmp_path / f"model{number}"), PROMPT)
+        (prompt,) = prompts(case, [PROMPT])
+        drawn, noise = trained(settings, tmp_path / f"model{number}", prompt)
+        sources = [str(reference.path) for reference in prompt.references]
+        code = snippet(settings, str(tmp_path / f"model{number}"), PROMPT, sources)
         place = tmp_path / f"here{number}"
         names = executed(code, noise, place, monkeypatch)
         if case.size[2] > 1:
@@ -114,4 +116,4 @@ def test_the_printed_code_draws_what_the_evaluation_drew(
         seen.append(drawn)
     # Whatever was asked for is seen in the pictures.
     assert not np.array_equal(seen[0], seen[2])
-    assert case.name == "flux.1-dev" or not np.array_equal(seen[0], seen[1])
+    assert case.name in ("flux.1-dev", "flux.1-kontext") or not np.array_equal(seen[0], seen[1])

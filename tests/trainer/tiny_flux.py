@@ -9,15 +9,16 @@ from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
     FlowMatchEulerDiscreteScheduler,
 )
-from tiny_parts import clip_encoder, clip_tokenizer, kl_vae, t5_encoder, t5_tokenizer
+from tiny_parts import clip_encoder, clip_tokenizer, kl_vae, listen, t5_encoder, t5_tokenizer
 from transformers import CLIPTextModel
 
 
-def build(folder: Path, *, guidance_embeds: bool) -> Path:
+def build(folder: Path, *, guidance_embeds: bool, pipeline: Any = FluxPipeline) -> Path:
     """Save the pipeline; the same weights every time.
 
     Args:
         folder: Where to.
+        pipeline: Class of the pipeline; one that edits gets weights that hear its references.
         guidance_embeds: With a guidance embedding and a schedule shifted by resolution (dev), or
             without both (schnell).
     """
@@ -45,5 +46,7 @@ def build(folder: Path, *, guidance_embeds: bool) -> Path:
         guidance_embeds=guidance_embeds,
         axes_dims_rope=(4, 6, 6),
     )
-    FluxPipeline(**parts).save_pretrained(folder)
+    if pipeline is not FluxPipeline:
+        listen(parts["transformer"], ("x_embedder", "proj_out"))
+    pipeline(**parts).save_pretrained(folder)
     return folder

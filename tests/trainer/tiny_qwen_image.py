@@ -16,12 +16,12 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 WIDTH = 16
 
 
-def build(folder: Path) -> Path:
-    """Save the pipeline; the same weights every time."""
-    tokenizer = qwen_tokenizer()
+def text_encoder(tokenizer: Any, **token_ids: int) -> Qwen2_5_VLForConditionalGeneration:
+    """16 wide, with a vision part."""
     torch.manual_seed(1)
-    encoder = Qwen2_5_VLForConditionalGeneration(
+    return Qwen2_5_VLForConditionalGeneration(
         Qwen2_5_VLConfig(
+            **token_ids,
             text_config={
                 "bos_token_id": None,
                 "eos_token_id": None,
@@ -43,9 +43,14 @@ def build(folder: Path) -> Path:
                 "intermediate_size": WIDTH,
                 "num_heads": 2,
                 "out_hidden_size": WIDTH,
+                "fullatt_block_indexes": [0],
             },
         )
     )
+
+
+def other_parts(**transformer_options: Any) -> dict[str, Any]:
+    """Transformer, VAE and scheduler."""
     torch.manual_seed(2)
     transformer = QwenImageTransformer2DModel(
         patch_size=2,
@@ -56,6 +61,7 @@ def build(folder: Path) -> Path:
         num_attention_heads=2,
         joint_attention_dim=WIDTH,
         axes_dims_rope=(8, 4, 4),
+        **transformer_options,
     )
     # Untrained, the text would hardly be heard, and a wrong mask would not be seen.
     for layer in (transformer.txt_in, transformer.proj_out):
@@ -81,12 +87,16 @@ def build(folder: Path) -> Path:
         max_image_seq_len=8192,
         shift_terminal=0.02,
     )
+    return {"transformer": transformer, "vae": vae, "scheduler": scheduler}
+
+
+def build(folder: Path) -> Path:
+    """Save the pipeline; the same weights every time."""
+    tokenizer = qwen_tokenizer()
     parts: Any = {
-        "text_encoder": encoder,
+        "text_encoder": text_encoder(tokenizer),
         "tokenizer": tokenizer,
-        "transformer": transformer,
-        "vae": vae,
-        "scheduler": scheduler,
+        **other_parts(),
     }
     QwenImagePipeline(**parts).save_pretrained(folder)
     return folder

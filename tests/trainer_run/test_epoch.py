@@ -55,11 +55,11 @@ def windows_of(table: dict[str, Any], run_dir: Path) -> list[list[tuple[int, tup
         say=lambda text: None,
         stop=lambda: False,
     ) as run:
-        negative, prompts = run.model.encode_prompts([""]), range(len(run.train))
+        prompts = range(len(run.train))
         found = []
         for epoch in range(8):
             run.progress.epoch = epoch
-            updates = sample_epoch(run, prompts[: run.settings.batch.prompts_per_epoch], negative)
+            updates = sample_epoch(run, prompts[: run.settings.batch.prompts_per_epoch])
             batches = [item.batch for sampled in updates for item in sampled]
             found.append([(batch.keys[0].prompt, batch.steps) for batch in batches])
         return found

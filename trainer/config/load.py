@@ -64,6 +64,14 @@ def rollout_config(settings: Settings) -> RolloutConfig:
         raise ConfigError(f"sampling: {error}") from None
 
 
+def negative_prompt(settings: Settings) -> str | None:
+    """What classifier-free guidance moves away from; None where there is none."""
+    sampling, trained = settings.sampling, settings.loss.guidance_scale
+    scales = (sampling.guidance_scale, sampling.eval_guidance_scale, trained)
+    guides = any(scale and scale > 1 for scale in (*scales, settings.model.true_cfg_scale))
+    return sampling.negative_prompt if guides else None
+
+
 def keeps_reference(settings: Settings) -> bool:
     """Whether the base model stays at hand: always under an adapter, else if a loss may use it."""
     used = settings.loss.kl_beta > 0 or settings.loss.needs_reference

@@ -98,8 +98,8 @@ class ModelSettings(Section):
     """Tokens of the language encoder, as when the model is used later: diffusers has 256 for SD3
     and 512 for FLUX, Qwen-Image, Z-Image and Wan; 0 for a pipeline without one (the miniature)."""
     true_cfg_scale: Scale = 1.0
-    """FLUX.1-dev only: guidance by a second forward pass with the negative prompt, on top of the
-    embedded `sampling.guidance_scale`; 1 and less does without."""
+    """FLUX.1-dev and Kontext: guidance by a second forward pass with the negative prompt, on top
+    of the embedded `sampling.guidance_scale`; 1 and less does without."""
     experts: Literal["both", "high_noise", "low_noise"] = "both"
     """Wan 2.2 with two experts only: which are trained. The other samples its steps as it is."""
     keep_encoders: bool = False
@@ -324,7 +324,7 @@ class TaskSettings(Section):
     """Prompts."""
 
     name: str = "geneval"
-    """Key of `trainer.data.TASKS`: geneval, ocr, texts, jsonl."""
+    """Key of `trainer.data.TASKS`: geneval, ocr, texts, jsonl, edit."""
     train: str = "@mini/data/geneval_train.jsonl"
     """File of training prompts: .jsonl, .json, .csv, .tsv or .parquet with rows, or .txt with one
     prompt per line (ocr, texts). `@mini/` stands for the miniature's folder."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import DataError
-from trainer.types import Prompt
+from trainer.types import Prompt, Request
 
 Numbered = Iterator[tuple[int, Any]]
 
@@ -149,9 +149,9 @@ def unique(path: Path, prompts: Sequence[tuple[str, Prompt]]) -> list[Prompt]:
     Rows that repeat a prompt make it be drawn more often. The published files repeat rows on
     purpose: a category with few prompts has to come as often as one with many.
     """
-    seen: dict[str, tuple[str, Prompt]] = {}
+    seen: dict[Request, tuple[str, Prompt]] = {}
     for place, prompt in prompts:
-        first, known = seen.setdefault(prompt.text, (place, prompt))
+        first, known = seen.setdefault(prompt.request, (place, prompt))
         if first == place:
             continue
         if known != replace(prompt, rows=known.rows):
@@ -159,7 +159,7 @@ def unique(path: Path, prompts: Sequence[tuple[str, Prompt]]) -> list[Prompt]:
                 f"{place}: the prompt {prompt.text!r} is already at {first} and asks for something "
                 "else there"
             )
-        seen[prompt.text] = (first, replace(known, rows=known.rows + 1))
+        seen[prompt.request] = (first, replace(known, rows=known.rows + 1))
     if not prompts:
         raise DataError(f"{path} holds no prompts")
     return [prompt for _, prompt in seen.values()]
@@ -167,8 +167,15 @@ def unique(path: Path, prompts: Sequence[tuple[str, Prompt]]) -> list[Prompt]:
 
 def fingerprint(prompts: Sequence[Prompt]) -> str:
     """SHA-256 (hex) of prompts with everything that belongs to them, in their order."""
-    rows = [(p.text, p.spec, p.spec_kind, p.group, p.rows) for p in prompts]
+    rows = [(p.text, p.spec, p.spec_kind, p.group, p.rows, *_further(p)) for p in prompts]
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+
+
+def _further(prompt: Prompt) -> tuple[Any, ...]:
+    """What only prompts about pictures have: the others' fingerprints stay what they were."""
+    if not prompt.references and prompt.negative is None:
+        return ()
+    return [reference.digest for reference in prompt.references], prompt.negative
 
 
 def folded(text: str) -> str:
@@ -176,16 +183,21 @@ def folded(text: str) -> str:
     return " ".join(text.lower().split())
 
 
+def _same(prompt: Prompt) -> Request:
+    """What makes two prompts the same: the folded text, and the pictures."""
+    return Request(folded(prompt.text), prompt.references)
+
+
 def check_overlap(train: Sequence[Prompt], test: Sequence[Prompt]) -> list[str]:
     """The test prompts that are also trained on."""
-    known = {folded(prompt.text) for prompt in train}
-    return [prompt.text for prompt in test if folded(prompt.text) in known]
+    known = {_same(prompt) for prompt in train}
+    return [prompt.text for prompt in test if _same(prompt) in known]
 
 
 def without(train: Sequence[Prompt], test: Sequence[Prompt]) -> list[Prompt]:
     """The training prompts that are no test prompts; DataError if none is left."""
-    held_out = {folded(prompt.text) for prompt in test}
-    kept = [prompt for prompt in train if folded(prompt.text) not in held_out]
+    held_out = {_same(prompt) for prompt in test}
+    kept = [prompt for prompt in train if _same(prompt) not in held_out]
     if not kept:
         raise DataError("every training prompt is a test prompt as well: nothing is left to train")
     return kept

@@ -1,12 +1,14 @@
 """Prompt files by task: a loader each, and a line in `TASKS`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from reward_client.geneval_spec import SpecError, parse, to_row
 from reward_client.ocr_target import AmbiguousTargetError, TargetError, target_of
 from trainer.data.files import rows, text_field, unique
+from trainer.data.references import read_references
 from trainer.errors import DataError
 from trainer.types import Prompt, SpecKind
 
@@ -23,16 +25,16 @@ def load_geneval(path: Path, say: Say = print) -> list[Prompt]:
     Raises:
         DataError: a malformed row, naming file and line.
     """
-    prompts = []
-    for place, row in rows(path):
-        text = text_field(place, row, "prompt")
-        try:
-            task = parse(row, None, None, None)
-        except SpecError as error:
-            raise DataError(f"{place}: {str(error).removeprefix('spec.')}") from None
-        spec = to_row(task)
-        prompts.append((place, Prompt(text=text, spec=spec, spec_kind="geneval", group=task.tag)))
-    return unique(path, prompts)
+    return unique(path, [(place, _geneval(place, row)) for place, row in rows(path)])
+
+
+def _geneval(place: str, row: Mapping[str, Any]) -> Prompt:
+    text = text_field(place, row, "prompt")
+    try:
+        task = parse(row, None, None, None)
+    except SpecError as error:
+        raise DataError(f"{place}: {str(error).removeprefix('spec.')}") from None
+    return Prompt(text=text, spec=to_row(task), spec_kind="geneval", group=task.tag)
 
 
 def load_ocr(path: Path, say: Say = print) -> list[Prompt]:
@@ -67,21 +69,63 @@ def load_ocr(path: Path, say: Say = print) -> list[Prompt]:
 
 def load_jsonl(path: Path, say: Say = print) -> list[Prompt]:
     """Read any prompts: rows of `{"prompt"}`, optionally `"group"`, `"spec"`, `"spec_kind"`."""
+    return unique(path, [(place, _prompt(place, row)) for place, row in rows(path)])
+
+
+def _prompt(place: str, row: Mapping[str, Any]) -> Prompt:
+    spec, kind = row.get("spec"), row.get("spec_kind")
+    if spec is not None and not isinstance(spec, dict):
+        raise DataError(f'{place}: "spec" must be an object')
+    if spec is not None and kind is None:
+        kind = "metadata"
+    if kind not in (None, *get_args(SpecKind)):
+        raise DataError(f'{place}: "spec_kind" must be one of {", ".join(get_args(SpecKind))}')
+    group = row.get("group", row.get("tag", ""))
+    if not isinstance(group, str):
+        raise DataError(f'{place}: "group" must be a text')
+    text = text_field(place, row, "prompt")
+    return Prompt(text=text, spec=spec, spec_kind=kind, group=group)
+
+
+def load_edit(path: Path, say: Say = print) -> list[Prompt]:
+    """Read prompts that change pictures: rows of `{"prompt", "references": [file, ...]}`.
+
+    Optionally with `"negative"` and what `load_jsonl` reads. Files are relative to the folder of
+    `path`. What other projects write is read as well: `"images"` or `"image"` instead of
+    references, and rows of GenEval (with `"include"`), which are specifications themselves.
+    """
+    found = [(place, row, _names(place, row)) for place, row in rows(path)]
+    for place, _, names in found:
+        if len(names) != len(found[0][2]):
+            raise DataError(
+                f'{place}: {len(names)} "references", but {len(found[0][2])} at {found[0][0]}: all '
+                "rows of a file have as many"
+            )
+    named = [
+        (path.parent / name, f"{place}: references[{number}]")
+        for place, _, names in found
+        for number, name in enumerate(names)
+    ]
+    pictures = read_references(named)
     prompts = []
-    for place, row in rows(path):
-        spec, kind = row.get("spec"), row.get("spec_kind")
-        if spec is not None and not isinstance(spec, dict):
-            raise DataError(f'{place}: "spec" must be an object')
-        if spec is not None and kind is None:
-            kind = "metadata"
-        if kind not in (None, *get_args(SpecKind)):
-            raise DataError(f'{place}: "spec_kind" must be one of {", ".join(get_args(SpecKind))}')
-        group = row.get("group", row.get("tag", ""))
-        if not isinstance(group, str):
-            raise DataError(f'{place}: "group" must be a text')
-        text = text_field(place, row, "prompt")
-        prompts.append((place, Prompt(text=text, spec=spec, spec_kind=kind, group=group)))
+    for place, row, names in found:
+        prompt = _geneval(place, row) if "include" in row else _prompt(place, row)
+        negative = row.get("negative")
+        if not isinstance(negative, str | None):
+            raise DataError(f'{place}: "negative" must be a text')
+        references = tuple(pictures[path.parent / name] for name in names)
+        prompts.append((place, replace(prompt, references=references, negative=negative)))
     return unique(path, prompts)
+
+
+def _names(place: str, row: Mapping[str, Any]) -> list[str]:
+    names = row.get("references", row.get("images", row.get("image")))
+    names = [names] if isinstance(names, str) else names
+    if not names or not isinstance(names, list) or not all(isinstance(n, str) and n for n in names):
+        raise DataError(
+            f'{place}: "references" must be a list of picture files, e.g. ["images/0001.png"]'
+        )
+    return names
 
 
 def load_texts(path: Path, say: Say = print) -> list[Prompt]:
@@ -99,4 +143,5 @@ TASKS: dict[str, Callable[[Path, Say], list[Prompt]]] = {
     "ocr": load_ocr,
     "texts": load_texts,
     "jsonl": load_jsonl,
+    "edit": load_edit,
 }

@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from reward_client import Priority
-from trainer.config.load import keeps_reference
+from trainer.config.load import keeps_reference, negative_prompt
 from trainer.config.settings import RewardTerm, Settings
 from trainer.errors import ModelError, Stopped, TrainerError
 from trainer.evaluation.sampling import EVAL_EPOCH, Job, plan, sample_and_compare
@@ -163,8 +163,8 @@ def _sample(
     scale = sampling.guidance_scale if scale is None else scale
     shape = model.latent_shape(*sampling.size)
     noise = [NoiseKey(settings.eval.seed, EVAL_EPOCH, prompt, image) for prompt, image in keys]
-    cond = model.encode_prompts([prompt.text for prompt in prompts])
-    negative = model.encode_prompts([sampling.negative_prompt])
+    cond = model.encode_prompts([prompt.request for prompt in prompts])
+    negative = model.encode_negative(prompts, negative_prompt(settings))
     compared = settings.eval.kl_steps if compare and keeps_reference(settings) else 0
     latents, distance = sample_and_compare(
         model,

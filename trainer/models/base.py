@@ -1,7 +1,7 @@
 """What goes into a flow model and comes out of it, whatever its family."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -22,13 +22,16 @@ class Conditioning:
     Attributes:
         tensors: By name, each (B, ...). A family whose prompts differ in length has ``mask``,
             (B, L) bool, False where its sequences (B, L, ...) are padding; others have no mask.
+        references: Latents (B, C, h, w) of the pictures that the prompts are about, by their place.
     """
 
     tensors: Mapping[str, Tensor]
+    references: tuple[Tensor, ...] = ()
 
     def __post_init__(self) -> None:
-        if len({len(tensor) for tensor in self.tensors.values()}) != 1:
+        if len({len(tensor) for tensor in (*self.tensors.values(), *self.references)}) != 1:
             shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+            shapes |= {str(i): tuple(tensor.shape) for i, tensor in enumerate(self.references)}
             raise ValueError(f"conditioning needs tensors of as many rows, not {shapes}")
 
     def __len__(self) -> int:
@@ -45,7 +48,8 @@ class Conditioning:
     @property
     def num_bytes(self) -> int:
         """Memory of all tensors."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
+        tensors = (*self.tensors.values(), *self.references)
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def index_select(self, index: Tensor | Sequence[int]) -> "Conditioning":
         """Rows by position; a row may be taken several times. Padding stays as it is."""
@@ -69,11 +73,20 @@ class Conditioning:
             length = max(part[MASK].shape[1] for part in parts)
             parts = [part.pad(length) for part in parts]
         return Conditioning(
-            {name: torch.cat([part[name] for part in parts]) for name in parts[0].tensors}
+            {name: torch.cat([part[name] for part in parts]) for name in parts[0].tensors},
+            tuple(map(torch.cat, zip(*(part.references for part in parts), strict=True))),
         )
+
+    def beside(self, other: "Conditioning") -> "Conditioning":
+        """These prompts, or a single one for all, with the references of another batch."""
+        if not other.references:
+            return self
+        return replace(self.expand(len(other)), references=other.references)
 
     def pad(self, length: int) -> "Conditioning":
         """Append masked positions to the mask and to all tensors (B, L, ...) of three or more axes.
+
+        References stay as they are.
 
         Raises:
             ValueError: A mask that is missing, or longer than ``length``.
@@ -88,7 +101,9 @@ class Conditioning:
                 return tensor
             return F.pad(tensor, (0, 0) * (tensor.dim() - 2) + (0, length - before))
 
-        return self if before == length else self._map(longer)
+        if before == length:
+            return self
+        return replace(self, tensors={name: longer(t) for name, t in self.tensors.items()})
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -101,7 +116,10 @@ class Conditioning:
         )
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
-        return Conditioning({name: change(tensor) for name, tensor in self.tensors.items()})
+        return Conditioning(
+            {name: change(tensor) for name, tensor in self.tensors.items()},
+            tuple(map(change, self.references)),
+        )
 
 
 Finetune = Literal["lora", "full"]
@@ -141,6 +159,8 @@ class ModelOptions:
             Z-Image and Wan). Where SD3's third encoder is missing, diffusers appends as many zero
             tokens.
         cache_bytes: Main memory for encoded prompts, least recently used first out.
+        reference_size: Width and height in pixels that references are fitted to, those of the
+            images; None: as they are.
         keep_reference: Keep a frozen copy under ``full``; without it, no ``reference()``.
         seed: Seeds the adapter's initial weights.
         parked: Leave the networks on the CPU until they are sharded: whole, they may not fit.
@@ -158,6 +178,7 @@ class ModelOptions:
     compute_dtype: torch.dtype = torch.float32
     max_sequence_length: int = 256
     cache_bytes: int = 16 * 10**9
+    reference_size: tuple[int, int] | None = None
     keep_reference: bool = True
     seed: int = 0
     parked: bool = False

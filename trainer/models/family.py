@@ -6,9 +6,11 @@ Everything that is the same for all of them is ``trainer.models.model.FlowModel`
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
+from PIL.Image import Image
 from torch import Tensor, nn
 
 from trainer.models.base import Conditioning
@@ -85,6 +87,22 @@ class Family(Protocol):
         ...
 
 
+@runtime_checkable
+class Editor(Protocol):
+    """What a family has besides, whose prompts are about pictures.
+
+    Attributes:
+        joint: Whether its text encoder sees the pictures too. Then ``encode`` gets them after the
+            prompt, and after the negative one.
+    """
+
+    joint: bool
+
+    def encode_reference(self, picture: Image) -> Tensor:
+        """Latents (1, C, h, w) of an RGB picture, as the pipeline's; float32."""
+        ...
+
+
 def frozen(module: nn.Module, device: torch.device) -> nn.Module:
     """Move a module and freeze it."""
     return module.requires_grad_(False).eval().to(device)
@@ -113,6 +131,11 @@ def image_size(height_px: int, width_px: int, num_frames: int, multiple_px: int)
         raise ValueError(
             f"image sides must be multiples of {multiple_px} px, not {height_px}x{width_px}"
         )
+
+
+def packed(latents: Tensor, patch: int) -> Tensor:
+    """Latents (B, C, h, w) as tokens (B, h w / patch^2, C patch^2), row by row."""
+    return F.pixel_unshuffle(latents, patch).flatten(2).transpose(1, 2)
 
 
 def decode_kl(vae: Any, latents: Tensor) -> Tensor:

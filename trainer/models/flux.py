@@ -17,6 +17,7 @@ from trainer.models.family import (
     guided,
     guides,
     image_size,
+    packed,
     sequence_length,
 )
 from trainer.models.loading import load_pipeline
@@ -94,16 +95,18 @@ class Flux:
         self, network: Any, guidance: float | None, x: Tensor, sigma: Tensor, cond: Conditioning
     ) -> Tensor:
         rows, columns = x.shape[2] // PATCH, x.shape[3] // PATCH
+        # References follow the image, each in a plane of its own.
+        latents = (x, *cond.references)
         tokens = network(
-            hidden_states=F.pixel_unshuffle(x, PATCH).flatten(2).transpose(1, 2),
+            hidden_states=torch.cat([packed(each, PATCH) for each in latents], 1),
             timestep=sigma,
             guidance=None if guidance is None else torch.full_like(sigma, guidance),
             encoder_hidden_states=cond["prompt_embeds"],
             pooled_projections=cond["pooled"],
             txt_ids=sigma.new_zeros(cond["prompt_embeds"].shape[1], 3),
-            img_ids=_image_ids(rows, columns, sigma),
+            img_ids=torch.cat([_image_ids(plane, each) for plane, each in enumerate(latents)]),
             return_dict=False,
-        )[0]
+        )[0][:, : rows * columns]
         return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (rows, columns)), PATCH)
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -111,10 +114,11 @@ class Flux:
         return decode_kl(self.pipe.vae, latents)
 
 
-def _image_ids(rows: int, columns: int, like: Tensor) -> Tensor:
-    """Positions (0, row, column) of the tokens, (rows * columns, 3)."""
-    counts = (1, rows, columns)
-    return torch.cartesian_prod(*(torch.arange(n, device=like.device) for n in counts)).to(like)
+def _image_ids(plane: int, latents: Tensor) -> Tensor:
+    """Positions (plane, row, column) of the tokens, (rows * columns, 3) float32."""
+    counts = (latents.shape[2] // PATCH, latents.shape[3] // PATCH)
+    places = torch.cartesian_prod(*(torch.arange(n, device=latents.device) for n in counts))
+    return F.pad(places, (1, 0), value=plane).float()
 
 
 def load(path_or_id: str | Path, options: ModelOptions) -> FlowModel:

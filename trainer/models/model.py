@@ -4,78 +4,73 @@ import gc
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
+from PIL.Image import Image
 from torch import Tensor, nn
 
+from trainer.images import load_reference
 from trainer.models.base import Conditioning, Decoded, ModelOptions
-from trainer.models.family import Family, Inputs, frozen
+from trainer.models.family import Editor, Family, Inputs, frozen
 from trainer.models.network import Network
 from trainer.models.precision import mixed_precision
+from trainer.types import Prompt, Reference, Request
+
+Key = TypeVar("Key", Request, Reference)
 
 
-class PromptCache:
-    """Encodes prompts and keeps them in main memory: on a GPU, thousands would fill it."""
+class RowCache(Generic[Key]):
+    """Encodes prompts, or references, once and keeps them in main memory.
+
+    On a GPU, thousands would fill it.
+    """
 
     def __init__(
-        self, encode: Callable[[str], Conditioning], capacity_bytes: int, device: torch.device
+        self, encode: Callable[[Key], Conditioning], capacity_bytes: int, device: torch.device
     ) -> None:
         """Make an empty cache.
 
         Args:
-            encode: Encodes one prompt to one row.
-            capacity_bytes: Memory for encoded prompts, least recently used first out.
+            encode: Makes one row.
+            capacity_bytes: Memory for rows, least recently used first out.
             device: Where batches are put.
         """
-        self._encode: Callable[[str], Conditioning] | None = encode
+        self._encode = encode
         self._capacity_bytes = capacity_bytes
         self._used_bytes = 0
         self._device = device
-        self._rows: OrderedDict[str, Conditioning] = OrderedDict()
+        self._rows: OrderedDict[Key, Conditioning] = OrderedDict()
 
-    def batch(self, prompts: Sequence[str]) -> Conditioning:
-        """Encode prompts; one row each, on the device.
+    def batch(self, keys: Sequence[Key]) -> Conditioning:
+        """One row each, on the device.
 
         Raises:
             ValueError: No prompts.
-            RuntimeError: A prompt is not cached and encoding has been closed.
         """
-        if not prompts:
+        if not keys:
             raise ValueError("no prompts to encode")
         rows = []
-        for prompt in prompts:
-            row = self._rows.get(prompt)
+        for key in keys:
+            row = self._rows.get(key)
             if row is None:
-                row = self._row(prompt)
-                self._rows[prompt] = row
+                # One at a time: rows of a larger batch would depend on it in their last bits, and a
+                # resumed run meets prompts in other batches.
+                with torch.no_grad():
+                    row = self._encode(key).to("cpu")
+                self._rows[key] = row
                 self._used_bytes += row.num_bytes
-            self._rows.move_to_end(prompt)
+            self._rows.move_to_end(key)
             rows.append(row)
             while self._used_bytes > self._capacity_bytes:
                 self._used_bytes -= self._rows.popitem(last=False)[1].num_bytes
         return Conditioning.cat(rows).to(self._device)
 
-    def fits(self, prompts: Sequence[str]) -> bool:
-        """Whether all these prompts can be kept, judged by the longest of them."""
-        longest = self.batch([max(prompts, key=len)])
-        return longest.num_bytes * len(set(prompts)) <= self._capacity_bytes
-
-    def close(self) -> None:
-        """Encode no more; let go of the encoders."""
-        self._encode = None
-
-    @torch.no_grad()
-    def _row(self, prompt: str) -> Conditioning:
-        # One at a time: rows of a larger batch would depend on it in their last bits, and a
-        # resumed run meets prompts in other batches.
-        if self._encode is None:
-            raise RuntimeError(f"the encoders were dropped before {prompt!r} was encoded")
-        return self._encode(prompt).to("cpu")
-
 
 DECODE_BATCH = 16  # images decoded at once
+REFERENCE_CACHE_BYTES = 10**9  # 2,000 pictures of 512x512 px; encoding one again takes little
 TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
 
 
@@ -101,7 +96,11 @@ class FlowModel:
         self._network = Network(
             {name: getattr(pipe, name) for name in family.networks}, family.lora_targets, options
         )
-        self._prompts = PromptCache(family.encode, options.cache_bytes, self._device)
+        self._editor = family if isinstance(family, Editor) else None
+        self._joint = self._editor is not None and self._editor.joint
+        self._dropped = False
+        self._prompts = RowCache(self._encode_text, options.cache_bytes, self._device)
+        self._references = RowCache(self._encode_reference, REFERENCE_CACHE_BYTES, self._device)
 
     @property
     def transformer(self) -> nn.Module:
@@ -121,19 +120,77 @@ class FlowModel:
         """Parameters that an optimiser may change, by stable name, in a stable order."""
         return self._network.trainable()
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """Encode prompts, each only once (cached); rows do not depend on the other prompts."""
-        return self._prompts.batch(prompts)
+    def encode_prompts(self, prompts: Sequence[str | Request]) -> Conditioning:
+        """Encode prompts, each only once (cached); rows do not depend on the other prompts.
 
-    def can_cache(self, prompts: Sequence[str]) -> bool:
-        """Whether all these prompts stay in memory once they are encoded."""
-        return self._prompts.fits(prompts)
+        Raises:
+            ValueError: No prompts, or references that the family does not take.
+            RuntimeError: A prompt is not cached and the encoders have been dropped.
+        """
+        requests = [Request(each) if isinstance(each, str) else each for each in prompts]
+        cond = self._prompts.batch([self._read(request) for request in requests])
+        places = zip(*(request.references for request in requests), strict=True)
+        found = tuple(self._references.batch(place)["latents"] for place in places)
+        return replace(cond, references=found)
+
+    def encode_negative(self, prompts: Sequence[Prompt], text: str | None) -> Conditioning | None:
+        """Encode what guidance moves prompts away from.
+
+        Args:
+            prompts: Of a batch.
+            text: For those that do not say themselves; None: there is no guidance.
+
+        Returns:
+            One row if it is the same for all of them, else one each.
+        """
+        if text is None:
+            return None
+        rows = self._negative(prompts, text)
+        return self._prompts.batch(rows[:1] if len(set(rows)) == 1 else rows)
+
+    def fill_cache(self, prompts: Sequence[Prompt], negative: str | None = None) -> bool:
+        """Encode all prompts of a run, unless they are too many to be kept together."""
+        rows = [self._read(prompt.request) for prompt in prompts]
+        rows += [] if negative is None else self._negative(prompts, negative)
+        longest = self._prompts.batch([max(rows, key=lambda row: len(row.text))])
+        if longest.num_bytes * len(set(rows)) > self._options.cache_bytes:
+            return False
+        # One by one: a batch of all of them would be a second copy of the cache, on the device.
+        for row in rows:
+            self._prompts.batch([row])
+        return True
+
+    def _read(self, request: Request) -> Request:
+        """What the text encoders read of it."""
+        return request if self._joint else Request(request.text)
+
+    def _negative(self, prompts: Sequence[Prompt], text: str) -> list[Request]:
+        texts = [text if prompt.negative is None else prompt.negative for prompt in prompts]
+        pairs = zip(texts, prompts, strict=True)
+        return [self._read(Request(own, prompt.references)) for own, prompt in pairs]
+
+    def _encode_text(self, request: Request) -> Conditioning:
+        if self._dropped:
+            raise RuntimeError(f"the encoders were dropped before {request.text!r} was encoded")
+        encode: Callable[..., Conditioning] = self._family.encode
+        return encode(request.text, *map(self._picture, request.references))
+
+    def _encode_reference(self, reference: Reference) -> Conditioning:
+        if self._editor is None:
+            raise ValueError("this model draws from text alone: it takes no references")
+        return Conditioning({"latents": self._editor.encode_reference(self._picture(reference))})
+
+    def _picture(self, reference: Reference) -> Image:
+        return load_reference(reference.path, self._options.reference_size)
 
     def cut_prompts(self, prompts: Sequence[str]) -> list[str]:
         """Those of which every encoder reads only the beginning; to be asked before they leave.
 
-        Longer ones are encoded like their beginnings: what follows changes nothing.
+        Longer ones are encoded like their beginnings: what follows changes nothing. Encoders that
+        see pictures read everything.
         """
+        if self._joint:
+            return []
         found = [getattr(self._family.pipe, name, None) for name in TOKENIZERS]
         tokenizers = [tokenizer for tokenizer in found if tokenizer is not None]
         # A token is a byte at least, so that most prompts need not be looked at.
@@ -152,7 +209,7 @@ class FlowModel:
 
     def drop_encoders(self) -> None:
         """Free the text encoders; afterwards only cached prompts can be encoded."""
-        self._prompts.close()
+        self._dropped = True
         for name in self._family.encoders:
             setattr(self._family.pipe, name, None)
         gc.collect()
@@ -202,7 +259,7 @@ class FlowModel:
                 sigma.float().expand(len(x)),
                 cond.to(dtype=dtype),
                 guidance_scale,
-                None if negative is None else negative.to(dtype=dtype),
+                None if negative is None else negative.beside(cond).to(dtype=dtype),
             )
             v = self._family.velocity(self._network.active, inputs)
         return v.float() if torch.is_grad_enabled() else v.detach().float()

@@ -16,6 +16,7 @@ from trainer.models.family import (
     expanded,
     guides,
     image_size,
+    packed,
     sequence_length,
 )
 from trainer.models.loading import load_pipeline
@@ -61,9 +62,7 @@ class QwenImage:
             device=self._device,
             max_sequence_length=self._tokens,
         )
-        return Conditioning(
-            {"embeds": embeds, MASK: torch.ones(embeds.shape[:2], dtype=torch.bool)}
-        )
+        return whole(embeds)
 
     def latent_shape(self, height_px: int, width_px: int, num_frames: int) -> tuple[int, ...]:
         """(channels, height, width), not packed: noise and steps do not depend on packing."""
@@ -83,15 +82,17 @@ class QwenImage:
         costs attention over all of the image.
         """
         x, sigma, scale = inputs.x, inputs.sigma, inputs.guidance_scale
-        shape = x.shape[2] // PATCH, x.shape[3] // PATCH
-        tokens = F.pixel_unshuffle(x, PATCH).flatten(2).transpose(1, 2)
-        v = self._forward(network, tokens, sigma, inputs.cond, shape)
+        # References follow the image.
+        latents = (x, *inputs.cond.references)
+        shapes = [(1, each.shape[2] // PATCH, each.shape[3] // PATCH) for each in latents]
+        tokens = torch.cat([packed(each, PATCH) for each in latents], 1)
+        v = self._forward(network, tokens, sigma, inputs.cond, shapes)
         if guides(scale):
             negative = expanded(inputs.negative, len(x))
-            without = self._forward(network, tokens, sigma, negative, shape)
+            without = self._forward(network, tokens, sigma, negative, shapes)
             combined = without + scale * (v - without)
             v = combined * (v.norm(dim=-1, keepdim=True) / combined.norm(dim=-1, keepdim=True))
-        return F.pixel_shuffle(v.transpose(1, 2).unflatten(2, shape), PATCH)
+        return F.pixel_shuffle(v.transpose(1, 2).unflatten(2, shapes[0][1:]), PATCH)
 
     def _forward(
         self,
@@ -99,22 +100,27 @@ class QwenImage:
         tokens: Tensor,
         sigma: Tensor,
         cond: Conditioning,
-        shape: tuple[int, int],
+        shapes: list[tuple[int, int, int]],
     ) -> Tensor:
-        mask = cond[MASK]
+        mask, (_, rows, columns) = cond[MASK], shapes[0]
         return network(
             hidden_states=tokens,
             # Multiplied by the scheduler and divided by the pipeline: both round.
             timestep=sigma * self.pipe.scheduler.config.num_train_timesteps / 1000,
             encoder_hidden_states=cond["embeds"],
             encoder_hidden_states_mask=None if mask.all() else mask,
-            img_shapes=[[(1, *shape)]] * len(tokens),
+            img_shapes=[shapes] * len(tokens),
             return_dict=False,
-        )[0].float()
+        )[0][:, : rows * columns].float()
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, 3, H, W): the VAE is that of a video, which has one frame here."""
         return decode_video(self.pipe.vae, latents[:, :, None])[:, :, 0]
+
+
+def whole(embeds: Tensor) -> Conditioning:
+    """``embeds`` (1, L, D) without padding."""
+    return Conditioning({"embeds": embeds, MASK: torch.ones(embeds.shape[:2], dtype=torch.bool)})
 
 
 def load(path_or_id: str | Path, options: ModelOptions) -> FlowModel:

@@ -55,8 +55,15 @@ def write_card(
         actions=data.actions(run),
         curve=CURVE,
         before_after=BEFORE_AFTER if pictures else "",
+        edits=bool(data.shown_references(run)),
         shown=list(run.base["shown"])[:WIDGETS],
-        snippet=snippet(settings, str(folder), data.shown_prompt(run), whole=whole),
+        snippet=snippet(
+            settings,
+            str(folder),
+            data.shown_prompt(run),
+            data.shown_references(run),
+            whole=whole,
+        ),
         command=_command(settings),
         changes=data.changes(settings),
         interval=data.interval,
@@ -81,6 +88,8 @@ def _command(settings: Settings) -> str:
 def _front_matter(run: RunData, settings: Settings, pictures: Sequence[str]) -> ModelCardData:
     lora = settings.model.finetune == "lora"
     hub = is_hub_id(settings)
+    given = "image" if data.shown_references(run) else "text"
+    kind = f"{given}-to-{'video' if settings.sampling.num_frames > 1 else 'image'}"
     widgets = [
         {"text": prompt, "output": {"url": url}}
         for prompt, url in zip(run.base["shown"], pictures, strict=False)
@@ -89,11 +98,11 @@ def _front_matter(run: RunData, settings: Settings, pictures: Sequence[str]) -> 
         base_model=base_of(settings) if hub else None,
         base_model_relation=("adapter" if lora else "finetune") if hub else None,
         library_name="diffusers",
-        pipeline_tag="text-to-video" if settings.sampling.num_frames > 1 else "text-to-image",
+        pipeline_tag=kind,
         tags=[
             *(["lora"] if lora else []),
             "flow-grpo",
-            "text-to-video" if settings.sampling.num_frames > 1 else "text-to-image",
+            kind,
             "diffusers",
             settings.task.name,
         ],
@@ -109,6 +118,8 @@ def _pictures(run: RunData, folder: Path) -> list[str]:
     if not count:
         return []
     both: list[Pixels] = [*before[:count], *after[:count]]
+    if data.shown_references(run):
+        both = [*data.shown_pictures(run, run.base, place=0)[:count], *both]
     save_png(folder / BEFORE_AFTER, sheet(both, count))
     names = [f"images/{index}.png" for index in range(count)]
     for name, picture in zip(names, after, strict=False):

@@ -187,10 +187,22 @@ def shown_prompt(run: RunData) -> str:
     return (run.base["shown"] or ["a photo of a star"])[0]
 
 
-def shown_pictures(run: RunData, row: Mapping[str, Any]) -> list[Pixels]:
-    """The pictures of the shown prompts in one evaluation; none if they were not kept."""
-    path = run.run_dir / (row.get("samples") or "")
-    return cut(load_png(path), len(row["shown"])) if path.is_file() else []
+def shown_references(run: RunData) -> list[str]:
+    """The files that the prompt of `shown_prompt` is about."""
+    return next(iter(run.base.get("references", [])), [])
+
+
+def shown_pictures(run: RunData, row: Mapping[str, Any], place: int = -1) -> list[Pixels]:
+    """The pictures of the shown prompts in one evaluation; none if they were not kept.
+
+    What the prompts are about lies above them: place 0 is the first picture of each.
+    """
+    path, count = run.run_dir / (row.get("samples") or ""), len(row["shown"])
+    if not path.is_file():
+        return []
+    rows = 1 + len(next(iter(row.get("references", [])), []))
+    cells = cut(load_png(path), count, rows)
+    return cells[place % rows * count :][:count]
 
 
 def difference(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Any:

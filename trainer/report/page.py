@@ -54,7 +54,12 @@ def write_report(run_dir: Path, *, reload_s: int = 0) -> Path:
         outputs=data.outputs(run),
         changes=data.changes(settings),
         fingerprints=data.fingerprints(run),
-        loading=snippet(settings, str(run_dir / "model"), data.shown_prompt(run)),
+        loading=snippet(
+            settings,
+            str(run_dir / "model"),
+            data.shown_prompt(run),
+            data.shown_references(run),
+        ),
         command=f"flow-train report {shlex.quote(str(run_dir))}",
     )
     replace_file(path, html)
@@ -121,6 +126,8 @@ def evaluations(run: RunData) -> list[Column]:
 def slides(columns: Sequence[Column]) -> dict[str, Any]:
     """The shown prompts in several evaluations: `heads`, and per prompt a picture and score each.
 
+    `source` is the picture that a prompt is about, or empty.
+
     The pictures together are at most PICTURES_BYTES large, unless each has LEAST_BYTES.
     """
     found = [(column, data.shown_pictures(column.run, column.row)) for column in columns]
@@ -130,9 +137,14 @@ def slides(columns: Sequence[Column]) -> dict[str, Any]:
     prompts = found[0][0].row["shown"]
     share = PICTURES_BYTES // (len(found) * len(prompts))
     limit = max(LEAST_BYTES, min(LARGEST_BYTES, share))
+    first = found[0][0]
+    sources = data.shown_pictures(first.run, first.row, place=0) if "references" in first.row else []
     rows = [
         {
             "prompt": prompt,
+            "source": data_url(sources[place], limit_px=LARGEST_PX, limit_bytes=limit)
+            if sources
+            else "",
             "cells": [
                 {
                     "url": data_url(pictures[place], limit_px=LARGEST_PX, limit_bytes=limit),

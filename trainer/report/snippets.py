@@ -1,7 +1,7 @@
 """Python code that draws with the result of a run in plain diffusers."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,14 @@ class Call:
         guidance: the arguments for a guidance scale of evaluations, and the scale of the
             classifier-free guidance among them.
         video: whether it makes videos.
+        edit: further arguments for a height and width, where it edits pictures.
+        before: lines that the pipeline needs first.
     """
 
     guidance: Callable[[Settings, float], Guidance]
     video: bool = False
+    edit: Callable[[int, int], dict[str, Any]] | None = None
+    before: tuple[str, ...] = ()
 
 
 def _plain(settings: Settings, scale: float) -> Guidance:
@@ -47,14 +51,35 @@ def _flux(settings: Settings, scale: float) -> Guidance:
     return ({**arguments, "true_cfg_scale": further} if guides(further) else arguments), further
 
 
+MARK_PICTURES = (
+    "",
+    "# Which tokens are a picture's: the pipeline does not tell the encoder (diffusers #14194).",
+    "def mark_pictures(module, args, kwargs):",
+    '    marks = (kwargs["input_ids"] == module.config.image_token_id).int()',
+    '    return args, {"mm_token_type_ids": marks, **kwargs}',
+    "",
+    "pipe.text_encoder.register_forward_pre_hook(mark_pictures, with_kwargs=True)",
+)
+QWEN_EDIT = Call(
+    lambda settings, scale: ({"true_cfg_scale": scale}, scale),
+    edit=lambda height, width: {},
+    before=MARK_PICTURES,
+)
+
 # By `model.family`; pipelines disagree about what their guidance_scale is.
 CALLS: Mapping[str, Call] = {
     "sd3": Call(_plain),
     "flux": Call(_flux),
     "qwen_image": Call(lambda settings, scale: ({"true_cfg_scale": scale}, scale)),
+    "qwen_image_edit": QWEN_EDIT,
+    "qwen_image_edit_plus": QWEN_EDIT,
     # Its scale is added to the conditional prediction: 0 is none.
     "z_image": Call(lambda settings, scale: ({"guidance_scale": max(scale - 1, 0.0)}, scale)),
     "wan": Call(_plain, video=True),
+    # Without these, the pipeline makes and reads pictures of a megapixel.
+    "flux_kontext": Call(
+        _flux, edit=lambda height, width: {"max_area": height * width, "_auto_resize": False}
+    ),
 }
 
 
@@ -73,12 +98,14 @@ def snippet(
     settings: Settings,
     folder: str,
     prompt: str,
+    references: Sequence[str] = (),
     *,
     whole: bool = False,
 ) -> str:
     """Code that loads the weights in `folder` and draws a prompt as evaluations do.
 
-    `folder` holds a LoRA, or a folder per network; with `whole`, a complete pipeline.
+    `folder` holds a LoRA, or a folder per network; with `whole`, a complete pipeline. `references`
+    are the files that the prompt is about.
     """
     lora = settings.model.finetune == "lora"
     networks = () if whole or lora else trained_networks(settings)
@@ -106,9 +133,10 @@ def snippet(
     if lora and not whole:
         lines += _adapters(settings, folder)
     lines += _solver(settings)
+    lines += CALLS.get(settings.model.family, CALLS["sd3"]).before
     lines += [
         'pipe.to("cuda" if torch.cuda.is_available() else "cpu")',
-        *_drawing(settings, prompt),
+        *_drawing(settings, prompt, references),
     ]
     return "\n".join(lines)
 
@@ -135,13 +163,15 @@ def _solver(settings: Settings) -> list[str]:
     ]
 
 
-def _drawing(settings: Settings, prompt: str) -> list[str]:
+def _drawing(settings: Settings, prompt: str, references: Sequence[str]) -> list[str]:
     sampling = settings.sampling
     scale = sampling.eval_guidance_scale
     scale = sampling.guidance_scale if scale is None else scale
     call = CALLS.get(settings.model.family, CALLS["sd3"])
     height, width, frames = sampling.size
     arguments: dict[str, Any] = {"height": height, "width": width}
+    if call.edit is not None:
+        arguments |= call.edit(height, width)
     if call.video:
         arguments["num_frames"] = frames
     arguments["num_inference_steps"] = sampling.eval_num_steps
@@ -154,6 +184,12 @@ def _drawing(settings: Settings, prompt: str) -> list[str]:
         arguments["max_sequence_length"] = settings.model.max_sequence_length
     parts = [json.dumps(prompt)]
     parts += [f"{name}={_literal(value)}" for name, value in arguments.items()]
+    sources: list[str] = []
+    if call.edit is not None:
+        sources = _sources(references, (width, height))
+        # The picture is the first argument of these pipelines.
+        parts[0] = f"prompt={parts[0]}"
+        parts.insert(0, "source" if len(references) < 2 else "sources")
     out = _call(f"{'video' if call.video else 'image'} = pipe", parts)
     if call.video:
         out[-1] += ".frames[0]"
@@ -163,7 +199,21 @@ def _drawing(settings: Settings, prompt: str) -> list[str]:
             'export_to_video(video, "video.mp4")',
         ]
     out[-1] += ".images[0]"
-    return [*out, 'image.save("image.png")']
+    return [*sources, *out, 'image.save("image.png")']
+
+
+def _sources(references: Sequence[str], size: tuple[int, int]) -> list[str]:
+    """Lines that read the pictures to edit, in the size that they were trained in."""
+    lines = ["from diffusers.utils import load_image", "from PIL import Image, ImageOps", ""]
+    fitted = "ImageOps.fit(load_image({}), {}, Image.Resampling.LANCZOS)"
+    if len(references) < 2:
+        name = json.dumps(next(iter(references), "source.png"))
+        return [*lines, f"source = {fitted.format(name, size)}"]
+    return [
+        *lines,
+        f"names = {json.dumps(list(references))}",
+        f"sources = [{fitted.format('name', size)} for name in names]",
+    ]
 
 
 def absent_components(settings: Settings) -> list[str]:
@@ -216,4 +266,6 @@ def _call(head: str, arguments: list[str]) -> list[str]:
 
 
 def _literal(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else json.dumps(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return json.dumps(value) if isinstance(value, str) else repr(value)

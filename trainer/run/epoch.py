@@ -17,6 +17,7 @@ from numpy.ma import MaskedArray
 
 from trainer.algorithm.advantages import Advantages
 from trainer.algorithm.losses import TrainBatch
+from trainer.config.load import negative_prompt
 from trainer.models.base import Conditioning
 from trainer.rollout.policy import RolloutBatch, draw_window
 from trainer.rollout.prompts import Draw, draw_prompts, draws, share_out
@@ -34,6 +35,7 @@ class Sampled:
     first: int
     batch: RolloutBatch
     cond: Conditioning
+    negative: Conditioning | None
     pending: "Future[Scores]"
 
 
@@ -55,9 +57,7 @@ def train_epoch(run: Run) -> dict[str, Any]:
             seed=settings.run.seed,
             epoch=epoch,
         )
-        # Each model family decides whether to use it.
-        negative = run.model.encode_prompts([settings.sampling.negative_prompt])
-        sampled = sample_epoch(run, prompts, negative)
+        sampled = sample_epoch(run, prompts)
     run.show("waiting for scores", 0, 0)
     with _timed(times, "score_wait"):
         scores = epoch_scores(run, [[item.pending for item in batches] for batches in sampled])
@@ -66,7 +66,7 @@ def train_epoch(run: Run) -> dict[str, Any]:
     keep = _groups_kept(run, prompts, sampled, scores) if groups.due(run) else None
     run.show("updating", 0, 0)
     with _timed(times, "train"):
-        updates = [update(run, train_batches(run, batches, found, negative)) for batches in sampled]
+        updates = [update(run, train_batches(run, batches, found)) for batches in sampled]
         run.updater.end_epoch()
     if keep is not None:
         keep()
@@ -109,7 +109,7 @@ def _timed(times: dict[str, float], name: str) -> Iterator[None]:
     times[name] += time.perf_counter() - begin
 
 
-def sample_epoch(run: Run, prompts: Sequence[int], negative: Conditioning) -> list[list[Sampled]]:
+def sample_epoch(run: Run, prompts: Sequence[int]) -> list[list[Sampled]]:
     """Sample this process's batches, by update, in the order in which updates need them."""
     settings = run.settings
     images = draws(
@@ -129,21 +129,23 @@ def sample_epoch(run: Run, prompts: Sequence[int], negative: Conditioning) -> li
     with run.updater.sampling():
         return [
             [
-                sample_batch(run, images[number * size : (number + 1) * size], number, negative)
+                sample_batch(run, images[number * size : (number + 1) * size], number)
                 for number in share
             ]
             for share in shares
         ]
 
 
-def sample_batch(run: Run, images: Sequence[Draw], number: int, negative: Conditioning) -> Sampled:
+def sample_batch(run: Run, images: Sequence[Draw], number: int) -> Sampled:
     """Sample and decode the batch of this number in the epoch, and ask for its scores."""
     check_stop(run)
     settings, epoch = run.settings, run.progress.epoch
     total = settings.batch.prompts_per_epoch * settings.batch.images_per_prompt
     run.show("sampling", number * len(images), total)
     chosen = [run.train[image.prompt] for image in images]
-    cond = run.model.encode_prompts([prompt.text for prompt in chosen])
+    cond = run.model.encode_prompts([prompt.request for prompt in chosen])
+    # Each model family decides whether to use it.
+    negative = run.model.encode_negative(chosen, negative_prompt(settings))
     batch = rollout(
         run.model,
         cond,
@@ -158,7 +160,7 @@ def sample_batch(run: Run, images: Sequence[Draw], number: int, negative: Condit
     # While the service is busy with the images.
     finite = torch.as_tensor(decoded.finite, device=batch.final.device)
     renewed = run.updater.renew(batch.keep_finite(finite), cond, negative)
-    return Sampled(number * len(images), renewed, cond, pending)
+    return Sampled(number * len(images), renewed, cond, negative, pending)
 
 
 def _window(run: Run, group: int) -> tuple[int, ...]:
@@ -167,9 +169,7 @@ def _window(run: Run, group: int) -> tuple[int, ...]:
     return draw_window(run.updater.config, run.settings.run.seed, run.progress.epoch, own)
 
 
-def train_batches(
-    run: Run, sampled: Sequence[Sampled], found: Advantages, negative: Conditioning
-) -> list[TrainBatch]:
+def train_batches(run: Run, sampled: Sequence[Sampled], found: Advantages) -> list[TrainBatch]:
     """The batches of one update of this process with their advantages."""
     device = run.model.device
     out = []
@@ -181,7 +181,7 @@ def train_batches(
                 item.cond,
                 torch.as_tensor(found.values[rows], dtype=torch.float32, device=device),
                 torch.as_tensor(found.used[rows], device=device),
-                negative,
+                item.negative,
                 torch.as_tensor(found.groups[rows], device=device),
             )
         )

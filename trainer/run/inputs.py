@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from trainer.config.load import keeps_reference, resolve_path
+from trainer.config.load import keeps_reference, negative_prompt, resolve_path
 from trainer.config.settings import Settings
 from trainer.data import TASKS, check_overlap, without
+from trainer.data.references import check_references
 from trainer.errors import CheckpointError, ConfigError, DataError
 from trainer.models import lora_file
 from trainer.models.base import LoraSpec, ModelOptions
@@ -21,7 +22,7 @@ def load_prompts(
 ) -> tuple[list[Prompt], list[Prompt]]:
     """Read training and held-out prompts; DataError for broken files and forbidden overlaps."""
     task = settings.task
-    train, test = (TASKS[task.name](resolve_path(file), say) for file in (task.train, task.test))
+    train, test = (read_prompts(settings, file, say) for file in (task.train, task.test))
     shared = check_overlap(train, test) if task.overlap != "allow" else []
     if not shared:
         return train, test
@@ -35,6 +36,21 @@ def load_prompts(
     return train, test
 
 
+def read_prompts(settings: Settings, file: str, say: Callable[[str], None]) -> list[Prompt]:
+    """Read a file of prompts; DataError if malformed, or with pictures the model cannot take."""
+    prompts = TASKS[settings.task.name](resolve_path(file), say)
+    check_for(prompts, settings, say)
+    return prompts
+
+
+def check_for(prompts: Sequence[Prompt], settings: Settings, say: Callable[[str], None]) -> None:
+    """Check that the model can take the pictures of prompts; see `check_references`."""
+    height, width, _ = settings.sampling.size
+    family = settings.model.family
+    if warning := check_references(prompts, family, MODELS[family].references, (width, height)):
+        say(warning)
+
+
 def load_model(settings: Settings, device: torch.device, *, parked: bool = False) -> FlowModel:
     """Load the base model, ready to be trained; `parked` leaves its networks on the CPU for now.
 
@@ -44,6 +60,7 @@ def load_model(settings: Settings, device: torch.device, *, parked: bool = False
     chosen = settings.model
     place = resolve_path(chosen.path)
     start = starting_lora(settings)
+    height, width, _ = settings.sampling.size
     options = ModelOptions(
         finetune=chosen.finetune,
         trained_layers=chosen.trained_layers,
@@ -52,6 +69,7 @@ def load_model(settings: Settings, device: torch.device, *, parked: bool = False
         compute_dtype=resolve(chosen.dtype, device),
         max_sequence_length=chosen.max_sequence_length,
         cache_bytes=int(chosen.prompt_cache_gb * 1e9),
+        reference_size=(width, height),
         keep_reference=keeps_reference(settings),
         seed=settings.run.seed,
         parked=parked,
@@ -93,12 +111,13 @@ def starting_lora(settings: Settings) -> lora_file.LoraFile | None:
 
 
 def encode_all(
-    model: FlowModel, texts: Sequence[str], settings: Settings, say: Callable[[str], None]
+    model: FlowModel, prompts: Sequence[Prompt], settings: Settings, say: Callable[[str], None]
 ) -> None:
     """Encode all prompts, so that the encoders can leave; they stay if that takes too much memory.
-
-    `texts` are all prompts of the run, the negative one included.
     """
+    negative = negative_prompt(settings)
+    texts = [prompt.text for prompt in prompts]
+    texts += [text for prompt in prompts if (text := prompt.negative or negative)]
     if cut := model.cut_prompts(list(dict.fromkeys(texts))):
         say(
             f"warning: {len(cut)} prompts are longer than the text encoders read "
@@ -107,13 +126,10 @@ def encode_all(
         )
     if settings.model.keep_encoders:
         return
-    if not model.can_cache(texts):
+    if not model.fill_cache(prompts, negative):
         say(
-            f"the text encoders stay in memory: {len(set(texts)):,} encoded prompts need more than "
+            f"the text encoders stay in memory: {len(prompts):,} encoded prompts need more than "
             f"model.prompt_cache_gb={settings.model.prompt_cache_gb:g}"
         )
         return
-    # One by one: a batch of all of them would be a second copy of the cache, on the device.
-    for text in texts:
-        model.encode_prompts([text])
     model.drop_encoders()

@@ -11,11 +11,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
+import numpy as np
+
 from trainer.errors import ServiceError, ServiceLost, Stopped
 from trainer.evaluation.alarms import Rules, active, beyond, judge
 from trainer.evaluation.held_out import Evaluation, evaluate_run
 from trainer.evaluation.sampling import spread
-from trainer.images import save_png, sheet, strip
+from trainer.images import load_reference, save_png, sheet, strip
 from trainer.parallel.world import shared
 from trainer.run import checkpoint as checkpoints
 from trainer.run import controller
@@ -28,6 +30,7 @@ from trainer.run.state import Run, averaged, check_stop, save, write
 from trainer.run.storage import storing
 from trainer.run.tensors import random_state, restore_random_state
 from trainer.terminal import EPOCHS
+from trainer.types import Prompt
 
 
 def train(run: Run) -> str:
@@ -193,6 +196,7 @@ def evaluate(run: Run, phase: Literal["base", "curve", "final"]) -> Evaluation:
         "shown": [run.test[index].text for index in shown],
         "shown_scores": [found.shown_scores.get(index) for index in shown],
         "prompts": run.prompts.get("test", ""),
+        **_named([run.test[index] for index in shown]),
         "seconds": time.perf_counter() - begin,
     }
     if shown:
@@ -201,8 +205,20 @@ def evaluate(run: Run, phase: Literal["base", "curve", "final"]) -> Evaluation:
     return found
 
 
+def _named(prompts: Sequence[Prompt]) -> dict[str, list[list[str]]]:
+    """The files that prompts are about, for the report; nothing where there are none."""
+    files = [[str(reference.path) for reference in prompt.references] for prompt in prompts]
+    return {"references": files} if any(files) else {}
+
+
 def _keep_samples(run: Run, found: Evaluation, shown: Sequence[int], samples: str) -> None:
-    pixels = sheet([strip(found.shown[index]) for index in shown], columns=len(shown))
+    """Write the first images of prompts, below the pictures that the prompts are about."""
+    height, width, _ = run.settings.sampling.size
+    rows = zip(*(run.test[index].references for index in shown), strict=True)
+    named = [reference for row in rows for reference in row]
+    cells = [np.asarray(load_reference(one.path, (width, height))) for one in named]
+    cells += [strip(found.shown[index]) for index in shown]
+    pixels = sheet(cells, columns=len(shown))
     with storing(f"samples {run.run_dir / samples}"):
         save_png(run.run_dir / samples, pixels)
         if run.log is not None:

@@ -136,9 +136,8 @@ def opened(
         log = world.everywhere(lambda: _open_log(run_dir, settings, progress, world, say))
         if log is not None:
             stack.callback(log.close)
-        texts = [prompt.text for prompt in every_prompt]
         show("encoding prompts", 0, 0)
-        encode_all(model, [*texts, settings.sampling.negative_prompt], settings, say)
+        encode_all(model, every_prompt, settings, say)
         yield Run(
             settings=settings,
             run_dir=run_dir,

@@ -137,7 +137,7 @@ class Updater:
             self.old.blend(self._entry.old_decay(self.updates))
 
     def renew(
-        self, record: RolloutBatch, cond: Conditioning, negative: Conditioning
+        self, record: RolloutBatch, cond: Conditioning, negative: Conditioning | None
     ) -> RolloutBatch:
         """A rollout with the old log-probabilities that training will reproduce to the bit.
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trainer.config.load import resolve_path
 from trainer.config.settings import RunSettings, Settings
-from trainer.data import TASKS
+from trainer.data.references import read_references
 from trainer.errors import ConfigError
 from trainer.evaluation.held_out import Evaluation, draw_images, evaluate_run
 from trainer.evaluation.sampling import spread
@@ -20,6 +19,7 @@ from trainer.report.card import write_card
 from trainer.report.snippets import load_pipeline
 from trainer.rewards import connect
 from trainer.run.checkpoint import LATEST
+from trainer.run.inputs import check_for, read_prompts
 from trainer.terminal import Show, silent
 from trainer.tools.artifacts import Choice, Target, find
 from trainer.types import Prompt
@@ -39,22 +39,27 @@ def sample_target(
     choice: Choice,
     prompts: Sequence[str],
     out: Path,
+    references: Sequence[Path] = (),
     *,
     images: int,
     seed: int,
     show: Show = silent,
 ) -> Iterator[Path]:
-    """Draw prompts and yield the path of each image (or video) as it is written."""
+    """Draw prompts about references, and yield the path of each image or video when written."""
     target = find(place, replace(choice, overrides=[f"eval.seed={seed}", *choice.overrides]))
     settings = target.settings
     device = setup_torch(settings.run)
+    found = read_references([(path, "--reference") for path in references])
+    pictures = tuple(found[path] for path in references)
+    asked = [Prompt(text, references=pictures) for text in prompts]
+    check_for(asked, settings, print)
     show(f"loading {place}", 0, 0)
     model = target.load(device)
     jobs = [(number, image) for number in range(len(prompts)) for image in range(images)]
     for start in range(0, len(jobs), settings.eval.batch_size):
         show("sampling", start, len(jobs))
         part = jobs[start : start + settings.eval.batch_size]
-        chosen = [Prompt(prompts[number]) for number, _ in part]
+        chosen = [asked[number] for number, _ in part]
         pixels = draw_images(model, chosen, part, settings)
         for (number, image), picture in zip(part, pixels, strict=True):
             yield save_picture(out / f"{number:03d}_{image:02d}", picture)
@@ -78,7 +83,7 @@ def evaluate_target(
     named = [f"rewards.url={url}"] if url else []
     target = find(place, replace(choice, overrides=[*named, *choice.overrides]))
     settings = target.settings
-    prompts = TASKS[settings.task.name](resolve_path(settings.task.test), print)
+    prompts = read_prompts(settings, settings.task.test, print)
     indices = spread(prompts, settings.eval.num_prompts)
     device = setup_torch(settings.run)
     world = World.join(environment, device.type)

@@ -1,0 +1,238 @@
+"""Prompts about pictures: from the rows of a file to the service, the sheets and the report."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_flux
+import tiny_parts
+from diffusers.pipelines.flux.pipeline_flux_kontext import FluxKontextPipeline
+from PIL import Image as PilImage
+from safetensors.torch import load_file
+
+from reward_client import Item
+from reward_client.codec import decode
+from tests.trainer_run.fake_service import service_with
+from trainer.config.load import parse
+from trainer.data import TASKS, check_overlap, fingerprint
+from trainer.errors import CheckpointError, DataError
+from trainer.images import cut, load_png, load_reference
+from trainer.report.card import write_card
+from trainer.report.page import write_report
+from trainer.run.inputs import load_prompts
+from trainer.run.log import read
+from trainer.run.open import train_run
+from trainer.tools.artifacts import Choice
+from trainer.tools.offline import sample_target
+from trainer.types import Prompt
+
+SIDE = 32
+
+
+def rows(path: Path, *found: Any) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Four pictures of another size than the run's, and what is no picture."""
+    tiny_parts.save_references(tmp_path / "images", side_px=48)
+    whole = (tmp_path / "images" / "0.png").read_bytes()
+    (tmp_path / "images" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "images" / "text.png").write_text("no picture")
+    PilImage.new("RGB", (300, 40)).save(tmp_path / "images" / "banner.png")
+    PilImage.new("RGB", (48, 40)).save(tmp_path / "images" / "wider.png")
+    return tmp_path
+
+
+@pytest.fixture
+def editing(table: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Two epochs on the tiny FLUX.1-Kontext, with classifier-free guidance on top."""
+    pipe = folder / "kontext"
+    tiny_flux.build(pipe, guidance_embeds=True, pipeline=FluxKontextPipeline)
+    table["run"] |= {"epochs": 2}
+    table["model"] |= {
+        "family": "flux_kontext",
+        "path": str(pipe),
+        "max_sequence_length": 16,
+        "true_cfg_scale": 2.0,
+    }
+    table["sampling"] |= {"resolution_px": SIDE, "guidance_scale": 2.5, "num_steps": 3}
+    names = [f"images/{number}.png" for number in range(4)]
+    # The same words about other pictures are other prompts.
+    train = [{"prompt": "make it red", "references": [name]} for name in names]
+    train[0]["negative"] = "blurred"
+    test = [{"prompt": "make it blue", "references": [name]} for name in names[:2]]
+    table["task"] = {
+        "name": "edit",
+        "train": str(rows(folder / "train.jsonl", *train)),
+        "test": str(rows(folder / "test.jsonl", *test)),
+    }
+    return table
+
+
+def train(table: dict[str, Any], *, score: Any = None, **run: Any) -> Path:
+    changed = {**table, "run": {**table["run"], **run}}
+    opener = service_with() if score is None else service_with(score)
+    return train_run(
+        parse(changed), environment={}, open_service=opener, say=lambda text: None
+    ).run_dir
+
+
+def test_references_reach_the_service_the_sheets_and_the_report(
+    editing: dict[str, Any], folder: Path
+) -> None:
+    fitted = {
+        np.asarray(load_reference(folder / "images" / f"{number}.png", (SIDE, SIDE))).tobytes()
+        for number in range(4)
+    }
+    seen: list[bytes] = []
+
+    def score(scorer: str, item: Item) -> float:
+        (source,) = map(decode, item.references)
+        assert source.shape == decode(item.images[0]).shape
+        seen.append(source.tobytes())
+        return float(np.abs(source.astype(float) - decode(item.images[0])).mean() / 255)
+
+    run_dir = train(editing, score=score)
+    assert set(seen) == fitted
+    metrics = read(run_dir)
+    assert [r["first_ratio_deviation"] for r in metrics if r["kind"] == "train"] == [0.0, 0.0]
+    base = next(row for row in metrics if row["kind"] == "eval")
+    assert base["references"] == [[str(folder / "images" / f"{n}.png")] for n in range(2)]
+    cells = cut(load_png(run_dir / base["samples"]), 2, 2)
+    assert {cell.tobytes() for cell in cells[:2]} <= fitted
+    assert not {cell.tobytes() for cell in cells[2:]} & fitted
+
+    html = write_report(run_dir).read_text(encoding="utf-8")
+    assert html.count('alt="source: make it blue"') == 2
+    assert "load_image" in html
+    card = write_card(run_dir, run_dir / "model").read_text(encoding="utf-8")
+    assert "pipeline_tag: image-to-image" in card
+    assert "The source, the base model and this one" in card
+    assert load_png(run_dir / "model" / "before_after.png").shape[0] == 3 * (SIDE + 2) - 2
+
+    place, source = str(run_dir), folder / "images" / "3.png"
+    drawn, others = (
+        [
+            load_png(path)
+            for path in sample_target(
+                place, Choice(), ["make it blue"], folder / "drawn", [picture], images=1, seed=0
+            )
+        ]
+        for picture in (source, folder / "images" / "2.png")
+    )
+    assert not np.array_equal(drawn[0], others[0])
+    with pytest.raises(DataError, match="'make it blue': 0 references, but model"):
+        list(sample_target(place, Choice(), ["make it blue"], folder, images=1, seed=0))
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(editing: dict[str, Any], folder: Path) -> None:
+    whole = train(editing, out_dir=str(folder / "whole"))
+    train(editing, out_dir=str(folder / "parts"), epochs=1)
+    parts = train(editing, out_dir=str(folder / "parts"))
+    one, other = (
+        load_file(place / "model" / "pytorch_lora_weights.safetensors") for place in (whole, parts)
+    )
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+    (folder / "images" / "3.png").write_bytes((folder / "images" / "2.png").read_bytes())
+    with pytest.raises(CheckpointError, match="holds other prompts than when this run began"):
+        train(editing, out_dir=str(folder / "parts"), epochs=3)
+
+
+def test_rows_about_pictures(folder: Path) -> None:
+    scene = {"tag": "counting", "include": [{"class": "star", "count": 2}]}
+    file = rows(
+        folder / "a.jsonl",
+        {"prompt": "x", "references": ["images/0.png", "images/1.png"], "negative": "blur"},
+        {"prompt": "x", "images": ["images/1.png", "images/0.png"], "group": "swapped"},
+        {"prompt": "two stars", "images": ["images/0.png", "images/1.png"], **scene},
+    )
+    one, swapped, geneval = TASKS["edit"](file, print)
+    assert [one.negative, swapped.negative] == ["blur", None]
+    assert one.references == swapped.references[::-1]
+    assert (swapped.group, geneval.group) == ("swapped", "counting")
+    assert (geneval.spec, geneval.spec_kind) == (scene, "geneval")
+    assert not check_overlap([one], [swapped])
+    assert check_overlap([one], [one])
+    assert fingerprint([one]) != fingerprint([swapped])
+    alone = rows(folder / "b.jsonl", {"prompt": "x", "image": "images/0.png"})
+    (prompt,) = TASKS["edit"](alone, print)
+    assert len(prompt.references) == 1
+
+
+def test_fingerprints_of_prompts_without_pictures_stay_what_they_were() -> None:
+    assert fingerprint(
+        [Prompt("a star", group="one"), Prompt("a sign", {"target": "A"}, "ocr")]
+    ) == ("1bd405c1b1d7a942d739fcdd85a81e3400b551f73895c193be1c72b926cec91d")
+
+
+ROW = {"prompt": "x", "references": ["images/0.png"]}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "x"}, r'a\.jsonl:2: "references" must be a list of picture files'),
+        ({**ROW, "references": [3]}, r'a\.jsonl:2: "references" must be a list of picture files'),
+        ({**ROW, "references": []}, r'a\.jsonl:2: "references" must be a list of picture files'),
+        ({**ROW, "negative": 1}, r'a\.jsonl:2: "negative" must be a text'),
+        (
+            {**ROW, "references": ["images/none.png"]},
+            r"a\.jsonl:2: references\[0\]: there is no picture .*none\.png: put it there",
+        ),
+        (
+            {**ROW, "references": ["images/cut.png"]},
+            r"a\.jsonl:2: references\[0\]: .*cut\.png is no picture that can be read .*replace it",
+        ),
+        ({**ROW, "references": ["images/text.png"]}, r"text\.png is no picture that can be read"),
+        (
+            {**ROW, "references": ["images/0.png", "images/1.png"]},
+            r'a\.jsonl:2: 2 "references", but 1 at a\.jsonl:1: all rows of a file have as many',
+        ),
+    ],
+)
+def test_a_malformed_row_is_named(folder: Path, row: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        TASKS["edit"](rows(folder / "a.jsonl", ROW, row), print)
+
+
+@pytest.mark.parametrize(
+    ("changes", "row", "message"),
+    [
+        ({"family": "sd3"}, ROW, "references, but model.family=sd3 draws from text alone"),
+        (
+            {},
+            {**ROW, "references": ["images/0.png", "images/1.png"]},
+            r"train\.jsonl:1: references\[0\]: 2 references, but model.family=flux_kontext takes 1",
+        ),
+        (
+            {},
+            {**ROW, "references": ["images/banner.png"]},
+            r"train\.jsonl:1: references\[0\]: .* is 300x40 px, and 13% of it would be left",
+        ),
+    ],
+)
+def test_pictures_that_do_not_suit_the_model_are_refused_before_it_is_loaded(
+    editing: dict[str, Any], folder: Path, changes: dict[str, Any], row: Any, message: str
+) -> None:
+    rows(folder / "train.jsonl", row)
+    editing["model"] |= {"path": "nowhere", **changes}
+    with pytest.raises(DataError, match=message):
+        train(editing)
+
+
+def test_an_editing_model_needs_pictures_and_says_where_they_are_cut(
+    editing: dict[str, Any], folder: Path
+) -> None:
+    said: list[str] = []
+    rows(folder / "train.jsonl", {**ROW, "references": ["images/wider.png"]})
+    load_prompts(parse(editing), said.append)
+    assert len(said) == 1
+    assert "1 references have another shape than 32x32 px" in said[0]
+    editing["task"]["name"] = "jsonl"
+    with pytest.raises(DataError, match='edits pictures: name them in "references" of every row'):
+        load_prompts(parse(editing), print)

@@ -1,0 +1,105 @@
+"""The pictures that prompts are about: found, read and checked before anything is loaded."""
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from PIL.Image import DecompressionBombError
+
+from trainer.errors import DataError
+from trainer.images import load_reference
+from trainer.types import Prompt, Reference
+
+# A shape is the same where rounding explains the difference.
+SAME_SHAPE, LEAST_LEFT = 0.98, 0.5
+
+
+def read_references(named: Sequence[tuple[Path, str]]) -> dict[Path, Reference]:
+    """Read every picture once, whole: a truncated file is found now.
+
+    Args:
+        named: files, and where they are named.
+
+    Raises:
+        DataError: the first one that is not there, or is no picture.
+    """
+    places: dict[Path, str] = {}
+    for path, place in named:
+        places.setdefault(path, place)
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(places, pool.map(_read, places, places.values()), strict=True))
+
+
+def _read(path: Path, place: str) -> Reference:
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        size = load_reference(path).size
+    except FileNotFoundError:
+        raise DataError(
+            f"{place}: there is no picture {path}: put it there, or leave it out"
+        ) from None
+    # Pillow has no error of its own for what is damaged.
+    except (OSError, ValueError, SyntaxError, DecompressionBombError) as error:
+        raise DataError(
+            f"{place}: {path} is no picture that can be read ({error}); replace it, or leave the "
+            "row out"
+        ) from None
+    return Reference(digest, path, size, place)
+
+
+def check_references(
+    prompts: Sequence[Prompt], family: str, allowed: tuple[int, int], size: tuple[int, int]
+) -> str:
+    """Check that a model can take the pictures of a file's prompts.
+
+    Args:
+        prompts: all with as many references (`trainer.data.tasks.load_edit`).
+        family: the model's, for messages.
+        allowed: how many it takes, at least and at most.
+        size: width and height of the run's images.
+
+    Returns:
+        A warning, or an empty text.
+
+    Raises:
+        DataError: another number of them, or one that hardly anything would be left of.
+    """
+    _check_count(prompts[0], family, *allowed)
+    wanted, cut = size[0] / size[1], {}
+    for reference in (each for prompt in prompts for each in prompt.references):
+        shape = reference.size[0] / reference.size[1]
+        left = min(shape / wanted, wanted / shape)
+        if left < LEAST_LEFT:
+            raise DataError(
+                f"{reference.place}: {reference.path} is {_px(reference.size)}, and {left:.0%} of "
+                f"it would be left in the shape of {_px(size)}: crop it, or set "
+                "sampling.height_px and sampling.width_px"
+            )
+        if left < SAME_SHAPE:
+            cut[reference] = reference
+    if not cut:
+        return ""
+    first = next(iter(cut))
+    return (
+        f"warning: {len(cut)} references have another shape than {_px(size)}: their edges are cut "
+        f"off, e.g. {first.place}: {first.path} of {_px(first.size)}"
+    )
+
+
+def _check_count(prompt: Prompt, family: str, least: int, most: int) -> None:
+    count = len(prompt.references)
+    if least <= count <= most:
+        return
+    if not most:
+        text = "draws from text alone: take one that edits, e.g. flux_kontext, or task.name=jsonl"
+    elif not count:
+        text = 'edits pictures: name them in "references" of every row, and set task.name=edit'
+    else:
+        text = f"takes {least}" if least == most else f"takes {least} to {most}"
+    place = prompt.references[0].place if count else repr(prompt.text)
+    raise DataError(f"{place}: {count} references, but model.family={family} {text}")
+
+
+def _px(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]} px"
