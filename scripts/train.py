@@ -24,6 +24,7 @@ MODELS = {
     "flux.1-dev": "flux",
     "flux.1-kontext": "flux_kontext",
     "qwen-image": "qwen_image",
+    "qwen-image-edit": "qwen_image_edit",
     "wan2.1-1.3b": "wan21_1b",
 }
 # What the libraries say while loading is not about the run; the trainer's own lines are.

@@ -138,7 +138,9 @@ def slides(columns: Sequence[Column]) -> dict[str, Any]:
     share = PICTURES_BYTES // (len(found) * len(prompts))
     limit = max(LEAST_BYTES, min(LARGEST_BYTES, share))
     first = found[0][0]
-    sources = data.shown_pictures(first.run, first.row, place=0) if "references" in first.row else []
+    sources = (
+        data.shown_pictures(first.run, first.row, place=0) if "references" in first.row else []
+    )
     rows = [
         {
             "prompt": prompt,

@@ -113,8 +113,7 @@ def starting_lora(settings: Settings) -> lora_file.LoraFile | None:
 def encode_all(
     model: FlowModel, prompts: Sequence[Prompt], settings: Settings, say: Callable[[str], None]
 ) -> None:
-    """Encode all prompts, so that the encoders can leave; they stay if that takes too much memory.
-    """
+    """Encode all prompts, so that the encoders can leave; they stay if memory is too small."""
     negative = negative_prompt(settings)
     texts = [prompt.text for prompt in prompts]
     texts += [text for prompt in prompts if (text := prompt.negative or negative)]
