@@ -11,15 +11,13 @@ from trainer.errors import DataError
 from trainer.images import load_reference
 from trainer.types import Prompt, Reference
 
-# A shape is the same where rounding explains the difference.
-SAME_SHAPE, LEAST_LEFT = 0.98, 0.5
+# Shares of a picture that are left in the shape of the images: no less than the first; from the
+# second on, it is the same shape but for rounding.
+LEAST_LEFT, SAME_SHAPE = 0.5, 0.98
 
 
 def read_references(named: Sequence[tuple[Path, str]]) -> dict[Path, Reference]:
-    """Read every picture once, whole: a truncated file is found now.
-
-    Args:
-        named: files, and where they are named.
+    """Read every file once, whole; each comes with the place that names it.
 
     Raises:
         DataError: the first one that is not there, or is no picture.
@@ -51,16 +49,13 @@ def _read(path: Path, place: str) -> Reference:
 def check_references(
     prompts: Sequence[Prompt], family: str, allowed: tuple[int, int], size: tuple[int, int]
 ) -> str:
-    """Check that a model can take the pictures of a file's prompts.
+    """Check the pictures of a file's prompts; return a warning if some are cut, or an empty text.
 
     Args:
         prompts: all with as many references (`trainer.data.tasks.load_edit`).
-        family: the model's, for messages.
+        family: the model's.
         allowed: how many it takes, at least and at most.
-        size: width and height of the run's images.
-
-    Returns:
-        A warning, or an empty text.
+        size: width and height of the run's images in pixels.
 
     Raises:
         DataError: another number of them, or one that hardly anything would be left of.
@@ -70,20 +65,19 @@ def check_references(
     for reference in (each for prompt in prompts for each in prompt.references):
         shape = reference.size[0] / reference.size[1]
         left = min(shape / wanted, wanted / shape)
+        shown = "{} of {}x{} px".format(reference.path, *reference.size)
         if left < LEAST_LEFT:
             raise DataError(
-                f"{reference.place}: {reference.path} is {_px(reference.size)}, and {left:.0%} of "
-                f"it would be left in the shape of {_px(size)}: crop it, or set "
-                "sampling.height_px and sampling.width_px"
+                f"{reference.place}: {left:.0%} of {shown} would be left in the shape of "
+                f"{size[0]}x{size[1]} px: crop it, or set sampling.height_px and sampling.width_px"
             )
         if left < SAME_SHAPE:
-            cut[reference] = reference
+            cut[reference] = f"{reference.place}: {shown}"
     if not cut:
         return ""
-    first = next(iter(cut))
     return (
-        f"warning: {len(cut)} references have another shape than {_px(size)}: their edges are cut "
-        f"off, e.g. {first.place}: {first.path} of {_px(first.size)}"
+        f"warning: {len(cut)} references have another shape than {size[0]}x{size[1]} px: their "
+        f"edges are cut off, e.g. {next(iter(cut.values()))}"
     )
 
 
@@ -99,7 +93,3 @@ def _check_count(prompt: Prompt, family: str, least: int, most: int) -> None:
         text = f"takes {least}" if least == most else f"takes {least} to {most}"
     place = prompt.references[0].place if count else repr(prompt.text)
     raise DataError(f"{place}: {count} references, but model.family={family} {text}")
-
-
-def _px(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]} px"

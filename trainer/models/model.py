@@ -23,21 +23,12 @@ Key = TypeVar("Key", Request, Reference)
 
 
 class RowCache(Generic[Key]):
-    """Encodes prompts, or references, once and keeps them in main memory.
-
-    On a GPU, thousands would fill it.
-    """
+    """Encodes prompts or references once and keeps them in main memory: a GPU would be full."""
 
     def __init__(
         self, encode: Callable[[Key], Conditioning], capacity_bytes: int, device: torch.device
     ) -> None:
-        """Make an empty cache.
-
-        Args:
-            encode: Makes one row.
-            capacity_bytes: Memory for rows, least recently used first out.
-            device: Where batches are put.
-        """
+        """Rows come from ``encode``; beyond the capacity, the least recently used goes first."""
         self._encode = encode
         self._capacity_bytes = capacity_bytes
         self._used_bytes = 0
@@ -45,11 +36,7 @@ class RowCache(Generic[Key]):
         self._rows: OrderedDict[Key, Conditioning] = OrderedDict()
 
     def batch(self, keys: Sequence[Key]) -> Conditioning:
-        """One row each, on the device.
-
-        Raises:
-            ValueError: No prompts.
-        """
+        """One row each, on the device; ValueError for none."""
         if not keys:
             raise ValueError("no prompts to encode")
         rows = []
@@ -134,14 +121,9 @@ class FlowModel:
         return replace(cond, references=found)
 
     def encode_negative(self, prompts: Sequence[Prompt], text: str | None) -> Conditioning | None:
-        """Encode what guidance moves prompts away from.
+        """Encode what guidance moves prompts away from, ``text`` unless they say it themselves.
 
-        Args:
-            prompts: Of a batch.
-            text: For those that do not say themselves; None: there is no guidance.
-
-        Returns:
-            One row if it is the same for all of them, else one each.
+        One row if it is the same for all of them, else one each; None without a text (no guidance).
         """
         if text is None:
             return None
