@@ -21,7 +21,7 @@ from reward_client._retry_after import retry_after_s
 from reward_client.errors import Code
 from reward_server.scorers import SCORERS, load_scorer_class
 from reward_server.scorers.base import ItemFailure, ItemScore, Outcome, ScoreInput, SelfTestError
-from reward_server.scorers.judges.scorer import JudgeScorer, UnifiedReward, YesNo
+from reward_server.scorers.judges.scorer import JudgeScorer, UnifiedReward, YesNo, data_url
 
 FAKE_JUDGE = Path(fake_judge.__file__)
 
@@ -392,3 +392,38 @@ def test_the_fake_endpoint_is_a_program() -> None:
         assert values(outcomes) == pytest.approx([0.2, 0.8])
         stats = httpx.get(url.removesuffix("/v1") + "/stats", trust_env=False).json()
         assert (stats["calls"], stats["answers"]) == (2, 2)
+
+
+def test_references_are_shown_first_and_labelled(fake: FakeEndpoint) -> None:
+    question = "Picture 2 is picture 1 after an edit. Was this done: {prompt}? Yes or no."
+    source, edit = one(30).images[0], one(200).images[0]
+    with loaded(fake, "yes_no", references=1, question=question) as scorer:
+        assert scorer.spec.inputs == ("image", "prompt", "references")
+        scorer.self_test()
+        both = ScoreInput("red", (edit,), references=(source,))
+        (scored,) = scorer.score([both], details=False)
+        assert isinstance(scored, ItemScore)
+        sent = fake.seen.content
+        assert [part.get("text") for part in sent] == [
+            "Picture 1:", None, "Picture 2:", None, question.replace("{prompt}", "red"),
+        ]  # fmt: skip
+        urls = [part["image_url"]["url"] for part in sent if "image_url" in part]
+        assert urls == [data_url(source), data_url(edit)]
+        for wrong in ((), (source, source)):
+            (failed,) = scorer.score([ScoreInput("red", (edit,), references=wrong)], details=False)
+            assert isinstance(failed, ItemFailure)
+            assert failed.code is Code.INVALID_ARGUMENT
+            assert f"about 1 per item, got {len(wrong)}" in failed.message
+        with_references = scorer.fingerprint()
+    with loaded(fake, "yes_no", question=question) as scorer:
+        assert scorer.fingerprint() != with_references
+        # As ever: what is not asked about is not shown.
+        scorer.score([both], details=False)
+        assert len(fake.seen.content) == 2
+    for name, options, says in (
+        ("yes_no", {"references": 1}, "references need a question"),
+        ("unifiedreward", {"references": 1}, "references need a question"),
+        ("yes_no", {"references": -1}, "must be at least 0"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            load_scorer_class(name)(**options)

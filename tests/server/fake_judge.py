@@ -46,7 +46,7 @@ class Seen:
     """What happened so far; `GET /stats` shows the counters.
 
     `sizes` (width, height) and `requests` (all fields but the messages) are those of the last
-    thousand calls; `refused` counts per text.
+    thousand calls, `content` is the last message's; `refused` counts per text.
     """
 
     calls: int = 0
@@ -57,6 +57,7 @@ class Seen:
     refused: Counter[str] = field(default_factory=Counter)
     sizes: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=1000))
     requests: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=1000))
+    content: Any = None
 
 
 class FakeEndpoint:
@@ -144,6 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
             seen.in_flight += 1
             seen.max_in_flight = max(seen.max_in_flight, seen.in_flight)
             seen.requests.append({key: body[key] for key in body if key != "messages"})
+            seen.content = body["messages"][0]["content"]
         try:
             status, answer, headers = self._answer(body)
         finally:

@@ -102,14 +102,18 @@ JUDGES: Mapping[str, Judge] = MappingProxyType(
 )
 
 
-def spec_of(name: str, question: str = "") -> ScorerSpec:
+def spec_of(name: str, question: str = "", references: int = 0) -> ScorerSpec:
     """The static description of a judge; with `question`, of one that asks something else."""
     judge = JUDGES[name]
     asks_caption = prompts.CAPTION_FIELD in (question or judge.question)
     return ScorerSpec(
         name=name,
         version=judge.version,
-        inputs=("image", "prompt") if asks_caption else ("image",),
+        inputs=(
+            "image",
+            *(("prompt",) if asks_caption else ()),
+            *(("references",) if references else ()),
+        ),
         transforms={**judge.transforms, "raw": raw},
         default_transform=judge.default_transform,
         output_range=judge.output_range,

@@ -56,6 +56,8 @@ class JudgeScorer:
         wait_s: how long `load` waits for an endpoint that is still starting.
         max_tokens: length of an answer; 0: as the judge's definition says.
         question: for `yes_no`: the question, in which {prompt} stands for the caption.
+        references: for `yes_no`: how many references an item carries. They are shown before its
+            picture, all labelled "Picture 1:", "Picture 2:" and so on.
         extra_body: further fields of the request, such as
             `{chat_template_kwargs = {enable_thinking = false}}`.
     """
@@ -75,6 +77,7 @@ class JudgeScorer:
         wait_s: float = 300.0,
         max_tokens: int = 0,
         question: str = "",
+        references: int = 0,
         extra_body: Mapping[str, Any] | None = None,
     ) -> None:
         self._options = EndpointOptions(
@@ -83,10 +86,11 @@ class JudgeScorer:
         self._options.check(self.name)
         self._judge = definitions.JUDGES[self.name]
         self._extra = dict(extra_body or {})
-        self._check(max_tokens, question)
+        self._check(max_tokens, question, references)
         self._max_tokens = max_tokens or self._judge.max_tokens
         self._question = question or self._judge.question
-        self.spec = definitions.spec_of(self.name, question)
+        self._references = references
+        self.spec = definitions.spec_of(self.name, question, references)
         self._model = model
         self._card: dict[str, Any] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -121,6 +125,7 @@ class JudgeScorer:
             "version": self.spec.version,
             "question": self._question,
             "max_tokens": str(self._max_tokens),
+            **({"references": str(self._references)} if self._references else {}),
             "extra_body": json.dumps(self._extra, sort_keys=True),
             "card": json.dumps(self._card, sort_keys=True),
             "pillow": PIL.__version__,
@@ -130,7 +135,9 @@ class JudgeScorer:
 
     def self_test(self) -> None:
         """Ask about one drawing; raises SelfTestError for an answer that cannot be read."""
-        disc = ScoreInput("a red disc on a light background", (golden.pictures()[1],))
+        picture = golden.pictures()[1]
+        sources = (picture,) * self._references
+        disc = ScoreInput("a red disc on a light background", (picture,), references=sources)
         (outcome,) = self.score([disc], details=False)
         if isinstance(outcome, ItemFailure) and outcome.retryable:
             raise RuntimeError(f"{self._model!r} does not answer yet: {outcome.message}")
@@ -162,12 +169,21 @@ class JudgeScorer:
         problem = tools.image_problem(item, self.name)
         if problem is not None:
             return problem
+        if self._references and len(item.references) != self._references:
+            return tools.invalid(
+                f"references: {self.name} is asked about {self._references} per item, got"
+                f" {len(item.references)}; the option `references` says how many"
+            )
         if "prompt" in self.spec.inputs and not item.prompt.strip():
             return tools.invalid(f"prompt: {self.name} asks about the caption, but it is empty")
         assert self._endpoint is not None, "load comes first"
         try:
-            url = await asyncio.to_thread(data_url, item.images[0], self._judge.resize_px)
-            answer = await self._endpoint.chat(self._body(url, item.prompt), deadline)
+            pictures = (*item.references[: self._references], item.images[0])
+            urls = [
+                await asyncio.to_thread(data_url, picture, self._judge.resize_px)
+                for picture in pictures
+            ]
+            answer = await self._endpoint.chat(self._body(urls, item.prompt), deadline)
         except DeadlineExceeded as error:
             return ItemFailure(Code.DEADLINE_EXCEEDED, error.message, retryable=True)
         except RewardError as error:
@@ -184,13 +200,17 @@ class JudgeScorer:
             return ItemFailure(Code.INTERNAL, f"{self.name}: {error}; the judge said: {said}")
         return ItemScore(verdict.raw, verdict.components, asdict(reply) if details else None)
 
-    def _body(self, picture_url: str, caption: str) -> dict[str, Any]:
-        picture = {"type": "image_url", "image_url": {"url": picture_url}}
-        text = {"type": "text", "text": prompts.filled(self._question, caption)}
+    def _body(self, urls: Sequence[str], caption: str) -> dict[str, Any]:
+        content: list[dict[str, Any]] = []
+        for number, url in enumerate(urls, start=1):
+            if self._references:
+                content.append({"type": "text", "text": f"Picture {number}:"})
+            content.append({"type": "image_url", "image_url": {"url": url}})
+        content.append({"type": "text", "text": prompts.filled(self._question, caption)})
         body: dict[str, Any] = {
             **self._extra,
             "model": self._model,
-            "messages": [{"role": "user", "content": [picture, text]}],
+            "messages": [{"role": "user", "content": content}],
             "temperature": 0,
             "max_tokens": self._max_tokens,
         }
@@ -206,9 +226,11 @@ class JudgeScorer:
         assert self._loop is not None, "load comes first"
         return self._loop.run_until_complete(work)
 
-    def _check(self, max_tokens: int, question: str) -> None:
-        if max_tokens < 0:
-            raise ValueError(f"{self.name}: max_tokens must be at least 0")
+    def _check(self, max_tokens: int, question: str, references: int) -> None:
+        if max_tokens < 0 or references < 0:
+            raise ValueError(f"{self.name}: max_tokens and references must be at least 0")
+        if references and not question:
+            raise ValueError(f"{self.name}: references need a question about them")
         if question and not self._judge.question_is_option:
             raise ValueError(f"{self.name}: question is fixed; only yes_no takes one")
         reserved = [key for key in _RESERVED if key in self._extra]
