@@ -161,7 +161,6 @@ CASES: tuple[Case, ...] = (
         # Prompts of this length are not cut, so they differ in theirs.
         tokens=48,
     ),
-    _qwen_edit("qwen-image-edit", QwenImageEditPipeline, "qwen_image_edit"),
     _qwen_edit("qwen-image-edit-2509", QwenImageEditPlusPipeline, "qwen_image_edit_plus"),
     Case(
         "z-image",
@@ -211,6 +210,7 @@ VARIANTS: tuple[Case, ...] = (
         references=1,
         at_size=lambda height, width: {"max_area": height * width, "_auto_resize": False},
     ),
+    _qwen_edit("qwen-image-edit", QwenImageEditPipeline, "qwen_image_edit"),
     _qwen_edit(
         "qwen-image-edit-2511", QwenImageEditPlusPipeline, "qwen_image_edit_plus", zero_cond_t=True
     ),
