@@ -142,16 +142,6 @@ CASES: tuple[Case, ...] = (
         guided={"guidance_scale": GUIDANCE},
     ),
     Case(
-        "flux.1-kontext",
-        "flux_kontext",
-        FluxKontextPipeline,
-        partial(tiny_flux.build, guidance_embeds=True, pipeline=FluxKontextPipeline),
-        plain={"guidance_scale": 1.0},
-        guided={"guidance_scale": GUIDANCE},
-        references=1,
-        at_size=lambda height, width: {"max_area": height * width, "_auto_resize": False},
-    ),
-    Case(
         "qwen-image",
         "qwen_image",
         QwenImagePipeline,
@@ -161,7 +151,6 @@ CASES: tuple[Case, ...] = (
         # Prompts of this length are not cut, so they differ in theirs.
         tokens=48,
     ),
-    _qwen_edit("qwen-image-edit-2509", QwenImageEditPlusPipeline, "qwen_image_edit_plus"),
     Case(
         "z-image",
         "z_image",
@@ -174,6 +163,17 @@ CASES: tuple[Case, ...] = (
     ),
     _wan("wan2.1", "wan2.1"),
     _wan("wan2.2-a14b", "wan2.2", load_lora=_load_experts),
+    _qwen_edit("qwen-image-edit-2509", QwenImageEditPlusPipeline, "qwen_image_edit_plus"),
+    Case(
+        "flux.1-kontext",
+        "flux_kontext",
+        FluxKontextPipeline,
+        partial(tiny_flux.build, guidance_embeds=True, pipeline=FluxKontextPipeline),
+        plain={"guidance_scale": 1.0},
+        guided={"guidance_scale": GUIDANCE},
+        references=1,
+        at_size=lambda height, width: {"max_area": height * width, "_auto_resize": False},
+    ),
 )
 
 # What differs in its forward pass or schedule only: equality with the pipeline.
