@@ -16,7 +16,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 WIDTH = 16
 
 
-def text_encoder(tokenizer: Any, **token_ids: int) -> Qwen2_5_VLForConditionalGeneration:
+def text_encoder(tokenizer: Any, **token_ids: Any) -> Qwen2_5_VLForConditionalGeneration:
     """16 wide, with a vision part."""
     torch.manual_seed(1)
     return Qwen2_5_VLForConditionalGeneration(
