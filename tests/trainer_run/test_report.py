@@ -16,7 +16,7 @@ from rich.console import Console
 from scipy import stats
 
 from trainer.config.load import load
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, StorageError
 from trainer.images import cut, load_png, save_picture, save_png, sheet, strip
 from trainer.report.charts import signal_to_noise
 from trainer.report.compare import compare, unpaired
@@ -200,6 +200,15 @@ def test_a_run_of_another_version_is_one_line(tmp_path: Path) -> None:
         write_report(folder)
 
 
+def test_a_run_that_an_older_version_wrote_has_a_report(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", {"sharpness": 0.78, "purity": 0.95})
+    table = json.loads((folder / "config.json").read_text())
+    del table["settings"]["sampling"]["num_frames"]
+    del table["settings"]["logging"]["groups_every_epochs"]
+    (folder / "config.json").write_text(json.dumps(table))
+    assert "groups_every_epochs" in write_report(folder).read_text(encoding="utf-8")
+
+
 def test_a_folder_without_a_run_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no run"):
         write_report(tmp_path)
@@ -376,6 +385,9 @@ def test_what_cannot_be_compared_is_refused_in_one_line(tmp_path: Path) -> None:
         compare([one, one], tmp_path / "page.html")
     with pytest.raises(ConfigError, match="holds no run"):
         compare([one, tmp_path], tmp_path / "page.html")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"cannot write .*page\.html"):
+        compare([one, other], tmp_path / "file" / "page.html")
     change_setting(other, "task", name="ocr")
     with pytest.raises(ConfigError, match="b: task ocr, geneval"):
         compare([one, other], tmp_path / "page.html")

@@ -20,7 +20,7 @@ from trainer.report.charts import overlaid
 from trainer.report.data import NOTHING, RunData, load_run
 from trainer.report.page import Column, slides
 from trainer.report.render import environment
-from trainer.run.storage import replace_file
+from trainer.run.storage import replace_file, storing
 
 # Settings without which two evaluations measure different things.
 DECIDES = [
@@ -38,6 +38,7 @@ def compare(run_dirs: Sequence[Path], page: Path) -> Table:
 
     Raises:
         ConfigError: fewer than two runs, a folder without one, or runs of different tasks.
+        StorageError: the page cannot be written.
     """
     runs = _runs(run_dirs)
     first, *others = runs.values()
@@ -51,7 +52,6 @@ def compare(run_dirs: Sequence[Path], page: Path) -> Table:
         if run.after["shown"] == first.base["shown"] and "eval.seed" not in _unlike(first, run)
     ]
     html = environment(html=True).get_template("compare.html")
-    page.parent.mkdir(parents=True, exist_ok=True)
     text = html.render(
         runs=list(runs),
         title=" · ".join(runs),
@@ -62,9 +62,11 @@ def compare(run_dirs: Sequence[Path], page: Path) -> Table:
         slides=slides(columns),
         charts=overlaid(runs),
         num=data.number,
-        video=first.settings["sampling"]["num_frames"] > 1,
+        video=first.settings["sampling"].get("num_frames", 1) > 1,
     )
-    replace_file(page, text)
+    with storing(str(page)):
+        page.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(page, text)
     table = Table(box=HORIZONTALS, padding=0, caption="\n".join(map(escape, notes)) or None)
     for name in ("", *runs):
         table.add_column(escape(name), justify="right" if name else "left", overflow="fold")

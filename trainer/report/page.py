@@ -19,7 +19,7 @@ from trainer.report.charts import charts
 from trainer.report.data import RunData, load_run
 from trainer.report.render import render
 from trainer.report.snippets import snippet
-from trainer.run.storage import replace_file
+from trainer.run.storage import replace_file, storing
 
 SHOWN_EVALUATIONS = 12
 LARGEST_PX, LARGEST_BYTES, LEAST_BYTES = 192, 8_000, 1_500
@@ -33,6 +33,7 @@ def write_report(run_dir: Path, *, reload_s: int = 0) -> Path:
 
     Raises:
         ConfigError: see `load_run`.
+        StorageError: the page cannot be written.
     """
     run = load_run(run_dir)
     settings = data.settings_of(run)
@@ -48,7 +49,7 @@ def write_report(run_dir: Path, *, reload_s: int = 0) -> Path:
         slides=slides(evaluations(run)),
         groups=data.groups(run),
         charts=charts(run),
-        sections=run.settings,
+        sections=settings.model_dump(mode="json"),
         alarms=data.found_alarms(run),
         actions=data.actions(run),
         outputs=data.outputs(run),
@@ -62,7 +63,8 @@ def write_report(run_dir: Path, *, reload_s: int = 0) -> Path:
         ),
         command=f"flow-train report {shlex.quote(str(run_dir))}",
     )
-    replace_file(path, html)
+    with storing(str(path)):
+        replace_file(path, html)
     return path
 
 
