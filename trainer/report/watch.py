@@ -41,11 +41,10 @@ def watch_run(run_dir: Path, every_s: float, say: Callable[[str], None]) -> None
 def _line(run_dir: Path, every_s: int) -> str:
     if not any(row["kind"] == "eval" for row in read(run_dir)):
         return "waiting for the evaluation of the base model"
-    page = write_report(run_dir, reload_s=every_s)
     run = data.load_run(run_dir)
     value = data.number(run.after["metrics"][run.headline]["mean"])
     where = f"{run.headline} {value} at epoch {run.after['epoch']}"
-    return f"{data.state(run)['text']}, {where}: {page}"
+    return f"{data.state(run)['text']}, {where}: {write_report(run_dir, reload_s=every_s)}"
 
 
 def _state(run_dir: Path) -> list[tuple[str, int]]:
