@@ -227,8 +227,9 @@ class JudgeScorer:
         return self._loop.run_until_complete(work)
 
     def _check(self, max_tokens: int, question: str, references: int) -> None:
-        if max_tokens < 0 or references < 0:
-            raise ValueError(f"{self.name}: max_tokens and references must be at least 0")
+        for name, value in (("max_tokens", max_tokens), ("references", references)):
+            if value < 0:
+                raise ValueError(f"{self.name}: {name} must be at least 0")
         if references and not question:
             raise ValueError(f"{self.name}: references need a question about them")
         if question and not self._judge.question_is_option:
