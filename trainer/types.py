@@ -13,19 +13,12 @@ AdvantageMode = Literal["relative", "best", "best_worst", "softmax"]
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A picture that a prompt asks to change. The content counts, wherever the file lies.
+    """A picture that a prompt asks to change. The content counts, wherever the file lies."""
 
-    Attributes:
-        digest: SHA-256 (hex) of the file.
-        path: The file.
-        size: Width and height in pixels.
-        place: Where the prompts name it, for messages.
-    """
-
-    digest: str
+    digest: str  # SHA-256 (hex) of the file
     path: Path = field(compare=False)
-    size: tuple[int, int] = field(compare=False)
-    place: str = field(default="", compare=False)
+    size: tuple[int, int] = field(compare=False)  # width and height in pixels
+    place: str = field(default="", compare=False)  # where the prompts name it, for messages
 
 
 class Request(NamedTuple):

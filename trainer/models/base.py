@@ -130,45 +130,20 @@ HIGH, LOW = "transformer", "transformer_2"
 
 @dataclass(frozen=True, slots=True)
 class LoraSpec:
-    """Low-rank adapters; the defaults are the official ones for SD3.5-M.
-
-    Attributes:
-        rank: Rank of the update.
-        alpha: Scale numerator; the update is multiplied by alpha / rank.
-        targets: Name endings of the linear layers; None takes the family's.
-    """
+    """Low-rank adapters; the defaults are the official ones for SD3.5-M."""
 
     rank: int = 32
-    alpha: int = 64
-    targets: tuple[str, ...] | None = None
+    alpha: int = 64  # the update is multiplied by alpha / rank
+    targets: tuple[str, ...] | None = None  # name endings of layers; None: the family's
 
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
-    """How a model is loaded.
+    """How a model is loaded; what has the name of a setting in `[model]` is explained there.
 
-    Attributes:
-        finetune: ``lora`` trains an adapter, ``full`` the weights of the transformer.
-        trained_layers: Name parts of the weights that ``full`` trains; empty: all of them.
-        lora: Rank, alpha and targets of the adapter.
-        device: Where to run.
-        compute_dtype: float32, or bfloat16 or float16 (autocast; trained weights stay float32,
-            the frozen base under LoRA is held in it).
-        max_sequence_length: Tokens of the language encoder; has to be the pipeline's at inference
-            (256 for SD3 in diffusers, where the official training uses 128; 512 for Qwen-Image,
-            Z-Image and Wan). Where SD3's third encoder is missing, diffusers appends as many zero
-            tokens.
-        cache_bytes: Main memory for encoded prompts, least recently used first out.
-        reference_size: Width and height in pixels that references are fitted to, those of the
-            images; None: as they are.
-        keep_reference: Keep a frozen copy under ``full``; without it, no ``reference()``.
-        seed: Seeds the adapter's initial weights.
-        parked: Leave the networks on the CPU until they are sharded: whole, they may not fit.
-        same_graph: Predict with the graph of training also where no gradients are wanted; compiled
-            networks otherwise round differently in the two.
-        true_cfg_scale: FLUX only: guidance by a second forward pass with the negative prompt, on
-            top of the embedded guidance; 1 and less does without.
-        experts: Wan 2.2 with two experts only: which of them are trained.
+    `compute_dtype` is float32, or bfloat16 or float16 (autocast; trained weights stay float32, the
+    frozen base under LoRA is held in it). `max_sequence_length` has to be the pipeline's at
+    inference; where SD3's third encoder is missing, diffusers appends as many zero tokens.
     """
 
     finetune: Finetune = "lora"
@@ -177,12 +152,13 @@ class ModelOptions:
     device: str = "cpu"
     compute_dtype: torch.dtype = torch.float32
     max_sequence_length: int = 256
-    cache_bytes: int = 16 * 10**9
+    cache_bytes: int = 16 * 10**9  # main memory for encoded prompts, least recently used first out
+    # Width and height in pixels that references are fitted to; None: as they are.
     reference_size: tuple[int, int] | None = None
-    keep_reference: bool = True
-    seed: int = 0
-    parked: bool = False
-    same_graph: bool = False
+    keep_reference: bool = True  # a frozen copy under `full`; without it, no `reference()`
+    seed: int = 0  # of the adapter's initial weights
+    parked: bool = False  # leave the networks on the CPU until they are sharded
+    same_graph: bool = False  # no gradients, same graph: compiled networks else round differently
     true_cfg_scale: float = 1.0
     experts: Experts = "both"
 
