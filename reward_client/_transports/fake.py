@@ -27,7 +27,7 @@ from reward_client.types import (
     ScorerSelector,
 )
 
-Outcome: TypeAlias = "tuple[float, Mapping[str, float], Mapping[str, Any]]"
+Outcome: TypeAlias = "tuple[float, Mapping[str, float], Mapping[str, Any] | None]"
 Scored: TypeAlias = "float | ItemError | tuple[float, Mapping[str, float]] | Outcome"
 ScoreFn: TypeAlias = Callable[[str, Item], Scored]
 
@@ -129,6 +129,6 @@ class FakeTransport:
 def _split(outcome: Scored) -> ItemError | Outcome:
     if isinstance(outcome, ItemError):
         return outcome
-    score, *rest = outcome if isinstance(outcome, tuple) else (outcome,)
-    components, details, *_ = *rest, {}, {}
-    return float(score), components, details
+    if not isinstance(outcome, tuple):
+        return float(outcome), {}, None
+    return float(outcome[0]), outcome[1], outcome[2] if len(outcome) == 3 else None

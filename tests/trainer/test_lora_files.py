@@ -164,7 +164,7 @@ def test_what_is_not_read_is_named(tmp_path: Path, names: list[str], says: str) 
 def test_a_run_begins_with_a_lora(base: Path, tmp_path: Path) -> None:
     model = {"max_sequence_length": 16, "lora_targets": TARGETS}
     settings = settings_of(SD3, base, model={**model, "lora_rank": 2, "lora_alpha": 6})
-    drawn, _ = trained(settings, tmp_path / "first")
+    drawn, _ = trained(settings, tmp_path / "first", Prompt(PROMPT))
 
     def began(**changes: Any) -> Any:
         path = {"lora_path": str(tmp_path / "first")}
@@ -190,7 +190,7 @@ def test_both_experts_are_found_evaluated_and_merged(
     wan = next(case for case in CASES if case.name == "wan2.2-a14b")
     folder = tiny_wan.build(tmp_path / "wan", kind="wan2.2")
     settings = settings_of(wan, folder, model={"experts": experts})
-    drawn, noise = trained(settings, tmp_path / "model")
+    drawn, noise = trained(settings, tmp_path / "model", Prompt(PROMPT))
     plain = load_model(settings, CPU)
     assert not np.array_equal(drawn, draw_images(plain, [Prompt(PROMPT)], [(0, 0)], settings)[0])
 

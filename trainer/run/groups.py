@@ -20,7 +20,7 @@ from trainer.images import data_url, strip
 from trainer.run.log import write_json
 from trainer.run.state import Run
 from trainer.run.storage import storing
-from trainer.scores import Scores
+from trainer.scores import NOT_FINITE, Scores
 
 FOLDER = "groups"
 NEWEST = 2
@@ -28,6 +28,8 @@ ENDS = 2
 SHOWN = 8
 LARGEST_PX, LARGEST_BYTES = 192, 8_000
 LONGEST = 2_000
+
+UNSEEN: Mapping[str, Any] = {"explained": {}, "error": NOT_FINITE}
 
 Pending = tuple[list[dict[str, Any]], "Future[ScoreResponse]"]
 
@@ -83,8 +85,8 @@ def ask(
             decoded = run.model.decode(final[[row - first for row in rows]])
             shown = [run.train[prompts[row // size]] for row in rows]
             pictures = [
-                {"row": row, **_picture(pixels)}
-                for row, pixels in zip(rows, decoded.uint8, strict=True)
+                {"row": row, "finite": bool(finite), **_picture(pixels)}
+                for row, finite, pixels in zip(rows, decoded.finite, decoded.uint8, strict=True)
             ]
             out.append((pictures, run.service.explain(decoded, shown, terms, tag="groups")))
     return out
@@ -101,8 +103,10 @@ def keep(
     """Write the file of this epoch; all processes have to call this."""
     own = {}
     for pictures, future in pending:
-        found = _explanations(future, len(pictures))
-        for picture, explained in zip(pictures, found, strict=True):
+        # Only finite pictures are sent.
+        found = iter(_explanations(future, sum(picture["finite"] for picture in pictures)))
+        for picture in pictures:
+            explained = next(found) if picture.pop("finite") else UNSEEN
             own[picture.pop("row")] = {**picture, **explained}
     parts = run.world.gather(own)
     images = {row: image for part in parts for row, image in part.items()}
