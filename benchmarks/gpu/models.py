@@ -28,7 +28,7 @@ from trainer.models.base import ModelOptions
 from trainer.models.flux import Flux
 from trainer.models.model import FlowModel
 from trainer.models.qwen_image import QwenImage
-from trainer.models.registry import MODELS
+from trainer.models.registry import MODELS, Entry
 from trainer.models.sd3 import SD3
 
 library: Any = diffusers  # its annotations of tuples are too narrow
@@ -146,7 +146,7 @@ def install(shape: Shape) -> None:
         parts |= {"text_encoder": None, "tokenizer": None}
         return FlowModel(QwenImage(library.QwenImagePipeline(**parts), options), options)
 
-    MODELS.update(sd3=sd3, flux=flux, qwen_image=qwen_image)
+    MODELS.update(sd3=Entry(sd3), flux=Entry(flux), qwen_image=Entry(qwen_image))
 
 
 def _common(shape: Shape, options: ModelOptions, name: str) -> dict[str, Any]:

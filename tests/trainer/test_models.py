@@ -176,8 +176,8 @@ def grpo_step(case: Case, model: FlowModel) -> dict[str, float]:
 
 def test_every_family_is_held_to_the_contract() -> None:
     assert {case.family for case in (*CASES, *VARIANTS)} == set(MODELS)
-    held = {MODELS[case.family].module for case in CASES}
-    assert held == {entry.module for entry in MODELS.values()}
+    # Of the two that share a file, one is held to the whole.
+    assert {case.family for case in CASES} | {"qwen_image_edit"} == set(MODELS)
     assert len({case.name for case in (*CASES, *VARIANTS)}) == len(CASES) + len(VARIANTS)
 
 
