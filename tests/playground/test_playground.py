@@ -24,6 +24,7 @@ from miniature.scenes import Background, Scene, Shape
 from reward_client import RewardClient
 from reward_client._pb.reward.v1 import reward_pb2 as pb
 from reward_client._wire import convert
+from tests.playground.contrast import contrast
 
 pytestmark = [pytest.mark.exhaustive, pytest.mark.timeout(300)]
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -356,25 +357,7 @@ def test_it_fits_a_phone_and_is_legible(browser, server: Server, scheme: str) ->
     page.wait_for_selector(".card .marks")
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     for selector in ("#score", ".hint", ".reasons", "td", ".needs"):
-        assert _contrast(page, selector) >= 4.5, (scheme, selector)
+        assert contrast(page, selector) >= 4.5, (scheme, selector)
     shot = np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("L"))
     assert bool(shot[200:210, 4].mean() < 128) == (scheme == "dark")
     context.close()
-
-
-def _contrast(page, selector: str) -> float:
-    """WCAG's contrast of a text with what is behind it."""
-    return page.evaluate(
-        """(selector) => {
-      const light = (color) => {
-        const [r, g, b] = color.match(/[\\d.]+/g).slice(0, 3).map((v) => v / 255)
-          .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
-        return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
-      const element = document.querySelector(selector);
-      let behind = element;
-      const ground = () => getComputedStyle(behind).backgroundColor;
-      while (/, 0\\)$|transparent/.test(ground())) behind = behind.parentElement;
-      const [a, b] = [getComputedStyle(element).color, ground()].map(light);
-      return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05); }""",
-        selector,
-    )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.playground.contrast import contrast
 from tests.trainer_run.test_report import make_run
 from trainer.images import data_url
 from trainer.report.page import write_report
@@ -142,21 +143,3 @@ def test_it_fits_narrow_screens_and_is_legible(
     for selector in (".note", ".charts p", ".under span", "td", ".badge", ".toc a", ".alarm b"):
         assert contrast(page, selector) >= 4.5, selector
     page.close()
-
-
-def contrast(page: Any, selector: str) -> float:
-    """WCAG's contrast of a text with what is behind it."""
-    return page.evaluate(
-        """(selector) => {
-      const light = (color) => {
-        const [r, g, b] = color.match(/[\\d.]+/g).slice(0, 3).map((v) => v / 255)
-          .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
-        return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
-      const element = document.querySelector(selector);
-      let behind = element;
-      const ground = () => getComputedStyle(behind).backgroundColor;
-      while (/, 0\\)$|transparent/.test(ground())) behind = behind.parentElement;
-      const [a, b] = [getComputedStyle(element).color, ground()].map(light);
-      return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05); }""",
-        selector,
-    )

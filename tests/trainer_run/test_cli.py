@@ -1,7 +1,5 @@
 import json
-import shlex
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,30 +36,6 @@ def to_toml(table: dict[str, Any]) -> str:
         f"[{section}]\n" + "".join(f"{k} = {text(v)}\n" for k, v in values.items())
         for section, values in table.items()
     )
-
-
-def commands(path: str, command: Any) -> Iterator[tuple[str, Any]]:
-    inner = getattr(command, "commands", {})
-    if not inner:
-        yield path, command
-    for name, one in inner.items():
-        yield from commands(f"{path} {name}", one)
-
-
-@pytest.mark.parametrize(
-    ("path", "command"), commands("flow-train", typer.main.get_command(cli.app)), ids=str
-)
-def test_the_examples_of_a_command_are_calls_of_it(path: str, command: Any) -> None:
-    head, *lines = command.epilog.split("\n\n")
-    assert head == "Examples:"
-    assert 1 <= len(lines) <= 4
-    for line in lines:
-        assert len(line) <= 78, "it would be wrapped"
-        called, *_ = line.replace("torchrun --nproc-per-node 8 -m trainer", "flow-train").split(
-            " > "
-        )
-        assert called.startswith(path)
-        command.make_context(path, shlex.split(called.removeprefix(path)))
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ import pytest
 import typer.main
 
 from reward_server.cli import app
+from trainer.cli import app as trainer_app
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 def commands(path: str, command: Any) -> Iterator[tuple[str, Any]]:
@@ -27,16 +28,24 @@ def commands(path: str, command: Any) -> Iterator[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("path", "command"), commands("reward-server", typer.main.get_command(app)), ids=str
+    ("path", "command"),
+    [
+        *commands("reward-server", typer.main.get_command(app)),
+        *commands("flow-train", typer.main.get_command(trainer_app)),
+    ],
+    ids=str,
 )
 def test_the_examples_of_a_command_are_calls_of_it(path: str, command: Any) -> None:
     head, *lines = command.epilog.split("\n\n")
     assert head == "Examples:"
     assert 1 <= len(lines) <= 4
     for line in lines:
-        assert line.startswith(path)
         assert len(line) <= 78, "it would be wrapped"
-        command.make_context(path, shlex.split(line.removeprefix(path)))
+        called, *_ = line.replace("torchrun --nproc-per-node 8 -m trainer", "flow-train").split(
+            " > "
+        )
+        assert called.startswith(path)
+        command.make_context(path, shlex.split(called.removeprefix(path)))
 
 
 @pytest.mark.parametrize(
