@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from reward_client.errors import RewardError
 from reward_server import config as configuration
 from reward_server.api import json_mirror
 from reward_server.commands.examples import examples
-from reward_server.commands.fail import fail
+from reward_server.commands.fail import UsageError, fail, fail_usage
 from reward_server.commands.keys import app as keys_app
 from reward_server.commands.models import app as models_app
 from reward_server.config import Config, ConfigError
@@ -50,7 +51,10 @@ def _scorer_names(incomplete: str) -> list[str]:
 
 def main() -> None:
     """Entry point of `reward-server` and of `python -m reward_server`."""
-    app()
+    try:
+        sys.exit(app(standalone_mode=False))
+    except UsageError as error:
+        fail_usage(error)
 
 
 def _print_version(asked: bool) -> None:

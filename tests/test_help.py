@@ -77,3 +77,41 @@ def test_bash_completes_commands_options_and_scorers(
         check=True,
     )
     assert done.stdout.split() == completed
+
+
+@pytest.mark.parametrize(
+    ("called", "said"),
+    [
+        ("reward_server serve --prot 3", "No such option: --prot (Possible options: --port) (see"),
+        ("reward_server srv", "No such command 'srv'. Did you mean 'serve'? (see"),
+        ("reward_server score", "Missing argument 'images' (see"),
+        ("trainer train --oout x", "No such option: --oout (Possible options: --out, --quiet) (see"),
+        ("trainer train --gpus -1", "Invalid value for '--gpus': Input should be"),
+        ("trainer sample runs/a", "Missing argument 'prompts' (see"),
+    ],
+)
+def test_wrong_usage_is_one_line_with_a_hint(called: str, said: str) -> None:
+    done = call(called)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert said in line
+    assert line.endswith("--help)")
+
+
+@pytest.mark.parametrize("called", ["reward_server", "trainer", "trainer presets"])
+def test_no_arguments_print_the_help_and_nothing_else(called: str) -> None:
+    done = call(called)
+    assert done.returncode == 2
+    assert "Usage:" in done.stdout + done.stderr
+    assert "(see" not in done.stderr
+
+
+def call(command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *command.split()],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )

@@ -27,6 +27,8 @@ from trainer.terminal import Terminal, examples
 from trainer.tools.plan import explain, size_note
 
 INTERRUPTED = 130
+# What wrong options and arguments raise: typer exports only this subclass of it.
+UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -71,12 +73,22 @@ Base = Annotated[bool, typer.Option("--base", help="The untrained model instead.
 def main() -> None:
     """Entry point: errors that a user can mend are one line; the exit code tells which kind."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
+    except UsageError as error:
+        # Without arguments there is no message: the help has been printed.
+        if _is_main() and (text := error.format_message().rstrip(".")):
+            where = error.ctx.command_path if error.ctx else "flow-train"
+            _print_error(f"{text} (see {where} --help)")
+        sys.exit(ConfigError.exit_code)
     except TrainerError as error:
         if _is_main() or not error.shared:
             where = "" if _is_main() else f"process {os.environ['RANK']}: "
-            _console(stderr=True).print(f"[bold red]error:[/] {escape(where + str(error))}")
+            _print_error(where + str(error))
         sys.exit(error.exit_code)
+
+
+def _print_error(text: str) -> None:
+    _console(stderr=True).print(f"[bold red]error:[/] {escape(text)}")
 
 
 def _print_version(asked: bool) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,9 +14,19 @@ from pathlib import Path
 import pytest
 
 from tests.trainer_run.test_report import make_run, training
+from trainer.report.watch import watch_run
+from trainer.run.progress import abandoned
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[2]
+TRAINS = """
+import sys, time
+from pathlib import Path
+from trainer.run.progress import locked
+with locked(Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(600)
+"""
 # A shell that starts tests in the background has SIGINT ignored.
 PROGRAM = """
 import signal
@@ -86,3 +97,40 @@ def test_ctrl_c_ends_it_in_silence_also_before_the_first_evaluation(tmp_path: Pa
         out, error = process.communicate(timeout=100)
     assert (process.returncode, out, error) == (130, "", "")
     assert not (folder / "report.html").exists()
+
+
+def test_a_run_that_is_killed_ends_the_watch_and_the_page_says_so(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", WATCH)
+    page, said = folder / "report.html", []
+    trains = subprocess.Popen(
+        [sys.executable, "-c", TRAINS, str(folder)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+    def say(line: str) -> None:
+        said.append(line)
+        if len(said) == 1:
+            assert "unfinished: epoch 30 of 200" in page.read_text()
+            trains.kill()
+            trains.wait()
+
+    try:
+        assert trains.stdout is not None
+        assert trains.stdout.readline() == b"locked\n"
+        assert not abandoned(folder)
+        watch_run(folder, 1.0, say, gone_s=1.5)
+    finally:
+        trains.kill()
+        trains.wait()
+    assert "stopped after epoch 30: its process was killed; the same command continues" in said[-1]
+    assert "its process was killed" in page.read_text()
+
+
+def test_a_run_of_another_host_is_not_called_killed(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", WATCH)
+    assert not abandoned(folder)
+    (folder / ".lock").write_text("elsewhere")
+    assert not abandoned(folder)
+    (folder / ".lock").write_text(socket.gethostname())
+    assert abandoned(folder)

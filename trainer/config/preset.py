@@ -39,7 +39,7 @@ def preset_path(name_or_path: str) -> Path:
     if name_or_path not in preset_names():
         raise ConfigError(
             f"unknown preset {name_or_path!r}{did_you_mean(name_or_path, preset_names())}; "
-            f"there are {', '.join(preset_names())}, or give a .toml file"
+            "`flow-train presets list` names all; a file of your own ends in .toml"
         )
     return PRESETS / f"{name_or_path}.toml"
 

@@ -17,8 +17,10 @@ from trainer.run import checkpoint as checkpoints
 from trainer.run.controller import Action, change
 from trainer.run.groups import present
 from trainer.run.log import EXIT, figure, read
-from trainer.run.progress import RESOLVED, RESULT, read_resolved
+from trainer.run.progress import RESOLVED, RESULT, abandoned, read_resolved
 from trainer.scores import history
+
+KILLED = {"error": "its process was killed; the same command continues it", "exit_code": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class RunData:
         versions: package versions.
         scorers: fingerprints when the process started.
         result: `result.json`, or None while the run goes on.
-        ended: `exit.json`, how the last start ended; None while it goes on.
+        ended: `exit.json`, how the last start ended; KILLED if it was; None while it goes on.
         epochs: the training rows.
         evaluations: the evaluation rows; the first is the base.
     """
@@ -87,7 +89,7 @@ def load_run(run_dir: Path, until_epoch: int | None = None) -> RunData:
         versions=resolved["versions"],
         scorers=resolved["scorers"],
         result=_read(run_dir / RESULT),
-        ended=_read(run_dir / EXIT),
+        ended=_read(run_dir / EXIT) or (KILLED if abandoned(run_dir) else None),
         epochs=[row for row in rows if row["kind"] == "train"],
         evaluations=evaluations,
     )

@@ -3,11 +3,14 @@
 import errno
 import fcntl
 import json
+import os
+import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from trainer.config.settings import Settings
 from trainer.errors import CheckpointError, ConfigError
@@ -19,6 +22,7 @@ from trainer.run.storage import storing
 HELD = (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK)
 RESULT = "result.json"
 RESOLVED = "config.json"
+LOCK = ".lock"
 
 
 @dataclass
@@ -68,12 +72,12 @@ def locked(run_dir: Path, say: Callable[[str], None] = print) -> Iterator[None]:
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        handle = (run_dir / ".lock").open("w")
+        handle = (run_dir / LOCK).open("a+")
     except OSError as error:
         raise ConfigError(f"run.out_dir={run_dir}: {error.strerror}") from None
     with handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(handle)
         except OSError as error:
             if error.errno in HELD:
                 raise ConfigError(f"another process is training in {run_dir}") from None
@@ -81,7 +85,34 @@ def locked(run_dir: Path, say: Callable[[str], None] = print) -> Iterator[None]:
                 f"warning: {run_dir} is on a file system without locks ({error.strerror}): see to "
                 "it that no other process trains there"
             )
+        with suppress(OSError):
+            handle.truncate(0)
+            os.write(handle.fileno(), socket.gethostname().encode())
         yield
+
+
+def _lock(handle: IO[str]) -> None:
+    """Take the lock, which `abandoned` holds for a moment now and then."""
+    for _ in range(5):
+        with suppress(BlockingIOError, PermissionError):
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(0.05)
+    return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def abandoned(run_dir: Path) -> bool:
+    """Whether the process that trained here is gone; False where this machine cannot know it.
+
+    It cannot if the run was started on another host, by an older version, or without locks.
+    """
+    try:
+        with (run_dir / LOCK).open(encoding="utf-8") as handle:
+            if handle.read() != socket.gethostname():
+                return False
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def finished(run_dir: Path, settings: Settings) -> dict[str, Any] | None:
