@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 START_TIMEOUT_S = 180.0
+SLOW_S = 15.0
 # Models by the names people know them by; the end of a preset's name does as well.
 MODELS = {
     "sd3.5-medium": "sd35m",
@@ -150,13 +151,14 @@ def _with_local_service(command: list[str], env: dict[str, str], folder: Path, s
     serve = [sys.executable, "-m", "reward_server", "serve", "--port-file", str(ports_file)]
     serve += ["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]
     serve += ["--scorers", scorers] if scorers else []
+    print(f"starting a reward service (log: {log_file}) ...", flush=True)
     with log_file.open("ab") as log:
         # A session of its own, so that Ctrl-C reaches the trainer first and scores in flight are
         # still answered while it saves.
         service = subprocess.Popen(serve, stdout=log, stderr=log, start_new_session=True)
     try:
         url = _wait_for_ports(service, ports_file, log_file)
-        print(f"reward service: {url} (log: {log_file})", flush=True)
+        print(f"reward service: {url}", flush=True)
         return _run(command, {**env, "REWARD_URL": url})
     finally:
         service.terminate()
@@ -167,8 +169,11 @@ def _with_local_service(command: list[str], env: dict[str, str], folder: Path, s
 
 
 def _wait_for_ports(service: subprocess.Popen[bytes], ports_file: Path, log_file: Path) -> str:
-    deadline = time.monotonic() + START_TIMEOUT_S
+    deadline, said_s = time.monotonic() + START_TIMEOUT_S, time.monotonic()
     while time.monotonic() < deadline:
+        if time.monotonic() - said_s > SLOW_S:
+            said_s = time.monotonic()
+            print(f"still starting; at most {deadline - said_s:.0f} s more", flush=True)
         if service.poll() is not None:
             raise SystemExit(f"the reward service ended at start; the reason is in {log_file}")
         if ports_file.exists():

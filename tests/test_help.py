@@ -85,7 +85,10 @@ def test_bash_completes_commands_options_and_scorers(
         ("reward_server serve --prot 3", "No such option: --prot (Possible options: --port) (see"),
         ("reward_server srv", "No such command 'srv'. Did you mean 'serve'? (see"),
         ("reward_server score", "Missing argument 'images' (see"),
-        ("trainer train --oout x", "No such option: --oout (Possible options: --out, --quiet) (see"),
+        (
+            "trainer train --oout x",
+            "No such option: --oout (Possible options: --out, --quiet) (see",
+        ),
         ("trainer train --gpus -1", "Invalid value for '--gpus': Input should be"),
         ("trainer sample runs/a", "Missing argument 'prompts' (see"),
     ],
