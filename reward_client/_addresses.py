@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
+from reward_client._tasks import within
 from reward_client.errors import InvalidArgument
 
 SCHEMES = ("grpc", "grpcs", "http", "https")
@@ -157,7 +158,7 @@ async def look_up(host: str, port: int) -> Sequence[str]:
     loop = asyncio.get_running_loop()
     asking = loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     try:
-        found = await asyncio.wait_for(asking, _RESOLVE_TIMEOUT_S)
+        found = await within(_RESOLVE_TIMEOUT_S, asking)
     except asyncio.TimeoutError as error:
         raise OSError(f"no answer within {_RESOLVE_TIMEOUT_S:g} s") from error
     for family in (socket.AF_INET, socket.AF_INET6):

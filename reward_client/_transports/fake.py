@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 from reward_client import _validation
 from reward_client._pb.reward.v1 import reward_pb2 as pb
+from reward_client._tasks import within
 from reward_client._transports.base import Headers, Message
 from reward_client._wire import convert
 from reward_client.codec import is_lossy
@@ -62,8 +63,8 @@ class FakeTransport:
         """Score one request, in a thread of its own."""
         answering = asyncio.to_thread(self.answer, pb.ScoreRequest.FromString(message.body))
         try:
-            return await asyncio.wait_for(answering, timeout_s)
-        except (TimeoutError, asyncio.TimeoutError) as error:
+            return await within(timeout_s, answering)
+        except asyncio.TimeoutError as error:
             raise DeadlineExceeded("the function did not answer in time") from error
 
     def answer(self, message: pb.ScoreRequest) -> pb.ScoreResponse:

@@ -16,6 +16,7 @@ from reward_client import _tracing
 from reward_client._addresses import Address
 from reward_client._pb.reward.v1 import reward_pb2 as pb
 from reward_client._shared_memory import SharedMemory
+from reward_client._tasks import within
 from reward_client._tls import TlsFiles
 from reward_client._transports.base import (
     ERROR_INFO_KEY,
@@ -172,8 +173,8 @@ class _Stream:
         patience = pb.ScoreRequest(timeout_ms=timeout_s * 1e3).SerializeToString()
         sending = self._open.send(message.request_id, message.body + patience)
         try:
-            return await asyncio.wait_for(sending, timeout_s)
-        except (TimeoutError, asyncio.TimeoutError) as error:
+            return await within(timeout_s, sending)
+        except asyncio.TimeoutError as error:
             raise DeadlineExceeded(
                 f"{self._url} did not answer in time: allow more with deadline_s"
             ) from error

@@ -14,6 +14,7 @@ from google.protobuf import message as protobuf
 from reward_client import _retry_after, _tracing
 from reward_client._addresses import Address
 from reward_client._pb.reward.v1 import reward_pb2 as pb
+from reward_client._tasks import within
 from reward_client._tls import TlsFiles
 from reward_client._transports.base import (
     DEADLINE_HEADER,
@@ -90,8 +91,8 @@ class HttpTransport:
 
     async def _send(self, request: httpx.Request, reply: Reply, timeout_s: float) -> Reply:
         try:
-            response = await asyncio.wait_for(self._client.send(request), timeout_s)
-        except (TimeoutError, asyncio.TimeoutError) as error:
+            response = await within(timeout_s, self._client.send(request))
+        except asyncio.TimeoutError as error:
             raise _too_late(self._url) from error
         except httpx.HTTPError as error:
             raise _transport_error(self._url + self._proxy_note, error) from error

@@ -12,6 +12,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from reward_client._tasks import within
 from reward_client.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted
 from reward_server.config import ServerConfig
 
@@ -62,7 +63,7 @@ class Intake:
         """
         async with self._reading:
             try:
-                message = await asyncio.wait_for(context.read(), self._timeout_s)
+                message = await within(self._timeout_s, context.read())
             except asyncio.TimeoutError as error:
                 raise DeadlineExceeded(
                     f"the message did not come within client_timeout_s = {self._timeout_s:g} s"

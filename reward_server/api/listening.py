@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import uvicorn
 from starlette.types import ASGIApp
 
+from reward_client._tasks import within
 from reward_server.api.http_connection import bounded_protocol
 
 
@@ -58,7 +59,7 @@ class HttpListener:
         if self._server is not None and self._task is not None:
             self._server.should_exit = True
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._task, grace_s)
+                await within(grace_s, self._task)
         self._socket.close()
 
 

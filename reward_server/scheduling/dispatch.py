@@ -6,12 +6,11 @@ import time
 from collections.abc import Collection, Sequence
 
 from reward_client import _tracing
-from reward_client._tasks import all_of
+from reward_client._tasks import all_of, outcomes
 from reward_client.errors import RewardError, error_for
 from reward_client.types import ScoreResponse, ScorerResult
 from reward_server.backend import Backend, Order
 from reward_server.observability.metrics import Metrics
-from reward_server.scheduling.gather import outcomes
 from reward_server.scheduling.results import failed_result, record_result, whole_request_error
 from reward_server.upstream.scorer import UpstreamScorer, score_together
 

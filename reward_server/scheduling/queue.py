@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from reward_client._tasks import within
 from reward_client.errors import Code
 from reward_server.observability.metrics import Metrics
 from reward_server.scheduling.batching import BatchLimits, FairShares, Job, Plan, plan
-from reward_server.scheduling.gather import within
 from reward_server.workers.ipc import BatchDone, Failure, ItemMessage, Score
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from reward_client._tasks import outcomes
 from reward_client._wire.splitting import Part, shift_items, split
 from reward_client.errors import Code, ItemError, ResourceExhausted, RewardError, Unavailable
 from reward_client.types import Item, ScoreRequest, ScoreResponse, ScorerInfo, ScorerResult
 from reward_server.backend import Order
-from reward_server.scheduling.gather import outcomes
 from reward_server.scheduling.queue import Answer
 from reward_server.scheduling.results import nothing_to_do, scorer_result
 from reward_server.upstream.identity import Identity

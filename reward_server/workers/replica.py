@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import msgspec
 import structlog
 
+from reward_client._tasks import within
 from reward_client.errors import Code
 from reward_client.types import ReplicaInfo, ScorerState
 from reward_server.config import ScorerConfig
 from reward_server.observability.metrics import Metrics
 from reward_server.scheduling.batching import BatchLimits
-from reward_server.scheduling.gather import within
 from reward_server.scheduling.queue import Work, Worker, WorkQueue
 from reward_server.workers.ipc import BatchDone, Failure, Hello, Score
 from reward_server.workers.memory_guard import rss_bytes

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 import structlog
 
+from reward_client._tasks import within
 from reward_server.config import ScorerConfig
-from reward_server.scheduling.gather import within
 from reward_server.scheduling.queue import Work, next_batches
 from reward_server.workers.memory_guard import MemoryGuard
 from reward_server.workers.process import WorkerDied, WorkerProcess, WorkerRefused, passed_on

@@ -20,7 +20,7 @@ import grpc
 import pytest
 import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from server_process import BAD, ROOT, Server, eventually, items, running
+from server_process import BAD, HEADER, ROOT, Server, eventually, items, run_cli, running
 
 from reward_client import Unavailable
 
@@ -130,6 +130,21 @@ def test_a_server_without_any_scorer_is_not_ready(tmp_path: Path) -> None:
         assert "expected 1, found 2" in done.stdout
         with server.client(attempts=1) as client, pytest.raises(Unavailable):
             client.score(items(["ok"]), ["bad"])
+
+
+def test_the_health_check_needs_no_key(tmp_path: Path) -> None:
+    keys = tmp_path / "keys.toml"
+    made = run_cli("keys", "create", "probe", "--file", str(keys))
+    assert made.returncode == 0, made.stderr
+    toml = HEADER + f'keys_file = "{keys}"\n' + SCORERS
+    with running(tmp_path, toml) as server:
+        # Without a key a probe learns the states, and not the reasons.
+        eventually(lambda: "FAILED" in health_check(server).stdout)
+        eventually(lambda: health_check(server).returncode == 0)
+        done = health_check(server)
+    assert done.stderr == ""
+    assert "bad is FAILED: see /v1/scorers or the log" in done.stdout
+    assert "expected 1" not in done.stdout
 
 
 def test_the_gateway_waits_for_no_scorer() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import resource
 import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from server_process import BAD, Server, eventually, items, running
@@ -209,6 +211,30 @@ async def test_a_host_out_of_descriptors_delays_a_start() -> None:
         await until(lambda: pool.state == "READY")
     finally:
         await pool.stop()
+
+
+async def test_a_host_out_of_processes_or_memory_delays_a_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start, refusals = asyncio.create_subprocess_exec, [errno.EAGAIN, errno.ENOMEM]
+
+    async def refused_at_first(*arguments: Any, **options: Any) -> Any:
+        if refusals:
+            number = refusals.pop(0)
+            raise OSError(number, os.strerror(number))
+        return await start(*arguments, **options)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", refused_at_first)
+    config = ScorerConfig.model_validate({"scorer": f"{BAD}:Mean"})
+    pool = open_pools({"mean": config}, Metrics(), lambda name: None, ResultCache(0))["mean"]
+    reasons: set[str] = set()
+    pool.start()
+    try:
+        await until(lambda: reasons.add(pool.last_error) or pool.state == "READY")
+    finally:
+        await pool.stop()
+    for reason in ("Resource temporarily unavailable", "Cannot allocate memory"):
+        assert any(reason in text for text in reasons), reasons
 
 
 async def until(condition: Callable[[], bool]) -> None:

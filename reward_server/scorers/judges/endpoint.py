@@ -18,6 +18,7 @@ import httpx
 import stamina
 
 from reward_client._retry_after import retry_after_s
+from reward_client._tasks import within
 from reward_client.errors import (
     DeadlineExceeded,
     Internal,
@@ -135,8 +136,8 @@ class Endpoint:
         headers = {"content-type": "application/json"} if content else {}
         request = self._client.request(method, url, content=content, headers=headers)
         try:
-            response = await asyncio.wait_for(request, timeout_s)
-        except (TimeoutError, asyncio.TimeoutError, httpx.TimeoutException) as error:
+            response = await within(timeout_s, request)
+        except (asyncio.TimeoutError, httpx.TimeoutException) as error:
             raise DeadlineExceeded(
                 f"{url} did not answer within {timeout_s:.3g} s", retryable=True
             ) from error
