@@ -45,12 +45,10 @@ class Address:
 
     @property
     def is_grpc(self) -> bool:
-        """Whether the url names gRPC rather than HTTP."""
         return self.scheme.startswith("grpc")
 
     @property
     def is_tls(self) -> bool:
-        """Whether the connection is encrypted."""
         return self.scheme.endswith("s")
 
     @property

@@ -126,7 +126,6 @@ class AsyncRewardClient(ClientBase):
         await self.close()
 
     def _core(self) -> Core:
-        """What belongs to the running loop."""
         self._check_open()
         loop = asyncio.get_running_loop()
         if loop not in self._cores:

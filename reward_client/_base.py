@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 
 class ClientBase:
-    """What both clients are made of."""
-
     def __init__(
         self,
         url: str | Sequence[str],
@@ -150,11 +148,9 @@ class ClientBase:
         )
 
     def _new_core(self) -> Core:
-        """Connections and what uses them, for the running event loop."""
         return Core(self._make_pool(), self.url, self._timeout_s, *self._max_message)
 
     def _time_s(self, deadline_s: float | None) -> float:
-        """How long a call may take."""
         return self._timeout_s if deadline_s is None else check_timeout("deadline_s", deadline_s)
 
     def _check_open(self) -> None:

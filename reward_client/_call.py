@@ -55,13 +55,11 @@ class Call:
     reported: RewardError | None = None
 
     def backoff_s(self, patience: Patience) -> float:
-        """How long to wait before the next attempt; longer each time."""
         wait_s = self.wait_s * (1 + patience.jitter * random.random())
         self.wait_s = min(2 * self.wait_s, patience.wait_max_s)
         return wait_s
 
     def too_late(self) -> RewardError:
-        """The error once the deadline has passed."""
         why = f"the last attempt failed: {self.last_error.message}" if self.last_error else ""
         return DeadlineExceeded(
             f"not finished within {self.timeout_s:g} s ({why or 'no attempt was answered'}): allow"
@@ -69,7 +67,6 @@ class Call:
         )
 
     def given_up(self) -> RewardError:
-        """The latest error, which says how often it was met."""
         error = self.last_error
         assert error is not None
         if self.sent > 1:

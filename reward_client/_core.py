@@ -38,7 +38,6 @@ class Core:
         max_message_bytes: int | None,
         max_message_items: int | None,
     ) -> None:
-        """Start without having asked anything; the arguments are those of `RewardClient`."""
         self.pool = pool
         self._name = name
         self._timeout_s = timeout_s
@@ -47,8 +46,6 @@ class Core:
         self._has_asked = False
 
     async def limits(self) -> ServerLimits | None:
-        """What one server accepts, None if it does not say; raises RewardError."""
-
         async def attempt(endpoint: Endpoint, left_s: float) -> ServerLimits | None:
             await endpoint.describe(left_s)
             return endpoint.limits
@@ -92,11 +89,9 @@ class Core:
             return merge(request, parts, await all_of([send(part) for part in parts]))
 
     async def list_scorers(self) -> tuple[ScorerInfo, ...]:
-        """Ask any server for its scorers."""
         return await self.pool.call(Endpoint.describe, self._timeout_s)
 
     async def wait_ready(self, names: Sequence[str], timeout_s: float) -> tuple[ScorerInfo, ...]:
-        """Wait until one server has the scorers READY; see `RewardClient.wait_ready`."""
         clock = asyncio.get_running_loop().time
         ends_s = clock() + timeout_s
         reasons: dict[str, str] = {}
@@ -132,7 +127,6 @@ class Core:
         )
 
     async def states(self) -> tuple[EndpointState, ...]:
-        """What is known of the servers."""
         return self.pool.states()
 
     async def send(

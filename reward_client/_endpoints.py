@@ -96,7 +96,6 @@ class Endpoint:
     _polling: asyncio.Task[tuple[ScorerInfo, ...] | RewardError] | None = field(default=None)
 
     def state(self, now_s: float) -> EndpointState:
-        """Describe it."""
         is_up = self.is_up(now_s)
         return EndpointState(
             self.address.url, is_up, self.outstanding, self.failures, self.last_error
@@ -114,11 +113,9 @@ class Endpoint:
         return self.failures > 0 and now_s >= self.avoid_until_s and self._heard_s <= self._failed_s
 
     def was_heard_since(self, then_s: float) -> bool:
-        """Whether it has answered anything since then."""
         return self._heard_s >= then_s
 
     def answered(self, now_s: float) -> None:
-        """It answered a message."""
         self._heard_s = now_s
         self.failures = self.silent_polls = 0
         self.avoid_until_s = _NEVER
@@ -149,7 +146,6 @@ class Endpoint:
         return self._polling
 
     async def close(self) -> None:
-        """Close the connection."""
         if self._polling is not None:
             self._polling.cancel()
         await self.transport.close()

@@ -280,7 +280,6 @@ class Pool(Servers):
         return known[int(0.95 * (len(known) - 1))] if len(known) >= _LATENCIES_NEEDED else None
 
     def _spare(self, call: Call, busy: Collection[Endpoint]) -> Endpoint | None:
-        """A server for a hedge."""
         now_s = asyncio.get_running_loop().time()
         if self._patience.attempts is not None and call.sent >= self._limit():
             return None

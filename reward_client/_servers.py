@@ -22,7 +22,6 @@ class Servers:
     def __init__(
         self, sources: Sequence[Source], connect: Callable[[Address], Transport], lookup: Lookup
     ) -> None:
-        """Start with the servers whose addresses are known."""
         self.endpoints: list[Endpoint] = []
         self.lookup_error = ""
         self._sources = sources
@@ -38,7 +37,6 @@ class Servers:
         self._adopt([source.address for source in sources if source.is_static and source.address])
 
     def states(self) -> tuple[EndpointState, ...]:
-        """What is known of the servers, in their order."""
         now_s = asyncio.get_running_loop().time()
         return tuple(endpoint.state(now_s) for endpoint in self.endpoints)
 
@@ -109,7 +107,6 @@ class Servers:
             self._resolve_at_s = clock() + _RESOLVE_AGAIN_S
 
     async def close(self) -> None:
-        """Close all connections; calls in flight are cancelled."""
         self._is_closed = True
         endpoints, self.endpoints = self.endpoints, []
         await asyncio.gather(*(endpoint.close() for endpoint in endpoints), *self._leaving)

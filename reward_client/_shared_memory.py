@@ -104,7 +104,6 @@ class SharedMemory:
                 self._free.give(at, size)
 
     def close(self) -> None:
-        """Give it up; the server forgets it."""
         self._link.close()
         with suppress(BufferError):
             self._map.close()
@@ -126,7 +125,6 @@ class FreeList:
         return None
 
     def give(self, start: int, size: int) -> None:
-        """Give a range back."""
         index = bisect.bisect(self._ranges, (start, size))
         after = self._ranges[index : index + 1]
         before = self._ranges[max(0, index - 1) : index]

@@ -23,8 +23,6 @@ from reward_client.types import Item, ItemScores, ScoreRequest, ScoreResponse
 
 
 class Stream:
-    """Messages that leave one by one, and their answers in the order in which they come."""
-
     def __init__(
         self,
         core: Core,
@@ -32,7 +30,6 @@ class Stream:
         in_flight: int,
         timeout_s: float,
     ) -> None:
-        """Start without messages."""
         self._core = core
         self._request_of = request_of
         self._in_flight = in_flight
@@ -43,7 +40,6 @@ class Stream:
 
     @property
     def has_room(self) -> bool:
-        """Whether one more message may leave at once."""
         return len(self._tasks) < self._in_flight
 
     @property
@@ -82,7 +78,6 @@ class Stream:
         return found
 
     async def close(self) -> None:
-        """Cancel what is under way."""
         await cancel(self._tasks)
         for stream in self._streams.values():
             if stream is not None:
@@ -95,7 +90,6 @@ class Stream:
 
 
 def check_counts(items_per_message: int, in_flight: int) -> None:
-    """Raise InvalidArgument for a number below 1."""
     for name, value in (("items_per_message", items_per_message), ("in_flight", in_flight)):
         if value < 1:
             raise InvalidArgument(f"{name} must be at least 1, got {value}")

@@ -43,7 +43,6 @@ DEFAULT_URL = "grpc://127.0.0.1:50051"
 
 
 def _scorer_names(incomplete: str) -> list[str]:
-    """For shell completion."""
     from reward_server.scorers import SCORERS
 
     return [name for name in SCORERS if name.startswith(incomplete)]

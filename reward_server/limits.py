@@ -128,7 +128,6 @@ class FieldWalk:
     """Counts the fields of a message as it lies on the wire, and stops at the limit."""
 
     def __init__(self, limits: RequestLimits, kind: Any, most_fields: int | None = None) -> None:
-        """Prepare."""
         self._limits = limits
         self._has_items = kind is pb.ScoreRequest.DESCRIPTOR
         self._most = min(limits.max_values, most_fields or limits.max_values)
@@ -157,7 +156,6 @@ class FieldWalk:
             yield tag, data[value:at], data[begin:at]
 
     def message(self, data: memoryview, kind: Any, depth: int) -> None:
-        """Walk one message to its leaves."""
         for tag, value, _ in self.fields(data, depth):
             self.inside(kind, tag, value, depth)
 

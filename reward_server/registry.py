@@ -64,7 +64,6 @@ class Registry:
         self._draining = False
 
     def start(self) -> None:
-        """Start all workers; returns at once."""
         for entry in self._entries.values():
             entry.backend.start()
 
@@ -74,7 +73,6 @@ class Registry:
         return entry.backend if entry else None
 
     def names(self) -> tuple[str, ...]:
-        """All names, in the order of the config."""
         return tuple(self._entries)
 
     def infos(self) -> tuple[ScorerInfo, ...]:
@@ -82,7 +80,6 @@ class Registry:
         return tuple(_info(entry) for entry in self._entries.values())
 
     def is_ready(self) -> bool:
-        """Whether any scorer is READY."""
         return any(entry.backend.info().state == "READY" for entry in self._entries.values())
 
     @contextlib.contextmanager

@@ -46,7 +46,6 @@ class RewardService:
     """Every transport is a thin layer over `score`, `infos` and `is_ready`."""
 
     def __init__(self, config: Config, metrics: Metrics, access: Access | None = None) -> None:
-        """Prepare the service; nothing is started."""
         server = config.server
         self.access = access or Access()
         self.config = config
@@ -76,7 +75,6 @@ class RewardService:
 
     @property
     def limits(self) -> RequestLimits:
-        """What a request may hold."""
         return self.config.server
 
     def start(self) -> None:

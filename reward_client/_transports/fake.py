@@ -60,7 +60,6 @@ class FakeTransport:
     async def score(
         self, message: Message, timeout_s: float, headers: Headers = ()
     ) -> pb.ScoreResponse:
-        """Score one request, in a thread of its own."""
         answering = asyncio.to_thread(self.answer, pb.ScoreRequest.FromString(message.body))
         try:
             return await within(timeout_s, answering)
@@ -76,14 +75,12 @@ class FakeTransport:
         return convert.response_to_proto(ScoreResponse(request.request_id, results))
 
     async def list_scorers(self, timeout_s: float, headers: Headers = ()) -> pb.ListScorersResponse:
-        """Describe the scorers; all are ready."""
         return self.describe()
 
     def stream(self) -> None:
         """Requests come one by one."""
 
     def describe(self) -> pb.ListScorersResponse:
-        """Describe the scorers; all are ready."""
         infos = [
             ScorerInfo(
                 name=name,

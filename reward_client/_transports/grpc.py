@@ -61,7 +61,6 @@ class GrpcTransport:
         trust_env: bool,
         shared_memory: bool,
     ) -> None:
-        """Open the channel; it connects on first use."""
         self._url = address.url
         self._may_share = shared_memory
         self._memory: SharedMemory | None = None
@@ -116,11 +115,9 @@ class GrpcTransport:
         return found
 
     def stream(self) -> Calls:
-        """Many small requests over one call."""
         return _Stream(lambda: self._stream(metadata=self._pairs), self._url)
 
     async def close(self) -> None:
-        """Close the channel; calls in flight are cancelled."""
         self._is_closed = True
         await self._channel.close()
         self._forget_memory()

@@ -46,7 +46,6 @@ class HttpTransport:
     def __init__(
         self, address: Address, api_key: str | None, tls: TlsFiles | None, *, trust_env: bool
     ) -> None:
-        """Prepare the pool; nothing is sent yet."""
         self._url = address.url
         use_proxies = trust_env and not address.is_loopback
         # Its errors are to be told from the server's.
@@ -63,7 +62,6 @@ class HttpTransport:
     async def score(
         self, message: Message, timeout_s: float, headers: Headers = ()
     ) -> pb.ScoreResponse:
-        """Send one request; give up after `timeout_s` seconds."""
         all_headers = {"content-type": PROTOBUF_TYPE, DEADLINE_HEADER: f"{timeout_s * 1e3:.0f}"}
         all_headers |= dict(headers) | dict(_tracing.headers())
         request = self._client.build_request(
@@ -76,7 +74,6 @@ class HttpTransport:
         return await self._send(request, pb.ScoreResponse(), timeout_s)
 
     async def list_scorers(self, timeout_s: float, headers: Headers = ()) -> pb.ListScorersResponse:
-        """Ask for the scorers; give up after `timeout_s` seconds."""
         request = self._client.build_request(
             "GET", "/v1/scorers", headers=dict(headers), timeout=_timeout(timeout_s)
         )
@@ -86,7 +83,6 @@ class HttpTransport:
         """HTTP has no stream."""
 
     async def close(self) -> None:
-        """Close the connections."""
         await self._client.aclose()
 
     async def _send(self, request: httpx.Request, reply: Reply, timeout_s: float) -> Reply:

@@ -296,7 +296,6 @@ def error_from_proto(message: pb.ErrorInfo) -> RewardError:
 
 
 def info_to_proto(info: ScorerInfo) -> pb.ScorerInfo:
-    """Build the message that describes one scorer."""
     low, high = info.output_range
     replicas = [pb.ReplicaInfo(**_fields(replica)) for replica in info.replicas]
     same = _fields(info, but=("output_range", "replicas"))
@@ -324,7 +323,6 @@ def info_from_proto(message: pb.ScorerInfo) -> ScorerInfo:
 def infos_to_proto(
     infos: Iterable[ScorerInfo], limits: ServerLimits | None
 ) -> pb.ListScorersResponse:
-    """Build the answer to ListScorers."""
     return pb.ListScorersResponse(
         scorers=[info_to_proto(info) for info in infos],
         limits=None if limits is None else pb.ServerLimits(**_fields(limits)),
@@ -332,7 +330,6 @@ def infos_to_proto(
 
 
 def limits_from_proto(message: pb.ServerLimits) -> ServerLimits:
-    """Read what a server accepts."""
     return ServerLimits(**{f.name: getattr(message, f.name) for f in fields(ServerLimits)})
 
 

@@ -65,7 +65,6 @@ class Message:
 
     @property
     def body(self) -> bytes:
-        """The request, serialised, with all its pixels."""
         return b"".join(self._chunks(None))
 
     @property

@@ -44,7 +44,6 @@ class Coalescer:
     def __init__(
         self, score: Callable[[list[Item]], Awaitable[ScoreResponse]], when: Gathering
     ) -> None:
-        """Start without calls."""
         self._score = score
         self._when = when
         self._thread = LoopThread("reward-client-coalescer")
@@ -56,7 +55,6 @@ class Coalescer:
         return await asyncio.wrap_future(self._thread.submit(self._join(item)))
 
     def blocking(self, item: Item) -> ScoreResponse:
-        """As `awaited`, for callers that block."""
         _check(item)
         running = self._thread.submit(self._join(item))
         try:
@@ -134,5 +132,4 @@ def _check(item: Item) -> None:
 
 
 async def _all_left(answers: list[asyncio.Future[ScoreResponse]]) -> None:
-    """Wait until every answer is cancelled (or set)."""
     await asyncio.wait(answers)

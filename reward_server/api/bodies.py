@@ -59,12 +59,10 @@ async def _admitted_parts(
 
 
 def parse_protobuf(body: bytes, limits: RequestLimits) -> ScoreRequest:
-    """Read a serialised `reward.v1.ScoreRequest`; raises InvalidArgument."""
     return parse_request(body, limits).request(None)
 
 
 def parse_json(body: bytes, limits: RequestLimits) -> ScoreRequest:
-    """Read a ScoreRequest as JSON with base64 images; raises InvalidArgument."""
     decoded = load_json(body, limits)
     check_json_items(decoded, limits)
     return json_mirror.request_from_json(decoded)

@@ -48,7 +48,6 @@ def as_reward_error(error: Exception) -> RewardError:
 
 
 def http_status(error: RewardError) -> int:
-    """The status of an error over HTTP."""
     return 413 if isinstance(error, BodyTooLarge) else STATUS[error.code].http
 
 
@@ -105,7 +104,6 @@ def redacted(text: str) -> str:
 
 
 def redacted_error(error: RewardError) -> RewardError:
-    """The error as its caller may see it."""
     return error_for(
         error.code,
         redacted(error.message),
@@ -116,7 +114,6 @@ def redacted_error(error: RewardError) -> RewardError:
 
 
 def redacted_response(response: ScoreResponse) -> ScoreResponse:
-    """The response as its caller may see it."""
     if not any(result.errors for result in response.results.values()):
         return response
     results = {
@@ -127,7 +124,6 @@ def redacted_response(response: ScoreResponse) -> ScoreResponse:
 
 
 def redacted_infos(infos: Iterable[ScorerInfo]) -> list[ScorerInfo]:
-    """Descriptions as callers may see them."""
     return [
         replace(
             info,

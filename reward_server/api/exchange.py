@@ -78,7 +78,6 @@ class Exchange:
 
     @property
     def limits(self) -> RequestLimits:
-        """What a body may hold."""
         return self._service.limits
 
     async def read(self, parse: Callable[[bytes], T]) -> T:

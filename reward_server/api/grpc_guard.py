@@ -31,7 +31,6 @@ class ApiKeyInterceptor(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        """Let the call through, or put one that refuses in its place."""
         handler = await continuation(handler_call_details)
         details: Any = handler_call_details  # grpc's stubs leave its attributes out
         if handler is None or details.method.startswith(_OPEN_METHODS):

@@ -20,8 +20,6 @@ from reward_server.service import RewardService
 
 @dataclass(frozen=True, slots=True)
 class HttpApp:
-    """One application."""
-
     name: str
     address: str
     hint: str

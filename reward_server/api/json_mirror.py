@@ -71,7 +71,6 @@ def response_to_json(response: ScoreResponse) -> dict[str, Any]:
 def infos_to_json(
     infos: Iterable[ScorerInfo], limits: ServerLimits | None = None
 ) -> dict[str, Any]:
-    """Build the JSON body of `GET /v1/scorers`."""
     return _to_dict(convert.infos_to_proto(infos, limits))
 
 

@@ -29,7 +29,6 @@ class HttpListener:
 
     @property
     def port(self) -> int:
-        """The port in use."""
         return int(self._socket.getsockname()[1])
 
     def start(

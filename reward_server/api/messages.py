@@ -55,7 +55,6 @@ class Parsed:
 
     @property
     def request_id(self) -> str:
-        """As the caller chose it."""
         return self.header.request_id
 
     @property

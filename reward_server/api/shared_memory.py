@@ -74,7 +74,6 @@ class SharedMemoryHost:
             path.chmod(0o600)
 
     def stop(self) -> None:
-        """Forget everything and remove the socket."""
         loop = asyncio.get_running_loop()
         for listening in self._listening:
             loop.remove_reader(listening)

@@ -34,8 +34,6 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """One outline on the picture."""
-
     corners: tuple[Point, ...]
     label: str
     color: Color
@@ -43,8 +41,6 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One paragraph below the picture."""
-
     text: str
     color: Color
     is_heading: bool = False
@@ -52,8 +48,6 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one scorer says about a picture."""
-
     scorer: str
     score: float | None = None
     components: Mapping[str, float] = field(default_factory=dict)

@@ -103,13 +103,11 @@ def ask_here(items: Sequence[Item], config: Config) -> ScoreResponse:
 
 
 def list_infos(url: str) -> Sequence[ScorerInfo]:
-    """The scorers of a running server; raises RewardError."""
     with RewardClient.from_env(url=url, attempts=1) as client:
         return client.list_scorers()
 
 
 def findings(response: ScoreResponse, index: int) -> list[Finding]:
-    """What every scorer says about one item."""
     found = []
     for result in response.results.values():
         error, score = result.errors.get(index), result.scores[index]
@@ -162,7 +160,6 @@ def _spec(text: str, where: str) -> tuple[SpecKind | None, Mapping[str, Any] | N
 
 
 def note(text: str) -> None:
-    """Say something beside the result."""
     print(f"reward-server: {text}", file=sys.stderr)
 
 

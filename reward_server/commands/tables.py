@@ -88,7 +88,6 @@ def show_categories(items: Sequence[Item], response: ScoreResponse) -> None:
 
 
 def show_scorers(infos: Sequence[ScorerInfo]) -> None:
-    """Print a table of the scorers of a server."""
     _console().print(_scorer_table(infos))
 
 

@@ -40,13 +40,11 @@ class ScorerWatch(Collector):
         endpoints: Callable[[], Iterable[EndpointUse]],
         recent_scores: Mapping[str, Collection[float]],
     ) -> None:
-        """Prepare."""
         self._infos = infos
         self._endpoints = endpoints
         self._recent_scores = recent_scores
 
     def collect(self) -> Iterable[Metric]:
-        """Yield the families, in the order they are documented."""
         infos = tuple(self._infos())
         yield from self._scorers(infos)
         yield from self._replicas(infos)

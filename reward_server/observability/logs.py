@@ -99,7 +99,6 @@ class LogSink:
 
 
 def configure(level: str, style: str) -> LogLevel:
-    """Set up structlog and `logging` for this process."""
     is_console = style == "console" or (style == "auto" and sys.stderr.isatty())
     threshold = LogLevel(level)
     shared: list[Any] = [

@@ -143,10 +143,8 @@ class Metrics:
         self.registry.register(ScorerWatch(infos, endpoints, self.recent_scores))
 
     def tell_build(self, build: BuildInfo) -> None:
-        """Publish which build this is."""
         info = Info("reward_build", "Version and revision.", registry=self.registry)
         info.info({"version": build.version, "revision": build.revision})
 
     def text(self) -> bytes:
-        """Everything in Prometheus' text format."""
         return generate_latest(self.registry)

@@ -78,7 +78,6 @@ class RequestWatch:
     """Watches the requests of one API."""
 
     def __init__(self, api: str, metrics: Metrics, slow_request_s: float) -> None:
-        """Prepare."""
         self._api = api
         self._metrics = metrics
         self._slow_request_s = slow_request_s

@@ -45,7 +45,6 @@ class _DrainRate:
         self._left.clear()
 
     def add(self, units: int) -> None:
-        """So many units left."""
         now_s = self._clock()
         if self._left and now_s - self._left[-1][0] < _BUCKET_S:
             at_s, before = self._left.pop()
@@ -155,7 +154,6 @@ class Ticket:
             lane.leave(1, self.client)
 
     def release(self) -> None:
-        """Give everything back."""
         server = self._admission
         for scorer, items in self.places.items():
             if items:
@@ -200,7 +198,6 @@ class Admission:
         self.max_bytes = max_bytes
 
     def taken(self, scorer: str) -> int:
-        """Places of a scorer that are taken."""
         return self.lanes[scorer].taken if scorer in self.lanes else 0
 
     def drain_rate(self, scorer: str) -> float:

@@ -22,7 +22,6 @@ class Arrival:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes admitted so far."""
         return self._ticket.bytes
 
     def hold(self, size_bytes: int) -> None:

@@ -43,7 +43,6 @@ class ResultCache:
         return policy == "always" or priority is not Priority.TRAIN
 
     def get(self, key: bytes) -> Score | None:
-        """The score of a key, if it is still held."""
         found = self._entries.get(key)
         if found is None:
             return None

@@ -22,8 +22,6 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class DecodedItem:
-    """An item with its pixels."""
-
     item: Item
     images: tuple[UInt8Image, ...]
     references: tuple[UInt8Image, ...]
@@ -31,7 +29,6 @@ class DecodedItem:
 
     @property
     def pixels(self) -> int:
-        """Pixels of all images and references."""
         return sum(a.shape[0] * a.shape[1] for a in (*self.images, *self.references))
 
 

@@ -20,8 +20,6 @@ class _Call:
 
 
 class InFlight:
-    """All requests in call."""
-
     def __init__(self) -> None:
         self._by_id: dict[tuple[str, str], _Call] = {}
 
@@ -64,7 +62,6 @@ class InFlight:
         return not pending
 
     def cancel_all(self) -> None:
-        """Give all of them up."""
         for call in list(self._by_id.values()):
             call.task.cancel()
 

@@ -28,8 +28,6 @@ MAX_CRASHES = 2
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """Where a batch ran."""
-
     replica: str
     device: str
     pid: int
@@ -115,7 +113,6 @@ class WorkQueue:
     """What waits for one scorer; several workers take from it (`next_batches`)."""
 
     def __init__(self, name: str, metrics: Metrics, changed: Signal | None = None) -> None:
-        """Prepare."""
         self.changed = changed or Signal()
         self._name = name
         self._metrics = metrics
@@ -135,7 +132,6 @@ class WorkQueue:
         return time.monotonic() - min(arrivals_s) if arrivals_s else 0.0
 
     def put(self, works: Iterable[Work]) -> None:
-        """Add items."""
         self._waiting.update((work.job.key, work) for work in works)
         self._notify()
 

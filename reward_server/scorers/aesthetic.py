@@ -26,7 +26,6 @@ HEAD_FILE = "sac+logos+ava1-l14-linearMSE.pth"
 
 
 def div10(score: ItemScore) -> float:
-    """A tenth of raw."""
     return score.raw / 10
 
 
@@ -56,23 +55,19 @@ class AestheticScorer(ClipFamilyScorer):
         self._head: LinearHead | None = None
 
     def files(self) -> list[Path]:
-        """CLIP's files and the head's."""
         folder = store.require(HEAD_SET, self._head_folder, (HEAD_FILE,))
         return [*super().files(), folder / HEAD_FILE]
 
     def open(self, device: str, dtype: torch.dtype) -> Clip:
-        """Load the image tower and the head; raises ValueError."""
         clip = super().open(device, dtype)
         state = torch_tools.load_state(self.files()[-1])
         self._head = linear_head.compose(state, "", clip.width, device)
         return clip
 
     def modules(self) -> list[ModuleType]:
-        """The image tower and the head."""
         return [*super().modules(), linear_head]
 
     def rows(self, items: Sequence[ScoreInput]) -> list[ItemScore]:
-        """The head's number for every picture."""
         assert self._head is not None  # set with the network
         rated = self._head(self.embed([item.images[0] for item in items]))
         return [ItemScore(value) for value in rated.tolist()]

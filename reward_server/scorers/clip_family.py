@@ -42,7 +42,6 @@ class ClipFamilyScorer(NetworkScorer[Clip]):
         self._backbones = backbones
 
     def files(self) -> list[Path]:
-        """Config, preprocessor, tokenizer and checkpoint."""
         return clip_tools.clip_files(self.weight_set, self._weights)
 
     def open(self, device: str, dtype: torch.dtype) -> Clip:
@@ -72,11 +71,9 @@ class ClipFamilyScorer(NetworkScorer[Clip]):
         )
 
     def facts(self) -> Mapping[str, str]:
-        """What decides the embeddings besides weights and code."""
         return {**self._prepared().facts(), **self.network.facts()}
 
     def modules(self) -> list[ModuleType]:
-        """The towers, their pairing and their sharing."""
         return [clip_tools, backbones, sys.modules[__name__]]
 
     def _prepared(self) -> Preparation:
@@ -100,7 +97,6 @@ class ClipPairScorer(ClipFamilyScorer):
     """raw = exp(logit_scale) * cos(image, prompt); component `cosine`."""
 
     def rows(self, items: Sequence[ScoreInput]) -> list[ItemScore]:
-        """Cosines of all pairs, scaled."""
         scale = self.network.logit_scale
         images = self.embed([item.images[0] for item in items])
         prompts = [item.prompt for item in items]
@@ -112,5 +108,4 @@ cosine = component("cosine")  # the transform without the logit scale
 
 
 def div100(score: ItemScore) -> float:
-    """A hundredth of raw."""
     return score.raw / 100

@@ -27,7 +27,6 @@ class Clip:
     """The towers of a CLIPModel of transformers on a device; without text until it is added."""
 
     def __init__(self, model: Any, *, device: str, dtype: torch.dtype, compile: bool) -> None:
-        """Move the image tower to its device and type."""
         # Before the weights lose precision: 4.6052 in bfloat16 is off by 1 % after exp.
         self.logit_scale = float(model.logit_scale.detach().float().exp())
         self.width = int(model.config.projection_dim)
@@ -39,17 +38,14 @@ class Clip:
 
     @property
     def has_text(self) -> bool:
-        """Whether prompts can be embedded."""
         return self._tokenizer is not None
 
     def add_text(self, model: Any, tokenizer: Any) -> None:
-        """Take the text tower of a CLIPModel too."""
         self._text = self._tower(model.text_model)
         self._project_text = self._placed(model.text_projection)
         self._tokenizer = tokenizer
 
     def facts(self) -> Mapping[str, str]:
-        """What decides the embeddings besides weights, preparation and code."""
         import tokenizers
         import transformers
 
@@ -94,7 +90,6 @@ def clip_files(name: str, weights: str) -> list[Path]:
 def load_clip(
     folder: Path, *, device: str, dtype: torch.dtype, compile: bool, with_text: bool
 ) -> Clip:
-    """Load a CLIP repository from its folder; raises ValueError."""
     model = _model(folder)
     clip = Clip(model, device=device, dtype=dtype, compile=compile)
     _check_preprocessor(folder / "preprocessor_config.json", clip.size_px)

@@ -50,7 +50,6 @@ class Deqa:
     code: str
 
     def facts(self) -> Mapping[str, str]:
-        """What decides the scores besides weights and code."""
         import torch
         import transformers
 
@@ -134,7 +133,6 @@ class DeqaScorer(NetworkScorer[Deqa]):
         )
 
     def modules(self) -> list[ModuleType]:
-        """The definition of the score."""
         return [deqa_maths]
 
     def problem(self, item: ScoreInput) -> ItemFailure | None:

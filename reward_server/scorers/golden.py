@@ -45,17 +45,13 @@ class GoldenScorer(Protocol):
         """
         ...
 
-    def fingerprint(self) -> str:
-        """As in `Scorer`."""
-        ...
+    def fingerprint(self) -> str: ...
 
     def golden_items(self) -> list[ScoreInput]:
         """At least three inputs that this code draws itself, with different true scores."""
         ...
 
-    def score(self, batch: Sequence[ScoreInput], *, details: bool) -> list[Outcome]:
-        """As in `Scorer`."""
-        ...
+    def score(self, batch: Sequence[ScoreInput], *, details: bool) -> list[Outcome]: ...
 
 
 @runtime_checkable

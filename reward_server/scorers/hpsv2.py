@@ -42,7 +42,6 @@ class OpenClip:
         self._device, self._dtype = str(weight.device), weight.dtype
 
     def facts(self) -> Mapping[str, str]:
-        """What decides the embeddings besides weights and code."""
         import open_clip  # pyright: ignore[reportMissingImports]
 
         return {
@@ -99,7 +98,6 @@ class HpsV2Scorer(NetworkScorer[OpenClip]):
         return [store.require(self.spec.name, self._weights, (self.checkpoint,)) / self.checkpoint]
 
     def open(self, device: str, dtype: torch.dtype) -> OpenClip:
-        """Build the open_clip model and load the checkpoint; raises ValueError."""
         (path,) = self.files()
         architecture = _registered(self._architecture)
         model = _model(architecture)
@@ -111,11 +109,9 @@ class HpsV2Scorer(NetworkScorer[OpenClip]):
         return OpenClip(model, architecture, preparation, compile=self._compile)
 
     def modules(self) -> list[ModuleType]:
-        """Pairs and unit vectors."""
         return [clip_tools]
 
     def rows(self, items: Sequence[ScoreInput]) -> list[ItemScore]:
-        """Cosines of all pairs."""
         images = self.network.images([item.images[0] for item in items])
         prompts = [item.prompt for item in items]
         found = clip_tools.pair_cosines(images, prompts, self.network.texts)

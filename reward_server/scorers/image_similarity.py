@@ -27,7 +27,6 @@ class ImageSimilarityScorer(ResizedScorer):
     )
 
     def problem(self, item: ScoreInput) -> ItemFailure | None:
-        """Exactly one picture and one reference, neither too thin."""
         found = super().problem(item)
         if found is not None:
             return found
@@ -39,7 +38,6 @@ class ImageSimilarityScorer(ResizedScorer):
         return pixels.aspect_problem(item.references[0], "references[0]")
 
     def rows(self, items: Sequence[ScoreInput]) -> list[ItemScore]:
-        """Pictures and references together in one forward."""
         pictures = [item.images[0] for item in items]
         embedded = self.embed([*pictures, *(item.references[0] for item in items)])
         found = clip_tools.cosines(embedded[: len(items)], embedded[len(items) :])

@@ -39,12 +39,10 @@ class ImageRewardScorer(NetworkScorer[RewardNet]):
         super().__init__(weights=weights, dtype=dtype, compile=compile)
 
     def files(self) -> list[Path]:
-        """Checkpoint, BERT configuration and vocabulary."""
         folder = store.require(self.spec.name, self._weights, FILES)
         return [folder / name for name in FILES]
 
     def open(self, device: str, dtype: torch.dtype) -> RewardNet:
-        """Load both towers and the head; raises ValueError for other files."""
         checkpoint, med_config, tokenizer = self.files()
         return imagereward_net.load(
             checkpoint,
@@ -56,7 +54,6 @@ class ImageRewardScorer(NetworkScorer[RewardNet]):
         )
 
     def modules(self) -> list[ModuleType]:
-        """The network and its head."""
         return [imagereward_net, linear_head, clip_tools]
 
     def rows(self, items: Sequence[ScoreInput]) -> list[ItemScore]:

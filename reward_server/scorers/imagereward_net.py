@@ -59,7 +59,6 @@ class RewardNet:
         self._device, self._dtype = str(vision.device), vision.dtype
 
     def facts(self) -> Mapping[str, str]:
-        """What decides the rewards besides weights and code."""
         import tokenizers
         import transformers
 
@@ -95,7 +94,6 @@ def load(
     dtype: torch.dtype,
     compile: bool,
 ) -> RewardNet:
-    """Load the official files; raises ValueError."""
     state = torch_tools.load_state(checkpoint)
     vision = _vision(_part(state, _VISION), checkpoint)
     text = _text(_part(state, _TEXT), json.loads(med_config.read_text("utf-8")), vision, checkpoint)

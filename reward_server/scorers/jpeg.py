@@ -71,7 +71,6 @@ class JpegScorer:
             tools.check_close(f"jpeg/{name}", size_kb(image), expected, 0.02 * expected, cause)
 
     def score(self, batch: Sequence[ScoreInput], *, details: bool) -> list[Outcome]:
-        """Encode each item's image."""
         return [self._score_one(item, details=details) for item in batch]
 
     def _score_one(self, item: ScoreInput, *, details: bool) -> Outcome:

@@ -50,7 +50,6 @@ class Preparation:
     size_px: int
 
     def facts(self) -> dict[str, str]:
-        """What decides the pixels, for a fingerprint."""
         import torch
 
         return {

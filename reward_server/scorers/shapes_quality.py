@@ -59,11 +59,9 @@ class ShapesQualityScorer:
         self._tables: tuple[silhouettes.Silhouettes, palette.Nearest] | None = None
 
     def load(self, device: str) -> None:
-        """Build the tables; numpy on one core whatever the device."""
         self._tables = silhouettes.build(), palette.build()
 
     def fingerprint(self) -> str:
-        """Digest over this code and the detector's measurements."""
         modules = [sys.modules[__name__], silhouettes, shapes_scene, shapes_fit, palette]
         return tools.digest(modules, {"version": self.spec.version, "numpy": np.__version__})
 
@@ -84,7 +82,6 @@ class ShapesQualityScorer:
             tools.check_close(f"shapes_quality/{what}", found, expected, tolerance, cause)
 
     def score(self, batch: Sequence[ScoreInput], *, details: bool) -> list[Outcome]:
-        """Measure each item's image; needs no prompt and no spec."""
         problems = [tools.image_problem(i, self.spec.name, _MIN_SIDE_PX) for i in batch]
         good = [i.images[0] for i, problem in zip(batch, problems, strict=True) if not problem]
         rows = iter(self.measure(good))

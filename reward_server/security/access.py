@@ -60,11 +60,9 @@ class Access:
 
     @property
     def is_open(self) -> bool:
-        """Whether no key is asked for."""
         return self._file is None
 
     def warnings(self) -> list[str]:
-        """What an operator should know about the key file."""
         if self._file is None:
             return []
         found = keys.permission_problem(self._file)

@@ -76,7 +76,6 @@ def is_loopback(address: str) -> bool:
 
 
 def log_warnings(server: ServerConfig, guard: Guard) -> None:
-    """Say what is allowed and yet worth a thought."""
     log = structlog.get_logger()
     for warning in guard.access.warnings():
         log.warning("key file", problem=warning)

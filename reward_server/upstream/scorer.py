@@ -53,20 +53,16 @@ class UpstreamScorer:
         self._draining = False
 
     def start(self) -> None:
-        """Begin to look for servers; returns at once."""
         self.servers.join(self, self.name, self.settings.scorer, self._on_change)
 
     def retry(self) -> None:
-        """Look at every server again now."""
         self.servers.look_now()
 
     def drain(self) -> None:
-        """Show DRAINING; what was ordered is still served."""
         self._draining = True
         self._on_change()
 
     async def stop(self) -> None:
-        """Take leave of the servers; the last scorer closes the connections."""
         await self.servers.leave(self)
 
     def refusal(self) -> RewardError | None:
@@ -85,7 +81,6 @@ class UpstreamScorer:
         )
 
     def info(self) -> ScorerInfo:
-        """The description clients get: that of the servers which are used."""
         known = self.servers.identity(self.settings.scorer) or _UNKNOWN
         state, reason = self.servers.state(self.settings.scorer)
         return ScorerInfo(
@@ -97,11 +92,9 @@ class UpstreamScorer:
         )
 
     def status(self) -> ScorerInfo:
-        """As `info`, which knows the servers; what waits is known to them alone."""
         return self.info()
 
     async def score(self, order: Order) -> ScorerResult:
-        """Send the items to servers, and again to others where one fails; raises RewardError."""
         (outcome,) = await score_together([self], order)
         if isinstance(outcome, RewardError):
             raise outcome

@@ -308,7 +308,6 @@ class Servers:
         )
 
     def _saw(self, endpoint: Endpoint, outcome: tuple[ScorerInfo, ...] | RewardError) -> None:
-        """Learn from a poll."""
         seen = self._seen.setdefault(endpoint, _Seen())
         before = (seen.trouble, seen.infos, dict(seen.stale))
         if isinstance(outcome, RewardError):
@@ -322,7 +321,6 @@ class Servers:
             self._update()
 
     def _judge(self, endpoint: Endpoint, error: RewardError) -> None:
-        """Learn from a message that failed."""
         if error.items or error.code not in _SERVER_IS_DOWN:
             return
         seen = self._seen.setdefault(endpoint, _Seen())

@@ -59,7 +59,6 @@ class Route:
     tls: TlsFiles | None = None
 
     def sources(self) -> list[Source]:
-        """The targets for a pool."""
         return [parse_target(text, is_tls=self.is_tls) for text in self.targets]
 
 

@@ -27,8 +27,6 @@ class BlessError(WeightsError):
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a scorer makes of its golden items."""
-
     name: str
     version: str
     digest: str

@@ -63,7 +63,6 @@ class _Job:
 
     @property
     def what(self) -> str:
-        """Its name in messages."""
         return f"{self.weights.name}/{self.file.path}"
 
 

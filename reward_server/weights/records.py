@@ -138,7 +138,6 @@ def set_states(folder: Path, weights: WeightSet, *, rehash: bool = False) -> dic
 
 
 def overall(states: Mapping[str, State]) -> State:
-    """The state of a set with these files."""
     found = set(states.values())
     if found == {State.ABSENT}:
         return State.ABSENT

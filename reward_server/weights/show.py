@@ -30,19 +30,15 @@ _SHOWN = {State.UNRECORDED: "complete, unverified"}
 
 @dataclass(frozen=True, slots=True)
 class SetStatus:
-    """A set and how it lies here."""
-
     weights: WeightSet
     folder: Path
     files: Mapping[str, State]
 
     @property
     def state(self) -> State:
-        """Of the set as a whole."""
         return records.overall(self.files)
 
     def to_json(self) -> dict[str, Any]:
-        """For programs."""
         return {
             "name": self.weights.name,
             "scorers": list(self.weights.scorers),
@@ -55,7 +51,6 @@ class SetStatus:
 
 
 def set_table(rows: Sequence[SetStatus]) -> Table:
-    """The catalogue, one line per set."""
     table = Table("set", "scorers", "size", "licence", "state")
     table.columns[2].justify = "right"
     for row in rows:
@@ -112,11 +107,9 @@ class PullReport:
         self._bars.stop()
 
     def say(self, line: str) -> None:
-        """Print one line above the bars."""
         self._console.print(line)
 
     def progress(self, what: str, done_bytes: int, total_bytes: int | None) -> None:
-        """Move the bar of a file."""
         if what not in self._tasks:
             self._tasks[what] = self._bars.add_task(what, total=total_bytes)
         self._bars.update(self._tasks[what], completed=done_bytes)

@@ -40,8 +40,6 @@ class SourceError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What a source says of a file before it is fetched."""
-
     size_bytes: int | None = None
     sha256: str = ""
     trust: Trust = Trust.SOURCE

@@ -235,7 +235,6 @@ class ArenaWriter:
         return [refs[id(image)] for image in images]
 
     def close(self) -> None:
-        """Give the memory up; the kernel frees it once the worker is gone too."""
         self._map = None
         if self.fd >= 0:
             os.close(self.fd)

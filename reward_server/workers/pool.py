@@ -44,7 +44,6 @@ class Workers:
         ]
 
     def start(self) -> None:
-        """Start all slots, once."""
         if not self._tasks:
             self._tasks = [asyncio.create_task(slot.run()) for slot in self._slots]
 
@@ -93,21 +92,17 @@ class ScorerPool:
         self._keys = itertools.count()
 
     def start(self) -> None:
-        """Start the workers, unless another scorer has; returns at once."""
         self._workers.start()
 
     def retry(self) -> None:
-        """Let FAILED replicas try again now, instead of after their cool-down or never."""
         for replica in self.replicas:
             replica.retry()
 
     def drain(self) -> None:
-        """Show DRAINING; what waits is still served."""
         self._draining = True
         self._changed()
 
     async def stop(self) -> None:
-        """Leave the workers, which end with their last scorer, and fail what is left."""
         for replica in self.replicas:
             replica.close()
         await self._workers.leave(self.name)
@@ -159,7 +154,6 @@ class ScorerPool:
         return None
 
     async def score(self, order: Order) -> ScorerResult:
-        """Queue the items of an order and await answers, until its deadline; raises RewardError."""
         info = self.info()
         by_index, errors = works_of(order, info, self._keys)
         works = by_index.values()
@@ -180,7 +174,6 @@ class ScorerPool:
             self.queue.withdraw(works)
 
     def info(self) -> ScorerInfo:
-        """The description clients get."""
         state = self.state
         # Also while it is tried again: a start that takes minutes has then gone wrong before.
         error = self.last_error if state in ("FAILED", "STARTING") else ""
@@ -196,7 +189,6 @@ class ScorerPool:
         )
 
     def status(self) -> ScorerInfo:
-        """As `info`, with replicas and what waits."""
         return replace(
             self.info(),
             replicas=tuple(replica.info() for replica in self.replicas),

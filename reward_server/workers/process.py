@@ -130,7 +130,6 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int:
-        """The process id."""
         return self._process.pid
 
     async def load(
@@ -271,7 +270,6 @@ async def _output_pipe(stack: contextlib.ExitStack) -> tuple[asyncio.StreamReade
 
 
 def threads_of(config: ScorerConfig, device: str) -> int:
-    """CPU threads of a worker."""
     return config.threads or (1 if device == "cpu" else 4)
 
 

@@ -94,7 +94,6 @@ class Replica:
         self._max_pixels = config.max_batch_pixels
 
     def info(self) -> ReplicaInfo:
-        """How it is now."""
         worker = self._worker
         pid = worker.pid if worker is not None and not worker.exited.done() else None
         return ReplicaInfo(
@@ -298,7 +297,6 @@ class Pace:
             self._item_s = self_test_s
 
     def ran(self, items: int, compute_s: float) -> None:
-        """Note how long a batch took."""
         remembered_s = self._MEMORY * self._item_s if self._has_run else 0.0
         self._item_s = max(remembered_s, compute_s / items)
         self._has_run = True

@@ -35,7 +35,6 @@ class WorkerSlot:
         replicas: Sequence[Replica],
         asked: asyncio.Event,
     ) -> None:
-        """Prepare; nothing is started."""
         self._config = config
         self._device = config.devices[index]
         self._replicas = replicas

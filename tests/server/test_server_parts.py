@@ -131,7 +131,8 @@ def test_a_worker_gets_no_secrets_but_those_its_table_names() -> None:
 
 
 def test_a_running_worker_has_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_TOKEN", "secret")
+    for name in ("HF_TOKEN", "http_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "secret")
     monkeypatch.setenv("JUDGE_KEY", "secret")
     toml = '[scorers.shown]\nscorer = "tests.scorers_bad.bad:Environment"\nenv = ["JUDGE_KEY"]\n'
     with running(tmp_path, toml, wait_for=("shown",)) as server, server.client() as client:
@@ -139,8 +140,9 @@ def test_a_running_worker_has_no_secrets(tmp_path: Path, monkeypatch: pytest.Mon
         details = answer.results["shown"].details
     assert details is not None
     assert details[0] is not None
-    assert "HF_TOKEN" not in details[0]["names"]
-    assert {"JUDGE_KEY", "PATH"} <= set(details[0]["names"])
+    names = set(details[0]["names"])
+    assert not {"HF_TOKEN", "http_proxy", "HTTPS_PROXY"} & names
+    assert {"JUDGE_KEY", "PATH"} <= names
 
 
 def test_the_worker_imports_no_protobuf_and_no_web_framework() -> None:

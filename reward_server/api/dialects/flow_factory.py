@@ -29,8 +29,6 @@ _CALLERS_ARE_TOLD = frozenset({Code.UNAUTHENTICATED, Code.PERMISSION_DENIED, Cod
 
 
 class FlowFactoryApi:
-    """The dialect, for every scorer."""
-
     def __init__(self, service: RewardService) -> None:
         self._service = service
         waits_s = _CLIENT_WAITS_S - _TIME_TO_SAY_SO_S
@@ -46,8 +44,6 @@ class FlowFactoryApi:
         return JSONResponse({"status": "ok"})
 
     async def compute(self, http: Request, scorer: str) -> Response:
-        """Score a batch of images or videos."""
-
         async def answer(exchange: Exchange) -> Response:
             items = await exchange.read(lambda body: parse(body, exchange.limits))
             request = ScoreRequest("", (ScorerSelector(scorer),), items)
@@ -60,7 +56,6 @@ class FlowFactoryApi:
 
 
 def parse(body: bytes, limits: RequestLimits) -> tuple[Item, ...]:
-    """Read a request; raises InvalidArgument."""
     message = read_object(body, limits)
     prompts = list_at(message, "prompt")
     if not prompts:

@@ -34,7 +34,6 @@ class OipGrpcApi:
         self._watch = RequestWatch("oip_grpc", service.metrics, slow_request_s)
 
     def handlers(self) -> grpc.GenericRpcHandler:
-        """For `add_generic_rpc_handlers`."""
         methods: dict[str, tuple[Callable[[Any, Any], Any], type[Message]]] = {
             "ServerLive": (self._live, pb.ServerLiveResponse),
             "ServerReady": (self._ready, pb.ServerReadyResponse),

@@ -43,21 +43,17 @@ class OipHttpApi:
         self._dialect = HttpDialect(service, "oip", "POST oip", _failure)
 
     async def server(self) -> Response:
-        """What this server is."""
         body = {"name": oip.SERVER_NAME, "version": oip.SERVER_VERSION}
         return JSONResponse({**body, "extensions": ["binary_tensor_data"]})
 
     async def live(self) -> Response:
-        """The process is alive."""
         return JSONResponse({"live": True})
 
     async def ready(self) -> Response:
-        """Whether every scorer is ready."""
         ready = self._service.is_ready()
         return JSONResponse({"ready": ready}, 200 if ready else STATUS[Code.UNAVAILABLE].http)
 
     async def model(self, name: str, version: str = "") -> Response:
-        """What a scorer takes and gives."""
         try:
             info = oip.model_of(self._service.infos(), name, version)
         except NotFound as error:
@@ -69,7 +65,6 @@ class OipHttpApi:
         return JSONResponse(body)
 
     async def model_ready(self, name: str, version: str = "") -> Response:
-        """Whether a scorer is ready."""
         try:
             ready = oip.model_of(self._service.infos(), name, version).state == "READY"
         except NotFound as error:
@@ -78,8 +73,6 @@ class OipHttpApi:
         return JSONResponse({"name": name, "ready": ready}, status)
 
     async def infer(self, http: Request, name: str, version: str = "") -> Response:
-        """Score a batch."""
-
         async def answer(exchange: Exchange) -> Response:
             header = http.headers.get(HEADER)
             asked, items = await exchange.read(

@@ -41,15 +41,11 @@ _SCORER_FAILED, _TRY_A_FEW_TIMES, _COME_BACK = 424, 502, 503
 
 
 class PickleApi:
-    """The pickle dialects of every scorer."""
-
     def __init__(self, service: RewardService) -> None:
         waits_s = _CLIENTS_WAIT_S - _TIME_TO_SAY_SO_S
         self._dialect = HttpDialect(service, "pickle", "POST pickle", failure, waits_s)
 
     async def post(self, http: Request, scorer: str) -> Response:
-        """Score the images of one request with one scorer."""
-
         async def answer(exchange: Exchange) -> Response:
             limits = PickleLimits(max_bytes=exchange.limits.max_message_bytes)
             asked = await exchange.read(lambda body: pickle_messages.parse(body, limits))

@@ -32,8 +32,6 @@ OTHER_GROUP = -10.0
 
 @dataclass(frozen=True, slots=True)
 class PickleRequest:
-    """A request in our own terms."""
-
     items: tuple[Item, ...]
     tags: tuple[str, ...] | None
 
@@ -80,7 +78,6 @@ def answer(result: ScorerResult, tags: Sequence[str] | None) -> bytes:
 
 
 def error(message: str) -> bytes:
-    """The answer to a request that failed."""
     return pickle.dumps({"error": message}, protocol=4)
 
 

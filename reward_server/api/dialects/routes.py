@@ -17,7 +17,6 @@ from reward_server.service import RewardService
 
 
 def add_routes(app: FastAPI, service: RewardService) -> None:
-    """Add the dialects to the HTTP API."""
     pickles, flow_factory, unirl = PickleApi(service), FlowFactoryApi(service), UniRLApi(service)
     oip = OipHttpApi(service)
     for path, method, endpoint, described in (

@@ -22,7 +22,6 @@ def read_object(body: bytes, limits: RequestLimits) -> dict[str, Any]:
 
 
 def list_at(message: dict[str, Any], key: str, where: str = "") -> list[Any]:
-    """A list that must be there; raises InvalidArgument."""
     found = message.get(key)
     if not isinstance(found, list):
         raise InvalidArgument(f"{where}{key}: expected a list, got {_name(found)}")
@@ -30,19 +29,16 @@ def list_at(message: dict[str, Any], key: str, where: str = "") -> list[Any]:
 
 
 def text_at(message: dict[str, Any], key: str, where: str = "") -> str:
-    """A string that must be there; raises InvalidArgument."""
     return as_text(message.get(key), f"{where}{key}")
 
 
 def as_text(value: object, where: str) -> str:
-    """A string; raises InvalidArgument."""
     if not isinstance(value, str):
         raise InvalidArgument(f"{where}: expected a string, got {_name(value)}")
     return value
 
 
 def image_at(value: object, where: str) -> Image:
-    """A base64 image file; raises InvalidArgument."""
     if not isinstance(value, str):
         raise InvalidArgument(f"{where}: expected a base64 string, got {_name(value)}")
     try:

@@ -48,8 +48,6 @@ class Asked:
 
 
 class UniRLApi:
-    """The dialect, for all scorers at once."""
-
     def __init__(self, service: RewardService) -> None:
         self._service = service
         waits_s = _CLIENT_WAITS_S - _TIME_TO_SAY_SO_S
@@ -65,11 +63,9 @@ class UniRLApi:
         )
 
     async def rewards(self) -> Response:
-        """The names of all scorers."""
         return JSONResponse({"rewards": [info.name for info in self._service.infos()]})
 
     async def score(self, http: Request) -> Response:
-        """Score a batch whose entries may want different rewards."""
         return await self._dialect.answer(http, self._score)
 
     async def _score(self, exchange: Exchange) -> Response:

@@ -38,16 +38,12 @@ _TEMPERATURE = 100.0
 
 @dataclass(frozen=True, slots=True)
 class ColorGuess:
-    """The colour of one object."""
-
     color: str
     share: float
     cosines: np.ndarray[Any, np.dtype[np.float32]]
 
 
 class ColorClassifier:
-    """Zero-shot colours by OpenAI's CLIP."""
-
     modules = (sys.modules[__name__], clip_model, coco, crops)
 
     def __init__(
@@ -80,7 +76,6 @@ class ColorClassifier:
             self.embeddings(coco.CLASSES)
 
     def facts(self) -> Mapping[str, str]:
-        """Architecture, activation, type and versions."""
         return {
             "clip": self._loaded().architecture,
             "clip_dtype": str(self._dtype),

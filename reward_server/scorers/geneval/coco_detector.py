@@ -64,7 +64,6 @@ class CocoDetector:
         self._weights_digest = ""
 
     def load(self, device: str) -> None:
-        """Load both networks."""
         make_segmenter, make_colors = self._make
         segmenter, colors = make_segmenter(), make_colors()
         segmenter.load(device)
@@ -79,7 +78,6 @@ class CocoDetector:
         return self._weights_digest
 
     def fingerprint(self) -> str:
-        """Digest over code, weights, preprocessing, activation, types and versions."""
         segmenter, colors = self._loaded()
         facts = {
             **segmenter.facts(),
@@ -91,11 +89,9 @@ class CocoDetector:
         return tools.digest(modules, facts)
 
     def self_test(self) -> None:
-        """Compare with recorded scores; raises SelfTestError."""
         golden.self_test(self)
 
     def golden_items(self) -> list[ScoreInput]:
-        """Four drawings."""
         return [ScoreInput("", (picture,)) for picture in golden.pictures()]
 
     def score(self, batch: Sequence[ScoreInput], *, details: bool) -> list[Outcome]:

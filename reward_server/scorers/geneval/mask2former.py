@@ -90,7 +90,6 @@ class Mask2FormerSegmenter:
         self._network = torch_tools.compiled(network.to(device), self._compiled)
 
     def facts(self) -> Mapping[str, str]:
-        """Type, preprocessing and versions."""
         return {
             "detector_dtype": str(self._dtype),
             "channel_order": self._channel_order,

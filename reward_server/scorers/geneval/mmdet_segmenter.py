@@ -23,8 +23,6 @@ CONFIG = ".mim/configs/mask2former/mask2former_swin-s-p4-w7-224_8xb2-lsj-50e_coc
 
 
 class MmdetSegmenter:
-    """Mask2Former run by mmdet 3.x."""
-
     modules = (sys.modules[__name__], segmenter, mmdet_checkpoint, mmdet_keys)
 
     def __init__(
@@ -57,7 +55,6 @@ class MmdetSegmenter:
         self._network = network
 
     def facts(self) -> Mapping[str, str]:
-        """Channel order, configuration and versions."""
         return {
             "channel_order": self._channel_order,
             "config": self._config.name,

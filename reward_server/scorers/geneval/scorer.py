@@ -75,11 +75,9 @@ class GenEvalScorer:
         self._detector = make(detector, options)
 
     def load(self, device: str) -> None:
-        """Load the detector."""
         self._detector.load(device)
 
     def fingerprint(self) -> str:
-        """Digest over rules, thresholds and the detector."""
         facts = {
             "version": self.spec.version,
             "detector": self._detector_name,
@@ -88,7 +86,6 @@ class GenEvalScorer:
         return tools.digest([sys.modules[__name__], rules, geneval_spec], facts)
 
     def self_test(self) -> None:
-        """Run the detector's own test, on pictures whose content is known; raises SelfTestError."""
         self._detector.self_test()
 
     def golden_subject(self) -> golden.GoldenScorer:
@@ -100,7 +97,6 @@ class GenEvalScorer:
         return self._detector
 
     def weights_digest(self) -> str:
-        """Digest of the detector's weights; after `load`."""
         return self.golden_subject().weights_digest()
 
     def score(self, batch: Sequence[ScoreInput], *, details: bool) -> list[Outcome]:

@@ -90,7 +90,6 @@ class ShapesDetector:
         self._tables = silhouettes.build(), palette.build()
 
     def fingerprint(self) -> str:
-        """Digest over the detector's code; it has no weights."""
         modules = [sys.modules[__name__], silhouettes, shapes_scene, shapes_fit, palette]
         return tools.digest(modules, {"version": VERSION, "numpy": np.__version__})
 

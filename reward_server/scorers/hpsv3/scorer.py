@@ -42,7 +42,6 @@ class HpsV3:
     compile: bool
 
     def facts(self) -> Mapping[str, str]:
-        """What decides the scores besides weights and code."""
         import torch
         import transformers
 
@@ -119,7 +118,6 @@ class HpsV3Scorer(NetworkScorer[HpsV3]):
         self._batch_tokens = batch_tokens
 
     def files(self) -> list[Path]:
-        """Checkpoint, config and tokenizer."""
         folder = store.require("hpsv3", self._weights, FILES)
         return [folder / name for name in FILES]
 
@@ -133,7 +131,6 @@ class HpsV3Scorer(NetworkScorer[HpsV3]):
         return HpsV3(backbone, head, tokenizer, device, control, self._compile)
 
     def modules(self) -> list[ModuleType]:
-        """Network, pictures and question."""
         return [network, pixels, template]
 
     def problem(self, item: ScoreInput) -> ItemFailure | None:
@@ -156,7 +153,6 @@ class HpsV3Scorer(NetworkScorer[HpsV3]):
         return None
 
     def rows(self, items: Sequence[ScoreInput]) -> list[ItemScore]:
-        """Score items in as few forward passes as `batch_tokens` allows."""
         texts = [self.network.ids(item) for item in items]
         scores: dict[int, ItemScore] = {}
         for group in groups([len(ids) for ids in texts], self._batch_tokens):

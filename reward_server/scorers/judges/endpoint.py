@@ -60,7 +60,6 @@ class _Backoff:
         self._deadline = deadline
 
     def __call__(self, error: Exception) -> bool | float:
-        """Return False to give up, or the seconds to wait."""
         if not isinstance(error, RewardError) or not error.retryable:
             return False
         wait_s = max(self._wait_s, error.retry_after_s or 0.0) * (1 + _JITTER * random.random())
@@ -86,7 +85,6 @@ class Endpoint:
         )
 
     async def close(self) -> None:
-        """Close the connections."""
         await self._client.aclose()
 
     async def models(self) -> list[dict[str, Any]]:

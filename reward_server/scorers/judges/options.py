@@ -13,8 +13,6 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 @dataclass(frozen=True, slots=True)
 class EndpointOptions:
-    """Where the judge is and connection settings and limits."""
-
     base_url: str
     model: str
     api_key_env: str
@@ -25,7 +23,6 @@ class EndpointOptions:
     wait_s: float
 
     def check(self, scorer: str) -> None:
-        """Validate; raises ValueError."""
         url = urlsplit(self.base_url)
         if url.username is not None or url.password is not None or url.query:
             # Not quoted: it holds what should never be shown.

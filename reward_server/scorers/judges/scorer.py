@@ -244,29 +244,21 @@ class JudgeScorer:
 
 
 class UnifiedReward(JudgeScorer):
-    """UnifiedReward v1.5."""
-
     name = "unifiedreward"
     spec = definitions.spec_of(name)
 
 
 class UnifiedReward2(JudgeScorer):
-    """UnifiedReward 2.0."""
-
     name = "unifiedreward2"
     spec = definitions.spec_of(name)
 
 
 class QwenVL(JudgeScorer):
-    """Aesthetic score of a general Qwen-VL model."""
-
     name = "qwenvl"
     spec = definitions.spec_of(name)
 
 
 class YesNo(JudgeScorer):
-    """Probability of yes to a question."""
-
     name = "yes_no"
     spec = definitions.spec_of(name)
 

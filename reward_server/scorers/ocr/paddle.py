@@ -55,7 +55,6 @@ class PaddleEngine:
         return self._sessions
 
     def facts(self) -> Mapping[str, str]:
-        """Versions of the packages there are and digests of the networks' files."""
         facts = {name: version for name in _PACKAGES if (version := _version(name))}
         folders = self._api.folders(self._loaded.first)
         for role, folder in zip(("detector", "recognizer"), folders, strict=True):
@@ -69,7 +68,6 @@ class PaddleEngine:
         return frozenset(found) if found else None
 
     def read(self, images: Sequence[UInt8Image]) -> list[list[Line]]:
-        """Read BGR pictures; see `Engine`."""
         return self._loaded.map(self._api.read, images)
 
 

@@ -78,7 +78,6 @@ class RapidEngine:
         return self._sessions
 
     def facts(self) -> Mapping[str, str]:
-        """Versions of both packages and digests of the networks."""
         import rapidocr
 
         facts = {
@@ -89,7 +88,6 @@ class RapidEngine:
         return facts
 
     def alphabet(self) -> frozenset[str]:
-        """The characters of the recognition network."""
         session = self._loaded.first
         # RapidOCR loads the network with the first line that it reads.
         _text(session, np.full((MIN_LINE_PX, MIN_LINE_PX, 3), 255, dtype=np.uint8))
@@ -97,7 +95,6 @@ class RapidEngine:
         return frozenset(session.text_rec.postprocess_op.character)
 
     def read(self, images: Sequence[UInt8Image]) -> list[list[Line]]:
-        """Read BGR pictures; see `Engine`."""
         found = self._loaded.map(_regions, list(enumerate(images)))
         regions = [region for of_image in found for region in of_image]
         # The longest first, so that no session is left with a long line at the end.

@@ -107,7 +107,6 @@ class OcrScorer:
         self._readable = None if known is None else frozenset("".join(map(fold, known)))
 
     def fingerprint(self) -> str:
-        """Digest over this code, the engine, its versions and its networks' files."""
         facts = {
             "version": self.spec.version,
             "engine": self._engine_name,

@@ -34,8 +34,6 @@ class PickleLimits:
 
 
 class Machine:
-    """Stack, memo and position of one run."""
-
     def __init__(self, data: bytes, limits: PickleLimits) -> None:
         self.limits = limits
         self.stack: list[Any] = []
@@ -47,7 +45,6 @@ class Machine:
         self._stream = io.BytesIO(data)
 
     def refused(self, why: str) -> PickleRefused:
-        """The error to raise, with the position."""
         return PickleRefused(f"the pickle is refused at byte {self._stream.tell()}: {why}")
 
     def pop(self) -> Any:
@@ -78,7 +75,6 @@ class Machine:
         return found
 
     def set_items(self, target: dict[str, Any], flat: list[Any]) -> None:
-        """Add keys and values that alternate."""
         if len(flat) % 2:
             raise self.refused("a key without a value")
         keys = flat[::2]
@@ -113,5 +109,4 @@ class Machine:
         return opcode.name, argument
 
     def bytes_left(self) -> int:
-        """How many bytes follow."""
         return len(self._data) - self._stream.tell()
