@@ -1,4 +1,4 @@
-"""A GenEval metadata row, checked and typed: one rule for trainer and server.
+"""A GenEval metadata row, checked: one rule for trainer and server.
 
 Everything a caller can get wrong becomes one line that names the field and what would be right.
 """
@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from reward_client.types import GenEvalObject, GenEvalSpec
 
 RELATIONS: tuple[str, ...] = ("left of", "right of", "above", "below")
 TAGS: tuple[str, ...] = (
@@ -33,40 +34,12 @@ class SpecError(ValueError):
     """A row that cannot be judged; the message names the field."""
 
 
-@dataclass(frozen=True, slots=True)
-class Clause:
-    """One requirement: `count` objects of a class, of a colour, in a relation to another clause.
-
-    Attributes:
-        label: class name.
-        count: how many, at least 1.
-        color: the colour they must have, or None.
-        relation: one of `RELATIONS`, or None.
-        target: index of the earlier clause that the relation refers to.
-    """
-
-    label: str
-    count: int
-    color: str | None = None
-    relation: str | None = None
-    target: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """A GenEval row in typed form; made by `parse`."""
-
-    tag: str
-    include: tuple[Clause, ...]
-    exclude: tuple[Clause, ...] = ()
-
-
 def parse(
     row: Mapping[str, Any] | None,
     classes: Sequence[str] | None,
     colors: Sequence[str] | None,
     tags: Sequence[str] | None = TAGS,
-) -> Task:
+) -> GenEvalSpec:
     """Check a row against what a detector can see; raises SpecError.
 
     Args:
@@ -89,36 +62,19 @@ def parse(
         raise SpecError(f"spec.include: empty; {SEND}")
     exclude = _clauses("spec.exclude", row.get("exclude") or [], classes, colors)
     for index, clause in enumerate(exclude):
-        if clause.color is not None or clause.relation is not None:
+        if clause.color is not None or clause.position is not None:
             raise SpecError(f"spec.exclude[{index}]: has only class and count")
-        if any(c.label == clause.label and c.count >= clause.count for c in include):
+        if any(c.name == clause.name and c.count >= clause.count for c in include):
             raise SpecError(
-                f"spec.exclude[{index}].count: {clause.count} of {clause.label!r} are both "
+                f"spec.exclude[{index}].count: {clause.count} of {clause.name!r} are both "
                 "demanded and excluded; no picture can satisfy this"
             )
-    return Task(tag, include, exclude)
-
-
-def to_row(task: Task) -> dict[str, Any]:
-    """The row that `parse` reads as this task, with nothing in it that says nothing."""
-
-    def clause(c: Clause) -> dict[str, Any]:
-        row: dict[str, Any] = {"class": c.label, "count": c.count}
-        if c.color is not None:
-            row["color"] = c.color
-        if c.relation is not None:
-            row["position"] = [c.relation, c.target]
-        return row
-
-    row: dict[str, Any] = {"tag": task.tag, "include": [clause(c) for c in task.include]}
-    if task.exclude:
-        row["exclude"] = [clause(c) for c in task.exclude]
-    return row
+    return GenEvalSpec(include, exclude, tag)
 
 
 def _clauses(
     where: str, value: Any, classes: Sequence[str] | None, colors: Sequence[str] | None
-) -> tuple[Clause, ...]:
+) -> tuple[GenEvalObject, ...]:
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         raise SpecError(f"{where}: expected a list of clauses, got {type(value).__name__}")
     if len(value) > MAX_CLAUSES:
@@ -132,7 +88,7 @@ def _clause(
     index: int,
     classes: Sequence[str] | None,
     colors: Sequence[str] | None,
-) -> Clause:
+) -> GenEvalObject:
     if not isinstance(value, Mapping):
         raise SpecError(f"{where}: expected an object with class and count, got {value!r:.60}")
     for key in value:
@@ -148,19 +104,18 @@ def _clause(
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_COUNT:
         raise SpecError(f"{where}.count: expected 1 to {MAX_COUNT}, got {value['count']!r:.40}")
     color = value.get("color")
-    relation, target = _position(f"{where}.position", value.get("position"), index)
-    return Clause(
-        label=_choice(f"{where}.class", value["class"], classes),
+    position = _position(f"{where}.position", value.get("position"), index)
+    return GenEvalObject(
+        name=_choice(f"{where}.class", value["class"], classes),
         count=count,
         color=None if color is None else _choice(f"{where}.color", color, colors),
-        relation=relation,
-        target=target,
+        position=position,
     )
 
 
-def _position(where: str, value: Any, index: int) -> tuple[str | None, int]:
+def _position(where: str, value: Any, index: int) -> tuple[str, int] | None:
     if value is None:
-        return None, 0
+        return None
     pair = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
     if len(pair) != 2:
         raise SpecError(

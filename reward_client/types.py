@@ -83,10 +83,9 @@ class GenEvalSpec(TypedSpec):
     kind: ClassVar[SpecKind] = "geneval"
 
     def row(self) -> dict[str, Any]:
-        """The row of a GenEval file."""
-        both = (self.include, self.exclude)
-        include, exclude = ([_clause(one) for one in clauses] for clauses in both)
-        return {"tag": self.tag, "include": include, "exclude": exclude}
+        """The row of a GenEval file, with nothing in it that says nothing."""
+        row: dict[str, Any] = {"tag": self.tag, "include": [_clause(c) for c in self.include]}
+        return row | ({"exclude": [_clause(c) for c in self.exclude]} if self.exclude else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +101,8 @@ class OcrTarget(TypedSpec):
 
 
 def _clause(one: GenEvalObject) -> dict[str, Any]:
-    row = {"class": one.name, "count": one.count, "color": one.color, "position": one.position}
+    position = None if one.position is None else list(one.position)
+    row = {"class": one.name, "count": one.count, "color": one.color, "position": position}
     return {key: value for key, value in row.items() if value is not None}
 
 

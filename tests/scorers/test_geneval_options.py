@@ -53,7 +53,7 @@ def test_vocabulary_is_the_benchmarks() -> None:
 @pytest.mark.parametrize("row", OFFICIAL_ROWS, ids=lambda row: row["tag"])
 def test_official_rows_are_understood(row: dict[str, Any]) -> None:
     task = spec.parse({**row, "prompt": "a photo"}, coco.CLASSES, coco.COLORS)
-    assert [clause.label for clause in task.include] == [c["class"] for c in row["include"]]
+    assert [clause.name for clause in task.include] == [c["class"] for c in row["include"]]
 
 
 @pytest.mark.parametrize(

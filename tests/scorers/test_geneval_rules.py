@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from reward_client import GenEvalObject, GenEvalSpec
 from reward_client import geneval_spec as spec
-from reward_client.geneval_spec import Clause, Task
 from reward_server.scorers.geneval import rules
 from reward_server.scorers.geneval.detector import Detection
 
@@ -51,11 +52,19 @@ def _at(label: str, x: float, y: float = 50, color: str = "red", score: float = 
     return Detection(label, score, (x - 5, y - 5, x + 5, y + 5), color)
 
 
-def _judge(task: Task, *found: Detection) -> rules.Verdict:
+def asked(
+    tag: str, include: Sequence[GenEvalObject], exclude: Sequence[GenEvalObject] = ()
+) -> GenEvalSpec:
+    return GenEvalSpec(include, exclude, tag)
+
+
+def _judge(task: GenEvalSpec, *found: Detection) -> rules.Verdict:
     return rules.judge(task, rules.select(found, task.tag))
 
 
-LEFT = Task("position", (Clause("circle", 1), Clause("star", 1, None, "left of", 0)))
+LEFT = asked(
+    "position", (GenEvalObject("circle", 1), GenEvalObject("star", 1, None, ("left of", 0)))
+)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +77,7 @@ LEFT = Task("position", (Clause("circle", 1), Clause("star", 1, None, "left of",
         (LEFT, [_at("circle", 90)], False, False, (1 / 3, 1 / 3)),
         (LEFT, [], False, False, (0.0, 0.0)),
         *[
-            (Task("single_object", (Clause("star", 1),)), [_at("star", 20 * k)] * n, *out)
+            (asked("single_object", (GenEvalObject("star", 1),)), [_at("star", 20 * k)] * n, *out)
             for k, (n, *out) in enumerate(
                 [
                     (0, False, False, (0.0, 0.0)),
@@ -81,7 +90,11 @@ LEFT = Task("position", (Clause("circle", 1), Clause("star", 1, None, "left of",
             )
         ],
         *[
-            (Task("counting", (Clause("star", 3),), (Clause("star", 4),)), [_at("star", 9)] * n, *o)
+            (
+                asked("counting", (GenEvalObject("star", 3),), (GenEvalObject("star", 4),)),
+                [_at("star", 9)] * n,
+                *o,
+            )
             for n, *o in [
                 (0, False, False, (0.0, 0.0)),
                 (2, False, False, (2 / 3, 2 / 3)),
@@ -91,7 +104,7 @@ LEFT = Task("position", (Clause("circle", 1), Clause("star", 1, None, "left of",
             ]
         ],
         *[
-            (Task("colors", (Clause("star", 1, "red"),)), found, *out)
+            (asked("colors", (GenEvalObject("star", 1, "red"),)), found, *out)
             for found, *out in [
                 ([_at("star", 9)], True, True, (1.0, 1.0)),
                 ([_at("star", 9, color="blue")], False, False, (0.5, 0.5)),
@@ -108,7 +121,11 @@ LEFT = Task("position", (Clause("circle", 1), Clause("star", 1, None, "left of",
     ],
 )
 def test_named_cases(
-    task: Task, found: list[Detection], official: bool, strict: bool, graded: tuple[float, float]
+    task: GenEvalSpec,
+    found: list[Detection],
+    official: bool,
+    strict: bool,
+    graded: tuple[float, float],
 ) -> None:
     verdict = _judge(task, *found)
     assert (verdict.official, verdict.strict) == (official, strict)
@@ -116,10 +133,10 @@ def test_named_cases(
 
 
 def test_reasons_name_every_failed_clause() -> None:
-    task = Task(
+    task = asked(
         "color_attr",
-        (Clause("circle", 1, "red"), Clause("star", 1, "blue")),
-        (Clause("square", 1),),
+        (GenEvalObject("circle", 1, "red"), GenEvalObject("star", 1, "blue")),
+        (GenEvalObject("square", 1),),
     )
     verdict = _judge(task, _at("circle", 10, color="green"), _at("square", 50))
     assert verdict.reasons == (
@@ -170,36 +187,39 @@ _detections = st.builds(
 )
 
 
+def positions(index: int) -> st.SearchStrategy[tuple[str, int]]:
+    return st.tuples(st.sampled_from(spec.RELATIONS), st.integers(0, index - 1))
+
+
 @st.composite
-def _tasks(draw: st.DrawFn) -> Task:
+def _tasks(draw: st.DrawFn) -> GenEvalSpec:
     labels = draw(st.lists(st.sampled_from(CLASSES), min_size=1, max_size=3, unique=True))
     include = tuple(
-        Clause(
+        GenEvalObject(
             label,
             draw(st.integers(1, 3)),
             draw(st.none() | st.sampled_from(COLORS)),
-            draw(st.none() | st.sampled_from(spec.RELATIONS)) if index else None,
-            draw(st.integers(0, index - 1)) if index else 0,
+            draw(st.none() | positions(index)) if index else None,
         )
         for index, label in enumerate(labels)
     )
     exclude = draw(
-        st.lists(st.builds(Clause, st.sampled_from(CLASSES), st.integers(1, 4)), max_size=2)
+        st.lists(st.builds(GenEvalObject, st.sampled_from(CLASSES), st.integers(1, 4)), max_size=2)
     )
     # A row that demands and excludes the same is refused by `spec.parse`.
     possible = [
-        e for e in exclude if not any(c.label == e.label and c.count >= e.count for c in include)
+        e for e in exclude if not any(c.name == e.name and c.count >= e.count for c in include)
     ]
-    return Task(draw(st.sampled_from(spec.TAGS)), include, tuple(possible))
+    return asked(draw(st.sampled_from(spec.TAGS)), include, tuple(possible))
 
 
-def _excluded(task: Task, objects: rules.Objects) -> bool:
-    return any(len(objects.get(c.label, [])) >= c.count for c in task.exclude)
+def _excluded(task: GenEvalSpec, objects: rules.Objects) -> bool:
+    return any(len(objects.get(c.name, [])) >= c.count for c in task.exclude)
 
 
 @UNHURRIED
 @given(_tasks(), st.lists(_detections, max_size=8), st.randoms())
-def test_properties(task: Task, found: list[Detection], random: Any) -> None:
+def test_properties(task: GenEvalSpec, found: list[Detection], random: Any) -> None:
     objects = rules.select(found, task.tag)
     verdict = rules.judge(task, objects)
     assert 0.0 <= verdict.soft <= 1.0
@@ -214,24 +234,26 @@ def test_properties(task: Task, found: list[Detection], random: Any) -> None:
 
 @UNHURRIED
 @given(_tasks(), st.lists(_detections, max_size=6))
-def test_mending_a_count_or_colour_never_lowers_soft(task: Task, found: list[Detection]) -> None:
+def test_mending_a_count_or_colour_never_lowers_soft(
+    task: GenEvalSpec, found: list[Detection]
+) -> None:
     objects = rules.select(found, task.tag)
     before = rules.judge_soft(task, objects)
     for clause in task.include:
-        present = list(objects.get(clause.label, []))
+        present = list(objects.get(clause.name, []))
         if clause.color is not None and present:
             recolored = [Detection(d.label, d.score, d.box, clause.color) for d in present]
-            assert rules.judge_soft(task, {**objects, clause.label: recolored}) >= before - 1e-12
+            assert rules.judge_soft(task, {**objects, clause.name: recolored}) >= before - 1e-12
         if len(present) > clause.count:
             kept = sorted(present, key=lambda d: d.color != clause.color)[:-1]
-            assert rules.judge_soft(task, {**objects, clause.label: kept}) >= before - 1e-12
+            assert rules.judge_soft(task, {**objects, clause.name: kept}) >= before - 1e-12
         if len(present) < clause.count:
-            added = [*present, _at(clause.label, 3, 3, clause.color or "red")]
-            assert rules.judge_soft(task, {**objects, clause.label: added}) >= before - 1e-12
+            added = [*present, _at(clause.name, 3, 3, clause.color or "red")]
+            assert rules.judge_soft(task, {**objects, clause.name: added}) >= before - 1e-12
 
 
 def test_a_leaning_earns_soft_credit_and_nothing_else() -> None:
-    task = Task("colors", (Clause("star", 1, "red"),))
+    task = asked("colors", (GenEvalObject("star", 1, "red"),))
     box = (10.0, 10.0, 20.0, 20.0)
     scores = {}
     for name, color, leaning in (
@@ -260,8 +282,10 @@ ROW: dict[str, Any] = {
 
 def test_a_good_row_is_typed() -> None:
     task = spec.parse(ROW, CLASSES, COLORS)
-    assert task == Task(
-        "position", (Clause("circle", 1), Clause("star", 1, "red", "left of", 0)), ()
+    assert task == asked(
+        "position",
+        (GenEvalObject("circle", 1), GenEvalObject("star", 1, "red", ("left of", 0))),
+        (),
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from reward_client.geneval_spec import SpecError, parse, to_row
+from reward_client.geneval_spec import SpecError, parse
 from reward_client.ocr_target import AmbiguousTargetError, TargetError, target_of
 from trainer.data.files import rows, text_field, unique
 from trainer.data.references import read_references
@@ -34,7 +34,7 @@ def _geneval(place: str, row: Mapping[str, Any]) -> Prompt:
         task = parse(row, None, None, None)
     except SpecError as error:
         raise DataError(f"{place}: {str(error).removeprefix('spec.')}") from None
-    return Prompt(text=text, spec=to_row(task), spec_kind="geneval", group=task.tag)
+    return Prompt(text=text, spec=task.row(), spec_kind="geneval", group=task.tag)
 
 
 def load_ocr(path: Path, say: Say = print) -> list[Prompt]:

@@ -26,7 +26,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from reward_client.geneval_spec import RELATIONS, Clause, Task
+from reward_client.geneval_spec import RELATIONS
+from reward_client.types import GenEvalObject, GenEvalSpec
 from reward_server.scorers.geneval.detector import Detection
 
 THRESHOLD = 0.3
@@ -85,7 +86,7 @@ def relative_position(a: Box, b: Box) -> set[str]:
     return {name for name in RELATIONS if holds[name]}
 
 
-def judge(task: Task, objects: Objects) -> Verdict:
+def judge(task: GenEvalSpec, objects: Objects) -> Verdict:
     """Apply all four rules to the objects of one picture (see `select`)."""
     official, reasons = judge_official(task, objects)
     strict, flowgrpo, strict_reasons = judge_strict(task, objects)
@@ -93,49 +94,49 @@ def judge(task: Task, objects: Objects) -> Verdict:
     return Verdict(official, strict, flowgrpo, soft, tuple(reasons), tuple(strict_reasons))
 
 
-def judge_official(task: Task, objects: Objects) -> tuple[bool, list[str]]:
+def judge_official(task: GenEvalSpec, objects: Objects) -> tuple[bool, list[str]]:
     """The benchmark's decision and the reasons of every failed clause."""
     reasons: list[str] = []
     groups: list[Sequence[Detection] | None] = []
     for clause in task.include:
-        found = objects.get(clause.label, [])[: clause.count]
+        found = objects.get(clause.name, [])[: clause.count]
         failure = None
         if len(found) < clause.count:
-            failure = f"expected {clause.label}>={clause.count}, found {len(found)}"
+            failure = f"expected {clause.name}>={clause.count}, found {len(found)}"
         elif clause.color is not None and _matching(clause, found) < clause.count:
             failure = _wrong_color(clause, found)
-        elif clause.relation is not None:
-            failure = _wrong_position(clause, found, groups[clause.target])
+        elif clause.position is not None:
+            failure = _wrong_position(clause, found, groups[clause.position[1]])
         groups.append(found if failure is None else None)
         if failure is not None:
             reasons.append(failure)
     for clause in task.exclude:
-        count = len(objects.get(clause.label, []))
+        count = len(objects.get(clause.name, []))
         if count >= clause.count:
-            reasons.append(f"expected {clause.label}<{clause.count}, found {count}")
+            reasons.append(f"expected {clause.name}<{clause.count}, found {count}")
     return not reasons, reasons
 
 
-def judge_strict(task: Task, objects: Objects) -> tuple[bool, float, list[str]]:
+def judge_strict(task: GenEvalSpec, objects: Objects) -> tuple[bool, float, list[str]]:
     """reward-server's strict decision, its graded score (`flowgrpo`), and the reasons."""
     reasons: list[str] = []
     terms: list[float] = []
     groups: list[Sequence[Detection] | None] = []
     for clause in task.include:
-        found = objects.get(clause.label, [])
+        found = objects.get(clause.name, [])
         failure = None
         terms.append(1 - abs(clause.count - len(found)) / clause.count)
         if len(found) != clause.count:
-            failure = f"expected {clause.label}=={clause.count}, found {len(found)}"
-            if clause.color is not None or clause.relation is not None:
+            failure = f"expected {clause.name}=={clause.count}, found {len(found)}"
+            if clause.color is not None or clause.position is not None:
                 terms.append(0.0)
         elif clause.color is not None:
             matching = _matching(clause, found)
             terms.append(1 - abs(clause.count - matching) / clause.count)
             if matching != clause.count:
                 failure = _wrong_color(clause, found)
-        if failure is None and clause.relation is not None:
-            target = groups[clause.target]
+        if failure is None and clause.position is not None:
+            target = groups[clause.position[1]]
             failure = _wrong_position(clause, found, target)
             if failure is not None:
                 terms.append(0.0)
@@ -148,12 +149,12 @@ def judge_strict(task: Task, objects: Objects) -> tuple[bool, float, list[str]]:
     return not reasons, sum(terms) / len(terms) if terms else 0.0, reasons
 
 
-def judge_soft(task: Task, objects: Objects) -> float:
+def judge_soft(task: GenEvalSpec, objects: Objects) -> float:
     """The repaired graded score, in [0, 1]; see the top of this file."""
     terms: list[float] = []
     groups: list[Sequence[Detection] | None] = []
     for clause in task.include:
-        found = objects.get(clause.label, [])
+        found = objects.get(clause.name, [])
         n = clause.count
         whole = len(found) == n
         terms.append(max(0.0, 1 - abs(n - len(found)) / n))
@@ -161,32 +162,29 @@ def judge_soft(task: Task, objects: Objects) -> float:
             credit = sum(_color_credit(clause, d) for d in found)
             terms.append(min(credit, n) / max(len(found), n))
             whole = whole and _matching(clause, found) == n
-        if clause.relation is not None:
-            target = groups[clause.target]
+        if clause.position is not None:
+            relation, index = clause.position
+            target = groups[index]
             share = 0.0
             if whole and target is not None:
-                right = [
-                    clause.relation in relative_position(a.box, b.box)
-                    for a in found
-                    for b in target
-                ]
+                right = [relation in relative_position(a.box, b.box) for a in found for b in target]
                 share = sum(right) / len(right)
             terms.append(share)
             whole = whole and share == 1.0
         groups.append(found if whole else None)
-    included = {clause.label for clause in task.include}
+    included = {clause.name for clause in task.include}
     for clause in task.exclude:
-        violated = len(objects.get(clause.label, [])) >= clause.count
-        if violated and clause.label not in included:
+        violated = len(objects.get(clause.name, [])) >= clause.count
+        if violated and clause.name not in included:
             terms += [0.0]
     return sum(terms) / len(terms) if terms else 0.0
 
 
-def _matching(clause: Clause, found: Sequence[Detection]) -> int:
+def _matching(clause: GenEvalObject, found: Sequence[Detection]) -> int:
     return sum(d.color == clause.color for d in found)
 
 
-def _color_credit(clause: Clause, detection: Detection) -> float:
+def _color_credit(clause: GenEvalObject, detection: Detection) -> float:
     if detection.color == clause.color:
         return 1.0
     if detection.leaning is not None and detection.leaning[0] == clause.color:
@@ -194,21 +192,22 @@ def _color_credit(clause: Clause, detection: Detection) -> float:
     return 0.0
 
 
-def _wrong_color(clause: Clause, found: Sequence[Detection]) -> str:
+def _wrong_color(clause: GenEvalObject, found: Sequence[Detection]) -> str:
     colors = [d.color or "uncoloured" for d in found]
     tally = ", ".join(f"{colors.count(c)} {c}" for c in sorted(set(colors)))
-    return f"expected {clause.color} {clause.label}=={clause.count}, found {tally}"
+    return f"expected {clause.color} {clause.name}=={clause.count}, found {tally}"
 
 
 def _wrong_position(
-    clause: Clause, found: Sequence[Detection], target: Sequence[Detection] | None
+    clause: GenEvalObject, found: Sequence[Detection], target: Sequence[Detection] | None
 ) -> str | None:
+    relation, _ = clause.position or ("", 0)
     if target is None:
-        return f"no target for {clause.label} to be {clause.relation}"
+        return f"no target for {clause.name} to be {relation}"
     for a in found:
         for b in target:
             relations = relative_position(a.box, b.box)
-            if clause.relation not in relations:
+            if relation not in relations:
                 seen = " and ".join(sorted(relations)) or "neither beside nor above nor below the"
-                return f"expected {clause.label} {clause.relation} target, found {seen} target"
+                return f"expected {clause.name} {relation} target, found {seen} target"
     return None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from reward_client import geneval_spec
+from reward_client.types import GenEvalSpec
 from reward_server.scorers import golden, tools
 from reward_server.scorers.base import (
     ItemFailure,
@@ -102,7 +103,7 @@ class GenEvalScorer:
     def score(self, batch: Sequence[ScoreInput], *, details: bool) -> list[Outcome]:
         """Judge every item; bad rows fail alone, the others share one detector call."""
         outcomes: dict[int, Outcome] = {}
-        tasks: dict[int, geneval_spec.Task] = {}
+        tasks: dict[int, GenEvalSpec] = {}
         for index, item in enumerate(batch):
             checked = self._check(item)
             if isinstance(checked, ItemFailure):
@@ -110,7 +111,7 @@ class GenEvalScorer:
             else:
                 tasks[index] = checked
         images = [batch[index].images[0] for index in tasks]
-        wanted = [{c.label for c in t.include if c.color is not None} for t in tasks.values()]
+        wanted = [{c.name for c in t.include if c.color is not None} for t in tasks.values()]
         if details:
             wanted = [set(self._detector.classes)] * len(images)
         for (index, task), found in zip(
@@ -119,7 +120,7 @@ class GenEvalScorer:
             outcomes[index] = _outcome(task, found, details=details)
         return [outcomes[index] for index in range(len(batch))]
 
-    def _check(self, item: ScoreInput) -> geneval_spec.Task | ItemFailure:
+    def _check(self, item: ScoreInput) -> GenEvalSpec | ItemFailure:
         problem = tools.image_problem(item, self.spec.name, _MIN_SIDE_PX)
         if problem is not None:
             return problem
@@ -129,7 +130,7 @@ class GenEvalScorer:
             return tools.invalid(str(error))
 
 
-def _outcome(task: geneval_spec.Task, found: Sequence[Detection], *, details: bool) -> ItemScore:
+def _outcome(task: GenEvalSpec, found: Sequence[Detection], *, details: bool) -> ItemScore:
     verdict = rules.judge(task, rules.select(found, task.tag))
     components = {
         "official": float(verdict.official),
@@ -141,7 +142,7 @@ def _outcome(task: geneval_spec.Task, found: Sequence[Detection], *, details: bo
 
 
 def _details(
-    task: geneval_spec.Task, verdict: rules.Verdict, found: Sequence[Detection]
+    task: GenEvalSpec, verdict: rules.Verdict, found: Sequence[Detection]
 ) -> dict[str, Any]:
     selected = {id(d) for of_class in rules.select(found, task.tag).values() for d in of_class}
     return {
