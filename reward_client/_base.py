@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from reward_client._addresses import Address, Source, parse_sources
-from reward_client._call import Patience
+from reward_client._call import RetryPolicy
 from reward_client._core import DEFAULT_TIMEOUT_S, Core
 from reward_client._endpoints import Hedge
 from reward_client._pool import PREFERENCES, Pool, Preference
@@ -97,7 +97,7 @@ class ClientBase:
         self._timeout_s = check_timeout("timeout_s", timeout_s)
         self._max_message = max_message_bytes, max_message_items
         self._make_pool = partial(
-            Pool, sources, connect, prefer=prefer, hedge=hedge, patience=Patience(attempts)
+            Pool, sources, connect, prefer=prefer, hedge=hedge, policy=RetryPolicy(attempts)
         )
         self._pid = os.getpid()
         self._lock = threading.Lock()

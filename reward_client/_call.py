@@ -11,7 +11,7 @@ from reward_client.errors import DeadlineExceeded, RewardError
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class RetryPolicy:
     """How often to try, and how long to wait in between.
 
     Attributes:
@@ -35,7 +35,7 @@ class Call:
 
     Attributes:
         timeout_s: of the whole call.
-        deadline_s: when it is over, on the loop's clock.
+        deadline_at_s: when it is over, on the loop's clock.
         weight: what it adds to a server's outstanding work.
         allowed: which servers may get it.
         blocked: where it must not go before when.
@@ -43,7 +43,7 @@ class Call:
     """
 
     timeout_s: float
-    deadline_s: float
+    deadline_at_s: float
     wait_s: float
     weight: int
     allowed: Callable[[Endpoint], bool]
@@ -54,9 +54,9 @@ class Call:
     last_error: RewardError | None = None
     reported: RewardError | None = None
 
-    def backoff_s(self, patience: Patience) -> float:
-        wait_s = self.wait_s * (1 + patience.jitter * random.random())
-        self.wait_s = min(2 * self.wait_s, patience.wait_max_s)
+    def backoff_s(self, policy: RetryPolicy) -> float:
+        wait_s = self.wait_s * (1 + policy.jitter * random.random())
+        self.wait_s = min(2 * self.wait_s, policy.wait_max_s)
         return wait_s
 
     def too_late(self) -> RewardError:

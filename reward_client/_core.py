@@ -53,7 +53,7 @@ class Core:
         return await self.pool.call(attempt, self._timeout_s)
 
     async def split(self, request: ScoreRequest) -> list[Part]:
-        """Cut a request into messages as large as the servers accept, who are asked once."""
+        """Cut a request into messages as large as the servers accept, which are asked once."""
         if not self._has_asked:
             self._has_asked = True
             with contextlib.suppress(RewardError):

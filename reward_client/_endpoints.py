@@ -109,7 +109,7 @@ class Endpoint:
         return self.failures == 0 or (self._heard_s > self._failed_s and self.outstanding == 0)
 
     def needs_poll(self, now_s: float) -> bool:
-        """Whether only a poll can tell if it is back."""
+        """Whether only a poll can show that it is back."""
         return self.failures > 0 and now_s >= self.avoid_until_s and self._heard_s <= self._failed_s
 
     def was_heard_since(self, then_s: float) -> bool:
@@ -140,7 +140,7 @@ class Endpoint:
     def poll(
         self, timeout_s: float, headers: Headers = ()
     ) -> asyncio.Task[tuple[ScorerInfo, ...] | RewardError]:
-        """Ask for its scorers, or join those who are asking; the task never raises RewardError."""
+        """Ask for its scorers, or join the poll under way; the task never raises RewardError."""
         if self._polling is None or self._polling.done():
             self._polling = asyncio.ensure_future(self._poll(timeout_s, headers))
         return self._polling

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from reward_client._addresses import Address, Lookup, Source, look_up
-from reward_client._call import Call, Patience
+from reward_client._call import Call, RetryPolicy
 from reward_client._endpoints import SILENT_POLLS, Endpoint, Hedge
 from reward_client._servers import Servers
 from reward_client._tasks import cancel, until
@@ -24,9 +24,9 @@ Preference: TypeAlias = Literal["least_busy", "round_robin", "first"]
 PREFERENCES = ("least_busy", "round_robin", "first")
 
 # A server that has been silent for so long is polled; a share of the deadline, where that is less.
-_PATIENCE_S = 2.0
-_PATIENCE_SHARE = 1 / 8
-_DEFAULT_PATIENCE = Patience()
+_SILENCE_S = 2.0
+_SILENCE_SHARE = 1 / 8
+_DEFAULT_POLICY = RetryPolicy()
 # With less time left another attempt is pointless.
 _LAST_ATTEMPT_S = 0.1
 _HEDGES_AT_ONCE = 10.0
@@ -49,7 +49,7 @@ class Pool(Servers):
         *,
         prefer: Preference = "least_busy",
         hedge: Hedge | None = None,
-        patience: Patience = _DEFAULT_PATIENCE,
+        policy: RetryPolicy = _DEFAULT_POLICY,
         may_pass_on: Callable[[RewardError], bool] | None = None,
         is_reported: Callable[[RewardError], bool] = lambda _: False,
         lookup: Lookup = look_up,
@@ -61,7 +61,7 @@ class Pool(Servers):
             connect: opens a transport.
             prefer: which server is chosen.
             hedge: when to ask a second one.
-            patience: how often to try.
+            policy: how often to try.
             may_pass_on: whether another server may do what one could not; by default what is
                 retryable, and what is unavailable there.
             is_reported: whether an error is raised once no other server is left, instead of
@@ -71,7 +71,7 @@ class Pool(Servers):
         super().__init__(sources, connect, lookup)
         self._prefer = prefer
         self._hedge = hedge
-        self._patience = patience
+        self._policy = policy
         self._may_pass_on = may_pass_on or _is_elsewhere
         self._is_reported = is_reported
         self._turns = itertools.count()
@@ -88,11 +88,11 @@ class Pool(Servers):
     ) -> Reply:
         """Get one answer by `attempt`, which has a server and some seconds; raises RewardError."""
         now_s = asyncio.get_running_loop().time()
-        idle_s = self._patience.idle_s
+        idle_s = self._policy.idle_s
         call = Call(
             timeout_s,
             now_s + timeout_s,
-            self._patience.wait_initial_s,
+            self._policy.wait_initial_s,
             weight,
             allowed,
             float("inf") if idle_s is None else now_s + idle_s,
@@ -115,7 +115,7 @@ class Pool(Servers):
             if self._is_closed:
                 raise Cancelled("the client is closed")
             now_s = clock()
-            if now_s >= call.deadline_s:
+            if now_s >= call.deadline_at_s:
                 raise call.too_late()
             open_ = [e for e in self.endpoints if call.allowed(e)]
             open_ = [e for e in open_ if call.blocked.get(e, now_s) <= now_s]
@@ -123,13 +123,13 @@ class Pool(Servers):
             up = [e for e in open_ if e not in call.tried and e.is_up(now_s)]
             # Where all are in trouble a message finds out, after a wait.
             chosen = up or (open_ if not call.tried else [])
-            if chosen and (self._patience.attempts is None or call.sent < self._limit()):
+            if chosen and (self._policy.attempts is None or call.sent < self._limit()):
                 call.sent += 1
                 return self._pick(chosen, now_s)
             await self._wait(call, now_s)
 
     def _limit(self) -> int:
-        return (self._patience.attempts or 0) + max(len(self.endpoints), 1) - 1
+        return (self._policy.attempts or 0) + max(len(self.endpoints), 1) - 1
 
     def _pick(self, candidates: Sequence[Endpoint], now_s: float) -> Endpoint:
         turn, order = next(self._turns), {e: i for i, e in enumerate(self.endpoints)}
@@ -155,18 +155,18 @@ class Pool(Servers):
         if call.reported is not None:
             raise call.reported
         opens_s = min(opens, default=now_s)
-        is_exhausted = self._patience.attempts is not None and call.sent >= self._limit()
+        is_exhausted = self._policy.attempts is not None and call.sent >= self._limit()
         is_idle_too_long = not opens and now_s >= call.idle_until_s
-        left_s = call.deadline_s - now_s
+        left_s = call.deadline_at_s - now_s
         if (
             (is_exhausted and opens)
             or is_idle_too_long
-            or opens_s >= call.deadline_s
+            or opens_s >= call.deadline_at_s
             or left_s < _LAST_ATTEMPT_S
         ):
             raise call.given_up()
         call.tried.clear()
-        wait_s = call.backoff_s(self._patience)
+        wait_s = call.backoff_s(self._policy)
         if not opens:
             wait_s = min(wait_s, call.idle_until_s - now_s)
         if wait_s >= left_s:
@@ -178,7 +178,7 @@ class Pool(Servers):
         if len(self.endpoints) > 1:
             for endpoint in self.endpoints:
                 if endpoint.needs_poll(now_s):
-                    endpoint.poll(_PATIENCE_S)
+                    endpoint.poll(_SILENCE_S)
 
     async def _attempt(
         self,
@@ -190,7 +190,7 @@ class Pool(Servers):
         began_s = clock()
         endpoint.outstanding += call.weight
         try:
-            reply = await self._watched(endpoint, attempt, call.deadline_s - began_s)
+            reply = await self._watched(endpoint, attempt, call.deadline_at_s - began_s)
         except RewardError as error:
             endpoint.failed(error, clock())
             raise
@@ -212,18 +212,18 @@ class Pool(Servers):
         if self._is_static and len(self.endpoints) == 1:  # there is no other
             return await attempt(endpoint, left_s)
         clock = asyncio.get_running_loop().time
-        patience_s = min(_PATIENCE_S, left_s * _PATIENCE_SHARE)
+        silence_s = min(_SILENCE_S, left_s * _SILENCE_SHARE)
         task = asyncio.ensure_future(attempt(endpoint, left_s))
         try:
             while True:
                 # No further pause before the second poll.
-                await asyncio.wait([task], timeout=0.0 if endpoint.silent_polls else patience_s)
+                await asyncio.wait([task], timeout=0.0 if endpoint.silent_polls else silence_s)
                 if task.done():
                     break
-                if endpoint.was_heard_since(clock() - patience_s):
+                if endpoint.was_heard_since(clock() - silence_s):
                     continue
                 await asyncio.wait(
-                    [task, endpoint.poll(patience_s)], return_when=asyncio.FIRST_COMPLETED
+                    [task, endpoint.poll(silence_s)], return_when=asyncio.FIRST_COMPLETED
                 )
                 if endpoint.silent_polls:
                     await self.refresh()
@@ -281,7 +281,7 @@ class Pool(Servers):
 
     def _spare(self, call: Call, busy: Collection[Endpoint]) -> Endpoint | None:
         now_s = asyncio.get_running_loop().time()
-        if self._patience.attempts is not None and call.sent >= self._limit():
+        if self._policy.attempts is not None and call.sent >= self._limit():
             return None
         spare = [e for e in self.endpoints if call.allowed(e) and e.is_up(now_s) and e not in busy]
         spare = [e for e in spare if call.blocked.get(e, now_s) <= now_s]
@@ -295,8 +295,8 @@ class Pool(Servers):
         now_s = asyncio.get_running_loop().time()
         if self._is_reported(error):
             call.reported = call.reported or error
-        if self._patience.idle_s is not None:
-            call.idle_until_s = now_s + self._patience.idle_s
+        if self._policy.idle_s is not None:
+            call.idle_until_s = now_s + self._policy.idle_s
         # An Unavailable that is not retryable (a scorer FAILED there) may work elsewhere.
         until_s = now_s + (error.retry_after_s or 0.0) if error.retryable else float("inf")
         call.blocked[endpoint] = until_s

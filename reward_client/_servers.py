@@ -99,7 +99,7 @@ class Servers:
                 found = await self._found(source)
                 if isinstance(found, str):
                     troubles.append(f"{source.text}: {found}")
-                    # What it was before is better than nothing; polls tell which still live.
+                    # What it was before is better than nothing; polls show which still live.
                     found = [e.address for e in self.endpoints if _is_of(source, e.address)]
                 wanted += found
             self.lookup_error = "; ".join(troubles)

@@ -109,9 +109,9 @@ def _items_of(
     try:
         results = task.result().results
     except _ONE_MESSAGE as error:
-        told = dict.fromkeys(names, ItemError(error.code, error.message, error.retryable))
+        errors = dict.fromkeys(names, ItemError(error.code, error.message, error.retryable))
         return [
-            ItemScores(start + at, item.id, dict.fromkeys(names), errors=told)
+            ItemScores(start + at, item.id, dict.fromkeys(names), errors=errors)
             for at, item in enumerate(items)
         ]
     return [

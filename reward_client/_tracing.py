@@ -1,4 +1,4 @@
-"""Trace context and spans for whoever has set OpenTelemetry up; free for everybody else.
+"""Trace context and spans where OpenTelemetry is set up; free elsewhere.
 
 `opentelemetry` is never imported first from here: a process that records traces has imported it
 already, and in any other process every function of this module returns at once.
@@ -37,7 +37,7 @@ def span(
     attributes: Attributes | None = None,
     carrier: Mapping[str, Any] | None = None,
 ) -> Iterator[Span | None]:
-    """Make a span the current one for the length of a block; None where nobody records.
+    """Make a span the current one for the length of a block; None where nothing records.
 
     An exception marks it as failed and goes on.
     """
@@ -61,7 +61,7 @@ def span(
 
 
 def about(request: ScoreRequest) -> Attributes:
-    """What a span tells about a request: names and counts, no texts."""
+    """What a span says about a request: names and counts, no texts."""
     return {
         "reward.request_id": request.request_id,
         "reward.items": len(request.items),

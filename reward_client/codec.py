@@ -122,7 +122,7 @@ def checked_size(image: Image, limits: DecodeLimits | None = None) -> tuple[int,
     """The width and height in pixels by the header alone, all limits checked, nothing decoded.
 
     Raises:
-        InvalidArgument: as `decode`, as far as the header and the structure of the file tell.
+        InvalidArgument: as `decode`, as far as the header and the structure of the file show.
     """
     limits = limits or DecodeLimits()
     if (problem := image_problem(image)) is not None:
@@ -141,7 +141,7 @@ def checked_size(image: Image, limits: DecodeLimits | None = None) -> tuple[int,
 
 
 def is_lossy(image: Image | Encoding) -> bool:
-    """Whether pixels may have changed; for WebP the bytes tell, the encoding alone says True."""
+    """Whether pixels may have changed; of WebP the bytes decide, without them it counts as lossy."""
     if isinstance(image, Encoding):
         return image in (Encoding.JPEG, Encoding.WEBP)
     if image.encoding is Encoding.WEBP:

@@ -67,7 +67,7 @@ _FOREIGN_GRPC = {
 
 
 class RewardError(Exception):
-    """A request failed as a whole; catch a subclass to tell why.
+    """A request failed as a whole; the subclass says why.
 
     Attributes:
         code: the reason, fixed per subclass.

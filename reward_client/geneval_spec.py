@@ -99,7 +99,7 @@ def _clause(
             raise SpecError(f"{where}.{key}: missing")
     count = value["count"]
     if isinstance(count, float) and count.is_integer():
-        # JSON and protobuf structs do not tell 2 from 2.0.
+        # JSON and protobuf structs do not distinguish 2 from 2.0.
         count = int(count)
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_COUNT:
         raise SpecError(f"{where}.count: expected 1 to {MAX_COUNT}, got {value['count']!r:.40}")

@@ -95,7 +95,7 @@ class Image:
         """Read a PNG, JPEG, WebP or QOI file; its bytes are sent as they are.
 
         Raises:
-            InvalidArgument: the file is none of these (told by its first bytes, not its name).
+            InvalidArgument: the file is none of these (decided by its first bytes, not its name).
             OSError: the file cannot be read.
         """
         data = Path(path).read_bytes()
@@ -220,7 +220,7 @@ def _from_unit(array: NDArray[Any]) -> UInt8Image:
 
 
 def image_problem(image: Image) -> str | None:
-    """Say what is wrong with an image as far as its fields tell, without decoding it, or None."""
+    """Say what is wrong with an image as far as its fields show, without decoding it, or None."""
     if not isinstance(image, Image):
         return (
             f"expected reward_client.Image, got {type(image).__name__}: use Image.from_array,"

@@ -271,7 +271,7 @@ class ItemScores:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaInfo:
-    """What a server tells about one worker process of a scorer, or one server behind it.
+    """What a server reports about one worker process of a scorer, or one server behind it.
 
     Attributes:
         name: its number, or the address of an upstream server.
@@ -296,7 +296,7 @@ class ReplicaInfo:
 
 @dataclass(frozen=True, slots=True)
 class ScorerInfo:
-    """What a server tells about one of its scorers.
+    """What a server reports about one of its scorers.
 
     Attributes:
         name: the name to ask for.

@@ -59,7 +59,7 @@ async def serve(
     if log_level is not None:
         log_level.follow_signals()
     build, metrics = build_info(), Metrics()
-    metrics.tell_build(build)
+    metrics.publish_build(build)
     stop_traces = telemetry.start(config.server.otlp_endpoint, build)
     service = RewardService(config, metrics, guard.access)
     listeners: list[HttpListener] = []

@@ -121,7 +121,7 @@ class Malformed(ValueError):
 
 
 class TooManyFields(Exception):
-    """A message has more fields than somebody in a hurry wants to look at."""
+    """A message has more fields than are walked in the event loop."""
 
 
 class FieldWalk:

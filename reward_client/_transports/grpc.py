@@ -167,8 +167,8 @@ class _Stream:
             except grpc.aio.UsageError as error:
                 raise _closed(self._url) from error
         # Serialised messages that follow each other are merged: this adds a field.
-        patience = pb.ScoreRequest(timeout_ms=timeout_s * 1e3).SerializeToString()
-        sending = self._open.send(message.request_id, message.body + patience)
+        limit = pb.ScoreRequest(timeout_ms=timeout_s * 1e3).SerializeToString()
+        sending = self._open.send(message.request_id, message.body + limit)
         try:
             return await within(timeout_s, sending)
         except asyncio.TimeoutError as error:
@@ -227,7 +227,7 @@ class _OpenStream:
         except grpc.aio.AioRpcError as broken:
             error = _reward_error(self._url, broken)
         except asyncio.CancelledError:
-            # Cancelling a call cancels who reads from it, and so does a write that fails.
+            # Cancelling a call cancels its reader, and so does a write that fails.
             error = _closed(self._url) if self._is_closed else self._ended()
         for future in self._waiting.values():
             if not future.done():
@@ -270,10 +270,10 @@ def _reward_error(url: str, error: grpc.aio.AioRpcError) -> RewardError:
     info = trailers.get(ERROR_INFO_KEY)
     if isinstance(info, bytes):
         with suppress(DecodeError):
-            told = convert.error_from_proto(pb.ErrorInfo.FromString(info))
-            if told.retry_after_s is None:
-                told.retry_after_s = retry_after_s
-            return told
+            stated = convert.error_from_proto(pb.ErrorInfo.FromString(info))
+            if stated.retry_after_s is None:
+                stated.retry_after_s = retry_after_s
+            return stated
     code = code_from_grpc(error.code().name)
     details = error.details() or "no details"
     if details == _BROKE_WHILE_SENDING:

@@ -48,7 +48,7 @@ class HttpTransport:
     ) -> None:
         self._url = address.url
         use_proxies = trust_env and not address.is_loopback
-        # Its errors are to be told from the server's.
+        # Distinguishes its errors from the server's.
         self._proxy_note = " (proxies of the environment are in use)" if use_proxies else ""
         headers = {"accept": f"{PROTOBUF_TYPE}, application/json;q=0.5"}
         self._client = httpx.AsyncClient(
@@ -125,13 +125,13 @@ def _error_from(url: str, response: httpx.Response) -> RewardError:
     if retry_after_s is None:
         retry_after_s = _retry_after.retry_after_s(response.headers.get("retry-after"))
     try:
-        told = error_from_json(response.json())
+        stated = error_from_json(response.json())
     except (json.JSONDecodeError, UnicodeDecodeError):
-        told = None
-    if told is not None:
-        if told.retry_after_s is None:
-            told.retry_after_s = retry_after_s
-        return told
+        stated = None
+    if stated is not None:
+        if stated.retry_after_s is None:
+            stated.retry_after_s = retry_after_s
+        return stated
     quoted = " ".join(response.text.split())[:_MAX_QUOTED_CHARS]
     message = f"{url} answered with status {response.status_code}: {quoted or 'no body'}"
     return error_for(code_from_http(response.status_code), message, retry_after_s=retry_after_s)
@@ -142,12 +142,12 @@ def error_from_json(body: object) -> RewardError | None:
     if not isinstance(body, Mapping) or not isinstance(body.get("error"), Mapping):
         return None
     try:
-        told = json_format.ParseDict(
+        stated = json_format.ParseDict(
             dict(body["error"]), pb.ErrorInfo(), ignore_unknown_fields=True
         )
     except (json_format.ParseError, TypeError, ValueError, OverflowError):
         return None
-    return convert.error_from_proto(told)
+    return convert.error_from_proto(stated)
 
 
 def _transport_error(url: str, error: httpx.HTTPError) -> RewardError:

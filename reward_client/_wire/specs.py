@@ -152,7 +152,7 @@ def _fill(message: struct_pb2.Value, value: object, where: str, depth: int) -> N
 
 
 def struct_to_dict(struct: struct_pb2.Struct) -> dict[str, Any]:
-    """Convert back; whole numbers come out as int, since JSON numbers do not tell 1 from 1.0."""
+    """Convert back; whole numbers come out as int, since JSON does not distinguish 1 from 1.0."""
     return {key: _plain(value) for key, value in struct.fields.items()}
 
 

@@ -65,8 +65,8 @@ def split(request: ScoreRequest, sizes: Sizes) -> list[Part]:
                 f" {sizes.item_bytes}: send fewer or smaller images per item, encode them, or"
                 " raise max_message_bytes here and on the server"
             )
-            told = {index: ItemError(Code.INVALID_ARGUMENT, problem)}
-            raise InvalidArgument(problem, items=told)
+            errors = {index: ItemError(Code.INVALID_ARGUMENT, problem)}
+            raise InvalidArgument(problem, items=errors)
         is_full = index - bounds[-1] == sizes.items
         if used and (is_full or used + size > sizes.bytes - overhead):
             bounds.append(index)

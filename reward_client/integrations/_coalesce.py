@@ -15,8 +15,8 @@ from reward_client.types import Item, ScoreResponse, ScorerResult
 
 
 @dataclass(frozen=True, slots=True)
-class Gathering:
-    """When a request is sent."""
+class BatchWindow:
+    """When a request is sent: with so many items, or after so long a wait."""
 
     max_items: int = 16
     max_wait_ms: float = 5.0
@@ -42,7 +42,7 @@ class Coalescer:
     """For callers in any thread or event loop: it lives in a loop of its own."""
 
     def __init__(
-        self, score: Callable[[list[Item]], Awaitable[ScoreResponse]], when: Gathering
+        self, score: Callable[[list[Item]], Awaitable[ScoreResponse]], when: BatchWindow
     ) -> None:
         self._score = score
         self._when = when

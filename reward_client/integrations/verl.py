@@ -19,15 +19,15 @@ from reward_client._async_client import AsyncRewardClient
 from reward_client._client import RewardClient
 from reward_client._items import SPEC_KEYS, spec_of
 from reward_client.images import to_images
-from reward_client.integrations._coalesce import Coalescer, Gathering
+from reward_client.integrations._coalesce import BatchWindow, Coalescer
 from reward_client.types import Item, Priority, ScoreResponse
 
 Score = dict[str, float]
-_WHEN = Gathering()
+_WHEN = BatchWindow()
 
 
 def make_compute_score(
-    scorers: Sequence[str], *, client: AsyncRewardClient | None = None, when: Gathering = _WHEN
+    scorers: Sequence[str], *, client: AsyncRewardClient | None = None, when: BatchWindow = _WHEN
 ) -> Callable[..., Awaitable[Score]]:
     """Make `async compute_score(solution_image, ground_truth, extra_info)`, for any event loop.
 
@@ -60,7 +60,7 @@ def make_compute_score(
 
 
 def make_sync_compute_score(
-    scorers: Sequence[str], *, client: RewardClient | None = None, when: Gathering = _WHEN
+    scorers: Sequence[str], *, client: RewardClient | None = None, when: BatchWindow = _WHEN
 ) -> Callable[..., Score]:
     """As `make_compute_score`, for reward managers that call it from many threads."""
 

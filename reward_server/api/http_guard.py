@@ -102,7 +102,7 @@ def foreign(headers: Mapping[str, str]) -> str | None:
 
 
 def caller_of(request: Request) -> Caller:
-    """Who sends a request; only on paths that are not open to everybody."""
+    """Who sends a request; not on open paths."""
     return request.scope["state"][_STATE_KEY]
 
 

@@ -1,7 +1,7 @@
 """Draws what scorers saw onto a copy of a picture: GenEval's objects, the lines of text, and why.
 
 Pure: pixels and details in, pixels out. Below the picture stand the scores and the reasons. Details
-are told apart by their shape, not by the scorer's name, which the config may choose freely.
+are recognised by their shape, not by the scorer's name, which the config may choose freely.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def build_info(environment: Mapping[str, str] = os.environ) -> BuildInfo:
 
 
 def _checkout_revision() -> str:
-    if not (_ROOT / ".git").exists():  # installed, perhaps inside somebody else's repository
+    if not (_ROOT / ".git").exists():  # installed, perhaps inside another repository
         return UNKNOWN
     try:
         done = subprocess.run(

@@ -142,7 +142,7 @@ class Metrics:
         """Report the state of scorers and upstream servers at every scrape."""
         self.registry.register(ScorerWatch(infos, endpoints, self.recent_scores))
 
-    def tell_build(self, build: BuildInfo) -> None:
+    def publish_build(self, build: BuildInfo) -> None:
         info = Info("reward_build", "Version and revision.", registry=self.registry)
         info.info({"version": build.version, "revision": build.revision})
 

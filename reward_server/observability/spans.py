@@ -29,10 +29,10 @@ def record(works: Iterable[Work]) -> None:
             first.setdefault(answer.batch, (answer, answer.ran))
             counts[answer.batch] = counts.get(answer.batch, 0) + 1
     for number, (answer, ran) in first.items():
-        _tell_batch(answer, ran, counts[number])
+        _record_batch(answer, ran, counts[number])
 
 
-def _tell_batch(answer: Answer, ran: Ran, own_items: int) -> None:
+def _record_batch(answer: Answer, ran: Ran, own_items: int) -> None:
     trace = _tracing.api()
     tracer = trace.get_tracer(_tracing.INSTRUMENTATION)
     own = _tracing.current_context()

@@ -23,7 +23,7 @@ class TelemetryError(Exception):
 def start(
     otlp_endpoint: str, build: BuildInfo, environment: Mapping[str, str] = os.environ
 ) -> Callable[[], None]:
-    """Export spans over OTLP/HTTP, if anybody asked for it; returns what to call at the end.
+    """Export spans over OTLP/HTTP, if that is asked for; returns what to call at the end.
 
     Sampling, headers, time-outs and resource attributes follow the standard variables.
     Raises TelemetryError.

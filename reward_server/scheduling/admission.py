@@ -1,10 +1,10 @@
-"""Bounds what the server holds, and tells rejected callers when to retry.
+"""Bounds what the server holds, and gives rejected callers a retry-after.
 
 Every scorer has places for `max_items` items, so that one slow scorer does not shut the others out;
 bytes are bounded for all of them together. A place is free again as soon as its item is answered,
 not only when the whole request is.
 
-The last sixteenth of the places is kept for callers who hold none: whoever sends without end can
+The last sixteenth of the places is kept for callers who hold none: one that sends without end can
 fill the rest, but cannot keep a newcomer out.
 """
 

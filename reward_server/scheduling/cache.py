@@ -122,7 +122,7 @@ def _key(
 ) -> bytes:
     digest = hashlib.blake2b(digest_size=32)
     shapes = [image.shape for image in images]
-    # The shapes tell where one image ends, and how many of them are references.
+    # The shapes say where one image ends, and how many of them are references.
     text = (scorer, message.transform, message.prompt, message.spec, len(message.images), shapes)
     encoded = _encoder.encode(text)
     digest.update(len(encoded).to_bytes(8, "big"))

@@ -104,7 +104,7 @@ class Signal:
         self.next = asyncio.Event()
 
     def wake(self) -> None:
-        """Set the event that is waited for; who waits from now on waits for the next one."""
+        """Set the event that is waited for, and replace it."""
         self.next.set()
         self.next = asyncio.Event()
 

@@ -28,7 +28,7 @@ class Backbones:
         self._rows: dict[Hashable, tuple[UInt8Image, torch.Tensor]] | None = None
 
     def network(self, key: Hashable, load: Callable[[], T]) -> T:
-        """The network of a key, loaded by whoever needs it first.
+        """The network of a key, loaded on first use.
 
         Args:
             key: everything that decides it: files, type, options.

@@ -64,7 +64,7 @@ def level_ids(encode: Callable[[str], Sequence[int]], begin_id: int | None) -> l
     """The first token of each word of `LEVELS`.
 
     Raises:
-        ValueError: two words begin with the same token, so that they cannot be told apart.
+        ValueError: two words begin with the same token, so they cannot be distinguished.
     """
     ids = []
     for word in LEVELS:

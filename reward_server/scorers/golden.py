@@ -100,7 +100,7 @@ def measure(scorer: GoldenScorer | Coarse) -> Golden:
     if len(items) < MIN_ITEMS:
         raise SelfTestError(
             f"self-test {name}: {len(items)} golden items; with fewer than {MIN_ITEMS} no check"
-            " tells anything"
+            " is meaningful"
         )
     found = _scored(scorer, items, "")
     check_plausible(scorer.spec, found)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from reward_server.scorers.base import ItemScore, ScorerSpec, SelfTestError
 from reward_server.scorers.golden_file import Golden
 
-# Of the largest score: closer than float32 can tell apart after a network's worth of rounding.
+# Of the largest score: closer than float32 resolves after a network's worth of rounding.
 _EQUAL = 1e-6
 
 

@@ -46,7 +46,7 @@ class _Bucket:
 
 
 class Access:
-    """The keys of one server; without a key file everybody may do everything."""
+    """The keys of one server; without a key file everything is allowed."""
 
     def __init__(
         self, file: Path | None = None, clock: Callable[[], float] = time.monotonic
@@ -88,7 +88,7 @@ class Access:
         return True
 
     def identify(self, authorization: str | None, peer: str) -> Caller:
-        """Tell who asks.
+        """Identify the caller.
 
         Args:
             authorization: the header or metadata entry of that name.

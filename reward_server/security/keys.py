@@ -10,7 +10,7 @@
 A key is 256 bits from the operating system's generator, so a plain SHA-256 is enough at rest: no
 dictionary holds such keys, and guessing 2^256 of them is as hopeless with a fast hash as with a
 slow one. A slow hash (scrypt) is for passwords; here it would cost every request tens of
-milliseconds and let anybody keep the server busy with wrong keys.
+milliseconds and let any caller keep the server busy with wrong keys.
 """
 
 from __future__ import annotations

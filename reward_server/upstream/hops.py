@@ -1,4 +1,4 @@
-"""What servers tell each other about a request that passes through several of them."""
+"""The headers of a request that passes through several servers: its origin, and the servers."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Hop:
 
 
 def read_hop(metadata: Iterable[tuple[str, str | bytes]] | None, caller: str) -> Hop:
-    """Read the headers of a call; `caller` is who sent it, as far as this server can tell."""
+    """Read the headers of a call; `caller` is the sender, as this server knows it."""
     headers = {key: value for key, value in metadata or () if isinstance(value, str)}
     via = tuple(part for part in headers.get(VIA_KEY, "").split(",") if part)
     forwarded = headers.get(CLIENT_KEY, "")[:_MAX_CLIENT_CHARS]
-    # Behind the caller's own name, so that nobody can pass for a stranger.
+    # Behind the caller's own name, so that a caller cannot impersonate another.
     return Hop(f"{caller}/{forwarded}" if via and forwarded else caller, via)
 
 

@@ -137,8 +137,8 @@ async def score_together(
             return await _alone(backends, order)
         todo = [number for number, error in errors.items() if _is_full(error)]
         wait_s = max((_wait_s(errors[number]) for number in todo), default=0.0)
-        # A request that got in somewhere must not fail because it was cut; one that got in
-        # nowhere is told so, and when to come back.
+        # A request that was taken in part must not fail because it was cut; one of which nothing
+        # was taken is refused, with a retry-after.
         if not answers or time.monotonic() + wait_s >= order.deadline_at_s:
             break
         await asyncio.sleep(wait_s)

@@ -16,7 +16,7 @@ import structlog
 
 from reward_client import _tracing
 from reward_client._addresses import Lookup, look_up
-from reward_client._call import Patience
+from reward_client._call import RetryPolicy
 from reward_client._endpoints import Endpoint
 from reward_client._pb.reward.v1 import reward_pb2 as pb
 from reward_client._pool import Pool
@@ -134,7 +134,7 @@ class Servers:
                     shared_memory=True,
                 ),
                 prefer="least_busy" if self._route.policy == "least_loaded" else "round_robin",
-                patience=Patience(_MAX_ATTEMPTS, idle_s=self._route.wait_s),
+                policy=RetryPolicy(_MAX_ATTEMPTS, idle_s=self._route.wait_s),
                 may_pass_on=may_pass_on,
                 is_reported=lambda error: error.code in _REPORTED,
                 lookup=self._lookup,
@@ -332,7 +332,7 @@ class Servers:
         self.look_now()
 
     def _update(self) -> None:
-        """Choose anew which identity is served, and tell who is concerned."""
+        """Choose anew which identity is served, and notify the users."""
         for name in {user.scorer for user in self._users.values()}:
             ready = [
                 identity

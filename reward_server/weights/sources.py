@@ -139,7 +139,7 @@ class Sources:
     ) -> str:
         """Complete a file over HTTP; returns the sha256 that the source stated, or an empty string.
 
-        A broken transfer is continued as long as bytes come, if a checksum will tell whether both
+        A broken transfer is continued as long as bytes come, if a checksum will show whether both
         halves are of one version; otherwise it begins again.
         """
         failures = 0
@@ -221,7 +221,7 @@ def _attempt(
             pause_s = float(text) if text.isdigit() else 0.0
             asked = f", asking to come back in {pause_s:.0f} s" if pause_s else ""
             raise _Passing(f"HTTP {status}{asked}", pause_s)
-        if status == 416:  # nothing is left to send: the checksum tells whether that is all
+        if status == 416:  # nothing is left to send: the checksum shows whether that is all
             return ""
         if status not in (200, 206):
             raise _refusal(what, url, status)
@@ -247,7 +247,7 @@ def _head(url: str, what: str) -> Offer:
     except httpx.HTTPError as error:
         raise SourceError(f"{what}: {_described(error)}") from error
     if response.status_code in _NO_HEAD | _RETRIED:
-        # Fetching will tell; a licence that has to be accepted says 401 or 403 there too.
+        # Fetching will show; a licence that has to be accepted says 401 or 403 there too.
         return Offer()
     if not response.is_success:
         raise _refusal(what, url, response.status_code)

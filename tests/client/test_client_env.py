@@ -28,7 +28,7 @@ from reward_client import (
     ScorerResult,
     Unavailable,
 )
-from reward_client.integrations._coalesce import Coalescer, Gathering
+from reward_client.integrations._coalesce import BatchWindow, Coalescer
 
 
 def test_a_client_from_the_environment(script: Script) -> None:
@@ -99,7 +99,7 @@ def test_every_task_gets_its_own_score(callers: int, most: int, wait_ms: float) 
         return answer(items)
 
     async def run() -> list[ScoreResponse]:
-        calls = Coalescer(send, Gathering(most, wait_ms))
+        calls = Coalescer(send, BatchWindow(most, wait_ms))
         return await asyncio.gather(*[calls.awaited(item) for item in grey_items(callers)])
 
     found = asyncio.run(run())
@@ -117,7 +117,7 @@ def test_every_thread_gets_its_own_score_and_errors_reach_all() -> None:
             raise Unavailable("down")
         return answer(items)
 
-    calls = Coalescer(send, Gathering(4, 2000.0))
+    calls = Coalescer(send, BatchWindow(4, 2000.0))
     with ThreadPoolExecutor(4) as pool:
         failed = [pool.submit(calls.blocking, item) for item in grey_items(4)]
         assert all(isinstance(future.exception(20), Unavailable) for future in failed)
@@ -125,7 +125,7 @@ def test_every_thread_gets_its_own_score_and_errors_reach_all() -> None:
     assert [r["b"].scores for r in found] == [(0.0,), (1.0,), (2.0,), (3.0,)]
     assert sizes == [4, 4]
     started = time.monotonic()
-    alone = Coalescer(send, Gathering(4, 30.0)).blocking(grey_items(1)[0])
+    alone = Coalescer(send, BatchWindow(4, 30.0)).blocking(grey_items(1)[0])
     assert time.monotonic() - started >= 0.03
     assert alone["b"].scores == (0.0,)
     assert threading.active_count() < 50
@@ -147,7 +147,7 @@ def test_a_wrong_item_costs_its_caller_alone() -> None:
     items[2] = dataclasses.replace(items[2], spec={"include": "a star"}, spec_kind="geneval")
 
     async def run() -> list[Any]:
-        calls = Coalescer(send, Gathering(3, 500.0))
+        calls = Coalescer(send, BatchWindow(3, 500.0))
         return await asyncio.gather(*map(calls.awaited, items), return_exceptions=True)
 
     first, unreadable, unsendable, last = asyncio.run(run())
@@ -175,7 +175,7 @@ def test_cancelling_one_caller_costs_the_others_nothing_and_all_cancel_the_reque
             happened.append("sent")
             return answer(items)
 
-        calls = Coalescer(send, Gathering(2, 1000.0))
+        calls = Coalescer(send, BatchWindow(2, 1000.0))
         for kept in (1, 0):
             begun.clear()
             tasks = [asyncio.create_task(calls.awaited(item)) for item in grey_items(2)]
@@ -190,7 +190,7 @@ def test_cancelling_one_caller_costs_the_others_nothing_and_all_cancel_the_reque
     assert asyncio.run(run()) == ["sent", "cancelled"]
 
 
-def test_gathering_is_checked() -> None:
+def test_the_window_is_checked() -> None:
     for wrong in ((0, 1.0), (1, -1.0), (1, float("inf"))):
         with pytest.raises(InvalidArgument, match="max_items must be at least 1"):
-            Gathering(*wrong)
+            BatchWindow(*wrong)

@@ -20,7 +20,7 @@ import pytest
 
 import reward_client
 from reward_client import AsyncRewardClient, InvalidArgument, RewardClient, RewardError
-from reward_client.integrations._coalesce import Gathering
+from reward_client.integrations._coalesce import BatchWindow
 from reward_client.integrations.flow_grpo import TAGS, multi_score
 from reward_client.integrations.trl import make_async_reward_func, make_reward_func
 from reward_client.integrations.verl import make_compute_score, make_sync_compute_score
@@ -182,7 +182,7 @@ def test_verl_calls_share_requests_and_a_failure_is_its_callers_own(server: Serv
     async def run() -> list[Any]:
         async with AsyncRewardClient(server.grpc_url) as asked:
             # As long as a busy machine needs: two requests are full before.
-            when = Gathering(max_wait_ms=2000)
+            when = BatchWindow(max_wait_ms=2000)
             compute_score = make_compute_score(["geneval", "jpeg"], client=asked, when=when)
             assert inspect.iscoroutinefunction(compute_score)
             rows = [RED] * 30 + [BAD] + [TWO]

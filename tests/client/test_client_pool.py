@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reward_client._addresses import parse_sources
-from reward_client._call import Patience
+from reward_client._call import RetryPolicy
 from reward_client._endpoints import Endpoint, Hedge
 from reward_client._pb.reward.v1 import reward_pb2 as pb
 from reward_client._pool import Pool
@@ -83,7 +83,7 @@ def pool_of(servers: list[Server], **options: Any) -> Pool:
     by_url = dict(zip(names, servers, strict=True))
     for name, server in by_url.items():
         server.name = name
-    options.setdefault("patience", Patience(jitter=0.0))
+    options.setdefault("policy", RetryPolicy(jitter=0.0))
     sources = parse_sources(names)
     return Pool(sources, lambda address: by_url[address.url], **options)  # type: ignore[arg-type,return-value]
 
@@ -141,7 +141,7 @@ def test_attempts_bound_what_is_tried_once_more_per_further_server() -> None:
 
     async def run() -> None:
         with pytest.raises(Unavailable):
-            await pool_of(servers, patience=Patience(attempts=2)).call(send, 60.0)
+            await pool_of(servers, policy=RetryPolicy(attempts=2)).call(send, 60.0)
 
     virtual_time.run(run())
     assert sum(len(server.seen_s) for server in servers) == 4
@@ -324,7 +324,7 @@ def test_every_message_gets_one_result_in_time_and_leaves_nothing_behind(
             assert sent <= attempts + len(servers) - 1
 
     async def run() -> None:
-        pool = pool_of(servers, prefer=prefer, hedge=hedge, patience=Patience(attempts=attempts))
+        pool = pool_of(servers, prefer=prefer, hedge=hedge, policy=RetryPolicy(attempts=attempts))
         await asyncio.gather(*(one(pool, *call) for call in calls))
         assert all(state.outstanding == 0 for state in pool.states())
         assert all(server.under_way == 0 for server in servers)

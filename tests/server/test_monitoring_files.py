@@ -26,7 +26,7 @@ _SCRAPED = {"instance", "job"}
 def labels_by_metric() -> dict[str, set[str]]:
     """Every sample name that a server can expose, with its labels."""
     metrics = Metrics()
-    metrics.tell_build(build_info({"REWARD_REVISION": "abc"}))
+    metrics.publish_build(build_info({"REWARD_REVISION": "abc"}))
     replica = ReplicaInfo("0", "READY", "cuda:0", 1, 0, 1 << 30, 1 << 30)
     info = ScorerInfo("s", "1", "f", (), ("raw",), "raw", (0.0, 1.0), "READY", "", (replica,))
     metrics.watch(lambda: (info,))

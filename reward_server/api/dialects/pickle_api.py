@@ -1,4 +1,4 @@
-"""`POST` a pickle, get a pickle: see `pickle_messages` for who does.
+"""`POST` a pickle, get a pickle: the clients are listed in `pickle_messages`.
 
 What decides the statuses: flow_grpo's client retries 500 a thousand times, and 413, 429 and 503 as
 often if they carry Retry-After; verl-omni's retries 408, 429 and every 5xx three times;

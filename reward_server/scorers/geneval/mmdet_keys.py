@@ -87,7 +87,7 @@ class UnknownLayout(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """Sizes of a Mask2Former with a Swin backbone, as its tensors tell.
+    """Sizes of a Mask2Former with a Swin backbone, read off its tensors.
 
     Heads of the pixel decoder and of the query decoder leave no trace in the shapes; they are 8 in
     every published configuration.

@@ -95,7 +95,7 @@ class Endpoint:
         deadline = Deadline(self._options.wait_s + self._options.timeout_s)
         # As many attempts as fit into wait_s at the longest pause.
         attempts = 1 + int(self._options.wait_s)
-        cards = await self._patiently(
+        cards = await self._retried(
             lambda left_s: self._call("GET", "/models", None, left_s), attempts, 0.5, deadline
         )
         listed = cards.get("data") if isinstance(cards, dict) else None
@@ -110,9 +110,9 @@ class Endpoint:
         async def once(left_s: float) -> Any:
             return await self._call("POST", "/chat/completions", content, left_s)
 
-        return await self._patiently(once, self._options.attempts, 0.1, deadline)
+        return await self._retried(once, self._options.attempts, 0.1, deadline)
 
-    async def _patiently(
+    async def _retried(
         self,
         once: Callable[[float], Awaitable[_Answer]],
         attempts: int,
