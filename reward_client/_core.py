@@ -76,7 +76,9 @@ class Core:
             nonlocal done
             async with free:
                 try:
-                    answer = await self.send(request, part, ends_s, _over_unary)
+                    answer = await self.send(
+                        request, part, ends_s, lambda endpoint: endpoint.transport
+                    )
                 except RewardError as error:
                     shift_items(error, part)
                     raise
@@ -161,10 +163,6 @@ class Core:
         # An item that is larger than a batch should be may still be sent alone.
         alone = max_bytes if self._max_bytes else min(served_bytes, default=max_bytes)
         return Sizes(max_bytes, max_items, alone)
-
-
-def _over_unary(endpoint: Endpoint) -> Calls:
-    return endpoint.transport
 
 
 def _wanted(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import TypeAlias, get_args
 
-from reward_client.errors import Code, InvalidArgument, ItemError, NotFound
+from reward_client.errors import Code, InvalidArgument, ItemError, NotFound, RewardError
 from reward_client.images import image_problem
 from reward_client.types import Item, Priority, ScoreRequest, ScorerSelector, SpecKind
 
@@ -100,10 +100,7 @@ def check_selectors(scorers: Sequence[ScorerSelector]) -> None:
             raise InvalidArgument("a scorer selector has an empty name")
         for field in ("name", "version", "transform"):
             if len(text := getattr(selector, field)) > MAX_NAME_CHARS:
-                raise InvalidArgument(
-                    f"scorers: the {field} {text[:20]!r}... has {len(text)} characters, the limit"
-                    f" is {MAX_NAME_CHARS}"
-                )
+                raise _too_long(field, text)
         if name in seen:
             raise InvalidArgument(
                 f"scorer {name!r} is named twice: results are kept by name; send a second request"
@@ -141,9 +138,17 @@ def _images_problem(item: Item) -> str | None:
     return None
 
 
-def unknown_scorer(name: str, known: Sequence[str]) -> NotFound:
+def unknown_scorer(name: str, known: Sequence[str]) -> RewardError:
     """The error for a scorer that does not exist, with the nearest name."""
-    name = name[:MAX_NAME_CHARS]  # looking for the nearest takes the square of its length
+    if len(name) > MAX_NAME_CHARS:  # looking for the nearest takes the square of its length
+        return _too_long("name", name)
     near = get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return NotFound(f"unknown scorer {name!r}: {hint}available: {', '.join(known) or 'none'}")
+
+
+def _too_long(field: str, text: str) -> InvalidArgument:
+    return InvalidArgument(
+        f"scorers: the {field} {text[:20]!r}... has {len(text)} characters, the limit is"
+        f" {MAX_NAME_CHARS}"
+    )

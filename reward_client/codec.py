@@ -140,10 +140,8 @@ def checked_size(image: Image, limits: DecodeLimits | None = None) -> tuple[int,
     return width, height
 
 
-def is_lossy(image: Image | Encoding) -> bool:
-    """Whether pixels may have changed; of WebP the bytes decide, without them it counts as lossy."""
-    if isinstance(image, Encoding):
-        return image in (Encoding.JPEG, Encoding.WEBP)
+def is_lossy(image: Image) -> bool:
+    """Whether pixels may have changed when it was encoded."""
     if image.encoding is Encoding.WEBP:
         # A lossless bitstream is in a VP8L chunk, a lossy one in a chunk called "VP8 ".
         return image.data[12:16] != b"VP8L" and b"VP8 " in bytes(image.data)

@@ -200,10 +200,6 @@ class Admission:
     def taken(self, scorer: str) -> int:
         return self.lanes[scorer].taken if scorer in self.lanes else 0
 
-    def drain_rate(self, scorer: str) -> float:
-        """Items per second that a scorer has answered lately; 0 if that is not known."""
-        return self.lanes[scorer].rate.per_s() if scorer in self.lanes else 0.0
-
     def arrive(self, client: str) -> Ticket:
         """A ticket without places, for the bytes of a message that is still to be read."""
         return Ticket(self, (), 0, client)

@@ -56,20 +56,17 @@ async def _score(
         return found
     names = ",".join(backend.name for backend in asked)
     with _tracing.span("score", attributes={"reward.scorer": names}):
-        answers = await _ask(asked, order)
+        upstream = [backend for backend in asked if isinstance(backend, UpstreamScorer)]
+        if len(upstream) > 1:
+            answers = await score_together(upstream, order)
+        else:
+            answers = await outcomes([asked[0].score(order)])
     seconds = time.monotonic() - order.arrival_s
     for backend, answer in zip(asked, answers, strict=True):
         found[backend.name] = answer
         if not isinstance(answer, RewardError):
             metrics.total_seconds.labels(backend.name).observe(seconds)
     return found
-
-
-async def _ask(backends: Sequence[Backend], order: Order) -> list[ScorerResult | RewardError]:
-    upstream = [backend for backend in backends if isinstance(backend, UpstreamScorer)]
-    if len(upstream) > 1:
-        return await score_together(upstream, order)
-    return await outcomes([backends[0].score(order)])
 
 
 def _joined(errors: Sequence[RewardError]) -> RewardError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from reward_client import _tracing
 from reward_client.errors import Code, ItemError, RewardError, error_for
@@ -146,7 +145,7 @@ def scorer_result(
             name: tuple(score and score.components[name] for score in found) for name in names
         },
         errors=dict(sorted(failures.items())),
-        details=_details(found) if details else None,
+        details=tuple(s.details if s else None for s in found) if details else None,
         lossy_input=tuple(lossy),
         queue_ms=1e3 * max((a.queue_s for a in answers.values()), default=0.0),
         compute_ms=1e3 * sum(batches.values()),
@@ -171,10 +170,6 @@ def _fingerprint(info: ScorerInfo, answers: Mapping[int, Answer]) -> str:
     """Of the workers that computed the scores; where they differ, of the one that serves now."""
     found = {a.fingerprint for a in answers.values() if a.fingerprint}
     return found.pop() if len(found) == 1 else info.fingerprint
-
-
-def _details(found: Sequence[Score | None]) -> tuple[Mapping[str, Any] | None, ...]:
-    return tuple(score.details if score else None for score in found)
 
 
 def whole_request_error(results: Mapping[str, ScorerResult]) -> RewardError | None:

@@ -52,7 +52,7 @@ def test_retry_after_is_the_drain_rate_and_remembers_promises() -> None:
     clock.now_s = 2.0
     for _ in range(4):
         ticket.answered("a")
-    assert admission.drain_rate("a") == pytest.approx(2.0)
+    assert admission.lanes["a"].rate.per_s() == pytest.approx(2.0)
 
     def told(items: int) -> float:
         with pytest.raises(ResourceExhausted) as full:
@@ -78,12 +78,12 @@ def test_a_stalled_queue_is_not_as_fast_as_it_was() -> None:
         clock.now_s = 1.0
         for _ in range(4):
             ticket.answered("a")
-    assert admission.drain_rate("a") == pytest.approx(4.0)
+    assert admission.lanes["a"].rate.per_s() == pytest.approx(4.0)
     clock.now_s = 100.0
     with admission.admit(["a"], 4, 0, "me"):
-        assert admission.drain_rate("a") == pytest.approx(4.0)  # the last that is known
+        assert admission.lanes["a"].rate.per_s() == pytest.approx(4.0)  # the last that is known
         clock.now_s = 105.0
-        assert admission.drain_rate("a") == pytest.approx(0.2)
+        assert admission.lanes["a"].rate.per_s() == pytest.approx(0.2)
 
 
 def test_a_newcomer_finds_a_place_however_many_one_caller_takes() -> None:

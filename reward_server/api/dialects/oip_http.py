@@ -13,8 +13,8 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
-from reward_client.errors import STATUS, Code, InvalidArgument, NotFound, RewardError
-from reward_client.types import Item, ScoreRequest, ScorerSelector
+from reward_client.errors import STATUS, Code, InvalidArgument, RewardError
+from reward_client.types import ScoreRequest, ScorerSelector
 from reward_server.api.dialects import oip
 from reward_server.api.dialects.shared import as_text, list_at, read_object, text_at
 from reward_server.api.errors import BodyTooLarge, http_status
@@ -56,7 +56,7 @@ class OipHttpApi:
     async def model(self, name: str, version: str = "") -> Response:
         try:
             info = oip.model_of(self._service.infos(), name, version)
-        except NotFound as error:
+        except RewardError as error:
             return _failure(error)
         body: dict[str, Any] = {"name": info.name, "platform": oip.PLATFORM}
         body["versions"] = [info.version] if info.version else []
@@ -67,7 +67,7 @@ class OipHttpApi:
     async def model_ready(self, name: str, version: str = "") -> Response:
         try:
             ready = oip.model_of(self._service.infos(), name, version).state == "READY"
-        except NotFound as error:
+        except RewardError as error:
             return _failure(error)
         status = 200 if ready else STATUS[Code.UNAVAILABLE].http
         return JSONResponse({"name": name, "ready": ready}, status)
@@ -76,7 +76,10 @@ class OipHttpApi:
         async def answer(exchange: Exchange) -> Response:
             header = http.headers.get(HEADER)
             asked, items = await exchange.read(
-                lambda body: _asked_and_items(parse(body, header, exchange.limits))
+                lambda body: (
+                    found := parse(body, header, exchange.limits),
+                    oip.items_from(found.tensors),
+                )
             )
             oip.model_of(self._service.infos(), name, version)
             request = ScoreRequest("", (ScorerSelector(name, version),), items)
@@ -86,10 +89,6 @@ class OipHttpApi:
             return _answer(head, outputs, asked)
 
         return await self._dialect.answer(http, answer)
-
-
-def _asked_and_items(asked: Infer) -> tuple[Infer, tuple[Item, ...]]:
-    return asked, oip.items_from(asked.tensors)
 
 
 def parse(body: bytes, json_length: str | None, limits: RequestLimits) -> Infer:
