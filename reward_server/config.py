@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from reward_server.limits import RequestLimits
 from reward_server.scorers import SCORERS
 from reward_server.upstream.settings import (
     UpstreamConfigError,
@@ -66,25 +67,6 @@ Device = Annotated[str, AfterValidator(_device)]
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class RequestLimits(_Section):
-    """The keys of `[server]` that bound one request."""
-
-    max_message_bytes: int = Field(
-        32 << 20, ge=1 << 16, description="bytes per request as it arrives (base64 is a third more)"
-    )
-    max_items: int = Field(512, ge=1, description="items per request")
-    max_frames: int = Field(512, ge=1, description="images of one item, and its references")
-    max_prompt_chars: int = Field(1 << 16, ge=1, description="characters of one prompt")
-    max_id_chars: int = Field(1024, ge=64, description="characters of the id of an item or request")
-    max_spec_depth: int = Field(
-        32, ge=1, le=64, description="levels of lists and objects in one item's spec"
-    )
-    max_spec_chars: int = Field(
-        1 << 18, ge=1, description="one item's spec: text, keys, and one for every other value"
-    )
-    max_values: int = Field(400_000, ge=1000, description="fields or JSON values of one request")
 
 
 class ServerConfig(RequestLimits):

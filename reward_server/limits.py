@@ -12,17 +12,38 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
+from pydantic import BaseModel, ConfigDict, Field
 
 from reward_client._pb.reward.v1 import reward_pb2 as pb
 from reward_client.errors import InvalidArgument
 from reward_client.types import Item
-from reward_server.config import RequestLimits
 
 # Around a spec there are the request, its items, and the spec's own levels of messages.
 _DEPTH_AROUND_SPEC = 8
 _MAX_MESSAGE_DEPTH = 100  # protobuf's own
 LENGTH_DELIMITED = 2
 _FIXED_BYTES = {1: 8, 5: 4}
+
+
+class RequestLimits(BaseModel):
+    """The keys of `[server]` that bound one request."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_message_bytes: int = Field(
+        32 << 20, ge=1 << 16, description="bytes per request as it arrives (base64 is a third more)"
+    )
+    max_items: int = Field(512, ge=1, description="items per request")
+    max_frames: int = Field(512, ge=1, description="images of one item, and its references")
+    max_prompt_chars: int = Field(1 << 16, ge=1, description="characters of one prompt")
+    max_id_chars: int = Field(1024, ge=64, description="characters of the id of an item or request")
+    max_spec_depth: int = Field(
+        32, ge=1, le=64, description="levels of lists and objects in one item's spec"
+    )
+    max_spec_chars: int = Field(
+        1 << 18, ge=1, description="one item's spec: text, keys, and one for every other value"
+    )
+    max_values: int = Field(400_000, ge=1000, description="fields or JSON values of one request")
 
 
 def load_json(body: bytes, limits: RequestLimits) -> Any:

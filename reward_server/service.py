@@ -20,7 +20,8 @@ from reward_client.types import (
     ServerLimits,
 )
 from reward_server.backend import Backend, Order
-from reward_server.config import Config, RequestLimits, ScorerConfig
+from reward_server.config import Config, ScorerConfig
+from reward_server.limits import RequestLimits
 from reward_server.observability.metrics import Metrics
 from reward_server.registry import Changes, Registry
 from reward_server.scheduling.admission import Admission

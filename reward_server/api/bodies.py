@@ -16,8 +16,7 @@ from reward_client.types import Item, Priority, ScoreRequest, ScorerSelector
 from reward_server.api import json_mirror
 from reward_server.api.errors import BodyTooLarge
 from reward_server.api.messages import parse_request
-from reward_server.config import RequestLimits
-from reward_server.limits import check_json_items, load_json
+from reward_server.limits import RequestLimits, check_json_items, load_json
 from reward_server.scheduling.arrival import Arrival
 
 _MAX_UTF8_BYTES = 4

@@ -18,7 +18,7 @@ from reward_client.types import ScoreRequest, ScoreResponse
 from reward_server.api.bodies import parse_form, read_body
 from reward_server.api.errors import as_reward_error, redacted_response
 from reward_server.api.http_guard import caller_of
-from reward_server.config import RequestLimits
+from reward_server.limits import RequestLimits
 from reward_server.observability.requests import RequestWatch, Seen
 from reward_server.scheduling.arrival import Arrival
 from reward_server.service import RewardService

@@ -30,8 +30,8 @@ from reward_server.api.grpc_guard import ApiKeyInterceptor, caller_of, refuse_wi
 from reward_server.api.grpc_intake import Intake
 from reward_server.api.messages import parse_request
 from reward_server.api.shared_memory import SharedMemoryHost
-from reward_server.config import RequestLimits, ServerConfig
-from reward_server.limits import TooManyFields, check_message
+from reward_server.config import ServerConfig
+from reward_server.limits import RequestLimits, TooManyFields, check_message
 from reward_server.observability.requests import RequestWatch
 from reward_server.scheduling.arrival import Arrival
 from reward_server.security.access import Caller

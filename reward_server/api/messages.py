@@ -19,8 +19,7 @@ from reward_client._wire.message import DATA, IMAGES, ITEMS, REFERENCES, SHM
 from reward_client.errors import InvalidArgument
 from reward_client.images import Image
 from reward_client.types import Item, ScoreRequest
-from reward_server.config import RequestLimits
-from reward_server.limits import LENGTH_DELIMITED, FieldWalk, Malformed
+from reward_server.limits import LENGTH_DELIMITED, FieldWalk, Malformed, RequestLimits
 
 # Reads shared memory: a reference and how many bytes there must be -> the bytes.
 ReadShared: TypeAlias = Callable[[pb.SharedMemoryRef, int], bytes]

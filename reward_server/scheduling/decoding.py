@@ -13,8 +13,7 @@ from reward_client.codec import DecodeLimits
 from reward_client.errors import Code, InvalidArgument, ItemError, RewardError
 from reward_client.images import Encoding, Image, UInt8Image
 from reward_client.types import Item, ScoreRequest
-from reward_server.config import RequestLimits
-from reward_server.limits import item_limit_problem
+from reward_server.limits import RequestLimits, item_limit_problem
 from reward_server.scheduling.threads import FairThreads
 
 T = TypeVar("T")

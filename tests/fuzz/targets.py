@@ -22,8 +22,7 @@ from reward_client.types import ScoreRequest, ScorerSelector
 from reward_server._pb.inference.v2 import inference_pb2
 from reward_server.api.bodies import parse_form, parse_json, parse_protobuf
 from reward_server.api.dialects import flow_factory, oip, oip_grpc, oip_http, unirl
-from reward_server.config import RequestLimits
-from reward_server.limits import item_limit_problem
+from reward_server.limits import RequestLimits, item_limit_problem
 from reward_server.scheduling.admission import Admission
 from reward_server.scheduling.arrival import Arrival
 from reward_server.scheduling.threads import FairThreads

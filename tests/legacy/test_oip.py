@@ -21,7 +21,7 @@ from server_process import Server
 from reward_client.errors import InvalidArgument
 from reward_server._pb.inference.v2 import inference_pb2 as pb
 from reward_server.api.dialects import oip_grpc
-from reward_server.config import RequestLimits
+from reward_server.limits import RequestLimits
 
 
 @pytest.fixture(scope="module")

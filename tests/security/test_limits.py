@@ -33,8 +33,7 @@ from reward_client._wire import (
     convert,
 )
 from reward_client.types import ScoreRequest
-from reward_server.config import RequestLimits
-from reward_server.limits import check_message, depth_of, load_json
+from reward_server.limits import RequestLimits, check_message, depth_of, load_json
 
 TOML = """
 [server]

@@ -19,7 +19,7 @@ from reward_client.types import Item, ScoreRequest, ScorerSelector
 from reward_server.api.dialects.shared import as_text, image_at, list_at, read_object, whole_error
 from reward_server.api.errors import error_response
 from reward_server.api.exchange import Exchange, HttpDialect
-from reward_server.config import RequestLimits
+from reward_server.limits import RequestLimits
 from reward_server.service import RewardService
 
 _CLIENT_WAITS_S = 60.0

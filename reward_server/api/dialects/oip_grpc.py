@@ -16,8 +16,7 @@ from reward_server.api.dialects import oip
 from reward_server.api.errors import as_reward_error, redacted_response
 from reward_server.api.grpc_guard import caller_of, refuse_with, time_left_s
 from reward_server.api.grpc_intake import Intake
-from reward_server.config import RequestLimits
-from reward_server.limits import check_message
+from reward_server.limits import RequestLimits, check_message
 from reward_server.observability.requests import RequestWatch, Seen
 from reward_server.scheduling.arrival import Arrival
 from reward_server.service import RewardService

@@ -19,7 +19,7 @@ from reward_server.api.dialects import oip
 from reward_server.api.dialects.shared import as_text, list_at, read_object, text_at
 from reward_server.api.errors import BodyTooLarge, http_status
 from reward_server.api.exchange import Exchange, HttpDialect
-from reward_server.config import RequestLimits
+from reward_server.limits import RequestLimits
 from reward_server.service import RewardService
 
 HEADER = "inference-header-content-length"

@@ -9,8 +9,7 @@ from typing import Any
 from reward_client.errors import Code, InvalidArgument, ItemError, RewardError, error_for
 from reward_client.images import Image, sniff
 from reward_client.types import ScorerResult
-from reward_server.config import RequestLimits
-from reward_server.limits import load_json
+from reward_server.limits import RequestLimits, load_json
 
 
 def read_object(body: bytes, limits: RequestLimits) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from reward_client.types import Item, ScoreRequest, ScorerResult, ScorerSelector
 from reward_server.api.dialects.shared import as_text, image_at, list_at, read_object, text_at
 from reward_server.api.errors import BodyTooLarge, error_response, http_status
 from reward_server.api.exchange import Exchange, HttpDialect
-from reward_server.config import RequestLimits
+from reward_server.limits import RequestLimits
 from reward_server.service import RewardService
 
 PROTOCOL = "1"
