@@ -55,7 +55,9 @@ def shoot(page: Any, url: str, files: list[str], out: Path) -> None:
         page.locator(".card").first.scroll_into_view_if_needed()
         page.locator(".summary").scroll_into_view_if_needed()
     else:
+        page.evaluate("document.activeElement.blur()")
         page.evaluate("document.getElementById('form').scrollTop = 0; scrollTo(0, 0)")
+        page.wait_for_timeout(300)
     write(page, out)
 
 

@@ -126,7 +126,8 @@ def _updates(run: RunData) -> Iterator[Chart]:
     yield Chart("flat", "Groups without a signal", lines, axes)
     parts = {"rollout": "rollout", "waiting for scores": "score_wait", "update": "train"}
     seconds = {label: [row["seconds"][key] for row in run.epochs] for label, key in parts.items()}
-    axes = Axes(y_min=0, y_label="seconds")
+    # A machine that slept for an hour would flatten all other epochs.
+    axes = Axes(y_min=0, y_label="seconds", cut=True)
     yield Chart("seconds", "Seconds per epoch", _colored(x, seconds), axes)
 
 

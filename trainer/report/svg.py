@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from html import escape
 
 WIDTH, HEIGHT = 460, 250
-LEFT, RIGHT, TOP, BOTTOM = 62, 12, 24, 34
+LEFT, RIGHT, TOP, BOTTOM = 62, 12, 30, 34
 MOST_POINTS = 400
 
 
@@ -49,6 +49,7 @@ class Axes:
         band: (low, high) of a shaded horizontal band, or None.
         unit: appended to the numbers of the vertical axis.
         y_label: what the vertical axis is.
+        cut: end the axis at three times the 98th percentile; what is above is drawn at its end.
     """
 
     x_label: str = "epoch"
@@ -57,6 +58,7 @@ class Axes:
     band: tuple[float, float] | None = None
     unit: str = ""
     y_label: str = ""
+    cut: bool = False
 
 
 def moving_average(values: Sequence[float | None], width: int) -> list[float | None]:
@@ -153,6 +155,8 @@ class _Scale:
         xs = [x for line in series for x in line.x]
         values = [v for line in series for v in (*line.y, *line.low, *line.high) if v is not None]
         low, high = min(values), max(values)
+        if axes.cut:
+            high = min(high, 3 * sorted(values)[int(0.98 * (len(values) - 1))] or high)
         if axes.band is not None:
             low, high = min(low, axes.band[0]), max(high, axes.band[1])
         margin = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
@@ -168,7 +172,7 @@ class _Scale:
         return LEFT + share * (WIDTH - LEFT - RIGHT)
 
     def y(self, value: float) -> float:
-        share = (value - self.y_low) / (self.y_high - self.y_low or 1.0)
+        share = min((value - self.y_low) / (self.y_high - self.y_low or 1.0), 1.0)
         return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
 
 
@@ -191,6 +195,7 @@ def _frame(scale: _Scale, axes: Axes) -> str:
         f'<text x="{scale.x(value):.1f}" y="{HEIGHT - BOTTOM + 16}" class="tick" '
         f'text-anchor="middle">{_short(value)}</text>'
         for value in ticks(scale.x_low, scale.x_high, 6)
+        if value.is_integer()
     ]
     out.append(
         f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 2}" class="tick" '

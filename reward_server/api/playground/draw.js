@@ -38,6 +38,8 @@ export function picture(url, name, outlines) {
   const figure = h("div", { class: "picture" }, image);
   image.addEventListener("load", () => {
     if (image.naturalWidth < 256) image.classList.add("pixels");
+    // No taller than the window, whatever the image's shape.
+    figure.style.maxWidth = `calc(85vh * ${image.naturalWidth / image.naturalHeight})`;
     figure.append(overlay(outlines, image.naturalWidth, image.naturalHeight));
   }, { once: true });
   image.addEventListener("error", () => {

@@ -106,7 +106,7 @@ function compareTwo() {
     h("header", {}, h("h2", {}, "Side by side"), h("button", { type: "button", class: "quiet", onclick: close }, "Close")),
     h("div", { class: "sides" }, sides.map((side, i) => h("figure", {}, pictures(side.set, found[i]),
       h("figcaption", {}, h("strong", {}, side.name), side.run.prompt ? h("q", {}, side.run.prompt) : null)))),
-    h("table", {}, h("thead", {}, h("tr", {}, ["", sides[0].name, sides[1].name, "Difference"].map((text) => h("th", { scope: "col" }, text)))),
+    h("table", {}, h("thead", {}, h("tr", {}, ["", sides[0].name, sides[1].name, "Change"].map((text) => h("th", { scope: "col" }, text)))),
       h("tbody", {}, rows(found).map(([name, a, b, isComponent]) => h("tr", { class: isComponent ? "component" : "" },
         h("th", { scope: "row" }, name), h("td", {}, shown(a)), h("td", {}, shown(b)), h("td", {}, difference(a, b)))))));
   dialog.addEventListener("close", clearPicked, { once: true });
