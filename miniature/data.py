@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from miniature.caption_noise import near_misses
-from miniature.prompts import TAGS, Row, number_row, split, split_words
+from miniature.prompts import RL_WORDS, TAGS, Row, number_row, split, split_words, word_rows
 from miniature.render import render
 from miniature.scenes import CLASSES, MAX_COUNT, Scene, scene_for, word_scene
 
@@ -118,7 +118,7 @@ def write_prompt_files(folder: Path = DATA_DIR) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, list[Row]] = {}
     files["geneval_train"], files["geneval_test"] = split()
-    files["ocr_train"], files["ocr_test"] = split_words()
+    files["ocr_train"], files["ocr_test"] = word_rows(RL_WORDS), split_words()[1]
     for name, rows in files.items():
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")

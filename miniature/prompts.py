@@ -46,6 +46,19 @@ WORDS: tuple[str, ...] = (
     "zoo",
 )  # fmt: skip
 
+# Words for RL alone: pretraining draws none of them, so there is something left to learn.
+RL_WORDS: tuple[str, ...] = (
+    "add", "age", "aid", "aim", "air", "arm", "axe", "bag", "bar", "bay", "big", "bin", "bit",
+    "bow", "boy", "bud", "bug", "bun", "buy", "cod", "cog", "cot", "cub", "cue", "dam", "dew",
+    "dig", "dip", "dry", "due", "ego", "elm", "era", "far", "few", "fir", "fur", "gap", "ham",
+    "hay", "hip", "hit", "hop", "hub", "hug", "hum", "hut", "ivy", "jet", "jig", "job", "jog",
+    "jug", "kid", "lad", "lap", "law", "lid", "lot", "man", "mat", "men", "mop", "mug", "nap",
+    "new", "nod", "oar", "oat", "odd", "orb", "ore", "pad", "paw", "pea", "peg", "pit", "pod",
+    "rag", "ram", "rat", "raw", "ray", "rod", "row", "rye", "sap", "saw", "sip", "sit", "six",
+    "spy", "tab", "tag", "tan", "tap", "tin", "tip", "ton", "tow", "tub", "tug", "use", "vat",
+    "vow", "way", "wig", "yak", "yam",
+)  # fmt: skip
+
 
 def _row(tag: str, prompt: str, include: list[Row], exclude: list[Row] | None = None) -> Row:
     row: Row = {"tag": tag, "include": include, "prompt": f"a photo of {prompt}"}
@@ -119,12 +132,17 @@ def _balanced_first(rows: list[Row]) -> list[Row]:
 
 
 def split_words() -> tuple[list[Row], list[Row]]:
-    """(train, test) OCR rows `{"prompt", "target"}`: every fifth word, by hash, is held out."""
-    rows = [
-        {"prompt": f'the word "{word.upper()}"', "target": word.upper()}
-        for word in sorted(WORDS, key=_digest)
-    ]
+    """(pretraining, test) OCR rows of `WORDS`: every fifth word, by hash, is held out."""
+    rows = word_rows(WORDS)
     return [r for i, r in enumerate(rows) if i % 5], rows[::5]
+
+
+def word_rows(words: Sequence[str]) -> list[Row]:
+    """OCR rows `{"prompt", "target"}`, ordered by a hash of the word."""
+    return [
+        {"prompt": f'the word "{word.upper()}"', "target": word.upper()}
+        for word in sorted(words, key=_digest)
+    ]
 
 
 def _digest(text: str) -> str:

@@ -13,7 +13,7 @@ from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import (
 from miniature.data import DATA_DIR, SceneStream, write_prompt_files
 from miniature.pipeline import assemble, save
 from miniature.pretrain import Denoiser, PretrainConfig, pretrain
-from miniature.prompts import TAGS, WORDS, all_rows
+from miniature.prompts import RL_WORDS, TAGS, WORDS, all_rows
 from miniature.text import MAX_TOKENS, build_tokenizer
 from miniature.vae import KL_WEIGHTS, build_vae, encode, kl_weight, train_vae
 
@@ -36,7 +36,7 @@ def test_every_grammar_word_is_one_token_and_other_words_are_letters() -> None:
         for row in all_rows(tag):
             ids = tokenizer(row["prompt"]).input_ids
             assert len(ids) == len(row["prompt"].split()) + 2 <= MAX_TOKENS
-    for word in WORDS:
+    for word in WORDS + RL_WORDS:
         tokens = tokenizer.convert_ids_to_tokens(tokenizer(f'the word "{word}"').input_ids)
         assert [t.removesuffix("</w>") for t in tokens[4:-2]] == list(word)
 

@@ -5,7 +5,16 @@ import pytest
 
 from miniature.caption_noise import near_misses
 from miniature.data import MIXTURE, SceneStream
-from miniature.prompts import TAGS, TEST_COUNTS, Row, all_rows, split, split_words
+from miniature.prompts import (
+    RL_WORDS,
+    TAGS,
+    TEST_COUNTS,
+    Row,
+    all_rows,
+    split,
+    split_words,
+    word_rows,
+)
 from miniature.render import SHAPES, coverage, render
 from miniature.scenes import CLASSES, COLORS, SIZE_PX, Shape, scene_for
 
@@ -50,9 +59,11 @@ def test_train_and_test_are_disjoint_and_cover_all_categories() -> None:
     assert not train & test
     assert len(test) == len(TEST) >= 200
     assert {t: sum(r["tag"] == t for r in TEST) for t in TAGS} == TEST_COUNTS
-    words_train, words_test = ({r["target"] for r in rows} for rows in split_words())
-    assert words_test
-    assert not words_train & words_test
+    pretrained, words_test = ({r["target"] for r in rows} for rows in split_words())
+    learnt = {r["target"] for r in word_rows(RL_WORDS)}
+    assert min(map(len, (pretrained, words_test, learnt))) >= 16
+    assert not pretrained & words_test
+    assert not learnt & (pretrained | words_test)
 
 
 def test_split_does_not_depend_on_the_run() -> None:
@@ -62,6 +73,7 @@ def test_split_does_not_depend_on_the_run() -> None:
 
 def test_pretraining_never_draws_a_held_out_prompt() -> None:
     held_out = {r["prompt"] for r in TEST} | {r["prompt"] for r in split_words()[1]}
+    held_out |= {r["prompt"] for r in word_rows(RL_WORDS)}
     stream = SceneStream(seed=3)
     captions = {stream.draw()[1] for _ in range(3000)}
     assert len(captions) > 500
