@@ -198,3 +198,37 @@ def test_an_image_does_not_depend_on_what_else_is_drawn(table: dict[str, Any]) -
     other = draw_images(model, [prompts[2], prompts[1]], [(2, 0), (1, 0)], settings)
     assert np.array_equal(pair[0], other[1])
     assert not np.array_equal(pair[0], pair[1])
+
+
+def test_the_training_sampler_is_evaluated_with_its_own_steps_and_noise(
+    table: dict[str, Any],
+) -> None:
+    table["sampling"] |= {"num_steps": 4, "eval_num_steps": 9}
+    settings = parse(table)
+    prompts = [Prompt(text) for text in TEXTS[:3]]
+    service = service_with(score)(settings.rewards)
+    model = load_model(settings, CPU)
+    calls: list[float] = []
+    velocity = model.velocity
+
+    def counted(x: Any, sigma: Any, *rest: Any, **named: Any) -> Any:
+        calls.append(float(torch.as_tensor(sigma).flatten()[0]))
+        return velocity(x, sigma, *rest, **named)
+
+    model.velocity = counted
+    found = [
+        evaluate_run(
+            model, prompts, service, settings, World(), indices=[0, 1, 2], images_per_prompt=2,
+            shown=[0, 1, 2], training_sampler=True,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    assert len(calls) == 2 * 3 * 4  # evaluations, batches, steps
+    assert found[0].kl is None
+    assert found[0].metrics == found[1].metrics
+    plain = evaluate_run(
+        model, prompts, service, settings, World(), indices=[0, 1, 2], images_per_prompt=2,
+        shown=[0, 1, 2],
+    )  # fmt: skip
+    service.close()
+    assert any((plain.shown[i] != found[0].shown[i]).any() for i in range(3))

@@ -299,6 +299,9 @@ class EvalSettings(Section):
     kl_steps: Count = 4
     """Steps of an evaluation at which the velocity is compared with the base model's, which is the
     KL to the base; each costs one more forward pass. 0: off."""
+    training_sampler: bool = False
+    """Before and after, evaluate the same prompts as training samples them, too: its steps, noise
+    and guidance. A gain that is only there is one that more steps do not show."""
     samples_shown: Count = 12
     """Prompts whose images are kept at every evaluation, for the report."""
 

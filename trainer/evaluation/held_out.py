@@ -15,10 +15,10 @@ import numpy as np
 from torch import Tensor
 
 from reward_client import Priority
-from trainer.config.load import keeps_reference, negative_prompt
+from trainer.config.load import keeps_reference, negative_prompt, rollout_config
 from trainer.config.settings import RewardTerm, Settings
 from trainer.errors import ModelError, Stopped, TrainerError
-from trainer.evaluation.sampling import EVAL_EPOCH, Job, plan, sample_and_compare
+from trainer.evaluation.sampling import EVAL_EPOCH, Batch, Job, plan, sample_and_compare
 from trainer.evaluation.statistics import (
     DIVERSITIES,
     Part,
@@ -32,6 +32,8 @@ from trainer.models.model import FlowModel
 from trainer.parallel.world import World, shared
 from trainer.rewards import RewardService
 from trainer.rollout.noise import NoiseKey, initial_noise
+from trainer.rollout.policy import draw_window
+from trainer.rollout.rollout import rollout
 from trainer.scores import NOT_FINITE, Scores, joined, merge, scores_of
 from trainer.types import Prompt
 
@@ -75,6 +77,7 @@ def evaluate_run(
     images_per_prompt: int,
     shown: Sequence[int] = (),
     tag: str = "eval",
+    training_sampler: bool = False,
     stop: Callable[[], object] = lambda: False,
     show: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
@@ -82,7 +85,8 @@ def evaluate_run(
 
     `indices` are the prompts that are evaluated, `shown` those whose first image is kept; `tag`
     names the evaluation in item ids; `show` gets how many images are done, of how many, in all
-    processes, which have equal shares.
+    processes, which have equal shares. With `training_sampler` images are
+    sampled as in training, and there is no distance to the base.
 
     Raises:
         ServiceError: the service refused or went away.
@@ -105,7 +109,10 @@ def evaluate_run(
         show(done * total // mine, total)
         done += len(batch.jobs)
         chosen = [prompts[index] for index, _ in batch.jobs]
-        latents, distance = _sample(model, chosen, batch.jobs, settings, compare=True)
+        if training_sampler:
+            latents, distance = _sample_as_in_training(model, chosen, batch, settings), None
+        else:
+            latents, distance = _sample(model, chosen, batch.jobs, settings, compare=True)
         if not batch.kept:
             continue
         decoded = model.decode(latents)
@@ -162,20 +169,39 @@ def _sample(
     scale = sampling.eval_guidance_scale
     scale = sampling.guidance_scale if scale is None else scale
     shape = model.latent_shape(*sampling.size)
-    noise = [NoiseKey(settings.eval.seed, EVAL_EPOCH, prompt, image) for prompt, image in keys]
     cond = model.encode_prompts([prompt.request for prompt in prompts])
     negative = model.encode_negative(prompts, negative_prompt(settings))
     compared = settings.eval.kl_steps if compare and keeps_reference(settings) else 0
     latents, distance = sample_and_compare(
         model,
         cond,
-        initial_noise(noise, shape, model.device),
+        initial_noise(_noise_keys(keys, settings), shape, model.device),
         sampling.eval_num_steps,
         compared_steps=compared,
         guidance_scale=scale,
         negative=negative,
     )
     return latents, distance if compared else None
+
+
+def _noise_keys(jobs: Sequence[Job], settings: Settings) -> list[NoiseKey]:
+    return [NoiseKey(settings.eval.seed, EVAL_EPOCH, prompt, image) for prompt, image in jobs]
+
+
+def _sample_as_in_training(
+    model: FlowModel, prompts: Sequence[Prompt], batch: Batch, settings: Settings
+) -> Tensor:
+    """Final latents of the training sampler; each batch has a window of its own."""
+    config = rollout_config(settings)
+    return rollout(
+        model,
+        model.encode_prompts([prompt.request for prompt in prompts]),
+        _noise_keys(batch.jobs, settings),
+        config,
+        latent_shape=model.latent_shape(*settings.sampling.size),
+        window=draw_window(config, settings.eval.seed, EVAL_EPOCH, batch.number),
+        negative=model.encode_negative(prompts, negative_prompt(settings)),
+    ).final
 
 
 def _collect(

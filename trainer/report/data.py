@@ -16,7 +16,7 @@ from trainer.images import Pixels, cut, load_png
 from trainer.run import checkpoint as checkpoints
 from trainer.run.controller import Action, change
 from trainer.run.groups import present
-from trainer.run.log import EXIT, figure, read
+from trainer.run.log import EXIT, figure, read, sampled_as_trained
 from trainer.run.progress import RESOLVED, RESULT, abandoned, read_resolved
 from trainer.scores import history
 
@@ -250,7 +250,7 @@ def comparison(
 
 def measured(run: RunData) -> list[dict[str, Any]]:
     """Before and after of every measured term, the headline first."""
-    base, after = run.base["metrics"], run.after["metrics"]
+    base, after = ({**row["metrics"], **sampled_as_trained(row)} for row in (run.base, run.after))
     pairs = {name: difference(name, run.base, run.after) for name in base}
     return [comparison(name, base, after, pairs=pairs[name]) for name in base]
 

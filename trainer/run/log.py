@@ -224,11 +224,16 @@ def evaluation_line(row: Mapping[str, Any]) -> str:
     """One readable line per evaluation."""
     values = "  ".join(
         f"{name} {_text(value['mean'])} [{_text(value['low'])}, {_text(value['high'])}]"
-        for name, value in {**row["metrics"], **row["watch"]}.items()
+        for name, value in {**row["metrics"], **sampled_as_trained(row), **row["watch"]}.items()
     )
     failed = f"  {row['failed']} failed{_first_error(row)}" if row["failed"] else ""
     images = f"{row['images']} images"
     return f"evaluation ({row['phase']}, epoch {row['epoch']}, {images})  {values}{failed}"
+
+
+def sampled_as_trained(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What an evaluation measured with the training sampler, named so; empty without one."""
+    return {f"{name}, training sampler": v for name, v in row.get("training_sampler", {}).items()}
 
 
 def figure(value: float, decimals: int = 3) -> str:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -159,22 +160,23 @@ def evaluate(run: Run, phase: Literal["base", "curve", "final"]) -> Evaluation:
     full = phase != "curve"
     begin = time.perf_counter()
     shown = spread(run.test, settings.samples_shown) if settings.samples_shown else []
+    examine = partial(
+        evaluate_run,
+        run.model,
+        run.test,
+        run.service,
+        run.settings,
+        run.world,
+        indices=sorted({*spread(run.test, settings.num_prompts), *shown}),
+        images_per_prompt=settings.images_per_prompt if full else settings.curve_images_per_prompt,
+        stop=run.stop,
+        show=lambda done, total: run.show(f"evaluating {phase}", done, total),
+    )
+    tag = f"{phase}-{run.progress.epoch}"
     with averaged(run):
-        found = evaluate_run(
-            run.model,
-            run.test,
-            run.service,
-            run.settings,
-            run.world,
-            indices=sorted({*spread(run.test, settings.num_prompts), *shown}),
-            images_per_prompt=(
-                settings.images_per_prompt if full else settings.curve_images_per_prompt
-            ),
-            shown=shown,
-            tag=f"{phase}-{run.progress.epoch}",
-            stop=run.stop,
-            show=lambda done, total: run.show(f"evaluating {phase}", done, total),
-        )
+        found = examine(shown=shown, tag=tag)
+        sampled = settings.training_sampler and full
+        trained = examine(tag=f"{tag}-training", training_sampler=True) if sampled else None
     # An evaluation without scores is not written down as one.
     scored = min(value["n"] for value in found.metrics.values())
     failed = 1 - scored / max(found.images, 1)
@@ -197,6 +199,7 @@ def evaluate(run: Run, phase: Literal["base", "curve", "final"]) -> Evaluation:
         "shown_scores": [found.shown_scores.get(index) for index in shown],
         "prompts": run.prompts.get("test", ""),
         **_named([run.test[index] for index in shown]),
+        **({"training_sampler": trained.metrics} if trained else {}),
         "seconds": time.perf_counter() - begin,
     }
     if shown:
