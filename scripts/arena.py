@@ -12,6 +12,7 @@ one began.
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -125,6 +126,8 @@ def run(
 ) -> None:
     """Do the runs that are not finished."""
     arena = _chosen(Arena.read(table), only)
+    # Runs are in sessions of their own: without this they would go on alone.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         unfinished = run_all(
             jobs_of(arena, out, overrides or ()),
