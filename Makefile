@@ -11,7 +11,7 @@ MINUTES ?= 10
 ARGS   ?=
 RUNS   ?= 1000000
 WORKERS ?= 3
-ENGINES ?= slurm kube sky
+ENGINES ?= slurm kube sky ray
 # One thread per process: threads that spin-wait on shared cores cost more than they give.
 export OMP_NUM_THREADS ?= 1
 
@@ -130,9 +130,17 @@ test-containers: install ## build the images and test the composed service (a ru
 	@.venv-sky/bin/python -m pip install -qq $(TEST_TOOLS) skypilot==0.14.1
 	@touch $@
 
+# Ray in an environment of its own, with what .venv has below it.
+.venv-ray/.installed: Makefile $(VENV)/.installed
+	@$(BIN)/python -m venv .venv-ray
+	@.venv-ray/bin/python -m pip install -qq ray==2.60.0
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > "$$(.venv-ray/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth"
+	@touch $@
+
 TEST_TOOLS := pytest pytest-timeout pytest-asyncio pyyaml
-.PHONY: test-cluster cluster-slurm cluster-kube cluster-sky
-test-cluster: ## cluster/ and docker/k8s: a real Slurm with nodes dying, schemas (ENGINES="slurm kube sky")
+.PHONY: test-cluster cluster-slurm cluster-kube cluster-sky cluster-ray
+test-cluster: ## cluster/ and docker/k8s: a real Slurm and a real Ray with nodes dying, schemas (ENGINES="slurm kube sky ray")
 	@for engine in $(ENGINES); do $(MAKE) --no-print-directory cluster-$$engine || exit 1; done
 
 cluster-slurm: install
@@ -145,6 +153,9 @@ cluster-kube: .venv-kube/.installed
 
 cluster-sky: .venv-sky/.installed
 	@.venv-sky/bin/python -m pytest -rs -p no:cacheprovider tests_cluster/test_sky.py $(ARGS)
+
+cluster-ray: .venv-ray/.installed
+	@.venv-ray/bin/python -m pytest -rs -p no:cacheprovider --timeout 900 tests_cluster/test_ray.py $(ARGS)
 
 up: ## the service in containers: what COMPOSE_PROFILES in .env names
 	@$(PYTHON) scripts/compose_up.py $(ARGS)
