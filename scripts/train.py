@@ -24,6 +24,7 @@ MODELS = {
     "sd3.5-medium": "sd35m",
     "flux.1-dev": "flux",
     "flux.1-kontext": "flux_kontext",
+    "flux.2-klein": "flux2_klein",
     "qwen-image": "qwen_image",
     "qwen-image-edit": "qwen_image_edit",
     "wan2.1-1.3b": "wan21_1b",

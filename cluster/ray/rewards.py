@@ -159,9 +159,7 @@ def main() -> int:
     server = RewardServer.options(
         num_cpus=options.cpus, num_gpus=options.gpus, scheduling_strategy="SPREAD"
     )
-    actors = [
-        server.remote(serve, str(keys), options.start_s) for _ in range(options.servers)
-    ]
+    actors = [server.remote(serve, str(keys), options.start_s) for _ in range(options.servers)]
     try:
         watch(actors, folder, asked)
     except ray.exceptions.RayError as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import tiny_flux
+import tiny_flux2
 import tiny_qwen_image
 import tiny_qwen_image_edit
 import tiny_sd3
@@ -17,6 +18,7 @@ import tiny_wan
 import tiny_z_image
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from diffusers.pipelines.flux.pipeline_flux_kontext import FluxKontextPipeline
+from diffusers.pipelines.flux2.pipeline_flux2_klein import Flux2KleinPipeline
 from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import QwenImageEditPipeline
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import QwenImageEditPlusPipeline
@@ -125,6 +127,21 @@ def _qwen_edit(name: str, pipeline: Any, family: str, **changes: Any) -> Case:
     )
 
 
+def _klein(name: str, **changes: Any) -> Case:
+    return Case(
+        name,
+        "flux2_klein",
+        Flux2KleinPipeline,
+        tiny_flux2.build,
+        plain={"guidance_scale": 1.0},
+        guided={"guidance_scale": GUIDANCE},
+        size=(64, 64, 1),
+        wide=(64, 80, 1),
+        tokens=48,
+        **changes,
+    )
+
+
 def _load_experts(pipe: Any, folder: Path) -> None:
     pipe.load_lora_weights(str(folder))
     pipe.load_lora_weights(str(folder / "transformer_2"), load_into_transformer_2=True)
@@ -174,6 +191,7 @@ CASES: tuple[Case, ...] = (
         references=1,
         at_size=lambda height, width: {"max_area": height * width, "_auto_resize": False},
     ),
+    _klein("flux.2-klein-base", references=2),
 )
 
 # What differs in its forward pass or schedule only: equality with the pipeline.
@@ -210,6 +228,7 @@ VARIANTS: tuple[Case, ...] = (
         references=1,
         at_size=lambda height, width: {"max_area": height * width, "_auto_resize": False},
     ),
+    _klein("flux.2-klein-base-text"),
     _qwen_edit("qwen-image-edit", QwenImageEditPipeline, "qwen_image_edit"),
     _qwen_edit(
         "qwen-image-edit-2511", QwenImageEditPlusPipeline, "qwen_image_edit_plus", zero_cond_t=True

@@ -85,7 +85,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def load(case: Case, folder: Path | str, **changes: Any) -> FlowModel:
-    options = {"lora": LoraSpec(rank=4, alpha=16), "max_sequence_length": case.tokens}
+    options = {
+        "lora": LoraSpec(rank=4, alpha=16),
+        "max_sequence_length": case.tokens,
+        "reference_size": (case.size[1], case.size[0]),
+    }
     return MODELS[case.family](folder, ModelOptions(**{**options, **case.options, **changes}))
 
 

@@ -146,6 +146,7 @@ def test_torchruns_number_of_processes_is_what_is_checked() -> None:
         ("sd35m", "pickscore", 32, "pickscore_sd35m"),
         ("flux.1-dev", "pickscore", 8, "pickscore_flux_8gpu"),
         ("flux.1-kontext", "edit", 8, "edit_flux_kontext_8gpu"),
+        ("flux.2-klein", "edit", 1, "edit_flux2_klein_1gpu"),
         ("qwen-image-edit", "edit", 1, "edit_qwen_image_edit_1gpu"),
         ("qwen-image", "pickscore", 32, "pickscore_qwen_image"),
         ("wan2.1-1.3b", "ocr", 2, "ocr_wan21_1b"),

@@ -41,6 +41,7 @@ MODELS: dict[str, Entry] = {
     "sd3": Entry(_family("sd3")),
     "flux": Entry(_family("flux")),
     "flux_kontext": Entry(_family("flux_kontext"), references=(1, 1)),
+    "flux2_klein": Entry(_family("flux2"), references=(0, 4)),
     "qwen_image": Entry(_family("qwen_image")),
     "qwen_image_edit": Entry(_family("qwen_image_edit"), references=(1, 1)),
     "qwen_image_edit_plus": Entry(_family("qwen_image_edit", "load_plus"), references=(1, 3)),

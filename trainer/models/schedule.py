@@ -29,6 +29,11 @@ def euler_sigmas(
     return scheduler.sigmas.float().cpu()
 
 
+def even_levels(num_steps: int) -> list[float]:
+    """Levels from 1 to 1 / num_steps, as pipelines of images state them before the shift."""
+    return np.linspace(1.0, 1 / num_steps, num_steps).tolist()
+
+
 def image_sigmas(
     config: Any,
     num_steps: int,
@@ -50,7 +55,7 @@ def image_sigmas(
     Raises:
         ValueError: The schedule depends on the size, and none is given.
     """
-    levels = np.linspace(1.0, 1 / num_steps, num_steps).tolist() if even else None
+    levels = even_levels(num_steps) if even else None
     if not config.use_dynamic_shifting:
         return euler_sigmas(config, num_steps, sigmas=levels)
     if latent_shape is None:

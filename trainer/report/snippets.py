@@ -76,6 +76,10 @@ CALLS: Mapping[str, Call] = {
     # Its scale is added to the conditional prediction: 0 is none.
     "z_image": Call(lambda settings, scale: ({"guidance_scale": max(scale - 1, 0.0)}, scale)),
     "wan": Call(_plain, video=True),
+    # Its negative prompt is always empty.
+    "flux2_klein": Call(
+        lambda settings, scale: ({"guidance_scale": scale}, 1.0), edit=lambda height, width: {}
+    ),
     # Without these, the pipeline makes and reads pictures of a megapixel.
     "flux_kontext": Call(
         _flux, edit=lambda height, width: {"max_area": height * width, "_auto_resize": False}
@@ -185,7 +189,7 @@ def _drawing(settings: Settings, prompt: str, references: Sequence[str]) -> list
     parts = [json.dumps(prompt)]
     parts += [f"{name}={_literal(value)}" for name, value in arguments.items()]
     sources: list[str] = []
-    if call.edit is not None:
+    if call.edit is not None and settings.task.name == "edit":
         sources = _sources(references, (width, height))
         # The picture is the first argument of these pipelines.
         parts[0] = f"prompt={parts[0]}"
