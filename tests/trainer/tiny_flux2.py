@@ -1,6 +1,7 @@
 """A FLUX.2 [klein] pipeline of random weights, in the official format."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux2
@@ -56,8 +57,9 @@ def build(folder: Path, *, distilled: bool = False) -> Path:
         sample_size=64,
     )
     # Untrained they are 0 and 1, and a mistake would not be seen.
-    vae.bn.running_mean.normal_()
-    vae.bn.running_var.uniform_(0.5, 2.0)
+    statistics: Any = vae.bn
+    statistics.running_mean.normal_()
+    statistics.running_var.uniform_(0.5, 2.0)
     Flux2KleinPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
         vae=vae,

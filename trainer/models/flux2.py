@@ -120,13 +120,13 @@ class Flux2Klein:
         rows, columns = x.shape[2:]
         latents = (x, *cond.references)
         # References are 10 apart from the image and from each other.
-        places = [_ids(10 * time, *each.shape[2:], 1, x) for time, each in enumerate(latents)]
+        places = [_ids(10 * time, tuple(each.shape[2:]), x) for time, each in enumerate(latents)]
         tokens = network(
             hidden_states=torch.cat([packed(each, 1) for each in latents], 1),
             timestep=sigma,
             guidance=None,
             encoder_hidden_states=cond["prompt_embeds"],
-            txt_ids=_ids(0, 1, 1, cond["prompt_embeds"].shape[1], x),
+            txt_ids=_ids(0, (1, 1), x, cond["prompt_embeds"].shape[1]),
             img_ids=torch.cat(places),
             return_dict=False,
         )[0][:, : rows * columns]
@@ -145,9 +145,9 @@ def _statistics(vae: Any) -> tuple[Tensor, Tensor]:
     return vae.bn.running_mean.view(1, -1, 1, 1), variance.sqrt().view(1, -1, 1, 1)
 
 
-def _ids(time: int, rows: int, columns: int, length: int, like: Tensor) -> Tensor:
+def _ids(time: int, size: tuple[int, ...], like: Tensor, length: int = 1) -> Tensor:
     """Positions (time, row, column, place in the text), (rows * columns * length, 4)."""
-    counts = (rows, columns, length)
+    counts = (*size, length)
     places = torch.cartesian_prod(*(torch.arange(n, device=like.device) for n in counts))
     return F.pad(places, (1, 0), value=time)
 
