@@ -35,7 +35,7 @@ ENV_PREFIX = "REWARD_SERVER__"
 DEFAULT_FILE = Path(__file__).with_name("config_default.toml")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
-# What scorers of one worker have in common; a guest's table may leave it out.
+# What scorers of one worker have in common; a table with `worker_of` may leave it out.
 _WORKER_KEYS = ("device", "replicas", "python", "threads", "memory_limit_bytes")
 # Options that decide the network they share, with their defaults.
 _NETWORK_OPTIONS = {"weights": "", "dtype": "float32", "compile": False}
@@ -143,7 +143,7 @@ class ScorerConfig(UpstreamKeys, _Section):
     )
     threads: int = Field(0, ge=0, description="CPU threads per worker; 0: 1 on cpu, 4 on cuda")
     max_batch_pixels: int = Field(16 << 20, ge=1, description="pixels per batch")
-    max_wait_ms: float = Field(5.0, ge=0, description="longest wait of an item for company")
+    max_wait_ms: float = Field(5.0, ge=0, description="longest wait of an item for a fuller batch")
     timeout_s: float = Field(
         60.0, gt=0, description="of a batch, beyond three times what its items have been taking"
     )
@@ -212,7 +212,7 @@ class Config(_Section):
             if not section.devices:
                 raise ValueError(f"scorers.{name}.device: the list is empty")
             if section.worker_of:
-                _check_guest(name, section, self.scorers)
+                _check_worker_of(name, section, self.scorers)
         return self
 
     @model_validator(mode="after")
@@ -229,7 +229,7 @@ class Config(_Section):
         return self
 
 
-def _check_guest(name: str, section: ScorerConfig, scorers: Mapping[str, ScorerConfig]) -> None:
+def _check_worker_of(name: str, section: ScorerConfig, scorers: Mapping[str, ScorerConfig]) -> None:
     """Raise ValueError unless a scorer can live in the workers of the one it names."""
     where, host_name = f"scorers.{name}.worker_of", section.worker_of
     host = scorers.get(host_name)

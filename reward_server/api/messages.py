@@ -78,7 +78,7 @@ def parse_request(body: bytes, limits: RequestLimits, most_fields: int | None = 
     Args:
         body: the message.
         limits: what it may hold.
-        most_fields: stop and raise `TooManyFields` beyond, for callers in a hurry.
+        most_fields: stop and raise `TooManyFields` beyond, for callers that need the header only.
     """
     walk, kind = FieldWalk(limits, pb.ScoreRequest.DESCRIPTOR, most_fields), pb.ScoreRequest
     header, items = bytearray(), []

@@ -33,7 +33,7 @@ from reward_server.security.access import Caller
 from reward_server.service import RewardService
 
 ROW = "metadata.jsonl"
-_KNOCK_TIMEOUT_S = 1.0
+_CONNECT_TIMEOUT_S = 1.0
 _COUNTS = ("max_items", "max_queue_items")
 
 
@@ -76,7 +76,7 @@ def is_listening(url: str) -> bool:
     parts = urlsplit(url)
     try:
         port = parts.port or (443 if parts.scheme == "https" else 80)
-        with socket.create_connection((parts.hostname or "", port), _KNOCK_TIMEOUT_S):
+        with socket.create_connection((parts.hostname or "", port), _CONNECT_TIMEOUT_S):
             return True
     except (OSError, ValueError):
         return False

@@ -5,7 +5,7 @@ It reads no clock and keeps no state, so that all of its promises can be tested 
 
 * nothing is lost and nothing is chosen twice: every job is in the batch, expired, or still waiting;
 * a batch never exceeds `max_items`, nor `max_pixels` (except for one job that is larger by itself);
-* a job waits at most `max_wait_s` for company, and not at all once the batch is full;
+* a job waits at most `max_wait_s` for others, and not at all once the batch is full;
 * TRAIN before EVAL before BULK, but every `starvation_s` of waiting lifts a job by one class, so
   that no class waits for ever;
 * inside a class clients share the pixels by start-time fair queueing: neither a thousand jobs nor
@@ -59,7 +59,7 @@ class BatchLimits:
     Attributes:
         max_items: jobs per batch, at least 1.
         max_pixels: pixels per batch, at least 1.
-        max_wait_s: longest wait for company while a worker is free.
+        max_wait_s: longest wait for a fuller batch while a worker is free.
         starvation_s: waiting that lifts a job by one priority class.
     """
 
@@ -158,7 +158,7 @@ def _fill(ordered: list[Job], limits: BatchLimits) -> tuple[list[Job], bool]:
 
 
 def _release_at_s(job: Job, limits: BatchLimits) -> float:
-    # Waiting for company must not cost a job its chance: max_wait_s stays in hand.
+    # Waiting for a fuller batch must not cost a job its chance: max_wait_s stays in hand.
     latest = job.deadline_at_s - limits.max_wait_s
     return max(job.arrival_s, min(job.arrival_s + limits.max_wait_s, latest))
 

@@ -152,7 +152,7 @@ class WorkQueue:
         return decision
 
     def runs_alone(self, decision: Plan) -> bool:
-        """Whether a planned batch is an item that must have no company."""
+        """Whether a planned batch is an item that must run alone."""
         return any(self._waiting[key].job.alone for key in decision.batch)
 
     def take(self, decision: Plan, limits: BatchLimits, now_s: float) -> list[Work]:

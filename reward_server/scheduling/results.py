@@ -47,7 +47,7 @@ def works_of(
     return works, errors
 
 
-def gathered(
+def result_so_far(
     order: Order, works: Mapping[int, Work], errors: Mapping[int, ItemError], info: ScorerInfo
 ) -> ScorerResult:
     """The result, as far as answers have come."""

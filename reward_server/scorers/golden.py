@@ -34,7 +34,7 @@ class GoldenScorer(Protocol):
 
     spec: ScorerSpec
     # Largest difference from the recorded scores that is rounding, relative to their spread. A
-    # `company_tolerance` likewise bounds what the company of a batch may change; default: the same.
+    # `batch_tolerance` bounds what the other items of a batch may change; default: the same.
     golden_tolerance: float
 
     def weights_digest(self) -> str:
@@ -107,7 +107,7 @@ def measure(scorer: GoldenScorer | Coarse) -> Golden:
     parts = [_scored(scorer, [item], f" (item {i} alone)") for i, item in enumerate(items)]
     cause = "padding, an order inside the batch, or a state that outlives a batch"
     alone = _joined(parts)
-    allowed = getattr(scorer, "company_tolerance", scorer.golden_tolerance)
+    allowed = getattr(scorer, "batch_tolerance", scorer.golden_tolerance)
     check_close(name, found, alone, allowed, what="one by one", cause=cause)
     return Golden(found.raw, found.components, _digest(items), scorer.fingerprint())
 

@@ -48,7 +48,7 @@ class NetworkScorer(ABC, Generic[NetworkT]):
         self._weights = weights
         self._dtype = torch_tools.check_dtype(self.spec.name, dtype)
         tolerance = torch_tools.tolerance(dtype)
-        self.golden_tolerance, self.company_tolerance = tolerance.recorded, tolerance.company
+        self.golden_tolerance, self.batch_tolerance = tolerance.recorded, tolerance.batch
         self._compile = compile
         self._digest = ""
         self._loaded: NetworkT | None = None

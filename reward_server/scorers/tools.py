@@ -36,8 +36,8 @@ def image_problem(item: ScoreInput, scorer: str, min_side_px: int = 1) -> ItemFa
 def digest(modules: list[ModuleType], facts: Mapping[str, str]) -> str:
     """Hex digest (64 digits) over the source of modules and named facts.
 
-    Hashing the source makes every edit of the code visible, whether or not somebody remembered to
-    raise a version.
+    Hashing the source makes every edit of the code visible, whether or not its version was
+    raised.
     """
     sha = hashlib.sha256()
     for module in sorted(modules, key=lambda m: m.__name__):

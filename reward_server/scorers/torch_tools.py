@@ -24,15 +24,15 @@ class Tolerance:
 
     Attributes:
         recorded: from scores recorded on another device, or with other library versions.
-        company: between an item alone and the same item in a batch, on one device.
+        batch: between an item alone and the same item in a batch, on one device.
     """
 
     recorded: float
-    company: float
+    batch: float
 
 
-_FLOAT32 = Tolerance(recorded=1e-3, company=1e-4)
-_HALF = Tolerance(recorded=0.1, company=0.1)
+_FLOAT32 = Tolerance(recorded=1e-3, batch=1e-4)
+_HALF = Tolerance(recorded=0.1, batch=0.1)
 
 
 def check_dtype(scorer: str, dtype: str) -> str:

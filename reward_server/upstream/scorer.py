@@ -32,7 +32,7 @@ class UpstreamScorer:
     """One scorer behind one or several servers; a `Backend`.
 
     Every request is forwarded at once and for itself: the far end, which knows its device, makes
-    the batches. So nothing waits for company twice, and deadline, priority and hang-up stay those
+    the batches. So nothing waits for a batch twice, and deadline, priority and hang-up stay those
     of one caller. Scorers of the same servers are asked with one message.
     """
 

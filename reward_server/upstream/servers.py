@@ -358,7 +358,7 @@ def may_pass_on(error: RewardError) -> bool:
     """Whether another server may do what this one could not.
 
     Not if the error names items: then it is about them (an item that killed two workers there must
-    not be let loose on the next server). Not if the message is too large: it is so everywhere.
+    not reach the next server). Not if the message is too large: it is so everywhere.
     """
     is_too_large = error.code is Code.RESOURCE_EXHAUSTED and not error.retryable
     return error.code in _TRY_ELSEWHERE and not error.items and not is_too_large

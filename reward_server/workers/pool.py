@@ -18,7 +18,7 @@ from reward_server.observability import spans
 from reward_server.observability.metrics import Metrics
 from reward_server.scheduling.cache import CacheUse, ResultCache
 from reward_server.scheduling.queue import Signal, WorkQueue
-from reward_server.scheduling.results import gathered, works_of
+from reward_server.scheduling.results import result_so_far, works_of
 from reward_server.workers.replica import Described, Replica
 from reward_server.workers.slot import WorkerSlot
 
@@ -169,7 +169,7 @@ class ScorerPool:
             await asyncio.wait([work.answer for work in works], timeout=left_s)
             self._cache.keep(by_index, unknown, info)
             spans.record(works)
-            return gathered(order, by_index, errors, self.info())
+            return result_so_far(order, by_index, errors, self.info())
         finally:
             self.queue.withdraw(works)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _DISC_LABEL = "apple"
 # A rounding may flip a pixel of a mask inside the network, which moves a query by more than itself.
-_FLOAT32 = Tolerance(recorded=1e-2, company=1e-3)
+_FLOAT32 = Tolerance(recorded=1e-2, batch=1e-3)
 # A score is at most its class probability, so nothing that the rules keep (above 0.3) is lost, and
 # the masks of some ninety queries that see nothing need not be resized.
 MIN_PROBABILITY = 0.05
@@ -59,7 +59,7 @@ class CocoDetector:
         self._make = make_segmenter, make_colors
         self._variant = variant
         tolerance = _FLOAT32 if dtype == "float32" else torch_tools.tolerance(dtype)
-        self.golden_tolerance, self.company_tolerance = tolerance.recorded, tolerance.company
+        self.golden_tolerance, self.batch_tolerance = tolerance.recorded, tolerance.batch
         self._parts: tuple[Segmenter, ColorClassifier] | None = None
         self._weights_digest = ""
 
