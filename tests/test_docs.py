@@ -16,7 +16,10 @@ else:
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
+    *(
+        ROOT / name
+        for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/RESULTS.md")
+    ),
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 
@@ -70,6 +73,19 @@ def test_make_targets_and_files_named_in_code_exist(page: Path) -> None:
     assert not set(re.findall(r"(?:`|^)make ([a-z-]+)", text, re.MULTILINE)) - targets
     scripts = re.findall(r"\b((?:benchmarks|examples|scripts)/[\w/]+\.py)\b", text)
     assert not [name for name in scripts if not (ROOT / name).exists()]
+
+
+def test_what_the_readme_states_instead_of_badges_is_true() -> None:
+    """Pictures of a state need a host that knows the state; these words are compared."""
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        project = tomllib.load(file)["project"]
+    readme = (ROOT / "README.md").read_text("utf-8")
+    python = project["requires-python"].replace(">=", "≥ ")
+    facts = f"Version {project['version']}, {project['license']}, Python {python}. What CI runs: "
+    assert facts in readme
+    assert len(readme.splitlines()) <= 150
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == project["version"]
+    assert f"## [{project['version']}] - " in (ROOT / "CHANGELOG.md").read_text("utf-8")
 
 
 def test_no_placeholder_is_left() -> None:

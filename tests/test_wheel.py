@@ -164,3 +164,58 @@ def test_a_run_from_the_wheel_ends_with_a_report_and_a_model_card(
     card = (run / "model" / "README.md").read_text(encoding="utf-8")
     assert "library_name: diffusers" in card
     assert "## Load it" in card
+
+
+CLIENT = """
+import sys, reward_client
+assert not {"torch", "grpc", "fastapi", "pydantic"} & set(sys.modules)
+"""
+OVER_GRPC = """
+import reward_client
+try:
+    reward_client.RewardClient("grpc://127.0.0.1:9", attempts=1, timeout_s=5).list_scorers()
+except reward_client.Unavailable:
+    pass
+"""
+SCORED = """
+import subprocess, sys
+from pathlib import Path
+from PIL import Image
+Image.new("RGB", (64, 64), (200, 30, 30)).save("a.png")
+server = str(Path(sys.executable).parent / "reward-server")
+asked = ["score", "a.png", "--local", "--scorers", "jpeg,ocr", "--prompt", '"A"']
+said = subprocess.run([server, *asked], capture_output=True, text=True)
+assert said.returncode == 0, said.stdout + said.stderr
+"""
+
+
+@pytest.mark.exhaustive
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("extras", "program"),
+    [
+        ("", CLIENT),
+        ("[grpc]", OVER_GRPC),
+        ("[gateway,otel]", "import reward_server.app, reward_server.cli, opentelemetry.sdk"),
+        ("[server,ocr]", SCORED),
+    ],
+)
+def test_an_extra_brings_all_that_it_needs(
+    wheel: Path, extras: str, program: str, tmp_path: Path
+) -> None:
+    """From the package index, into an empty environment; `make install` does so for the others."""
+    venv.create(tmp_path / "venv", with_pip=False, symlinks=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-qq"]
+    constraints = ["--constraint", str(ROOT / "constraints.txt")]
+    subprocess.run([*pip, *constraints, f"{wheel}{extras}"], check=True)
+    done = subprocess.run(
+        [python, "-c", program],
+        cwd=tmp_path,
+        env=outside(),
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
