@@ -61,3 +61,24 @@ def test_no_folder_is_left_out(package: str) -> None:
     ]
     assert folders
     assert [folder for folder in folders if f"`{folder}`" not in PAGE] == []
+
+
+def test_folders_import_what_their_table_says() -> None:
+    rows = re.findall(r"^\| `reward_server/(\w+)/` \|.*\| ([^|]+) \|$", PAGE, re.MULTILINE)
+    folders = {name for name, _ in rows}
+    assert len(rows) == 9
+    written = {name: set(re.findall(r"\w+", text)) & folders for name, text in rows}
+    assert written == {name: imported_folders(name) & folders - {name} for name in folders}
+
+
+def imported_folders(folder: str) -> set[str]:
+    """Folders of the server that the modules of one import, functions included."""
+    files = (ROOT / "reward_server" / folder).rglob("*.py")
+    nodes = [node for f in files for node in ast.walk(ast.parse(f.read_text(encoding="utf-8")))]
+    modules: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            modules |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+    return {name.split(".")[1] for name in modules if name.startswith("reward_server.")}
