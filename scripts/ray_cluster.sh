@@ -76,9 +76,9 @@ up() {
 }
 
 # All processes of a node: its session, which setsid made.
-members() { ps -o pid=,stat= --sid "$1" 2>/dev/null | awk '$2 !~ /^Z/ {print $1}'; }
+members() { { ps -o pid=,stat= --sid "$1" 2>/dev/null || true; } | awk '$2 !~ /^Z/ {print $1}'; }
 
-crash() { members "$(pid_of "$1")" | xargs kill -9; }
+crash() { members "$(pid_of "$1")" | xargs -r kill -9; }
 
 status() { "$ray" status --address "$address"; }
 
