@@ -5,6 +5,7 @@ A generated page is written nowhere but into the site, so it cannot differ from 
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import re
@@ -47,6 +48,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 def pages() -> dict[str, str]:
     """Every generated page by its place in the documentation."""
     return {
+        "guides/examples.md": examples_page(),
         "reference/cli.md": cli_page(),
         "reference/settings.md": settings_page(),
         "reference/server_config.md": server_page(),
@@ -54,6 +56,22 @@ def pages() -> dict[str, str]:
         "reference/http_api.md": http_page(),
         "reference/proto.md": proto_page(),
     }
+
+
+def examples_page() -> str:
+    """Every file of examples/: what it shows, and its source behind a click."""
+    parts = [
+        f"# Examples\n{GENERATED}\nEach is one file, run by a test. To begin with, as a notebook:"
+        " `examples/quickstart.ipynb` starts a server, scores images and computes advantages.\n"
+    ]
+    for file in sorted((ROOT / "examples").glob("*.py")):
+        source = file.read_text(encoding="utf-8").strip()
+        title = (ast.get_docstring(ast.parse(source)) or file.stem).partition("\n")[0]
+        lines = [f"    {line}" if line else "" for line in source.splitlines()]
+        block = "\n".join(["    ```python", *lines, "    ```"])
+        name, count = file.relative_to(ROOT), len(lines)
+        parts.append(f'## `{name}`\n\n{title}\n\n??? example "{count} lines"\n\n{block}\n')
+    return "\n".join(parts)
 
 
 def cli_page() -> str:

@@ -14,10 +14,7 @@ from pathlib import Path
 
 PLAIN_EVERY_S = 20.0
 MB = 1e6
-
-
-def _package(file: str) -> str:
-    return file.rstrip("/").rsplit("/", 1)[-1].split("-")[0]
+DOES = {"Collecting": "looking for", "Processing": "reading", "Downloading": "downloading"}
 
 
 class Pip:
@@ -33,17 +30,14 @@ class Pip:
         """Take note of one line."""
         if found := re.match(r"Progress (\d+) of (\d+)", line):
             self.file_bytes, self.file_size_bytes = int(found[1]), int(found[2])
-        elif found := re.match(r"Collecting ([\w.-]+)", line):
-            self.packages += 1
-            self.doing = f"looking for {found[1]}"
-        elif found := re.match(r"Processing (\S+)", line):
-            self.packages += 1
-            self.doing = f"reading {_package(found[1])}"
-        elif found := re.match(r"\s*Downloading (\S+)", line):
+        elif found := re.match(r"\s*(Collecting|Processing|Downloading) ([^\s<>=!~;]+)", line):
+            verb, what = found[1], found[2].rstrip("/").rsplit("/", 1)[-1]
             self.done_bytes += self.file_bytes
             self.file_bytes = self.file_size_bytes = 0
-            self.doing = f"downloading {_package(found[1])}"
-        elif found := re.match(r"\s*(?:Building|Preparing) .*?(?:for|\() ?([\w.-]+)", line):
+            self.packages += verb != "Downloading"
+            package = what if verb == "Collecting" else what.split("-")[0]
+            self.doing = f"{DOES[verb]} {package}"
+        elif found := re.match(r"\s*Building (?:editable|wheel) for ([\w.-]+)", line):
             self.doing = f"building {found[1]}"
         elif found := re.match(r"Installing collected packages: (.*)", line):
             self.installing, self.before = len(found[1].split(",")), self._there()

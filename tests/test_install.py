@@ -27,6 +27,8 @@ def test_a_line_says_what_pip_does_how_far_it_is_and_how_fast(tmp_path: Path) ->
     pip.read("Progress 200000000 of 200000000\n")
     pip.read("  Downloading https://files/numpy-2.0-py3-none-any.whl.metadata (10 kB)\n")
     assert "downloading numpy  1 packages found  200 MB" in pip.line(10.0)
+    pip.read("Processing ./wheels/scipy-1.0-py3-none-any.whl (from flow-reward)\n")
+    assert pip.line(10.0) == "0:10  reading scipy  2 packages found  200 MB, 20.0 MB/s"
     pip.read("Installing collected packages: numpy, torch\n")
     (tmp_path / "numpy-2.0.dist-info").mkdir()
     assert pip.line(20.0) == "0:20  unpacking 1 of 2 packages"

@@ -64,6 +64,9 @@ def test_reference_pages_hold_what_the_code_holds(site: Path) -> None:
     assert "flow-train train" in cli
     assert "--allow-unauthenticated" in cli
     assert "rpc" in (site / "reference" / "proto.html").read_text("utf-8")
+    gallery = (site / "guides" / "examples.html").read_text("utf-8")
+    for example in (ROOT / "examples").glob("*.py"):
+        assert f"<code>examples/{example.name}</code>" in gallery
     http = (site / "reference" / "http_api.html").read_text("utf-8")
     for named in ("POST /v1/score", "GET /readyz?scorer=", "POST /v2/models/{name}/infer"):
         assert f"<code>{named}" in http
