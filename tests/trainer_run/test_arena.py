@@ -5,9 +5,11 @@ import os
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 from xml.etree import ElementTree
 
+import psutil
 import pytest
 
 from tests.trainer_run.test_report import make_run
@@ -75,6 +77,18 @@ def test_a_finished_run_is_not_repeated(tmp_path: Path) -> None:
     done = arena("run", table(tmp_path), "--out", str(out))
     assert done.returncode == 0
     assert "==" not in done.stdout
+
+
+def test_runs_end_with_an_arena_that_is_asked_to_stop(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPT), "run", table(tmp_path), "--out", str(tmp_path / "runs")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as arena:
+        assert arena.stdout is not None
+        assert arena.stdout.readline().startswith("== plain, seed 0")
+        while not (runs := psutil.Process(arena.pid).children()):
+            time.sleep(0.01)
+        arena.terminate()
+        assert arena.wait(60) != 0
+    assert not psutil.wait_procs(runs, timeout=10)[1]
 
 
 def test_more_runs_than_cores_are_refused(tmp_path: Path) -> None:
