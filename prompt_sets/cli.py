@@ -7,6 +7,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from prompt_sets import geneval as geneval_prompts
 from prompt_sets import ocr as ocr_prompts
@@ -50,7 +59,26 @@ def pull_sets(
                 f"unknown set {name!r}{did_you_mean(name, list(catalog()))}; "
                 f"there are {', '.join(catalog())}"
             )
-    pull([catalog()[name] for name in names], into, typer.echo)
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bars:
+        bar = bars.add_task("connecting", total=None)
+        pull(
+            [catalog()[name] for name in names],
+            into,
+            typer.echo,
+            lambda file, done_bytes, total_bytes: bars.update(
+                bar, description=file, completed=done_bytes, total=total_bytes or None
+            ),
+        )
 
 
 @data_app.command(

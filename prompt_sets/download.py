@@ -24,13 +24,22 @@ class _Again(Exception):
     """A transient failure: worth another attempt."""
 
 
-def pull(sets: Sequence[OfficialSet], root: Path, say: Callable[[str], None]) -> None:
+Moved = Callable[[str, int, int], object]  # file, bytes so far, bytes in all (0: not known)
+
+
+def pull(
+    sets: Sequence[OfficialSet],
+    root: Path,
+    say: Callable[[str], None],
+    moved: Moved = lambda file, done_bytes, total_bytes: None,
+) -> None:
     """Make prompt sets complete below `root`; what is there and right is left alone.
 
     Args:
         sets: which.
         root: folder that their paths are below.
         say: takes one line per file.
+        moved: told how far a file has come.
 
     Raises:
         DataError: a file cannot be had, is not what was published, or cannot be written. What came
@@ -44,7 +53,7 @@ def pull(sets: Sequence[OfficialSet], root: Path, say: Callable[[str], None]) ->
                 if target.is_file() and file.is_at(target):
                     say(f"{target}: there already, {file.checksum}")
                     continue
-                _fetch(client, file, target)
+                _fetch(client, file, target, moved)
             except (_Again, httpx.HTTPError) as error:
                 raise DataError(_by_hand(error, files[number:], root)) from error
             except OSError as error:
@@ -52,7 +61,7 @@ def pull(sets: Sequence[OfficialSet], root: Path, say: Callable[[str], None]) ->
             say(f"{target}: {target.stat().st_size:,} bytes, {file.checksum}")
 
 
-def _fetch(client: httpx.Client, file: OfficialFile, target: Path) -> None:
+def _fetch(client: httpx.Client, file: OfficialFile, target: Path, moved: Moved) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
     retries = stamina.retry_context(
@@ -62,7 +71,7 @@ def _fetch(client: httpx.Client, file: OfficialFile, target: Path) -> None:
         inherited = out.tell() > 0
         for attempt in retries:
             with attempt:
-                _receive(client, file, out)
+                _receive(client, file, out, moved)
                 out.flush()
                 os.fsync(out.fileno())
                 if not file.is_at(part):
@@ -78,7 +87,7 @@ def _fetch(client: httpx.Client, file: OfficialFile, target: Path) -> None:
     part.replace(target)
 
 
-def _receive(client: httpx.Client, file: OfficialFile, out: IO[bytes]) -> None:
+def _receive(client: httpx.Client, file: OfficialFile, out: IO[bytes], moved: Moved) -> None:
     """One request; appends what is missing."""
     have = out.seek(0, os.SEEK_END)
     if file.bytes and have == file.bytes:
@@ -102,6 +111,7 @@ def _receive(client: httpx.Client, file: OfficialFile, out: IO[bytes]) -> None:
             out.truncate(0)
         for chunk in response.iter_raw():
             out.write(chunk)
+            moved(file.path, out.tell(), file.bytes)
 
 
 @contextmanager

@@ -183,3 +183,10 @@ def quiet_retries() -> Iterator[None]:
     stamina.instrumentation.set_on_retry_hooks([])
     yield
     stamina.instrumentation.set_on_retry_hooks(None)
+
+
+def test_progress_counts_the_bytes_of_a_file(tmp_path: Path, server: FileServer) -> None:
+    file, seen = official(server), []
+    pull([OfficialSet("set", "a set", (file,))], tmp_path, print, lambda *at: seen.append(at))
+    assert seen[-1] == ("set/train.txt", len(CONTENT), len(CONTENT))
+    assert [done for _, done, _ in seen] == sorted(done for _, done, _ in seen)
