@@ -109,6 +109,25 @@ def test_no_arguments_print_the_help_and_nothing_else(called: str) -> None:
     assert "(see" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("package", "missing", "extra"),
+    [("reward_server", "typer", "server"), ("trainer", "safetensors", "train")],
+)
+def test_an_extra_that_is_not_installed_is_one_line(package: str, missing: str, extra: str) -> None:
+    program = f"import sys; sys.modules['{missing}'] = None; sys.argv = ['x', '--version']\n"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{program}from {package}.__main__ import main; main()"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert f"{missing} is missing: pip install 'flow-reward[{extra}]'" in line
+
+
 def call(command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", *command.split()],

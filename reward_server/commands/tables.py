@@ -31,9 +31,9 @@ def show_scores(items: Sequence[Item], response: ScoreResponse) -> None:
     names_of = [item.id.partition(":")[2] for item in items]
     for position, result in enumerate(response.results.values()):
         names = list(result.components)
-        table = Table(
-            title=f"{result.name}  (version {result.version or '?'})", title_justify="left"
-        )
+        title = f"{result.name}  (version {result.version or '?'})"
+        # As wide as its title, which would be wrapped otherwise.
+        table = Table(title=title, title_justify="left", min_width=len(title))
         table.add_column("image", overflow="fold")
         for name in ("score", *names):
             table.add_column(name, justify="right", no_wrap=True)
@@ -60,8 +60,8 @@ def show_categories(items: Sequence[Item], response: ScoreResponse) -> None:
     """
     tags: dict[str, list[int]] = {}
     for index, item in enumerate(items):
-        if item.spec_kind == "geneval" and item.spec is not None:
-            tags.setdefault(str(item.spec["tag"]), []).append(index)
+        if item.spec_kind == "geneval" and item.spec and (tag := item.spec.get("tag")):
+            tags.setdefault(str(tag), []).append(index)
     if len({json.dumps(item.spec, sort_keys=True) for item in items}) < 2 or not tags:
         return
     for result in response.results.values():

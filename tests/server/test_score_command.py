@@ -86,6 +86,15 @@ def test_a_folder_of_geneval_is_scored_by_one_command(
     assert "as GenEval writes it" in done.stderr
 
 
+def test_a_row_without_its_tag_is_an_error_of_the_item(server: Server, folder: Path) -> None:
+    row = json.dumps({"include": [{"class": "star", "count": 1}]})
+    where = ("--scorers", "geneval", "--url", server.grpc_url, "--spec", row)
+    done = run_cli("score", str(folder / "both.png"), *where)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "geneval  (version 1)" in done.stdout
+    assert "INVALID_ARGUMENT: spec.tag" in done.stdout
+
+
 def test_here_and_by_a_server_are_the_same(server: Server, folder: Path) -> None:
     command = ["score", str(folder / "both.png"), str(folder / "word.png"), "--json"]
     command += ["--scorers", "geneval,ocr", "--prompt", '"HELLO"', "--spec", json.dumps(ROW)]
