@@ -124,8 +124,8 @@ class Core:
         why = "; ".join(f"{url}: {text}" if len(known) > 1 else text for url, text in known.items())
         raise Unavailable(
             f"the reward service at {self._name} was not ready within {timeout_s:g} s"
-            f" ({why or self.pool.lookup_error or 'it was not asked yet'}): if it is to run on this"
-            " host, start it with `reward-server serve`; correct the url, or wait longer"
+            f" ({why or self.pool.lookup_error or 'it was not asked yet'}): start it with"
+            " `reward-server serve`, correct the url, or wait longer"
         )
 
     async def states(self) -> tuple[EndpointState, ...]:

@@ -77,8 +77,8 @@ class RewardService:
             infos = self._client.wait_ready(names, timeout_s=self._settings.patience_s)
         except Unavailable as error:
             raise ServiceError(
-                f"no usable reward service at {self._settings.url}: {error.message}; start one "
-                "with `make up` or `reward-server serve`, or name another one with REWARD_URL"
+                f"no usable reward service at {self._settings.url}: {error.message}, or name "
+                "another one with REWARD_URL"
             ) from error
         except RewardError as error:
             raise ServiceError(f"{self._settings.url}: {error.message}") from error

@@ -22,6 +22,12 @@ from reward_client.types import Item, Priority, ScorerResult, ScorerSelector, Sp
 OnFailure = Literal["raise", "none"]
 RewardFn = Callable[..., tuple[list[float | None], dict[str, Any]]]
 NOT_THIS_TAG = -10.0
+# Rewards of flow_grpo that are transforms of a scorer here.
+THEIR_NAMES = {
+    "jpeg_compressibility": ("jpeg", "compressibility"),
+    "jpeg_incompressibility": ("jpeg", "incompressibility"),
+    "video_ocr": ("ocr", "flowgrpo_video"),
+}
 
 
 def multi_score(
@@ -39,14 +45,21 @@ def multi_score(
 
     Args:
         device: not used; flow_grpo passes one.
-        score_dict: weight by scorer.
+        score_dict: weight by scorer, or by flow_grpo's name of it (`video_ocr`).
         client: by default one that the environment describes (`RewardClient.from_env`).
         transforms: by scorer; `{"geneval": "flowgrpo"}` is the published reward, quirks included.
         on_failure: "raise" RewardError, or "none" for None.
+
+    Raises:
+        ValueError: two names mean one scorer.
     """
     del device
     asked = client or RewardClient.from_env()
-    selectors = [ScorerSelector(n, transform=(transforms or {}).get(n, "")) for n in score_dict]
+    meant = {name: THEIR_NAMES.get(name, (name, "")) for name in score_dict}
+    chosen = {s: (transforms or {}).get(name, own) for name, (s, own) in meant.items()}
+    if len(chosen) < len(meant):
+        raise ValueError(f"{', '.join(meant)}: two of these are one scorer; ask one at a time")
+    selectors = [ScorerSelector(scorer, transform=found) for scorer, found in chosen.items()]
 
     def fn(
         images: Any,
@@ -58,7 +71,8 @@ def multi_score(
         items = make_items(images, prompts, metadata, references=ref_images)
         results = asked.score(items, selectors, priority=Priority.TRAIN).results
         details: dict[str, list[float | None]] = {}
-        for name, result in results.items():
+        for name, (scorer, _) in meant.items():
+            result = results[scorer]
             checked = result.raise_for_items() if on_failure == "raise" else result
             details |= {name: list(checked.scores)} | _accuracies(checked, items)
         weighted = zip(*(details[name] for name in score_dict), strict=True)

@@ -14,7 +14,7 @@ from reward_client import (
     RewardClient,
 )
 from reward_client.images import to_uint8
-from reward_client.integrations.flow_grpo import make_reward_fn
+from reward_client.integrations.flow_grpo import make_reward_fn, multi_score
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 8, 6, 3), np.uint8)
 ROW = {"tag": "single_object", "include": [{"class": "star", "count": 1}], "prompt": "a star"}
@@ -75,3 +75,16 @@ def test_wrong_batches_are_refused() -> None:
         fn(PIXELS.astype(np.int64), [""] * 4, [{}] * 4)
     with pytest.raises(InvalidArgument, match="NaN"):
         fn(np.full((1, 3, 8, 8), np.nan), [""], [{}])
+
+
+def test_the_names_of_flow_grpo_are_scorers_with_their_transforms() -> None:
+    transport = FakeTransport(lambda scorer, _: 2.0 if scorer == "jpeg" else 3.0, ["jpeg", "ocr"])
+    client = RewardClient("fake://", transport=transport)
+    fn = multi_score("cpu", {"jpeg_compressibility": 1.0, "video_ocr": 0.5}, client=client)
+    details, _ = fn(PIXELS, [""] * 4, [{}] * 4)
+    asked = [(one.name, one.transform) for one in transport.requests[0].scorers]
+    assert asked == [("jpeg", "compressibility"), ("ocr", "flowgrpo_video")]
+    assert details["jpeg_compressibility"] == [2.0] * 4
+    assert details["avg"] == [3.5] * 4
+    with pytest.raises(ValueError, match="two of these are one scorer"):
+        multi_score("cpu", {"ocr": 1.0, "video_ocr": 1.0}, client=client)

@@ -121,9 +121,10 @@ def _differences(name: str, settings: Settings) -> Iterator[str]:
     shipped = [parent for parent in preset.parents(name) if parent in preset.preset_names()]
     if not shipped:
         return
+    found = differences(settings, shipped[0])
     yield ""
-    yield f"Differs from {shipped[0]}"
-    for key, (before, own) in differences(settings, shipped[0]).items():
+    yield f"Differs from {shipped[0]}" if found else f"The same settings as {shipped[0]}"
+    for key, (before, own) in found.items():
         yield f"  {key}: {toml(before)} -> {toml(own)}"
 
 
