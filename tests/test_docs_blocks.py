@@ -73,10 +73,13 @@ def _takes(task: str, file: Path) -> int:
         return 0
 
 
-@pytest.mark.parametrize("page", ["start/service.md", "guides/migrate.md"])
+@pytest.mark.parametrize(
+    "page", ["start/service.md", "guides/migrate.md", "guides/integrations.md"]
+)
 def test_python_runs_beside_a_server(page: str, tmp_path: Path) -> None:
     text = (ROOT / "docs" / page).read_text("utf-8")
     (program,) = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    program = program.replace('"miniature/weights"', f'"{ROOT}/miniature/weights"')
     with running(tmp_path, "[scorers.jpeg]\n", wait_for=("jpeg",)) as server:
         done = subprocess.run(
             [sys.executable, "-c", program.replace("grpc://127.0.0.1:50051", server.grpc_url)],
