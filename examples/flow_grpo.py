@@ -176,7 +176,9 @@ def main() -> None:
     args = parser.parse_args()
     quiet_libraries()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    options = ModelOptions("full", LAYERS, device=device, max_sequence_length=0)
+    options = ModelOptions(
+        finetune="full", trained_layers=LAYERS, device=device, max_sequence_length=0
+    )
     model = MODELS["sd3"](MINIATURE / "weights", options)
     optimizer = torch.optim.AdamW(model.trainable_parameters().values(), lr=LR, betas=(0.9, 0.99))
     train, choice = read_rows("geneval_train.jsonl"), random.Random(0)

@@ -57,10 +57,10 @@ def test_worker_side_names_neither_protobuf_nor_a_transport() -> None:
 
 
 def test_the_trainer_answers_before_it_loads_torch() -> None:
-    """Help, version and wrong settings; every preset is read and checked."""
+    """Help, version, wrong settings, reports; every preset is read and checked."""
     code = """
 import sys
-import trainer.cli
+import trainer.cli, trainer.report.card, trainer.report.compare, trainer.report.watch
 from trainer.config.load import load
 from trainer.config.preset import preset_names
 assert [load(name) for name in preset_names()]

@@ -107,9 +107,7 @@ def data_url(pixels: Pixels, *, limit_px: int, limit_bytes: int) -> str:
 def load_reference(path: Path, size: tuple[int, int] | None = None) -> PilImage.Image:
     """Read a picture of any format, upright and in RGB.
 
-    Args:
-        path: the file.
-        size: width and height in pixels that it is scaled to; what is too long is cut off evenly.
+    It is scaled to `size`, width and height in pixels; what is too long is cut off evenly.
     """
     with PilImage.open(path) as image:
         picture = ImageOps.exif_transpose(image).convert("RGB")

@@ -51,12 +51,7 @@ def selectors(terms: Sequence[RewardTerm]) -> tuple[ScorerSelector, ...]:
 
 
 class RewardService:
-    """The connection of one process to the reward service.
-
-    Args:
-        client: a connected client; closed with the service.
-        settings: deadlines and patience.
-    """
+    """The connection of one process to the reward service; closes its client."""
 
     def __init__(self, client: RewardClient, settings: RewardSettings) -> None:
         self._client = client
@@ -104,16 +99,9 @@ class RewardService:
     ) -> "Future[Scores]":
         """Ask for the scores of images in the background.
 
-        Args:
-            decoded: B images, or videos, whose items have a picture per frame. Those that are not
-                finite are failed items, and are not sent.
-            prompts: the B prompts they were made from.
-            terms: what is read from the answer.
-            tag: names the batch in item ids and messages.
-            priority: which queue of the service.
-
-        Returns:
-            A future of `Scores`; raises `ServiceLost` or `ServiceError`.
+        B images or videos, whose items have a picture per frame, and the B prompts that they were
+        made from. Those that are not finite are failed items, and are not sent. `tag` names the
+        batch in item ids and messages. The future raises `ServiceLost` or `ServiceError`.
         """
         items = _items(decoded, prompts, tag)
         return self._pool.submit(self._finite, items, decoded.finite, tuple(terms), priority)
@@ -244,9 +232,7 @@ def connect(
 ) -> RewardService:
     """Open the connection that the settings name; nothing is sent yet.
 
-    Args:
-        settings: the address, or several with commas between them, and deadlines.
-        environment: process environment; the key and the certificates of the client are used.
+    The environment has the key and the certificates of the client.
 
     Raises:
         ConfigError: an address that is not understood, or a variable that is malformed.

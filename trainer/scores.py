@@ -89,7 +89,6 @@ def scores_of(
 
 
 def all_failed(reason: str, count: int, terms: Sequence[RewardTerm]) -> Scores:
-    """Scores of images that all failed for one reason."""
     values = {term.name: _masked([None] * count) for term in terms}
     return Scores(values, {reason: count}, {}, {})
 

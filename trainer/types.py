@@ -9,6 +9,14 @@ SpecKind = Literal["geneval", "ocr", "metadata"]
 SdeKind = Literal["flow_sde", "cps", "dance", "linear", "ode"]
 LogProbForm = Literal["gaussian", "squared_error"]
 AdvantageMode = Literal["relative", "best", "best_worst", "softmax"]
+Experts = Literal["both", "high_noise", "low_noise"]
+# The components of Wan 2.2 A14B that predict at high and at low noise; other models have the first.
+HIGH, LOW = "transformer", "transformer_2"
+EXPERTS: Mapping[Experts, tuple[str, ...]] = {
+    "both": (HIGH, LOW),
+    "high_noise": (HIGH,),
+    "low_noise": (LOW,),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,27 +38,22 @@ class Request(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A text to draw, and what its scorer has to know about it.
+    """A text to draw, and what its scorer has to know about it."""
 
-    Attributes:
-        text: The prompt as the model reads it.
-        spec: The scorer's own row (a GenEval metadata row, ``{"target": ...}`` for OCR), or None.
-        spec_kind: Which scorer family ``spec`` belongs to; None when there is no spec.
-        group: The category under which metrics are reported (a GenEval tag, for instance).
-        rows: How many rows of its file say the same; that many times as often it is drawn.
-        references: The pictures that the text asks to change.
-        negative: What guidance moves away from, if it is not the run's `sampling.negative_prompt`.
-    """
-
-    text: str
-    spec: Mapping[str, Any] | None = None
-    spec_kind: SpecKind | None = None
-    group: str = ""
-    rows: int = 1
-    references: tuple[Reference, ...] = ()
-    negative: str | None = None
+    text: str  # as the model reads it
+    spec: Mapping[str, Any] | None = None  # the scorer's: a row of GenEval, {"target": ...} of OCR
+    spec_kind: SpecKind | None = None  # which scorer family `spec` belongs to
+    group: str = ""  # the category under which metrics are reported, e.g. a GenEval tag
+    rows: int = 1  # how many rows of its file say the same; that many times as often it is drawn
+    references: tuple[Reference, ...] = ()  # the pictures that the text asks to change
+    negative: str | None = None  # instead of the run's `sampling.negative_prompt`
 
     @property
     def request(self) -> Request:
         """What makes it another prompt for the model."""
         return Request(self.text, self.references)
+
+
+def guides(scale: float) -> bool:
+    """Whether this scale means classifier-free guidance; as in diffusers, 1 and less is none."""
+    return scale > 1.0

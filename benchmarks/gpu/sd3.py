@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -257,7 +256,7 @@ def compiled(
 ) -> None:
     """`model.compile`: every block; the seconds of the first batch are mostly compilation."""
     adapter: Any = policy.model
-    adapter._options = replace(adapter._options, same_graph=True)
+    adapter._options = adapter._options.model_copy(update={"compile": True})
     for name, plain in chosen.items():
         model = plain.model.model_copy(update={"compile": True})
         policy.use(plain.model_copy(update={"model": model}))

@@ -13,7 +13,7 @@ from trainer.algorithm.losses import TrainBatch
 from trainer.config.load import parse, rollout_config
 from trainer.config.loss_settings import LOSS_SETTINGS
 from trainer.config.settings import Settings
-from trainer.models.base import LoraSpec, ModelOptions
+from trainer.models.base import ModelOptions
 from trainer.models.model import FlowModel
 from trainer.models.registry import MODELS
 from trainer.parallel.world import World
@@ -52,7 +52,7 @@ def settings_for(algorithm: str, rollout_size: int, train_size: int, skip: bool)
 @pytest.fixture(scope="module")
 def model(tiny: Path) -> FlowModel:
     """Away from its reference, so that there is a KL."""
-    model = MODELS["sd3"](tiny, ModelOptions(lora=LoraSpec(4, 16), max_sequence_length=0))
+    model = MODELS["sd3"](tiny, ModelOptions(lora_rank=4, lora_alpha=16, max_sequence_length=0))
     source = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.trainable_parameters().values():

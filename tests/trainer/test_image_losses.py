@@ -13,7 +13,7 @@ from trainer.algorithm.ema import Ema
 from trainer.algorithm.losses import LOSSES, LossContext, TrainBatch
 from trainer.algorithm.losses.images import Point, group_sources, own_sources, points
 from trainer.config.loss_settings import LOSS_SETTINGS
-from trainer.models.base import LoraSpec, ModelOptions
+from trainer.models.base import ModelOptions
 from trainer.models.model import FlowModel
 from trainer.models.registry import MODELS
 from trainer.rollout.config import RolloutConfig
@@ -28,7 +28,7 @@ ON_IMAGES = [name for name, loss in LOSS_SETTINGS.items() if loss.learns_from ==
 
 @pytest.fixture(scope="module")
 def model(tiny: Path) -> FlowModel:
-    return MODELS["sd3"](tiny, ModelOptions(lora=LoraSpec(4, 16), max_sequence_length=0))
+    return MODELS["sd3"](tiny, ModelOptions(lora_rank=4, lora_alpha=16, max_sequence_length=0))
 
 
 def sampled(

@@ -20,7 +20,7 @@ from test_snippets import PROMPT, executed, settings_of, trained
 from trainer.errors import CheckpointError, ConfigError
 from trainer.evaluation.held_out import draw_images
 from trainer.models import lora_file
-from trainer.models.base import LoraSpec, ModelOptions
+from trainer.models.base import ModelOptions
 from trainer.models.registry import MODELS
 from trainer.report.snippets import snippet
 from trainer.run.inputs import load_model
@@ -124,7 +124,7 @@ def test_alpha_as_a_tensor_is_read(base: Path, tmp_path: Path) -> None:
 def test_what_is_written_has_the_same_strength_without_its_alpha(
     base: Path, tmp_path: Path
 ) -> None:
-    options = ModelOptions(max_sequence_length=16, lora=LoraSpec(rank=4, alpha=10))
+    options = ModelOptions(max_sequence_length=16, lora_rank=4, lora_alpha=10)
     model = MODELS["sd3"](base, options)
     parameters = model.trainable_parameters()
     for weight in parameters.values():

@@ -5,7 +5,7 @@ import torch
 
 from trainer.algorithm.losses.grpo import grpo_loss
 from trainer.algorithm.losses.images import Point
-from trainer.algorithm.losses.nft import nft_loss, old_decay
+from trainer.algorithm.losses.matching import nft_loss, old_decay
 
 
 def test_at_ratio_one_it_is_the_policy_gradient() -> None:

@@ -20,7 +20,7 @@ from trainer.algorithm.losses import TrainBatch
 from trainer.config.settings import Settings
 from trainer.evaluation.sampling import sample_and_compare
 from trainer.images import load_reference
-from trainer.models.base import Conditioning, Decoded, LoraSpec, ModelOptions
+from trainer.models.base import Conditioning, Decoded, ModelOptions
 from trainer.models.model import FlowModel
 from trainer.models.registry import MODELS
 from trainer.parallel.world import World
@@ -67,6 +67,13 @@ def encoded(case: Case, model: FlowModel, first: int = 0) -> tuple[Conditioning,
     return model.encode_prompts([prompt.request for prompt in chosen]), negative
 
 
+def often(chosen: Sequence[Case], rare: Sequence[Case]) -> pytest.MarkDecorator:
+    """Cases of `make test`, and those that only `make test-all` runs."""
+    cases = [pytest.param(case, id=case.name) for case in chosen]
+    rest = [pytest.param(case, id=case.name, marks=pytest.mark.exhaustive) for case in rare]
+    return pytest.mark.parametrize("case", cases + rest)
+
+
 named = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
@@ -86,7 +93,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def load(case: Case, folder: Path | str, **changes: Any) -> FlowModel:
     options = {
-        "lora": LoraSpec(rank=4, alpha=16),
+        "lora_rank": 4,
+        "lora_alpha": 16,
         "max_sequence_length": case.tokens,
         "reference_size": (case.size[1], case.size[0]),
     }
@@ -185,12 +193,14 @@ def test_every_family_is_held_to_the_contract() -> None:
     assert len({case.name for case in (*CASES, *VARIANTS)}) == len(CASES) + len(VARIANTS)
 
 
-@pytest.mark.parametrize("case", [*CASES, *VARIANTS], ids=lambda case: case.name)
+@often(CASES, VARIANTS)
 def test_sampling_equals_the_pipeline_s_own(case: Case, folders: dict[str, Path]) -> None:
     pipe = open_pipeline(case, folders[case.name])
     seen = []
+    model = load(case, folders[case.name])
     for guided, size in ((False, case.size), (True, case.size), (True, case.wide)):
-        model = load(case, folders[case.name], reference_size=(size[1], size[0]))
+        if case.references:
+            model = load(case, folders[case.name], reference_size=(size[1], size[0]))
         expected = pipeline_images(case, pipe, guided=guided, size=size)
         found = images(case, model, guided=guided, size=size)
         assert found.unit.shape == expected.shape
@@ -301,7 +311,7 @@ def test_prompts_are_encoded_once_and_the_encoders_leave(
         model.encode_prompts([])
 
 
-@pytest.mark.parametrize("case", [*CASES, *VARIANTS], ids=lambda case: case.name)
+@often(CASES, VARIANTS)
 def test_a_scale_up_to_1_is_no_guidance(case: Case, folders: dict[str, Path]) -> None:
     if case.plain.get("guidance_scale") == 1.0 and case.family.startswith("flux"):
         pytest.skip("the scale is an input of the network here")
@@ -331,7 +341,7 @@ def test_prompts_that_are_cut_are_named(case: Case, folders: dict[str, Path]) ->
     assert all(same), "what is cut changes nothing"
 
 
-@named
+@often(CASES[:2], CASES[2:])
 def test_half_precision_computes_close_to_float32(case: Case, folders: dict[str, Path]) -> None:
     exact = images(case, load(case, folders[case.name])).unit
     # Every second family in the other type.
@@ -345,7 +355,7 @@ def test_half_precision_computes_close_to_float32(case: Case, folders: dict[str,
     assert grpo_step(case, model)["ratio_deviation"] == 0
 
 
-@named
+@often(CASES[:1], CASES[1:])
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch: a slow norm
 def test_full_fine_tuning_runs_in_bfloat16(case: Case, folders: dict[str, Path]) -> None:
     model = load(case, folders[case.name], finetune="full", compute_dtype=torch.bfloat16)

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from tiny_parts import PROMPTS, SIDE_PX
 from trainer.config.load import parse
 from trainer.config.settings import Settings
 from trainer.errors import ConfigError
-from trainer.models.base import Finetune, LoraSpec, ModelOptions
+from trainer.models.base import ModelOptions
 from trainer.models.model import FlowModel
 from trainer.models.precision import DTYPES
 from trainer.models.registry import MODELS
@@ -24,15 +25,18 @@ from trainer.rollout.rollout import rollout
 REWARDS = {"train": [{"scorer": "brightness"}]}
 
 
-def prepared(folder: Path, finetune: Finetune = "lora", **model: object) -> FlowModel:
+def prepared(
+    folder: Path, finetune: Literal["lora", "full"] = "lora", **model: object
+) -> FlowModel:
     settings = Settings.model_validate({"model": {"finetune": finetune, **model}})
     dtype = DTYPES[settings.model.dtype]
     options = ModelOptions(
         finetune=finetune,
-        lora=LoraSpec(4, 16),
+        lora_rank=4,
+        lora_alpha=16,
         max_sequence_length=0,
         compute_dtype=dtype,
-        same_graph=settings.model.compile,
+        compile=settings.model.compile,
     )
     network = MODELS["sd3"](folder, options)
     prepare_networks(network, settings, World(), dtype)
@@ -52,7 +56,7 @@ def gradients(model: FlowModel) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("finetune", ["lora", "full"])
 def test_recomputed_activations_give_the_same_gradients(
-    tiny: Path, finetune: Finetune, dtype: str
+    tiny: Path, finetune: Literal["lora", "full"], dtype: str
 ) -> None:
     kept = gradients(prepared(tiny, finetune, dtype=dtype))
     again = gradients(prepared(tiny, finetune, dtype=dtype, activation_checkpointing=True))

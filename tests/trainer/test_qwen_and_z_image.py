@@ -8,7 +8,7 @@ import tiny_z_image
 import torch
 from tiny_parts import PROMPTS
 
-from trainer.models.base import LoraSpec, ModelOptions
+from trainer.models.base import ModelOptions
 from trainer.models.model import FlowModel
 from trainer.models.registry import MODELS
 
@@ -24,7 +24,7 @@ def family(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def model(family: str, tmp_path_factory: pytest.TempPathFactory) -> FlowModel:
     folder = BUILDERS[family](tmp_path_factory.mktemp("tiny") / family)
-    return MODELS[family](folder, ModelOptions(lora=LoraSpec(4, 8), max_sequence_length=64))
+    return MODELS[family](folder, ModelOptions(lora_rank=4, lora_alpha=8, max_sequence_length=64))
 
 
 def noise(model: FlowModel, rows: int) -> torch.Tensor:

@@ -11,7 +11,7 @@ from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import QwenImage
 from tiny_parts import save_references
 
 from trainer.images import load_reference
-from trainer.models.base import LoraSpec, ModelOptions
+from trainer.models.base import ModelOptions
 from trainer.models.model import FlowModel
 from trainer.models.qwen_image_edit import mark_pictures
 from trainer.models.registry import MODELS
@@ -40,7 +40,7 @@ def references(tmp_path: Path) -> list[Reference]:
 
 
 def load(family: str, folder: Path) -> FlowModel:
-    return MODELS[family](folder, ModelOptions(lora=LoraSpec(4, 8), max_sequence_length=64))
+    return MODELS[family](folder, ModelOptions(lora_rank=4, lora_alpha=8, max_sequence_length=64))
 
 
 def prompt(text: str, *references: Reference, negative: str | None = None) -> Prompt:

@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from trainer.algorithm.ema import Ema
 from trainer.algorithm.losses import LOSSES, LossContext, TrainBatch
 from trainer.config.loss_settings import LOSS_SETTINGS
 from trainer.evaluation.sampling import sample_and_compare
-from trainer.models.base import Finetune, LoraSpec, ModelOptions
+from trainer.models.base import ModelOptions
 from trainer.models.model import FlowModel
 from trainer.models.registry import MODELS
 from trainer.rollout.config import RolloutConfig
@@ -22,10 +23,10 @@ KEYS = [NoiseKey(0, 3, i % 3, i) for i in range(4)]
 
 
 def load(
-    folder: Path, finetune: Finetune = "lora", dtype: torch.dtype = torch.float32
+    folder: Path, finetune: Literal["lora", "full"] = "lora", dtype: torch.dtype = torch.float32
 ) -> FlowModel:
     options = ModelOptions(
-        finetune=finetune, lora=LoraSpec(4, 16), max_sequence_length=0, compute_dtype=dtype
+        finetune=finetune, lora_rank=4, lora_alpha=16, max_sequence_length=0, compute_dtype=dtype
     )
     return MODELS["sd3"](folder, options)
 
@@ -45,7 +46,7 @@ def sampled(model: FlowModel, config: RolloutConfig, keys=KEYS, window=None):
     return record, cond, negative
 
 
-@pytest.mark.parametrize("finetune", ["lora", "full"])
+@pytest.mark.parametrize(("finetune", "dtype"), [("lora", torch.float32), ("full", torch.bfloat16)])
 @pytest.mark.parametrize(
     "config",
     [
@@ -56,8 +57,9 @@ def sampled(model: FlowModel, config: RolloutConfig, keys=KEYS, window=None):
         RolloutConfig(num_steps=5, kind="cps", log_prob_form="gaussian"),
     ],
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_first_ratio_is_exactly_one(tiny: Path, finetune: Finetune, config, dtype) -> None:
+def test_the_first_ratio_is_exactly_one(
+    tiny: Path, finetune: Literal["lora", "full"], config, dtype
+) -> None:
     model = load(tiny, finetune, dtype)
     record, cond, negative = sampled(model, config)
     assert torch.isfinite(record.log_probs).all()

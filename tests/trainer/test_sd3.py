@@ -5,7 +5,7 @@ import torch
 from tiny_parts import PROMPTS
 from tiny_sd3 import open_pipeline
 
-from trainer.models.base import LoraSpec, ModelOptions
+from trainer.models.base import ModelOptions
 from trainer.models.model import FlowModel
 from trainer.models.registry import MODELS
 from trainer.rollout.noise import NoiseKey
@@ -19,7 +19,8 @@ TOKENS = 16
 def load(folder: Path, finetune: str = "lora", **changes) -> FlowModel:
     options = ModelOptions(
         finetune=finetune,  # pyright: ignore
-        lora=LoraSpec(rank=4, alpha=16),
+        lora_rank=4,
+        lora_alpha=16,
         max_sequence_length=TOKENS,
         **changes,
     )
@@ -38,7 +39,7 @@ def test_sigmas_are_the_scheduler_s(tiny: Path, steps: int) -> None:
 
 def test_the_prompt_cache_is_bounded(tiny: Path) -> None:
     one = load(tiny).encode_prompts(PROMPTS[:1]).num_bytes
-    model = load(tiny, cache_bytes=2 * one)
+    model = load(tiny, prompt_cache_gb=2 * one / 1e9)
     prompts = [Prompt(text) for text in PROMPTS]
     assert model.fill_cache(prompts[:2])
     assert not model.fill_cache(prompts)
@@ -55,7 +56,7 @@ def test_what_cannot_be_is_refused(tiny: Path) -> None:
     cond = model.encode_prompts(TEXTS)
     with pytest.raises(ValueError, match="negative"):
         model.velocity(torch.zeros(4, 4, 8, 8), torch.tensor(0.5), cond, 4.5)
-    with pytest.raises(ValueError, match="lora or full"):
+    with pytest.raises(ValueError, match="'lora' or 'full'"):
         load(tiny, "some")
     with pytest.raises(ValueError, match="float32, bfloat16, float16, not"):
         load(tiny, compute_dtype=torch.float64)

@@ -13,7 +13,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
 from tiny_parts import PROMPTS
 
 from trainer.evaluation.sampling import sample_and_compare
-from trainer.models.base import LoraSpec, ModelOptions
+from trainer.models.base import ModelOptions
 from trainer.models.model import FlowModel
 from trainer.models.registry import MODELS
 from trainer.rollout.noise import NoiseKey, initial_noise
@@ -26,7 +26,7 @@ HIGH, LOW = torch.tensor(0.9), torch.tensor(0.5)
 
 
 def load(folder: Path, **changes: Any) -> FlowModel:
-    options = {"lora": LoraSpec(4, 8), "max_sequence_length": 32, **changes}
+    options = {"lora_rank": 4, "lora_alpha": 8, "max_sequence_length": 32, **changes}
     return MODELS["wan"](folder, ModelOptions(**options))
 
 

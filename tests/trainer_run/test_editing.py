@@ -130,6 +130,7 @@ def test_references_reach_the_service_the_sheets_and_the_report(
         list(sample_target(place, Choice(), ["make it blue"], folder, images=1, seed=0))
 
 
+@pytest.mark.exhaustive
 def test_a_resumed_run_is_the_uninterrupted_one(editing: dict[str, Any], folder: Path) -> None:
     whole = train(editing, out_dir=str(folder / "whole"))
     train(editing, out_dir=str(folder / "parts"), epochs=1)

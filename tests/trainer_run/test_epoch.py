@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from tests.trainer_run.fake_service import service_with
-from trainer.algorithm.losses.nft import old_decay
+from trainer.algorithm.losses.matching import old_decay
 from trainer.config.load import parse
 from trainer.parallel.world import World
 from trainer.run.checkpoint import find

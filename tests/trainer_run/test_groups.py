@@ -16,9 +16,10 @@ from tests.trainer_run.fake_service import score_pixels, service_with
 from trainer.config.load import parse
 from trainer.evaluation.statistics import by_prompt, paired, summarise
 from trainer.images import data_url
-from trainer.run.groups import LONGEST, choose, present
+from trainer.run.groups import LONGEST, choose
 from trainer.run.log import read
 from trainer.run.open import train_run
+from trainer.run.progress import kept_groups
 
 
 def explained(scorer: str, item: Item) -> Any:
@@ -54,7 +55,7 @@ def test_a_run_keeps_pictures_rewards_and_explanations_that_belong_together(
     table["run"]["epochs"] = 4
     table["logging"]["groups_every_epochs"] = 1
     outcome = train_run(parse(table), environment={}, open_service=service_with(explained))
-    files = present(outcome.run_dir)
+    files = kept_groups(outcome.run_dir)
     assert [path.name for path in files] == [f"epoch_00000{n}.json" for n in (1, 3, 4)]
     trained = {row["epoch"]: row for row in read(outcome.run_dir) if row["kind"] == "train"}
     for path in files:
@@ -93,14 +94,14 @@ def test_a_service_that_does_not_explain_costs_a_run_nothing(
     table["run"]["epochs"] = 1
     outcome = train_run(parse(table), environment={}, open_service=service_with(dumb))
     assert outcome.reason == "1 epochs"
-    (path,) = present(outcome.run_dir)
+    (path,) = kept_groups(outcome.run_dir)
     shown = json.loads(path.read_text(encoding="utf-8"))["groups"][0]["shown"][0]
     assert shown["explained"] == {}
     assert shown["error"]
     table["run"]["out_dir"] = str(tmp_path / "without")
     table["logging"]["groups_every_epochs"] = 0
     other = train_run(parse(table), environment={}, open_service=service_with(score_pixels))
-    assert present(other.run_dir) == []
+    assert kept_groups(other.run_dir) == []
     clocks = ("seconds", "train_minutes", "images_per_s")
     one, two = (
         [{k: v for k, v in row.items() if k not in clocks} for row in read(run.run_dir)]

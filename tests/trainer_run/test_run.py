@@ -321,7 +321,7 @@ MODES: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 # `make test-all` runs these too.
-RARE = ("guard", "flow_dppo", "dgpo", "regrouped", "unguided", "awm")
+RARE = ("guard", "flow_dppo", "dgpo", "dpo", "regrouped", "unguided", "awm")
 
 
 @pytest.mark.parametrize(

@@ -63,9 +63,9 @@ def velocities(model: FlowModel) -> tuple[torch.Tensor, ...]:
     ("finetune", "experts"),
     [
         ("lora", "both"),
-        ("lora", "low_noise"),
-        ("lora", "high_noise"),
         ("full", "low_noise"),
+        pytest.param("lora", "low_noise", marks=pytest.mark.exhaustive),
+        pytest.param("lora", "high_noise", marks=pytest.mark.exhaustive),
     ],
 )
 def test_what_a_run_hands_over_has_every_trained_expert(

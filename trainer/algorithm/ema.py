@@ -32,7 +32,6 @@ class Ema:
         self.values = {name: value.detach().float().clone() for name, value in parameters.items()}
 
     def decay(self, update: int) -> float:
-        """The decay after optimiser update ``update``."""
         return min((1 + update) / (10 + update), self._decay)
 
     def update(self, update: int) -> None:

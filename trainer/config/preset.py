@@ -25,7 +25,6 @@ PRESETS = Path(__file__).parent / "presets"
 
 
 def preset_names() -> list[str]:
-    """The presets that are shipped."""
     return sorted(path.stem for path in PRESETS.glob("*.toml"))
 
 
@@ -117,7 +116,6 @@ def _extended(table: dict[str, Any], path: Path) -> list[str]:
 
 
 def _beside(path: Path, name: str) -> Path:
-    """The file that `path` calls `name`."""
     own = name.endswith(".toml")
     file = path.parent / name if own else PRESETS / f"{name}.toml"
     if file.is_file():

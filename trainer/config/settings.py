@@ -17,7 +17,7 @@ from trainer.config.section import (
     Scale,
     Section,
 )
-from trainer.types import SdeKind
+from trainer.types import Experts, SdeKind
 
 
 class RunSettings(Section):
@@ -100,7 +100,7 @@ class ModelSettings(Section):
     true_cfg_scale: Scale = 1.0
     """FLUX.1-dev and Kontext: guidance by a second forward pass with the negative prompt, on top
     of the embedded `sampling.guidance_scale`; 1 and less does without."""
-    experts: Literal["both", "high_noise", "low_noise"] = "both"
+    experts: Experts = "both"
     """Wan 2.2 with two experts only: which are trained. The other samples its steps as it is."""
     keep_encoders: bool = False
     """Keep the text encoders in memory after all prompts have been encoded."""

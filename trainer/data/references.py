@@ -51,11 +51,8 @@ def check_references(
 ) -> str:
     """Check the pictures of a file's prompts; return a warning if some are cut, or an empty text.
 
-    Args:
-        prompts: all with as many references (`trainer.data.tasks.load_edit`).
-        family: the model's.
-        allowed: how many it takes, at least and at most.
-        size: width and height of the run's images in pixels.
+    All prompts have as many references (`trainer.data.tasks.load_edit`); `allowed` is how many the
+    family takes, at least and at most, `size` width and height of the run's images in pixels.
 
     Raises:
         DataError: another number of them, or one that hardly anything would be left of.

@@ -40,7 +40,6 @@ class Rules:
 
     @staticmethod
     def of(settings: Settings) -> "Rules":
-        """The rules of a run."""
         watch = settings.rewards.watch
         own = {term.name: term.alarm_fall for term in watch if term.alarm_fall is not None}
         lowered = frozenset(term.name for term in settings.rewards.train if term.weight < 0)
@@ -116,7 +115,6 @@ def _value(kind: Kind, name: str, row: Row) -> float | None:
 
 
 def text(alarm: Alarm) -> str:
-    """One line for the log."""
     rise = alarm.reward
     titles = {"hacking": "reward hacking", "diversity": "collapse", "overfitting": "overfitting"}
     where = " on the training prompts" if alarm.kind == "overfitting" else ""

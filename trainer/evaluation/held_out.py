@@ -19,14 +19,7 @@ from trainer.config.load import keeps_reference, negative_prompt, rollout_config
 from trainer.config.settings import RewardTerm, Settings
 from trainer.errors import ModelError, Stopped, TrainerError
 from trainer.evaluation.sampling import EVAL_EPOCH, Batch, Job, plan, sample_and_compare
-from trainer.evaluation.statistics import (
-    DIVERSITIES,
-    Part,
-    by_prompt,
-    distinct,
-    joined_columns,
-    summarise,
-)
+from trainer.evaluation.statistics import DIVERSITIES, by_prompt, distinct, summarise
 from trainer.images import Pixels
 from trainer.models.model import FlowModel
 from trainer.parallel.world import World, shared
@@ -64,6 +57,17 @@ class Evaluation:
         """Everything but the pictures, by name, for files; `kl` only where there is one."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if "shown" not in f.name}
         return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one process found; goes to all others."""
+
+    rows: tuple[Job, ...]  # its N images
+    scores: Scores | TrainerError | None  # of its images, or why there are none
+    distances: tuple[float | None, ...]  # N to the base, None where not finite; or none at all
+    diversity: Mapping[str, Mapping[int, float]]  # by entry of `DIVERSITIES` and prompt index
+    shown: Mapping[int, Pixels]  # pictures by prompt index
 
 
 def evaluate_run(
@@ -129,7 +133,7 @@ def evaluate_run(
                 pictures[index] = image
     groups = {index: np.stack(images) for index, images in pixels_of.items() if len(images) > 1}
     diversity = {
-        name: {index: measure(images, [index] * len(images)) for index, images in groups.items()}
+        name: {index: measure(images) for index, images in groups.items()}
         for name, measure in DIVERSITIES.items()
     }
     scores = scores_of(futures, stop)
@@ -217,16 +221,18 @@ def _collect(
     groups = [prompt.group or "all" for prompt in prompts]
     rows = {t.name: summarise(whole.values[t.name].tolist(), index, groups) for t in terms}
     headline = whole.values[settings.measured[0].name].tolist()
-    spreads = joined_columns(part.diversity for part in parts)
+    spreads: dict[str, dict[int, float]] = defaultdict(dict)
     distances = [value for part in parts for value in part.distances]
     shown: dict[int, Pixels] = {}
     for part in parts:
         shown.update(part.shown)
+        for name, column in part.diversity.items():
+            spreads[name] |= column
     return Evaluation(
         metrics={t.name: rows[t.name] for t in settings.measured},
         rewards={t.name: rows[t.name] for t in settings.rewards.train},
         watch={t.name: rows[t.name] for t in settings.rewards.watch}
-        | {name: summarise(list(v.values()), list(v), groups) for name, v in spreads.items()},
+        | {name: summarise(list(v.values()), list(v), groups) for name, v in spreads.items() if v},
         outputs={
             name: summarise(column.tolist(), index, groups)
             for name, column in distinct(whole.outputs).items()

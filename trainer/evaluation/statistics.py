@@ -7,8 +7,7 @@ there before it shows in a reward.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -16,10 +15,7 @@ import numpy as np
 from numpy.ma import MaskedArray
 from numpy.typing import NDArray
 
-from trainer.errors import TrainerError
-from trainer.evaluation.sampling import Job
 from trainer.images import Pixels
-from trainer.scores import Scores
 
 Row = dict[str, Any]
 Floats = NDArray[np.float64]
@@ -125,49 +121,36 @@ Features = NDArray[np.floating]
 _BINS = 4
 
 
-def diversity(images: Pixels, prompt_index: Sequence[int]) -> float:
-    """Mean RMS distance in [0, 1] between the pixels of two images of the same prompt.
+def diversity(images: Pixels) -> float:
+    """Mean RMS distance in [0, 1] between the pixels of two images of a prompt.
 
-    Images are (N, H, W, 3) uint8; prompts count alike, those with one image not at all.
-
-    Raises:
-        ValueError: No prompt has two images.
+    Images are (N, H, W, 3) uint8, N at least 2.
     """
     pixels = images.reshape(len(images), -1).astype(np.float32) / 255
-    return _mean_distance(pixels, prompt_index, lambda d: np.sqrt(np.mean(d**2, axis=1)))
+    return _mean_distance(pixels, lambda d: np.sqrt(np.mean(d**2, axis=1)))
 
 
-def color_diversity(images: Pixels, prompt_index: Sequence[int]) -> float:
-    """Mean distance in [0, 1] between the colours of two images of the same prompt.
+def color_diversity(images: Pixels) -> float:
+    """Mean distance in [0, 1] between the colours of two images of a prompt.
 
     The distance is the total variation between histograms of 4x4x4 RGB bins: it ignores where
     things are, so it sees all pictures drift to one colour, which `diversity` does not.
     """
     histograms = np.stack([_color_histogram(image) for image in images])
-    return _mean_distance(histograms, prompt_index, lambda d: np.abs(d).sum(axis=1) / 2)
+    return _mean_distance(histograms, lambda d: np.abs(d).sum(axis=1) / 2)
 
 
 # What evaluations watch; each asks for two images of one prompt.
-DIVERSITIES: dict[str, Callable[[Pixels, Sequence[int]], float]] = {
+DIVERSITIES: dict[str, Callable[[Pixels], float]] = {
     "diversity": diversity,
     "colour diversity": color_diversity,
 }
 
 
-def _mean_distance(
-    features: Features, prompt_index: Sequence[int], size: Callable[[Features], Features]
-) -> float:
-    """Mean over prompts of the mean size of the difference of a pair; features (N, D)."""
-    index = np.asarray(prompt_index)
-    means = []
-    for prompt in np.unique(index):
-        own = features[index == prompt]
-        pairs = [size(own[i] - own[i + 1 :]) for i in range(len(own) - 1)]
-        if pairs:
-            means.append(float(np.concatenate(pairs).mean()))
-    if not means:
-        raise ValueError("diversity needs two images of one prompt")
-    return float(np.mean(means))
+def _mean_distance(features: Features, size: Callable[[Features], Features]) -> float:
+    """Mean size of the difference of a pair; features (N, D)."""
+    pairs = [size(features[i] - features[i + 1 :]) for i in range(len(features) - 1)]
+    return float(np.concatenate(pairs).mean())
 
 
 def _color_histogram(image: Pixels) -> Features:
@@ -175,29 +158,6 @@ def _color_histogram(image: Pixels) -> Features:
     bins = (image // (256 // _BINS)).reshape(-1, 3).astype(np.intp) @ (_BINS**2, _BINS, 1)
     counts = np.bincount(bins, minlength=_BINS**3)
     return (counts / counts.sum()).astype(np.float32)
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """What one process found; goes to all others."""
-
-    rows: tuple[Job, ...]  # its N images
-    scores: Scores | TrainerError | None  # of its images, or why there are none
-    distances: tuple[float | None, ...]  # N to the base, None where not finite; or none at all
-    diversity: Mapping[str, Mapping[int, float]]  # by entry of `DIVERSITIES` and prompt index
-    shown: Mapping[int, Pixels]  # pictures by prompt index
-
-
-def joined_columns(
-    parts: Iterable[Mapping[str, Mapping[int, float]]],
-) -> dict[str, dict[int, float]]:
-    """The columns of all processes by name; those without a value are left out."""
-    out: dict[str, dict[int, float]] = defaultdict(dict)
-    for part in parts:
-        for name, column in part.items():
-            if column:
-                out[name].update(column)
-    return dict(out)
 
 
 def distinct(outputs: Mapping[str, MaskedArray]) -> dict[str, MaskedArray]:

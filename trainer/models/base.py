@@ -1,15 +1,17 @@
 """What goes into a flow model and comes out of it, whatever its family."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from pydantic import AfterValidator, ConfigDict
 from torch import Tensor
 
+from trainer.config.settings import ModelSettings
 from trainer.models.precision import DTYPES
 
 MASK = "mask"
@@ -42,12 +44,10 @@ class Conditioning:
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
         return next(iter(self.tensors.values())).device
 
     @property
     def num_bytes(self) -> int:
-        """Memory of all tensors."""
         tensors = (*self.tensors.values(), *self.references)
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
@@ -122,69 +122,43 @@ class Conditioning:
         )
 
 
-Finetune = Literal["lora", "full"]
-Experts = Literal["both", "high_noise", "low_noise"]
-# The components of Wan 2.2 A14B that predict at high and at low noise; other models have the first.
-HIGH, LOW = "transformer", "transformer_2"
+def _known(dtype: torch.dtype) -> torch.dtype:
+    if dtype not in DTYPES.values():
+        raise ValueError(f"must be one of {', '.join(DTYPES)}, not {dtype}")
+    return dtype
 
 
-@dataclass(frozen=True, slots=True)
-class LoraSpec:
-    """Low-rank adapters; the defaults are the official ones for SD3.5-M."""
+class ModelOptions(ModelSettings):
+    """How a model is loaded: the settings in `[model]`, and what only the process knows.
 
-    rank: int = 32
-    alpha: int = 64  # the update is multiplied by alpha / rank
-    targets: tuple[str, ...] | None = None  # name endings of layers; None: the family's
-
-
-@dataclass(frozen=True, slots=True)
-class ModelOptions:
-    """How a model is loaded; what has the name of a setting in `[model]` is explained there.
-
-    `compute_dtype` is float32, or bfloat16 or float16 (autocast; trained weights stay float32, the
-    frozen base under LoRA is held in it). `max_sequence_length` has to be the pipeline's at
-    inference; where SD3's third encoder is missing, diffusers appends as many zero tokens.
+    ``max_sequence_length`` has to be the pipeline's at inference; where SD3's third encoder is
+    missing, diffusers appends as many zero tokens. ``compile`` keeps the graph of passes without
+    gradients the same: compiled networks would round them differently.
     """
 
-    finetune: Finetune = "lora"
-    trained_layers: tuple[str, ...] = ()
-    lora: LoraSpec = field(default_factory=LoraSpec)
-    device: str = "cpu"
-    compute_dtype: torch.dtype = torch.float32
-    max_sequence_length: int = 256
-    cache_bytes: int = 16 * 10**9  # main memory for encoded prompts, least recently used first out
-    # Width and height in pixels that references are fitted to; None: as they are.
-    reference_size: tuple[int, int] | None = None
-    keep_reference: bool = True  # a frozen copy under `full`; without it, no `reference()`
-    seed: int = 0  # of the adapter's initial weights
-    parked: bool = False  # leave the networks on the CPU until they are sharded
-    same_graph: bool = False  # no gradients, same graph: compiled networks else round differently
-    true_cfg_scale: float = 1.0
-    experts: Experts = "both"
+    model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    def __post_init__(self) -> None:
-        if self.finetune not in ("lora", "full"):
-            raise ValueError(f"finetune must be lora or full, not {self.finetune!r}")
-        if self.compute_dtype not in DTYPES.values():
-            raise ValueError(
-                f"compute_dtype must be one of {', '.join(DTYPES)}, not {self.compute_dtype}"
-            )
-        if self.cache_bytes < 1:
-            raise ValueError("cache_bytes must be at least 1")
+    device: str = "cpu"
+    compute_dtype: Annotated[torch.dtype, AfterValidator(_known)] = torch.float32
+    """float32, or bfloat16 or float16 (autocast; trained weights stay float32, the frozen base
+    under LoRA is held in it)."""
+    reference_size: tuple[int, int] | None = None
+    """Width and height in pixels that references are fitted to; None: as they are."""
+    keep_reference: bool = True
+    """A frozen copy under `full`; without it, no `reference()`."""
+    seed: int = 0
+    """Of the adapter's initial weights."""
+    parked: bool = False
+    """Leave the networks on the CPU until they are sharded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """Images or videos of a batch.
+    """Images or videos of a batch."""
 
-    Attributes:
-        unit: (B, 3, H, W), of videos (B, F, 3, H, W); float32 in [0, 1].
-        uint8: (B, H, W, 3), of videos (B, F, H, W, 3); RGB, rounded as diffusers does; what
-            scorers and files get.
-        finite: (B,) False where the model gave NaN or infinity (an overflow in half precision, a
-            policy that has diverged): its pixels mean nothing and must not be scored.
-    """
-
-    unit: Tensor
+    unit: Tensor  # (B, 3, H, W), of videos (B, F, 3, H, W); float32 in [0, 1]
+    # (B, H, W, 3), of videos (B, F, H, W, 3); RGB, rounded as diffusers does, for scorers and files
     uint8: NDArray[np.uint8]
+    # (B,) False where the model gave NaN or infinity (an overflow in half precision, a policy that
+    # has diverged): its pixels mean nothing and must not be scored.
     finite: NDArray[np.bool_]

@@ -1,40 +1,28 @@
-"""FLUX.1-dev, and FLUX.1 without a guidance embedding (schnell)."""
+"""FLUX.1-dev and FLUX.1-Kontext-dev, and FLUX.1 without a guidance embedding (schnell)."""
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+from diffusers.pipelines.flux.pipeline_flux_kontext import FluxKontextPipeline
+from PIL.Image import Image
 from torch import Tensor
 
 from trainer.models.base import Conditioning, ModelOptions
-from trainer.models.family import (
-    JOINT_ATTENTION,
-    Inputs,
-    decode_kl,
-    guided,
-    guides,
-    image_size,
-    packed,
-    sequence_length,
-)
-from trainer.models.loading import load_pipeline
-from trainer.models.model import FlowModel
-from trainer.models.schedule import image_sigmas
-
-# Latents are (C, h, w) outside; the transformer sees each 2x2 patch as one token.
-PATCH = 2
+from trainer.models.family import JOINT_ATTENTION, Family, Inputs, guided, packed, unpacked
+from trainer.types import guides
 
 
-class Flux:
-    """The family of ``FluxPipeline``; see ``Family``."""
+class Flux(Family):
+    """The family of ``FluxPipeline``."""
 
-    encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
-    networks: tuple[str, ...] = ("transformer",)
+    pipeline: Any = FluxPipeline
+    encoders = ("text_encoder", "text_encoder_2")
+    packed = True
     # The official targets (train_flux.py); its rank is 64 and its alpha 128.
-    lora_targets: tuple[str, ...] = (
+    lora_targets = (
         *JOINT_ATTENTION,
         "ff.net.0.proj",
         "ff.net.2",
@@ -43,15 +31,8 @@ class Flux:
     )
 
     def __init__(self, pipe: Any, options: ModelOptions) -> None:
-        """Take over a loaded pipeline.
-
-        Raises:
-            ValueError: ``true_cfg_scale`` for a model whose guidance is classifier-free already,
-                or prompts longer than the pipeline takes.
-        """
-        self.pipe = pipe
-        self._options = options
-        self._tokens = sequence_length(options.max_sequence_length, 512)
+        """See ``Family``; the guidance of a model without an embedding is classifier-free."""
+        super().__init__(pipe, options)
         self._embedded = bool(pipe.transformer.config.guidance_embeds)
         if not self._embedded and guides(options.true_cfg_scale):
             raise ValueError(
@@ -59,26 +40,15 @@ class Flux:
                 "sampling.guidance_scale, which is classifier-free here"
             )
 
-    def encode(self, prompt: str) -> Conditioning:
+    def encode(self, prompt: str, *pictures: Image) -> Conditioning:
         """``prompt_embeds`` (1, L, D) of T5 and ``pooled`` (1, P) of CLIP."""
         embeds, pooled, _ = self.pipe.encode_prompt(
             prompt=[prompt],
             prompt_2=None,
-            device=self._options.device,
-            max_sequence_length=self._tokens,
+            device=self.options.device,
+            max_sequence_length=self.options.max_sequence_length,
         )
         return Conditioning({"prompt_embeds": embeds, "pooled": pooled})
-
-    def latent_shape(self, height_px: int, width_px: int, num_frames: int) -> tuple[int, ...]:
-        """(channels, height, width), not packed: noise and steps do not depend on packing."""
-        scale = self.pipe.vae_scale_factor
-        image_size(height_px, width_px, num_frames, scale * PATCH)
-        channels = self.pipe.transformer.config.in_channels // PATCH**2
-        return (channels, height_px // scale, width_px // scale)
-
-    def sigmas(self, num_steps: int, latent_shape: tuple[int, ...] | None) -> Tensor:
-        """From 1 to 1 / num_steps evenly, then shifted by resolution (dev)."""
-        return image_sigmas(self.pipe.scheduler.config, num_steps, latent_shape, PATCH)
 
     def velocity(self, network: Any, inputs: Inputs) -> Tensor:
         """With ``guidance_scale`` in the guidance embedding.
@@ -87,40 +57,55 @@ class Flux:
         model has no such embedding.
         """
         if not self._embedded:
-            return guided(partial(self._forward, network, None), inputs, inputs.guidance_scale)
-        forward = partial(self._forward, network, inputs.guidance_scale)
-        return guided(forward, inputs, self._options.true_cfg_scale)
+            return super().velocity(network, inputs)
+        forward = partial(self.forward, network, guidance=inputs.guidance_scale)
+        return guided(forward, inputs, self.options.true_cfg_scale)
 
-    def _forward(
-        self, network: Any, guidance: float | None, x: Tensor, sigma: Tensor, cond: Conditioning
+    def forward(
+        self,
+        network: Any,
+        x: Tensor,
+        sigma: Tensor,
+        cond: Conditioning,
+        guidance: float | None = None,
     ) -> Tensor:
-        rows, columns = x.shape[2] // PATCH, x.shape[3] // PATCH
-        # References follow the image, each in a plane of its own.
+        """See ``Family``; references follow the image, each in a plane of its own."""
+        rows, columns = x.shape[2] // self.patch, x.shape[3] // self.patch
         latents = (x, *cond.references)
         tokens = network(
-            hidden_states=torch.cat([packed(each, PATCH) for each in latents], 1),
+            hidden_states=torch.cat([packed(each, self.patch) for each in latents], 1),
             timestep=sigma,
             guidance=None if guidance is None else torch.full_like(sigma, guidance),
             encoder_hidden_states=cond["prompt_embeds"],
             pooled_projections=cond["pooled"],
             txt_ids=sigma.new_zeros(cond["prompt_embeds"].shape[1], 3),
-            img_ids=torch.cat([_image_ids(plane, each) for plane, each in enumerate(latents)]),
+            img_ids=torch.cat([self._image_ids(plane, each) for plane, each in enumerate(latents)]),
             return_dict=False,
         )[0][:, : rows * columns]
-        return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (rows, columns)), PATCH)
+        return unpacked(tokens, rows, columns, self.patch)
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """(B, 3, H, W)."""
-        return decode_kl(self.pipe.vae, latents)
-
-
-def _image_ids(plane: int, latents: Tensor) -> Tensor:
-    """Positions (plane, row, column) of the tokens, (rows * columns, 3) float32."""
-    counts = (latents.shape[2] // PATCH, latents.shape[3] // PATCH)
-    places = torch.cartesian_prod(*(torch.arange(n, device=latents.device) for n in counts))
-    return F.pad(places, (1, 0), value=plane).float()
+    def _image_ids(self, plane: int, latents: Tensor) -> Tensor:
+        """Positions (plane, row, column) of the tokens, (rows * columns, 3) float32."""
+        counts = (latents.shape[2] // self.patch, latents.shape[3] // self.patch)
+        places = torch.cartesian_prod(*(torch.arange(n, device=latents.device) for n in counts))
+        return F.pad(places, (1, 0), value=plane).float()
 
 
-def load(path_or_id: str | Path, options: ModelOptions) -> FlowModel:
-    """Load FLUX.1-dev or FLUX.1-schnell; see ``load_pipeline``."""
-    return FlowModel(Flux(load_pipeline(FluxPipeline, path_or_id, options), options), options)
+class FluxKontext(Flux):
+    """The family of ``FluxKontextPipeline``, which edits a picture.
+
+    The pipeline scales pictures to about a megapixel. Here they keep their size, as with its
+    ``_auto_resize=False`` and with the image's own area as ``max_area``.
+    """
+
+    pipeline = FluxKontextPipeline
+    edits = True
+    # The official targets (train_flux_kontext.py); its rank is 64 and its alpha 128.
+    lora_targets = (*Flux.lora_targets, "proj_mlp")
+
+    def encode_reference(self, picture: Image) -> Tensor:
+        """Latents (1, C, h, w) of the picture, whose sides are cut to multiples of 16 px."""
+        vae = self.pipe.vae
+        pixels = self.pipe.image_processor.preprocess(picture).to(vae.device, vae.dtype)
+        latents = vae.encode(pixels).latent_dist.mode()
+        return (latents - vae.config.shift_factor) * vae.config.scaling_factor

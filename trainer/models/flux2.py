@@ -1,7 +1,5 @@
 """FLUX.2 [klein], base and distilled: draws from text, and edits any number of pictures."""
 
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,34 +13,25 @@ from torch import Tensor
 
 from trainer.errors import ModelError
 from trainer.models.base import Conditioning, ModelOptions
-from trainer.models.family import (
-    JOINT_ATTENTION,
-    Inputs,
-    guided,
-    guides,
-    image_size,
-    packed,
-    sequence_length,
-)
-from trainer.models.loading import load_pipeline
-from trainer.models.model import FlowModel
+from trainer.models.family import JOINT_ATTENTION, Family, Inputs, packed
 from trainer.models.schedule import euler_sigmas, even_levels
+from trainer.types import guides
 
-# Latents are those of the VAE in patches of 2x2, so that a token is one position.
-PATCH = 2
 REFERENCE_AREA_PX = 1024 * 1024
 LEAST_SIDE_PX = 64
 
 
-class Flux2Klein:
-    """The family of ``Flux2KleinPipeline``; see ``Family`` and ``Editor``."""
+class Flux2Klein(Family):
+    """The family of ``Flux2KleinPipeline``.
 
-    joint: bool = False
-    encoders: tuple[str, ...] = ("text_encoder",)
-    networks: tuple[str, ...] = ("transformer",)
+    Latents are those of the VAE in patches of 2x2, so that a token is one position.
+    """
+
+    pipeline = Flux2KleinPipeline
+    edits = True
     # Those of Flow-Factory and Pref-GRPO, whose rank is 64 and alpha 128, but for the output of the
     # single blocks: by the end of its name it is a list in the double blocks, which peft refuses.
-    lora_targets: tuple[str, ...] = (
+    lora_targets = (
         *JOINT_ATTENTION,
         "ff.linear_in",
         "ff.linear_out",
@@ -52,14 +41,8 @@ class Flux2Klein:
     )
 
     def __init__(self, pipe: Any, options: ModelOptions) -> None:
-        """Take over a loaded pipeline.
-
-        Raises:
-            ValueError: Prompts longer, or references smaller, than the pipeline takes.
-        """
-        self.pipe = pipe
-        self._device = options.device
-        self._tokens = sequence_length(options.max_sequence_length, 512)
+        """See ``Family``; references may not be smaller than the pipeline takes."""
+        super().__init__(pipe, options)
         if min(options.reference_size or (LEAST_SIDE_PX,)) < LEAST_SIDE_PX:
             raise ValueError(
                 f"this model reads pictures of at least {LEAST_SIDE_PX} px a side, not "
@@ -68,10 +51,12 @@ class Flux2Klein:
                 )
             )
 
-    def encode(self, prompt: str) -> Conditioning:
+    def encode(self, prompt: str, *pictures: Image) -> Conditioning:
         """``prompt_embeds`` (1, L, D): three layers of Qwen3, padded to the longest prompt."""
         embeds, _ = self.pipe.encode_prompt(
-            [prompt], device=self._device, max_sequence_length=self._tokens
+            [prompt],
+            device=self.options.device,
+            max_sequence_length=self.options.max_sequence_length,
         )
         return Conditioning({"prompt_embeds": embeds})
 
@@ -81,20 +66,19 @@ class Flux2Klein:
         processor.check_image_input(picture)
         if picture.width * picture.height > REFERENCE_AREA_PX:
             picture = processor._resize_to_target_area(picture, REFERENCE_AREA_PX)
-        unit = self.pipe.vae_scale_factor * PATCH
+        unit = self.pipe.vae_scale_factor * self.patch
         height, width = picture.height // unit * unit, picture.width // unit * unit
         pixels = processor.preprocess(picture, height=height, width=width, resize_mode="crop")
         found = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()
         mean, std = _statistics(vae)
-        return (F.pixel_unshuffle(found, PATCH) - mean) / std
+        return (F.pixel_unshuffle(found, self.patch) - mean) / std
 
-    def latent_shape(self, height_px: int, width_px: int, num_frames: int) -> tuple[int, ...]:
+    def latent_shape(self, height_px: int, width_px: int, num_frames: int = 1) -> tuple[int, ...]:
         """(channels, height, width) of whole patches, each a token."""
-        unit = self.pipe.vae_scale_factor * PATCH
-        image_size(height_px, width_px, num_frames, unit)
-        return (self.pipe.transformer.config.in_channels, height_px // unit, width_px // unit)
+        channels, rows, columns = super().latent_shape(height_px, width_px, num_frames)
+        return (channels, rows // self.patch, columns // self.patch)
 
-    def sigmas(self, num_steps: int, latent_shape: tuple[int, ...] | None) -> Tensor:
+    def sigmas(self, num_steps: int, latent_shape: tuple[int, ...] | None = None) -> Tensor:
         """From 1 to 1 / num_steps evenly, then shifted by resolution and number of steps."""
         if latent_shape is None:
             raise ValueError("this scheduler shifts by resolution: the latent shape is needed")
@@ -114,12 +98,12 @@ class Flux2Klein:
                 f"a distilled FLUX.2 [klein] has no guidance, not {scale:g}: set "
                 "sampling.guidance_scale=1 and sampling.eval_guidance_scale=1"
             )
-        return guided(partial(self._forward, network), inputs, scale)
+        return super().velocity(network, inputs)
 
-    def _forward(self, network: Any, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+    def forward(self, network: Any, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        """See ``Family``; references are 10 apart from the image and from each other."""
         rows, columns = x.shape[2:]
         latents = (x, *cond.references)
-        # References are 10 apart from the image and from each other.
         places = [_ids(10 * time, tuple(each.shape[2:]), x) for time, each in enumerate(latents)]
         tokens = network(
             hidden_states=torch.cat([packed(each, 1) for each in latents], 1),
@@ -136,7 +120,7 @@ class Flux2Klein:
         """(B, 3, H, W)."""
         vae = self.pipe.vae
         mean, std = _statistics(vae)
-        return vae.decode(F.pixel_shuffle(latents * std + mean, PATCH), return_dict=False)[0]
+        return vae.decode(F.pixel_shuffle(latents * std + mean, self.patch), return_dict=False)[0]
 
 
 def _statistics(vae: Any) -> tuple[Tensor, Tensor]:
@@ -150,9 +134,3 @@ def _ids(time: int, size: tuple[int, ...], like: Tensor, length: int = 1) -> Ten
     counts = (*size, length)
     places = torch.cartesian_prod(*(torch.arange(n, device=like.device) for n in counts))
     return F.pad(places, (1, 0), value=time)
-
-
-def load(path_or_id: str | Path, options: ModelOptions) -> FlowModel:
-    """Load FLUX.2 [klein], base or distilled; see ``load_pipeline``."""
-    pipe = load_pipeline(Flux2KleinPipeline, path_or_id, options)
-    return FlowModel(Flux2Klein(pipe, options), options)

@@ -4,14 +4,16 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 
-from trainer.models.base import ModelOptions
+from trainer.types import HIGH, LOW
+
+if TYPE_CHECKING:  # the report and checks before a run look at folders without loading torch
+    from trainer.models.base import ModelOptions
 
 INDEX = "model_index.json"
 # model.safetensors, model.fp16.safetensors, and shards of both in the old and the new naming.
@@ -24,9 +26,9 @@ _WEIGHTS = re.compile(
 def load_pipeline(
     pipeline: Any,
     path_or_id: str | Path,
-    options: ModelOptions,
+    options: "ModelOptions",
     *,
-    networks: tuple[str, ...] = ("transformer",),
+    networks: tuple[str, ...] = (HIGH,),
 ) -> Any:
     """Load a pipeline folder (never from the network) or a hub id.
 
@@ -37,6 +39,8 @@ def load_pipeline(
         FileNotFoundError: There are no weights; the message says how to get them.
         ValueError: They are another pipeline's, or damaged.
     """
+    import torch
+
     folder = Path(path_or_id).expanduser()
     absent = _check_index(pipeline, path_or_id, _find_index(path_or_id, folder))
     trained = torch.float32 if options.finetune == "full" else options.compute_dtype
@@ -96,14 +100,14 @@ def network_parameters(folder: Path, *, both: bool = True) -> int:
     """
     try:
         parts = model_folders(folder)
-        for name in ("transformer", "vae"):
+        for name in (HIGH, "vae"):
             if folder / name not in parts:
                 raise ValueError(f"no {name}/config.json")
         files = {part: weight_files(part)[1] for part in parts}
         return sum(
             _elements(path)
             for part in parts
-            if part.name == "transformer" or (both and part.name == "transformer_2")
+            if part.name == HIGH or (both and part.name == LOW)
             for path in files[part]
         )
     except (OSError, ValueError, SafetensorError) as error:
@@ -112,9 +116,11 @@ def network_parameters(folder: Path, *, both: bool = True) -> int:
 
 def _elements(path: Path) -> int:
     if path.suffix == ".safetensors":
-        with safe_open(path, "pt") as file:
+        with safe_open(path, "np") as file:
             names = file.keys()
             return sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+    import torch
+
     stored = torch.load(path, map_location="meta", mmap=True, weights_only=True)
     return sum(tensor.numel() for tensor in stored.values())
 

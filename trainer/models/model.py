@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from trainer.images import load_reference
 from trainer.models.base import Conditioning, Decoded, ModelOptions
-from trainer.models.family import Editor, Family, Inputs, frozen
+from trainer.models.family import Family, Inputs, frozen
+from trainer.models.loading import load_pipeline
 from trainer.models.network import Network
 from trainer.models.precision import mixed_precision
 from trainer.types import Prompt, Reference, Request
@@ -70,6 +71,8 @@ class FlowModel:
     def __init__(self, family: Family, options: ModelOptions) -> None:
         """Take over the family's pipeline, loaded in the dtypes of ``trainer.models.loading``."""
         self._family = family
+        # What only the family knows.
+        self.latent_shape, self.sigmas = family.latent_shape, family.sigmas
         self._options = options
         self._device = torch.device(options.device)
         pipe = family.pipe
@@ -83,11 +86,17 @@ class FlowModel:
         self._network = Network(
             {name: getattr(pipe, name) for name in family.networks}, family.lora_targets, options
         )
-        self._editor = family if isinstance(family, Editor) else None
-        self._joint = self._editor is not None and self._editor.joint
         self._dropped = False
-        self._prompts = RowCache(self._encode_text, options.cache_bytes, self._device)
+        self._cache_bytes = int(options.prompt_cache_gb * 1e9)
+        self._prompts = RowCache(self._encode_text, self._cache_bytes, self._device)
         self._references = RowCache(self._encode_reference, REFERENCE_CACHE_BYTES, self._device)
+
+    @staticmethod
+    def load(kind: type[Family], path_or_id: str | Path, options: ModelOptions) -> "FlowModel":
+        """Load a family's pipeline from a folder or the hub; see ``load_pipeline``."""
+        networks = kind.trained(options)
+        pipe = load_pipeline(kind.pipeline, path_or_id, options, networks=networks)
+        return FlowModel(kind(pipe, options), options)
 
     @property
     def transformer(self) -> nn.Module:
@@ -135,7 +144,7 @@ class FlowModel:
         rows = [self._read(prompt.request) for prompt in prompts]
         rows += [] if negative is None else self._negative(prompts, negative)
         longest = self._prompts.batch([max(rows, key=lambda row: len(row.text))])
-        if longest.num_bytes * len(set(rows)) > self._options.cache_bytes:
+        if longest.num_bytes * len(set(rows)) > self._cache_bytes:
             return False
         # One by one: a batch of all of them would be a second copy of the cache, on the device.
         for row in rows:
@@ -144,7 +153,7 @@ class FlowModel:
 
     def _read(self, request: Request) -> Request:
         """What the text encoders read of it."""
-        return request if self._joint else Request(request.text)
+        return request if self._family.joint else Request(request.text)
 
     def _negative(self, prompts: Sequence[Prompt], text: str) -> list[Request]:
         texts = [text if prompt.negative is None else prompt.negative for prompt in prompts]
@@ -154,13 +163,12 @@ class FlowModel:
     def _encode_text(self, request: Request) -> Conditioning:
         if self._dropped:
             raise RuntimeError(f"the encoders were dropped before {request.text!r} was encoded")
-        encode: Callable[..., Conditioning] = self._family.encode
-        return encode(request.text, *map(self._picture, request.references))
+        return self._family.encode(request.text, *map(self._picture, request.references))
 
     def _encode_reference(self, reference: Reference) -> Conditioning:
-        if self._editor is None:
+        if not self._family.edits:
             raise ValueError("this model draws from text alone: it takes no references")
-        return Conditioning({"latents": self._editor.encode_reference(self._picture(reference))})
+        return Conditioning({"latents": self._family.encode_reference(self._picture(reference))})
 
     def _picture(self, reference: Reference) -> Image:
         return load_reference(reference.path, self._options.reference_size)
@@ -171,7 +179,7 @@ class FlowModel:
         Longer ones are encoded like their beginnings: what follows changes nothing. Encoders that
         see pictures read everything.
         """
-        if self._joint:
+        if self._family.joint:
             return []
         found = [getattr(self._family.pipe, name, None) for name in TOKENIZERS]
         tokenizers = [tokenizer for tokenizer in found if tokenizer is not None]
@@ -198,18 +206,6 @@ class FlowModel:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def latent_shape(self, height_px: int, width_px: int, num_frames: int = 1) -> tuple[int, ...]:
-        """Shape of one image's or video's latents; ValueError names the sizes there are."""
-        return self._family.latent_shape(height_px, width_px, num_frames)
-
-    def sigmas(self, num_steps: int, latent_shape: tuple[int, ...] | None = None) -> Tensor:
-        """The pipeline's schedule, (num_steps + 1,) float32 on the CPU, 1 down to 0.
-
-        Raises:
-            ValueError: The family shifts by resolution and no latent shape is given.
-        """
-        return self._family.sigmas(num_steps, latent_shape)
-
     def velocity(
         self,
         x: Tensor,
@@ -224,7 +220,7 @@ class FlowModel:
             x: (B, ...) latents.
             sigma: 0-d or (B,).
             cond: B encoded prompts.
-            guidance_scale: The family's guidance; see ``family.guides``.
+            guidance_scale: The family's guidance; see ``trainer.types.guides``.
             negative: One or B encoded negative prompts (usually of "").
 
         Returns:
@@ -234,7 +230,7 @@ class FlowModel:
             ValueError: Classifier-free guidance without a negative prompt.
         """
         dtype = self._options.compute_dtype
-        training = torch.is_grad_enabled() or self._options.same_graph
+        training = torch.is_grad_enabled() or self._options.compile
         with torch.set_grad_enabled(training), mixed_precision(self._device.type, dtype):
             inputs = Inputs(
                 x.to(dtype),

@@ -14,7 +14,7 @@ from peft.utils.save_and_load import get_peft_model_state_dict
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from trainer.models.base import LoraSpec, ModelOptions
+from trainer.models.base import ModelOptions
 
 ADAPTER = "policy"
 
@@ -46,7 +46,7 @@ class Network:
         self._adapted: list[BaseTunerLayer] = []
         if self._lora:
             for part in parts.values():
-                _add_adapter(part, options.lora, targets, options.seed)
+                _add_adapter(part, targets, options)
                 # The switch of diffusers looks for them, and for the version of peft, at each call.
                 self._adapted += [m for m in part.modules() if isinstance(m, BaseTunerLayer)]
         else:
@@ -151,16 +151,16 @@ def _unfreeze(network: nn.Module, layers: Sequence[str]) -> None:
         parameter.requires_grad_(not layers or any(layer in name for layer in layers))
 
 
-def _add_adapter(part: Any, lora: LoraSpec, targets: Sequence[str], seed: int) -> None:
+def _add_adapter(part: Any, targets: Sequence[str], options: ModelOptions) -> None:
     config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
+        r=options.lora_rank,
+        lora_alpha=options.lora_alpha,
         init_lora_weights="gaussian",
-        target_modules=list(lora.targets or targets),
+        target_modules=list(options.lora_targets or targets),
     )
     # peft draws from the global generator; every process has to draw the same adapter.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(options.seed)
         part.add_adapter(config, adapter_name=ADAPTER)
     for name, parameter in part.named_parameters():
         if f".{ADAPTER}." in name:

@@ -18,7 +18,6 @@ class Float32Attention(TorchFunctionMode):
     """Keeps attention out of autocast: torch's CPU kernel for its backward is slow in half."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        """Run attention in float32 and everything else as it is."""
         if func is not F.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         with torch.autocast("cpu", enabled=False):

@@ -1,40 +1,37 @@
 """Qwen-Image."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
+from PIL.Image import Image
 from torch import Tensor
 
 from trainer.models.base import MASK, Conditioning, ModelOptions
 from trainer.models.family import (
     JOINT_ATTENTION,
+    Family,
     Inputs,
     decode_video,
     expanded,
-    guides,
-    image_size,
     packed,
-    sequence_length,
+    unpacked,
 )
-from trainer.models.loading import load_pipeline
-from trainer.models.model import FlowModel
-from trainer.models.schedule import image_sigmas
-
-# Latents are (C, h, w) outside; the transformer sees each 2x2 patch as one token.
-PATCH = 2
+from trainer.types import guides
 
 
-class QwenImage:
-    """The family of ``QwenImagePipeline``; see ``Family``."""
+class QwenImage(Family):
+    """The family of ``QwenImagePipeline``.
 
-    encoders: tuple[str, ...] = ("text_encoder",)
-    networks: tuple[str, ...] = ("transformer",)
+    Its schedule is stretched to end at the scheduler's ``shift_terminal``.
+    """
+
+    pipeline: Any = QwenImagePipeline
+    most_tokens = 1024
+    packed = True
     # The official targets (train_qwenimage.py): attention and MLPs of both streams; its rank is 64
     # and its alpha 128.
-    lora_targets: tuple[str, ...] = (
+    lora_targets = (
         *JOINT_ATTENTION,
         "img_mlp.net.0.proj",
         "img_mlp.net.2",
@@ -43,37 +40,19 @@ class QwenImage:
     )
 
     def __init__(self, pipe: Any, options: ModelOptions) -> None:
-        """Take over a loaded pipeline.
-
-        Raises:
-            ValueError: A model whose guidance is embedded (none is published), or prompts longer
-                than the pipeline takes.
-        """
+        """See ``Family``; no model whose guidance is embedded is published."""
+        super().__init__(pipe, options)
         if pipe.transformer.config.guidance_embeds:
             raise ValueError("a Qwen-Image with a guidance embedding is not supported")
-        self.pipe = pipe
-        self._device = options.device
-        self._tokens = sequence_length(options.max_sequence_length, 1024)
 
-    def encode(self, prompt: str) -> Conditioning:
+    def encode(self, prompt: str, *pictures: Image) -> Conditioning:
         """``embeds`` (1, L, D), as long as the prompt."""
         embeds, _ = self.pipe.encode_prompt(
             [prompt],
-            device=self._device,
-            max_sequence_length=self._tokens,
+            device=self.options.device,
+            max_sequence_length=self.options.max_sequence_length,
         )
         return whole(embeds)
-
-    def latent_shape(self, height_px: int, width_px: int, num_frames: int) -> tuple[int, ...]:
-        """(channels, height, width), not packed: noise and steps do not depend on packing."""
-        scale = self.pipe.vae_scale_factor
-        image_size(height_px, width_px, num_frames, scale * PATCH)
-        channels = self.pipe.transformer.config.in_channels // PATCH**2
-        return (channels, height_px // scale, width_px // scale)
-
-    def sigmas(self, num_steps: int, latent_shape: tuple[int, ...] | None) -> Tensor:
-        """Shifted by resolution, and stretched to end at the scheduler's ``shift_terminal``."""
-        return image_sigmas(self.pipe.scheduler.config, num_steps, latent_shape, PATCH)
 
     def velocity(self, network: Any, inputs: Inputs) -> Tensor:
         """With the pipeline's "true" guidance: guided tokens keep the norm of the conditional ones.
@@ -84,17 +63,17 @@ class QwenImage:
         x, sigma, scale = inputs.x, inputs.sigma, inputs.guidance_scale
         # References follow the image.
         latents = (x, *inputs.cond.references)
-        shapes = [(1, each.shape[2] // PATCH, each.shape[3] // PATCH) for each in latents]
-        tokens = torch.cat([packed(each, PATCH) for each in latents], 1)
-        v = self._forward(network, tokens, sigma, inputs.cond, shapes)
+        shapes = [(1, each.shape[2] // self.patch, each.shape[3] // self.patch) for each in latents]
+        tokens = torch.cat([packed(each, self.patch) for each in latents], 1)
+        v = self._tokens(network, tokens, sigma, inputs.cond, shapes)
         if guides(scale):
             negative = expanded(inputs.negative, len(x))
-            without = self._forward(network, tokens, sigma, negative, shapes)
+            without = self._tokens(network, tokens, sigma, negative, shapes)
             combined = without + scale * (v - without)
             v = combined * (v.norm(dim=-1, keepdim=True) / combined.norm(dim=-1, keepdim=True))
-        return F.pixel_shuffle(v.transpose(1, 2).unflatten(2, shapes[0][1:]), PATCH)
+        return unpacked(v, *shapes[0][1:], self.patch)
 
-    def _forward(
+    def _tokens(
         self,
         network: Any,
         tokens: Tensor,
@@ -121,10 +100,3 @@ class QwenImage:
 def whole(embeds: Tensor) -> Conditioning:
     """``embeds`` (1, L, D) without padding."""
     return Conditioning({"embeds": embeds, MASK: torch.ones(embeds.shape[:2], dtype=torch.bool)})
-
-
-def load(path_or_id: str | Path, options: ModelOptions) -> FlowModel:
-    """Load Qwen-Image; see ``load_pipeline``."""
-    return FlowModel(
-        QwenImage(load_pipeline(QwenImagePipeline, path_or_id, options), options), options
-    )

@@ -1,17 +1,14 @@
 """Qwen-Image-Edit, and its successors 2509 and 2511, which take several pictures ("Plus")."""
 
-from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit as edit
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as plus
 from PIL.Image import Image
 from torch import Tensor
 
 from trainer.models.base import Conditioning, ModelOptions
-from trainer.models.loading import load_pipeline
-from trainer.models.model import FlowModel
+from trainer.models.family import latent_moments
 from trainer.models.qwen_image import QwenImage, whole
 
 # Of a picture: for the transformer, and for the text encoder of the first version.
@@ -19,22 +16,22 @@ AREA_PX = 1024 * 1024
 
 
 class QwenImageEdit(QwenImage):
-    """The family of ``QwenImageEditPipeline``; see ``Family`` and ``Editor``.
+    """The family of ``QwenImageEditPipeline``, which edits a picture.
 
     As in the pipeline, pictures are scaled to a megapixel whatever the size of the image is.
     """
 
-    joint: bool = True
+    pipeline: Any = edit.QwenImageEditPipeline
+    edits = joint = True
 
     def __init__(self, pipe: Any, options: ModelOptions) -> None:
-        """Take over a loaded pipeline; see ``QwenImage``."""
         super().__init__(pipe, options)
         pipe.text_encoder.register_forward_pre_hook(mark_pictures, with_kwargs=True)
 
     def encode(self, prompt: str, *pictures: Image) -> Conditioning:
         """``embeds`` (1, L, D) of the prompt and of what the encoder sees in the pictures."""
         embeds, _ = self.pipe.encode_prompt(
-            [prompt], image=self._seen(pictures), device=self._device
+            [prompt], image=self._seen(pictures), device=self.options.device
         )
         return whole(embeds)
 
@@ -50,15 +47,14 @@ class QwenImageEdit(QwenImage):
         pixels = self.pipe.image_processor.preprocess(picture, height, width)[:, :, None]
         vae = self.pipe.vae
         latents = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()
-        mean, std = (
-            torch.tensor(values, device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1, 1)
-            for values in (vae.config.latents_mean, vae.config.latents_std)
-        )
+        mean, std = latent_moments(vae, latents)
         return ((latents - mean) / std)[:, :, 0]
 
 
 class QwenImageEditPlus(QwenImageEdit):
     """The family of ``QwenImageEditPlusPipeline``: several pictures, small ones for the encoder."""
+
+    pipeline = plus.QwenImageEditPlusPipeline
 
     def _seen(self, pictures: tuple[Image, ...]) -> Any:
         sizes = [
@@ -80,15 +76,3 @@ def mark_pictures(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, 
     """
     marks = (kwargs["input_ids"] == module.config.image_token_id).int()
     return args, {"mm_token_type_ids": marks, **kwargs}
-
-
-def load(path_or_id: str | Path, options: ModelOptions) -> FlowModel:
-    """Load Qwen-Image-Edit; see ``load_pipeline``."""
-    pipe = load_pipeline(edit.QwenImageEditPipeline, path_or_id, options)
-    return FlowModel(QwenImageEdit(pipe, options), options)
-
-
-def load_plus(path_or_id: str | Path, options: ModelOptions) -> FlowModel:
-    """Load Qwen-Image-Edit-2509 or -2511; see ``load_pipeline``."""
-    pipe = load_pipeline(plus.QwenImageEditPlusPipeline, path_or_id, options)
-    return FlowModel(QwenImageEditPlus(pipe, options), options)

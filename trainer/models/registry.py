@@ -24,27 +24,31 @@ class Entry:
     references: tuple[int, int] = (0, 0)
 
     def __call__(self, path_or_id: str | Path, options: ModelOptions) -> FlowModel:
-        """Load a pipeline of the family."""
         return self.load(path_or_id, options)
 
 
-def _family(module: str, function: str = "load") -> Load:
-    """A function of a family's file, imported on use."""
+def _family(module: str, kind: str) -> Load:
+    """What loads a family; its file is imported on use."""
 
     def load(path_or_id: str | Path, options: ModelOptions) -> FlowModel:
-        return getattr(import_module(f"trainer.models.{module}"), function)(path_or_id, options)
+        from trainer.models.model import FlowModel
+
+        family = getattr(import_module(f"trainer.models.{module}"), kind)
+        return FlowModel.load(family, path_or_id, options)
 
     return load
 
 
 MODELS: dict[str, Entry] = {
-    "sd3": Entry(_family("sd3")),
-    "flux": Entry(_family("flux")),
-    "flux_kontext": Entry(_family("flux_kontext"), references=(1, 1)),
-    "flux2_klein": Entry(_family("flux2"), references=(0, 4)),
-    "qwen_image": Entry(_family("qwen_image")),
-    "qwen_image_edit": Entry(_family("qwen_image_edit"), references=(1, 1)),
-    "qwen_image_edit_plus": Entry(_family("qwen_image_edit", "load_plus"), references=(1, 3)),
-    "z_image": Entry(_family("z_image")),
-    "wan": Entry(_family("wan")),
+    "sd3": Entry(_family("sd3", "SD3")),
+    "flux": Entry(_family("flux", "Flux")),
+    "flux_kontext": Entry(_family("flux", "FluxKontext"), references=(1, 1)),
+    "flux2_klein": Entry(_family("flux2", "Flux2Klein"), references=(0, 4)),
+    "qwen_image": Entry(_family("qwen_image", "QwenImage")),
+    "qwen_image_edit": Entry(_family("qwen_image_edit", "QwenImageEdit"), references=(1, 1)),
+    "qwen_image_edit_plus": Entry(
+        _family("qwen_image_edit", "QwenImageEditPlus"), references=(1, 3)
+    ),
+    "z_image": Entry(_family("z_image", "ZImage")),
+    "wan": Entry(_family("wan", "Wan")),
 }

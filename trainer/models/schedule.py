@@ -34,37 +34,7 @@ def even_levels(num_steps: int) -> list[float]:
     return np.linspace(1.0, 1 / num_steps, num_steps).tolist()
 
 
-def image_sigmas(
-    config: Any,
-    num_steps: int,
-    latent_shape: tuple[int, ...] | None,
-    patch: int,
-    *,
-    even: bool = True,
-) -> Tensor:
-    """The schedule of an image pipeline: shifted by a constant, or by the number of tokens.
-
-    Args:
-        config: The pipeline's ``scheduler.config``.
-        num_steps: Sampling steps.
-        latent_shape: (channels, height, width).
-        patch: Side of a token in latents.
-        even: The pipeline states its levels itself, evenly from 1 to 1 / num_steps before the
-            shift; otherwise they are the scheduler's.
-
-    Raises:
-        ValueError: The schedule depends on the size, and none is given.
-    """
-    levels = even_levels(num_steps) if even else None
-    if not config.use_dynamic_shifting:
-        return euler_sigmas(config, num_steps, sigmas=levels)
-    if latent_shape is None:
-        raise ValueError("this scheduler shifts by resolution: the latent shape is needed")
-    tokens = (latent_shape[1] // patch) * (latent_shape[2] // patch)
-    return euler_sigmas(config, num_steps, mu=_shift(config, tokens), sigmas=levels)
-
-
-def _shift(config: Any, tokens: int) -> float:
+def resolution_shift(config: Any, tokens: int) -> float:
     """The exponent of a schedule that is shifted by resolution, linear in the image's tokens."""
     slope = (config.max_shift - config.base_shift) / (
         config.max_image_seq_len - config.base_image_seq_len

@@ -1,7 +1,6 @@
 """Wan 2.1 and 2.2, text to video."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,68 +9,58 @@ from diffusers.pipelines.wan.pipeline_wan import WanPipeline
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
     FlowMatchEulerDiscreteScheduler,
 )
+from PIL.Image import Image
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from trainer.models.base import HIGH, LOW, Conditioning, Experts, ModelOptions
-from trainer.models.family import Inputs, decode_video, expanded, frozen, guides, sequence_length
-from trainer.models.loading import load_pipeline
-from trainer.models.model import FlowModel
+from trainer.models.base import Conditioning, ModelOptions
+from trainer.models.family import Family, Inputs, decode_video, expanded, frozen
 from trainer.models.schedule import euler_sigmas
 from trainer.parallel.world import on_any_process
-
-EXPERTS: dict[Experts, tuple[str, ...]] = {
-    "both": (HIGH, LOW),
-    "high_noise": (HIGH,),
-    "low_noise": (LOW,),
-}
+from trainer.types import EXPERTS, HIGH, LOW, guides
 
 
-class Wan:
-    """The family of ``WanPipeline``; see ``Family``.
+class Wan(Family):
+    """The family of ``WanPipeline``.
 
     Wan 2.2 A14B has two experts: ``transformer`` predicts where sigma is at least
     ``boundary_ratio``, ``transformer_2`` below it. ``ModelOptions.experts`` says which are trained,
     by default both; one that is not is part of the sampler all the same.
     """
 
-    encoders: tuple[str, ...] = ("text_encoder",)
+    pipeline = WanPipeline
     # The official targets (train_wan2_1.py): self- and cross-attention.
-    lora_targets: tuple[str, ...] = ("to_k", "to_q", "to_v", "to_out.0")
+    lora_targets = ("to_k", "to_q", "to_v", "to_out.0")
 
     def __init__(self, pipe: Any, options: ModelOptions) -> None:
-        """Take over a loaded pipeline.
-
-        Raises:
-            ValueError: One of two experts is to be trained and there is only one, or prompts
-                longer than the pipeline takes.
-        """
-        self.pipe = pipe
-        self._device = options.device
-        self._tokens = sequence_length(options.max_sequence_length, 512)
+        """See ``Family``; one of two experts cannot be trained where there is only one."""
+        super().__init__(pipe, options)
         self._boundary: float | None = pipe.config.boundary_ratio
         if self._boundary is None and options.experts != "both":
             raise ValueError(
                 f"model.experts={options.experts} needs two experts; this Wan is one network"
             )
-        self.networks: tuple[str, ...] = (
-            (HIGH,) if self._boundary is None else EXPERTS[options.experts]
-        )
+        if self._boundary is None:
+            self.networks = (HIGH,)
         for name in {HIGH, LOW} - set(self.networks):
             if getattr(pipe, name) is not None:
                 frozen(getattr(pipe, name), torch.device(options.device))
 
-    def encode(self, prompt: str) -> Conditioning:
+    @classmethod
+    def trained(cls, options: ModelOptions) -> tuple[str, ...]:
+        return EXPERTS[options.experts]
+
+    def encode(self, prompt: str, *pictures: Image) -> Conditioning:
         """``embeds`` (1, max_sequence_length, D); zeros follow the prompt and are attended to."""
         embeds, _ = self.pipe.encode_prompt(
             [prompt],
             do_classifier_free_guidance=False,
-            max_sequence_length=self._tokens,
-            device=torch.device(self._device),
+            max_sequence_length=self.options.max_sequence_length,
+            device=torch.device(self.options.device),
         )
         return Conditioning({"embeds": embeds})
 
-    def latent_shape(self, height_px: int, width_px: int, num_frames: int) -> tuple[int, ...]:
+    def latent_shape(self, height_px: int, width_px: int, num_frames: int = 1) -> tuple[int, ...]:
         """(channels, frames, height, width)."""
         scale, temporal = self.pipe.vae_scale_factor_spatial, self.pipe.vae_scale_factor_temporal
         config = self.pipe.transformer.config
@@ -87,7 +76,7 @@ class Wan:
         frames = (num_frames - 1) // temporal + 1
         return (config.in_channels, frames, height_px // scale, width_px // scale)
 
-    def sigmas(self, num_steps: int, latent_shape: tuple[int, ...] | None) -> Tensor:
+    def sigmas(self, num_steps: int, latent_shape: tuple[int, ...] | None = None) -> Tensor:
         """Shifted by a constant, the same for every size.
 
         An Euler scheduler gives its own levels. The published pipelines come with UniPC, whose
@@ -119,9 +108,9 @@ class Wan:
         for expert, index in self._shares(network, time):
             rows = index if len(index) else index.new_zeros(1)
             part = (expert, x[rows], time[rows])
-            v = self._forward(*part, inputs.cond.index_select(rows))
+            v = self._predict(*part, inputs.cond.index_select(rows))
             if without is not None:
-                v_without = self._forward(*part, without.index_select(rows))
+                v_without = self._predict(*part, without.index_select(rows))
                 v = v_without + scale * (v - v_without)
             out = out.index_copy(0, index, v[: len(index)])
         return out
@@ -149,7 +138,7 @@ class Wan:
             ]
         return [share for share, is_called in zip(shares, called, strict=True) if is_called]
 
-    def _forward(self, expert: Any, x: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
+    def _predict(self, expert: Any, x: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
         if self.pipe.config.expand_timesteps:
             # Wan 2.2 5B has a time per token, so that a given image could be one without noise.
             patch = self.pipe.transformer.config.patch_size
@@ -165,9 +154,3 @@ class Wan:
     def decode(self, latents: Tensor) -> Tensor:
         """(B, 3, F, H, W)."""
         return decode_video(self.pipe.vae, latents)
-
-
-def load(path_or_id: str | Path, options: ModelOptions) -> FlowModel:
-    """Load Wan 2.1, Wan 2.2 A14B or Wan 2.2 5B; see ``load_pipeline``."""
-    pipe = load_pipeline(WanPipeline, path_or_id, options, networks=EXPERTS[options.experts])
-    return FlowModel(Wan(pipe, options), options)

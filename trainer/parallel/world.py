@@ -69,7 +69,6 @@ class World:
         return World(dist.get_rank(), size)
 
     def leave(self) -> None:
-        """End the group, if there is one."""
         if self.size > 1 and dist.is_initialized():
             # A group that has lost a process cannot be taken down in an orderly way.
             with suppress(RuntimeError):
@@ -94,7 +93,6 @@ class World:
         return box[0]
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any process."""
         return any(self.gather(flag))
 
     def on_main(self, action: Callable[[], T]) -> T:
@@ -113,7 +111,6 @@ class World:
         return outcome  # pyright: ignore[reportReturnType]
 
     def sum(self, value: float) -> float:
-        """Sum of a number over the processes."""
         return value if self.size == 1 else float(sum(self.gather(value)))
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:

@@ -17,7 +17,7 @@ from trainer.images import Pixels, save_png, sheet
 from trainer.report import data
 from trainer.report.charts import headline_series
 from trainer.report.data import RunData, load_run
-from trainer.report.render import render
+from trainer.report.page import render
 from trainer.report.snippets import base_of, is_hub_id, snippet
 from trainer.report.svg import line_document
 

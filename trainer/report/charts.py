@@ -14,17 +14,10 @@ SMOOTH = 10  # epochs
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A curve.
+    """A curve."""
 
-    Attributes:
-        kind: names the sentence that says how it is to be read.
-        title: a few words, which fit above it in one line.
-        series: the lines.
-        axes: what surrounds them.
-    """
-
-    kind: str
-    title: str
+    kind: str  # names the sentence that says how it is to be read
+    title: str  # a few words, which fit above it in one line
     series: Sequence[Series]
     axes: Axes
 
@@ -38,7 +31,6 @@ class Chart:
 
 
 def all_charts(run: RunData) -> dict[str, list[Chart]]:
-    """The curves by heading."""
     return {
         "On held-out prompts": list(_held_out(run)),
         "On training prompts": list(_rewards(run)),

@@ -19,7 +19,6 @@ from trainer.report import data
 from trainer.report.charts import overlaid
 from trainer.report.data import NOTHING, RunData, load_run
 from trainer.report.page import Column, slides
-from trainer.report.render import environment
 from trainer.run.storage import replace_file, storing
 
 # Settings without which two evaluations measure different things.
@@ -51,7 +50,7 @@ def compare(run_dirs: Sequence[Path], page: Path) -> Table:
         for name, run in runs.items()
         if run.after["shown"] == first.base["shown"] and "eval.seed" not in _unlike(first, run)
     ]
-    html = environment(html=True).get_template("compare.html")
+    html = data.environment(html=True).get_template("compare.html")
     text = html.render(
         runs=list(runs),
         title=" · ".join(runs),

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
 from trainer.config.load import validated
 from trainer.config.settings import Settings
 from trainer.config.toml import differences, toml
@@ -15,9 +17,8 @@ from trainer.evaluation.statistics import NOTHING, paired
 from trainer.images import Pixels, cut, load_png
 from trainer.run import checkpoint as checkpoints
 from trainer.run.controller import Action, change
-from trainer.run.groups import present
 from trainer.run.log import EXIT, figure, read, sampled_as_trained
-from trainer.run.progress import RESOLVED, RESULT, abandoned, read_resolved
+from trainer.run.progress import RESOLVED, RESULT, abandoned, kept_groups, read_resolved
 from trainer.scores import history
 
 KILLED = {"error": "its process was killed; the same command continues it", "exit_code": None}
@@ -25,27 +26,16 @@ KILLED = {"error": "its process was killed; the same command continues it", "exi
 
 @dataclass(frozen=True, slots=True)
 class RunData:
-    """All that a report is made from.
-
-    Attributes:
-        run_dir: folder of the run.
-        settings: dumped settings.
-        versions: package versions.
-        scorers: fingerprints when the process started.
-        result: `result.json`, or None while the run goes on.
-        ended: `exit.json`, how the last start ended; KILLED if it was; None while it goes on.
-        epochs: the training rows.
-        evaluations: the evaluation rows; the first is the base.
-    """
+    """All that a report is made from."""
 
     run_dir: Path
-    settings: Mapping[str, Any]
-    versions: Mapping[str, str]
-    scorers: Mapping[str, str]
-    result: Mapping[str, Any] | None
-    ended: Mapping[str, Any] | None
-    epochs: Sequence[Mapping[str, Any]]
-    evaluations: Sequence[Mapping[str, Any]]
+    settings: Mapping[str, Any]  # dumped
+    versions: Mapping[str, str]  # of packages
+    scorers: Mapping[str, str]  # fingerprints when the process started
+    result: Mapping[str, Any] | None  # `result.json`; None while the run goes on
+    ended: Mapping[str, Any] | None  # `exit.json`; KILLED if it was; None while it goes on
+    epochs: Sequence[Mapping[str, Any]]  # the training rows
+    evaluations: Sequence[Mapping[str, Any]]  # the first is the base
 
     @property
     def tolerance(self) -> float:
@@ -115,7 +105,7 @@ def state(run: RunData) -> dict[str, str]:
 def groups(run: RunData) -> list[Any]:
     """The kept groups of a few epochs (`trainer.run.groups`), up to where the run stands."""
     done = run.epochs[-1]["epoch"] if run.epochs else 0
-    found = [_read(path) for path in present(run.run_dir)]
+    found = [_read(path) for path in kept_groups(run.run_dir)]
     return [record for record in found if record["epoch"] <= done]
 
 
@@ -179,13 +169,11 @@ def kl_after(run: RunData) -> float | None:
 
 
 def outputs(run: RunData) -> list[dict[str, Any]]:
-    """Before and after of everything that the scorers gave."""
     before, after = run.base["outputs"], run.after["outputs"]
     return [comparison(name, before, after) for name in before]
 
 
 def shown_prompt(run: RunData) -> str:
-    """A prompt to show the model with."""
     return (run.base["shown"] or ["a photo of a star"])[0]
 
 
@@ -326,7 +314,6 @@ def verdict(run: RunData) -> dict[str, str]:
 
 
 def facts(run: RunData) -> list[tuple[str, str]]:
-    """The numbers in the cards at the top."""
     images = sum(row["images"] for row in run.epochs)
     failed = sum(row["failed"] for row in run.epochs) + sum(r["failed"] for r in run.evaluations)
     minutes = run.epochs[-1]["train_minutes"] if run.epochs else 0.0
@@ -369,10 +356,20 @@ def interval(row: Mapping[str, Any]) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A change as a signed percentage."""
     return "-" if value is None else f"{100 * value:+.1f} %"
 
 
 def number(value: float | None) -> str:
     """As the log has it, or a dash."""
     return "-" if value is None else figure(value)
+
+
+def environment(*, html: bool) -> Environment:
+    """The templates; what is put into HTML is escaped, into Markdown it is not."""
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=html,
+        undefined=StrictUndefined,
+        trim_blocks=not html,
+        lstrip_blocks=not html,
+    )

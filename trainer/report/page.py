@@ -5,7 +5,7 @@ Works on unfinished runs too: the newest evaluation then stands for the result.
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ from typing import Any
 from rich.box import HORIZONTALS
 from rich.table import Table
 
+from trainer.evaluation.alarms import ADVICE, text
 from trainer.images import data_url
 from trainer.report import data
 from trainer.report.charts import charts
 from trainer.report.data import RunData, load_run
-from trainer.report.render import render
 from trainer.report.snippets import snippet
 from trainer.run.storage import replace_file, storing
 
@@ -160,3 +160,35 @@ def slides(columns: Sequence[Column]) -> dict[str, Any]:
         for place, prompt in enumerate(prompts)
     ]
     return {"heads": [column for column, _ in found], "rows": rows}
+
+
+def render(template: str, run: RunData, **values: Any) -> str:
+    """A page about a run, from a file in `templates/`; `values` are what only this page shows."""
+    headline, *others = data.measured(run)
+    return (
+        data.environment(html=template.endswith(".html"))
+        .get_template(template)
+        .render(
+            title=run.run_dir.name,
+            run=run,
+            headline=headline,
+            others=others,
+            categories=data.categories(run),
+            watch=data.watched(run),
+            scorers=data.scorers(run),
+            advice=ADVICE,
+            alarm_text=text,
+            num=data.number,
+            pct=data.percent,
+            surely=surely,
+            **values,
+        )
+    )
+
+
+def surely(row: Mapping[str, Any]) -> int:
+    """1 for a rise and -1 for a fall beyond chance, else 0; by the paired difference if known."""
+    pairs = row["pairs"]
+    if pairs["mean"] is not None:
+        return (pairs["low"] > 0) - (pairs["high"] < 0)
+    return 0 if not row["apart"] else 1 if row["change"] > 0 else -1

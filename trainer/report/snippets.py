@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from trainer.config.load import resolve_path
 from trainer.config.settings import Settings
-from trainer.models.base import HIGH, LOW
-from trainer.models.family import guides
-from trainer.models.loading import INDEX, in_cache
+from trainer.models.loading import INDEX, in_cache, looks_like_path
+from trainer.report.data import environment
+from trainer.types import EXPERTS, HIGH, LOW, guides
 
 UNIPC = "UniPCMultistepScheduler"
 Guidance = tuple[dict[str, float], float]
@@ -20,20 +18,15 @@ Guidance = tuple[dict[str, float], float]
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """How a family's pipeline is called.
+    """How a family's pipeline is called."""
 
-    Attributes:
-        guidance: the arguments for a guidance scale of evaluations, and the scale of the
-            classifier-free guidance among them.
-        video: whether it makes videos.
-        edit: further arguments for a height and width, where it edits pictures.
-        before: lines that the pipeline needs first.
-    """
-
+    # The arguments for a guidance scale of evaluations, and the scale of the classifier-free
+    # guidance among them.
     guidance: Callable[[Settings, float], Guidance]
     video: bool = False
+    # Further arguments for a height and width, where it edits pictures.
     edit: Callable[[int, int], dict[str, Any]] | None = None
-    before: tuple[str, ...] = ()
+    marks: bool = False  # its encoder has to be told which tokens are a picture's
 
 
 def _plain(settings: Settings, scale: float) -> Guidance:
@@ -51,19 +44,10 @@ def _flux(settings: Settings, scale: float) -> Guidance:
     return ({**arguments, "true_cfg_scale": further} if guides(further) else arguments), further
 
 
-MARK_PICTURES = (
-    "",
-    "# Which tokens are a picture's: the pipeline does not tell the encoder (diffusers #14194).",
-    "def mark_pictures(module, args, kwargs):",
-    '    marks = (kwargs["input_ids"] == module.config.image_token_id).int()',
-    '    return args, {"mm_token_type_ids": marks, **kwargs}',
-    "",
-    "pipe.text_encoder.register_forward_pre_hook(mark_pictures, with_kwargs=True)",
-)
 QWEN_EDIT = Call(
     lambda settings, scale: ({"true_cfg_scale": scale}, scale),
     edit=lambda height, width: {},
-    before=MARK_PICTURES,
+    marks=True,
 )
 
 # By `model.family`; pipelines disagree about what their guidance_scale is.
@@ -95,7 +79,7 @@ def base_of(settings: Settings) -> str:
 def is_hub_id(settings: Settings) -> bool:
     """Whether the base model is on the hub rather than in a folder."""
     path = settings.model.path
-    return not path.startswith("@mini/") and not Path(path).exists() and path.count("/") == 1
+    return not (path.startswith("@mini/") or Path(path).exists() or looks_like_path(path))
 
 
 def snippet(
@@ -111,67 +95,47 @@ def snippet(
     `folder` holds a LoRA, or a folder per network; with `whole`, a complete pipeline. `references`
     are the files that the prompt is about.
     """
-    lora = settings.model.finetune == "lora"
-    networks = () if whole or lora else trained_networks(settings)
+    lora, call = settings.model.finetune == "lora", CALLS[settings.model.family]
+    networks = () if whole else trained_networks(settings)
     dtype = "float32" if settings.model.dtype == "auto" else settings.model.dtype
-    lines = ["import torch", "from diffusers import DiffusionPipeline", ""]
-    if networks:
-        lines[1] = "from diffusers import AutoModel, DiffusionPipeline"
     loaded = [json.dumps(folder if whole else base_of(settings))]
-    for name in networks:
-        lines.append(
-            f"{name} = AutoModel.from_pretrained("
-            f'{json.dumps(folder)}, subfolder="{name}", torch_dtype=torch.{dtype})'
-        )
-        if name != LOW:
-            loaded.append(f"{name}={name}")
+    loaded += [f"{name}={name}" for name in networks if name != LOW and not lora]
     loaded += [f"{name}=None" for name in absent_components(settings)]
-    lines += _call(
-        "pipe = DiffusionPipeline.from_pretrained", [*loaded, f"torch_dtype=torch.{dtype}"]
+    scheduler = _base_file(settings, "scheduler/scheduler_config.json").get("_class_name")
+    edits = call.edit is not None and settings.task.name == "edit"
+    height, width, _ = settings.sampling.size
+    return (
+        environment(html=False)
+        .get_template("snippet.txt")
+        .render(
+            networks=() if lora else networks,
+            folder=json.dumps(folder),
+            dtype=dtype,
+            load=_call(
+                "pipe = DiffusionPipeline.from_pretrained", [*loaded, f"torch_dtype=torch.{dtype}"]
+            ),
+            adapters=[_adapter(folder, name) for name in networks if lora],
+            unipc=scheduler == UNIPC,
+            steps=settings.sampling.eval_num_steps,
+            call=call,
+            sources=(list(references) or ["source.png"]) if edits else [],
+            size=(width, height),
+            draw=_drawing(settings, call, prompt, several=len(references) > 1),
+        )
     )
-    if LOW in networks:
-        lines += [
-            "# Optional in this pipeline, so `from_pretrained` ignores one that is passed to it.",
-            f"pipe.register_modules({LOW}={LOW})",
-        ]
-    if lora and not whole:
-        lines += _adapters(settings, folder)
-    lines += _solver(settings)
-    lines += CALLS.get(settings.model.family, CALLS["sd3"]).before
-    lines += [
-        'pipe.to("cuda" if torch.cuda.is_available() else "cpu")',
-        *_drawing(settings, prompt, references),
-    ]
-    return "\n".join(lines)
 
 
-def _adapters(settings: Settings, folder: str) -> list[str]:
-    """Lines that load the LoRA, or that of each trained expert of Wan 2.2."""
-    networks = trained_networks(settings)
-    lines = [f"pipe.load_lora_weights({json.dumps(folder)})"] if HIGH in networks else []
-    if LOW in networks:
-        place = json.dumps(f"{folder}/{LOW}")
-        lines += _call("pipe.load_lora_weights", [place, f"load_into_{LOW}=True"])
-    return lines
+def _adapter(folder: str, network: str) -> str:
+    """The line that loads the LoRA of a network; each expert of Wan 2.2 has a file of its own."""
+    if network == HIGH:
+        return f"pipe.load_lora_weights({json.dumps(folder)})"
+    return _call("pipe.load_lora_weights", [json.dumps(f"{folder}/{LOW}"), f"load_into_{LOW}=True"])
 
 
-def _solver(settings: Settings) -> list[str]:
-    if _base_file(settings, "scheduler/scheduler_config.json").get("_class_name") != UNIPC:
-        return []
-    steps = settings.sampling.eval_num_steps
-    return [
-        "# Euler steps, as in evaluations; without these lines, the pipeline's own solver.",
-        "pipe.scheduler = pipe.scheduler.from_config(",
-        f"    pipe.scheduler.config, solver_order=1, disable_corrector=list(range({steps}))",
-        ")",
-    ]
-
-
-def _drawing(settings: Settings, prompt: str, references: Sequence[str]) -> list[str]:
+def _drawing(settings: Settings, call: Call, prompt: str, *, several: bool) -> str:
     sampling = settings.sampling
     scale = sampling.eval_guidance_scale
     scale = sampling.guidance_scale if scale is None else scale
-    call = CALLS.get(settings.model.family, CALLS["sd3"])
     height, width, frames = sampling.size
     arguments: dict[str, Any] = {"height": height, "width": width}
     if call.edit is not None:
@@ -187,37 +151,11 @@ def _drawing(settings: Settings, prompt: str, references: Sequence[str]) -> list
     if settings.model.max_sequence_length or settings.model.family == "sd3":
         arguments["max_sequence_length"] = settings.model.max_sequence_length
     parts = [json.dumps(prompt)]
-    parts += [f"{name}={_literal(value)}" for name, value in arguments.items()]
-    sources: list[str] = []
     if call.edit is not None and settings.task.name == "edit":
-        sources = _sources(references, (width, height))
         # The picture is the first argument of these pipelines.
-        parts[0] = f"prompt={parts[0]}"
-        parts.insert(0, "source" if len(references) < 2 else "sources")
-    out = _call(f"{'video' if call.video else 'image'} = pipe", parts)
-    if call.video:
-        out[-1] += ".frames[0]"
-        return [
-            *out,
-            "from diffusers.utils import export_to_video",
-            'export_to_video(video, "video.mp4")',
-        ]
-    out[-1] += ".images[0]"
-    return [*sources, *out, 'image.save("image.png")']
-
-
-def _sources(references: Sequence[str], size: tuple[int, int]) -> list[str]:
-    """Lines that read the pictures to edit, in the size that they were trained in."""
-    lines = ["from diffusers.utils import load_image", "from PIL import Image, ImageOps", ""]
-    fitted = "ImageOps.fit(load_image({}), {}, Image.Resampling.LANCZOS)"
-    if len(references) < 2:
-        name = json.dumps(next(iter(references), "source.png"))
-        return [*lines, f"source = {fitted.format(name, size)}"]
-    return [
-        *lines,
-        f"names = {json.dumps(list(references))}",
-        f"sources = [{fitted.format('name', size)} for name in names]",
-    ]
+        parts = ["sources" if several else "source", f"prompt={parts[0]}"]
+    parts += [f"{name}={_literal(value)}" for name, value in arguments.items()]
+    return _call(f"{'video' if call.video else 'image'} = pipe", parts)
 
 
 def absent_components(settings: Settings) -> list[str]:
@@ -234,7 +172,7 @@ def has_two_experts(settings: Settings) -> bool:
 def trained_networks(settings: Settings) -> tuple[str, ...]:
     """Names of the base's components that are trained."""
     experts = settings.model.experts if has_two_experts(settings) else "high_noise"
-    return {"both": (HIGH, LOW), "high_noise": (HIGH,), "low_noise": (LOW,)}[experts]
+    return EXPERTS[experts]
 
 
 def _base_file(settings: Settings, name: str) -> dict[str, Any]:
@@ -245,28 +183,11 @@ def _base_file(settings: Settings, name: str) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
-def load_pipeline(settings: Settings, **components: Any) -> Any:
-    """The base pipeline as the snippet loads it, in float32, with some components replaced."""
-    from diffusers import DiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
-
-    place = resolve_path(settings.model.path)
-    absent = dict.fromkeys(absent_components(settings))
-    pipe = DiffusionPipeline.from_pretrained(
-        str(place if place.exists() else settings.model.path),
-        torch_dtype=torch.float32,
-        **{**absent, **components},
-    )
-    # The generic class ignores components that are optional in the pipeline's own, as Wan's
-    # second expert is.
-    pipe.register_modules(**components)
-    return pipe
-
-
-def _call(head: str, arguments: list[str]) -> list[str]:
+def _call(head: str, arguments: list[str]) -> str:
     one = f"{head}({', '.join(arguments)})"
     if len(one) <= 90:
-        return [one]
-    return [f"{head}(", *(f"    {argument}," for argument in arguments), ")"]
+        return one
+    return "\n".join([f"{head}(", *(f"    {argument}," for argument in arguments), ")"])
 
 
 def _literal(value: Any) -> str:

@@ -17,48 +17,28 @@ MOST_POINTS = 400
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """A line.
+    """A line."""
 
-    Attributes:
-        name: for the legend.
-        x: ascending positions.
-        y: values; None leaves a gap.
-        low: lower ends of an interval around y, or empty.
-        high: upper ends.
-        faint: draw it thin in the background, without a legend entry.
-        color: number of the colour, 1 to 6.
-    """
-
-    name: str
-    x: Sequence[float]
-    y: Sequence[float | None]
-    low: Sequence[float | None] = ()
+    name: str  # for the legend
+    x: Sequence[float]  # ascending
+    y: Sequence[float | None]  # None leaves a gap
+    low: Sequence[float | None] = ()  # lower ends of an interval around y, or empty
     high: Sequence[float | None] = ()
-    faint: bool = False
-    color: int = 1
+    faint: bool = False  # thin in the background, without a legend entry
+    color: int = 1  # number of the colour, 1 to 6
 
 
 @dataclass(frozen=True, slots=True)
 class Axes:
-    """What surrounds the lines.
-
-    Attributes:
-        x_label: what the horizontal axis is.
-        y_min: smallest end of the vertical axis, or None to fit.
-        y_max: largest end, or None to fit.
-        band: (low, high) of a shaded horizontal band, or None.
-        unit: appended to the numbers of the vertical axis.
-        y_label: what the vertical axis is.
-        cut: end the axis at three times the 98th percentile; what is above is drawn at its end.
-    """
+    """What surrounds the lines."""
 
     x_label: str = "epoch"
-    y_min: float | None = None
-    y_max: float | None = None
-    band: tuple[float, float] | None = None
-    unit: str = ""
+    y_min: float | None = None  # smallest end of the vertical axis; None: to fit
+    y_max: float | None = None  # largest end
+    band: tuple[float, float] | None = None  # low and high of a shaded horizontal band
+    unit: str = ""  # appended to the numbers of the vertical axis
     y_label: str = ""
-    cut: bool = False
+    cut: bool = False  # end the axis at three times the 98th percentile; draw what is above there
 
 
 def moving_average(values: Sequence[float | None], width: int) -> list[float | None]:
@@ -89,10 +69,7 @@ def line_chart(
 ) -> str:
     """Draw lines, of long ones evenly chosen points; an empty text when there is nothing to draw.
 
-    Args:
-        series: the lines.
-        axes: what surrounds them.
-        marks: positions of dashed vertical lines, with what happened there.
+    `marks` are positions of dashed vertical lines, with what happened there.
     """
     axes = axes or Axes()
     kept = [_thin(line) for line in series if any(value is not None for value in line.y)]

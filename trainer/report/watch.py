@@ -6,9 +6,8 @@ from pathlib import Path
 
 from trainer.report import data
 from trainer.report.page import write_report
-from trainer.run.groups import present
 from trainer.run.log import EXIT, METRICS, read
-from trainer.run.progress import RESULT, abandoned, read_resolved
+from trainer.run.progress import RESULT, abandoned, kept_groups, read_resolved
 
 LOOK_S = 1.0
 # A run that was killed may be about to start again: until it has loaded torch it holds no lock.
@@ -57,6 +56,5 @@ def _line(run_dir: Path, every_s: int, ended: bool) -> str:
 
 
 def _state(run_dir: Path) -> list[tuple[str, int]]:
-    """What changes when a run writes something down."""
-    files = [run_dir / name for name in (METRICS, RESULT, EXIT)] + present(run_dir)
+    files = [run_dir / name for name in (METRICS, RESULT, EXIT)] + kept_groups(run_dir)
     return [(file.name, file.stat().st_mtime_ns) for file in files if file.is_file()]

@@ -36,7 +36,6 @@ class NoiseKey:
     mirrored: int | None = None  # image whose noise it has in stochastic steps, with opposite sign
 
     def initial(self) -> torch.Generator:
-        """The generator of the image's starting noise."""
         start = self.sample if self.start is None else self.start
         return generator("initial", self.seed, self.epoch, self.prompt, start)
 

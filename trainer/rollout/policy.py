@@ -87,8 +87,6 @@ class RolloutBatch:
 
 @dataclass(frozen=True, slots=True)
 class PolicyStep:
-    """One evaluated step."""
-
     log_prob: Tensor | None  # (B,) of the given next latents; None if none were given
     transition: Transition  # mean (B, ...) and full standard deviation (B, 1, ...)
     v: Tensor  # (B, ...) velocity

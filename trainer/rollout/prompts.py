@@ -20,8 +20,6 @@ GroupNoise = Literal["independent", "shared_start", "antithetic_pairs"]
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One image to be sampled."""
-
     group: int  # number of the group in the epoch
     prompt: int  # index in the training file
     key: NoiseKey

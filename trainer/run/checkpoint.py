@@ -11,14 +11,15 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from trainer.errors import CheckpointError
 from trainer.run.storage import digest, storing, sync
+
+if TYPE_CHECKING:  # reports look for checkpoints where torch is not loaded
+    from torch import Tensor
 
 FOLDER = "checkpoints"
 BEST = "best"
@@ -37,11 +38,10 @@ class Checkpoint:
     """All that a run is between two epochs: plain values, and named tensors by file."""
 
     progress: Mapping[str, Any]
-    tensors: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    tensors: Mapping[str, Mapping[str, "Tensor"]] = field(default_factory=dict)
 
 
 def name_of(epoch: int) -> str:
-    """Folder name of the checkpoint after `epoch` epochs."""
     return f"epoch_{epoch:06d}"
 
 
@@ -123,6 +123,8 @@ def _write(root: Path, target: Path, checkpoint: Checkpoint) -> None:
 
 
 def _fill(temporary: Path, checkpoint: Checkpoint) -> None:
+    from safetensors.torch import save_file
+
     temporary.mkdir()
     for name, tensors in checkpoint.tensors.items():
         cpu = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
@@ -143,6 +145,8 @@ def load(path: Path) -> Checkpoint:
         DamagedError: a file is missing, differs from its checksum or cannot be read.
         CheckpointError: it is whole, but of another format, or this user may not read it.
     """
+    from safetensors.torch import load_file
+
     try:
         sums = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         for name, expected in sums.items():

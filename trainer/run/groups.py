@@ -18,11 +18,11 @@ from torch import Tensor
 from reward_client import RewardError, ScoreResponse
 from trainer.images import data_url, strip
 from trainer.run.log import write_json
+from trainer.run.progress import GROUPS, kept_groups
 from trainer.run.state import Run
 from trainer.run.storage import storing
 from trainer.scores import NOT_FINITE, Scores
 
-FOLDER = "groups"
 NEWEST = 2
 ENDS = 2
 SHOWN = 8
@@ -43,12 +43,8 @@ def due(run: Run) -> bool:
 def choose(rewards: MaskedArray, size: int) -> dict[int, list[int]]:
     """The groups with the highest and the lowest mean, best first, and images of each to show.
 
-    Args:
-        rewards: (N,) of the epoch's images, group after group; masked where there is no score.
-        size: images of a group.
-
-    Returns:
-        Group number -> image numbers from the highest reward to the lowest, evenly over the ranks.
+    `rewards` (N,) are of the epoch's images, `size` per group, masked where there is no score.
+    Gives group number -> image numbers from the highest reward to the lowest, evenly over ranks.
     """
     table = rewards.reshape(-1, size)
     means = table.mean(axis=1)
@@ -68,13 +64,10 @@ def ask(
     batches: Iterable[tuple[int, Tensor]],
     chosen: Mapping[int, Sequence[int]],
 ) -> list[Pending]:
-    """Decode this process's images among the chosen, and ask for explanations.
+    """Decode this process's images among the chosen (`choose`), and ask for explanations.
 
-    Args:
-        run: the run, between sampling and the end of its epoch.
-        prompts: numbers of the epoch's prompts, by group.
-        batches: number of the first image, and final latents (B, ...), of each of its batches.
-        chosen: see `choose`.
+    `prompts` are the numbers of the epoch's prompts, by group; `batches` have the number of their
+    first image and final latents (B, ...).
     """
     terms, size = run.settings.terms, run.settings.batch.images_per_prompt
     out = []
@@ -134,17 +127,12 @@ def keep(
     run.world.on_main(lambda: _write(run.run_dir, {"epoch": epoch, "groups": groups}))
 
 
-def present(run_dir: Path) -> list[Path]:
-    """The files that are kept, in the order of epochs."""
-    return sorted((run_dir / FOLDER).glob("epoch_*.json"))
-
-
 def _write(run_dir: Path, record: Mapping[str, Any]) -> None:
-    path = run_dir / FOLDER / f"epoch_{record['epoch']:06d}.json"
+    path = run_dir / GROUPS / f"epoch_{record['epoch']:06d}.json"
     with storing(f"groups {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, record)
-        for old in present(run_dir)[1:-NEWEST]:
+        for old in kept_groups(run_dir)[1:-NEWEST]:
             old.unlink()
 
 

@@ -10,7 +10,7 @@ from trainer.data import TASKS, check_overlap, without
 from trainer.data.references import check_references
 from trainer.errors import CheckpointError, ConfigError, DataError
 from trainer.models import lora_file
-from trainer.models.base import LoraSpec, ModelOptions
+from trainer.models.base import ModelOptions
 from trainer.models.model import FlowModel
 from trainer.models.precision import resolve
 from trainer.models.registry import MODELS
@@ -62,20 +62,13 @@ def load_model(settings: Settings, device: torch.device, *, parked: bool = False
     start = starting_lora(settings)
     height, width, _ = settings.sampling.size
     options = ModelOptions(
-        finetune=chosen.finetune,
-        trained_layers=chosen.trained_layers,
-        lora=LoraSpec(chosen.lora_rank, chosen.lora_alpha, chosen.lora_targets or None),
+        **chosen.model_dump(),
         device=str(device),
         compute_dtype=resolve(chosen.dtype, device),
-        max_sequence_length=chosen.max_sequence_length,
-        cache_bytes=int(chosen.prompt_cache_gb * 1e9),
         reference_size=(width, height),
         keep_reference=keeps_reference(settings),
         seed=settings.run.seed,
         parked=parked,
-        same_graph=chosen.compile,
-        true_cfg_scale=chosen.true_cfg_scale,
-        experts=chosen.experts,
     )
     try:
         model = MODELS[chosen.family](place if place.exists() else chosen.path, options)

@@ -40,7 +40,6 @@ def read(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computed the numbers."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for package in PACKAGES:
         found[package] = "not installed"
@@ -118,7 +117,6 @@ class MetricsLog:
             self._board.add_image(name, pixels, epoch, dataformats="HWC")
 
     def close(self) -> None:
-        """Close files and loggers."""
         # Every line was flushed; only what failed before can fail again.
         with suppress(OSError):
             self._handle.close()
@@ -194,7 +192,6 @@ def _numbers(prefix: str, row: Mapping[str, Any]) -> Iterator[tuple[str, float]]
 
 
 def epoch_line(row: Mapping[str, Any], epochs: int) -> str:
-    """One readable line per epoch, of `epochs`."""
     policy = row["policy"]
     clipped = [policy.get(name) for name in ("clip_frac_low", "clip_frac_high")]
     parts = [
@@ -221,7 +218,6 @@ def _first_error(row: Mapping[str, Any]) -> str:
 
 
 def evaluation_line(row: Mapping[str, Any]) -> str:
-    """One readable line per evaluation."""
     values = "  ".join(
         f"{name} {_text(value['mean'])} [{_text(value['low'])}, {_text(value['high'])}]"
         for name, value in {**row["metrics"], **sampled_as_trained(row), **row["watch"]}.items()

@@ -23,12 +23,11 @@ HELD = (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK)
 RESULT = "result.json"
 RESOLVED = "config.json"
 LOCK = ".lock"
+GROUPS = "groups"
 
 
 @dataclass
 class Progress:
-    """Where a run stands."""
-
     epoch: int = 0  # finished epochs
     updates: int = 0  # optimiser updates done
     elapsed_s: float = 0.0  # seconds of the time budget used, over all resumes
@@ -131,6 +130,11 @@ def reopen(run_dir: Path) -> bool:
     with storing(f"{run_dir / RESULT}"):
         (run_dir / RESULT).unlink(missing_ok=True)
     return ended
+
+
+def kept_groups(run_dir: Path) -> list[Path]:
+    """The files of `trainer.run.groups`, in the order of epochs."""
+    return sorted((run_dir / GROUPS).glob("epoch_*.json"))
 
 
 def read_resolved(run_dir: Path) -> dict[str, Any]:

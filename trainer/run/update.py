@@ -38,7 +38,6 @@ class LossScale(torch.amp.GradScaler):
         return {name: torch.tensor(state[name]) for name in ("scale", "_growth_tracker")}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what `state` gave."""
         values = {"scale": float(state["scale"]), "_growth_tracker": int(state["_growth_tracker"])}
         self.load_state_dict({**self.state_dict(), **values})
 
@@ -50,7 +49,6 @@ class MeanLog:
         self._values: dict[str, list[tuple[Tensor, float]]] = defaultdict(list)
 
     def add(self, metrics: Mapping[str, Tensor], weight: float) -> None:
-        """Remember values with their weight."""
         for name, value in metrics.items():
             self._values[name].append((value.detach(), weight))
 

@@ -19,14 +19,14 @@ from trainer.config.preset import read
 from trainer.config.settings import RewardTerm, Settings
 from trainer.errors import ConfigError, did_you_mean
 from trainer.models import lora_file
-from trainer.models.base import HIGH, LOW
-from trainer.models.loading import INDEX
+from trainer.models.loading import INDEX, looks_like_path
 from trainer.models.model import FlowModel
 from trainer.report.snippets import has_two_experts
 from trainer.run import checkpoint as checkpoints
 from trainer.run.inputs import load_model
 from trainer.run.progress import RESOLVED, read_resolved
 from trainer.run.tensors import restore_parameters
+from trainer.types import HIGH, LOW
 
 # The presets that say how a task is evaluated: for the miniature, and for everything else.
 TASK_PRESETS: Mapping[str, tuple[str, str]] = {
@@ -38,8 +38,6 @@ TASK_PRESETS: Mapping[str, tuple[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A model to use."""
-
     title: str  # its name for people
     settings: Settings  # how it is loaded, sampled and evaluated
     # By the names of `FlowModel.trainable_parameters`; empty: the base.
@@ -94,7 +92,7 @@ def find(place: str, choice: Choice) -> Target:
         return _lora(folder, choice)
     if _full_networks(folder) and not pipeline:
         return _full(folder, choice)
-    if not pipeline and (folder.exists() or not _is_hub_id(place)):
+    if not pipeline and (folder.exists() or looks_like_path(place)):
         raise ConfigError(
             f"{place} holds no run (there is no {RESOLVED}), no checkpoint, no LoRA "
             f"({lora_file.NAME}, or peft's {lora_file.PEFT_NAME}) and no pipeline ({INDEX})"
@@ -179,11 +177,6 @@ def _settings(table: dict[str, Any], choice: Choice, *, untrained: bool = False)
     # Nothing is trained here, so that nothing has to be kept beside a model that is the base.
     own = ["loss.kl_beta=0.0", "eval.kl_steps=0"] if untrained else []
     return parse(apply_overrides(table, [*own, *choice.overrides]))
-
-
-def _is_hub_id(place: str) -> bool:
-    owner, slash, name = place.partition("/")
-    return bool(owner and slash and name) and "/" not in name and not place.startswith((".", "~"))
 
 
 def measuring(table: Mapping[str, Any], choice: Choice) -> dict[str, Any]:

@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from trainer.config.load import resolve_path
 from trainer.config.settings import RunSettings, Settings
 from trainer.data.references import read_references
 from trainer.errors import ConfigError
@@ -16,7 +19,7 @@ from trainer.images import save_picture
 from trainer.models import lora_file
 from trainer.parallel.world import World, setup_torch
 from trainer.report.card import write_card
-from trainer.report.snippets import load_pipeline
+from trainer.report.snippets import absent_components
 from trainer.rewards import connect
 from trainer.run.checkpoint import LATEST
 from trainer.run.inputs import check_for, read_prompts
@@ -27,8 +30,6 @@ from trainer.types import Prompt
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """An evaluation and what was evaluated."""
-
     target: Target
     found: Evaluation
     prompts: int
@@ -133,13 +134,21 @@ def export_run(run_dir: Path, out: Path, *, checkpoint: str = LATEST, whole: boo
 
 def complete(folder: Path, settings: Settings) -> None:
     """Put the base pipeline around the weights that are in a folder."""
-    from diffusers import AutoModel  # pyright: ignore[reportPrivateImportUsage]
+    from diffusers import AutoModel, DiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
 
     networks: dict[str, Any] = {
         path.parent.name: AutoModel.from_pretrained(str(path.parent))
         for path in sorted(folder.glob("*/config.json"))
     }
-    pipe = load_pipeline(settings, **networks)
+    place = resolve_path(settings.model.path)
+    pipe: Any = DiffusionPipeline.from_pretrained(
+        str(place if place.exists() else settings.model.path),
+        torch_dtype=torch.float32,
+        **{**dict.fromkeys(absent_components(settings)), **networks},
+    )
+    # The generic class ignores components that are optional in the pipeline's own, as Wan's
+    # second expert is.
+    pipe.register_modules(**networks)
     adapters = {} if networks else lora_file.find(folder)
     for name, file in adapters.items():
         second = {"load_into_transformer_2": True} if name == lora_file.SECOND else {}

@@ -1,13 +1,15 @@
 """Losses by name, with what each needs; ``trainer.algorithm.losses.base`` says what a loss is."""
 
-from trainer.algorithm.losses.awm import awm
 from trainer.algorithm.losses.base import LossContext, LossEntry, Term, TrainBatch
-from trainer.algorithm.losses.dgpo import dgpo, exchange_groups, sampling_decay
-from trainer.algorithm.losses.dpo import dpo, exchange_pairs
-from trainer.algorithm.losses.flow_dppo import flow_dppo
-from trainer.algorithm.losses.grpo import grpo, grpo_guard
-from trainer.algorithm.losses.matching import matching
-from trainer.algorithm.losses.nft import nft, old_decay
+from trainer.algorithm.losses.groups import (
+    dgpo,
+    dpo,
+    exchange_groups,
+    exchange_pairs,
+    sampling_decay,
+)
+from trainer.algorithm.losses.grpo import flow_dppo, grpo, grpo_guard
+from trainer.algorithm.losses.matching import awm, matching, nft, old_decay
 
 LOSSES: dict[str, LossEntry] = {
     "grpo": LossEntry(grpo),

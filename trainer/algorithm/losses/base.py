@@ -89,19 +89,14 @@ Gather = Callable[[Any], list[Any]]  # collects one value from every process on 
 
 @dataclass(frozen=True, slots=True)
 class LossEntry:
-    """A loss, an entry of ``LOSSES``; its settings say what it needs of rollout and advantages.
+    """A loss, an entry of ``LOSSES``; its settings say what it needs of rollout and advantages."""
 
-    Attributes:
-        terms: Yields the terms of one micro-batch.
-        old_decay: For losses that need the old policy, a copy of the weights that images are
-            sampled with. After the last update of an epoch it becomes d * old + (1 - d) * policy;
-            this gives d for the number of updates so far.
-        prepare: Fills in ``TrainBatch.prepared`` before every update, without gradients, for all
-            micro-batches of the update on this process.
-    """
-
-    terms: Callable[[LossContext[Any], TrainBatch], Iterator[Term]]
+    terms: Callable[[LossContext[Any], TrainBatch], Iterator[Term]]  # of one micro-batch
+    # For losses that need the old policy, a copy of the weights that images are sampled with: after
+    # the last update of an epoch it becomes d * old + (1 - d) * policy; d by updates so far.
     old_decay: Callable[[int], float] | None = None
+    # Fills in `TrainBatch.prepared` before every update, without gradients, for all micro-batches
+    # of the update on this process.
     prepare: Callable[[LossContext[Any], Sequence[TrainBatch], Gather], list[TrainBatch]] | None = (
         None
     )

@@ -1,9 +1,22 @@
-"""The clipped policy-gradient loss of GRPO (arXiv:2505.05470 eq. 5), and GRPO-Guard.
+"""Losses on stochastic steps: GRPO's clipped ratio (arXiv:2505.05470 eq. 5), Guard, Flow-DPPO.
 
-GRPO-Guard (arXiv:2510.22319) centres and scales ratios alike at every step. With x' = m_old + s eps
-and D = m - m_old, the log-ratio is eps D / s - D^2 / (2 s^2). Guard adds the second part back and
-multiplies by s, then divides the loss by -dt, so that steps weigh alike and clipping does not fall
-on one side.
+With x' = m_old + s eps and d = m - m_old, the log-ratio is eps d / s - d^2 / (2 s^2).
+
+GRPO-Guard (arXiv:2510.22319) centres and scales ratios alike at every step: it adds the second part
+back and multiplies by s, then divides the loss by -dt, so that steps weigh alike and clipping does
+not fall on one side.
+
+Flow-DPPO (arXiv:2606.11025 eq. 14, 17 and 18) bounds the divergence instead: the ratio of one image
+is a noisy sign of how far the policy has moved, the second part is known by itself, as the KL of
+two Gaussians with the same deviation. With means over elements, as in the log-probabilities:
+
+    D = |m - m_old|^2 / (2 s^2)
+    masked = D > threshold and ((A > 0 and r > 1) or (A < 0 and r < 1))
+    L = mean over images of -A r, or 0 where masked
+
+An image is left out only while its own gradient would lead further away; what leads back always
+counts. (The mean over elements is that of the authors' code, Tencent-Hunyuan/UniRL
+``unirl/algorithms/flowdppo.py``; the paper writes the norm.)
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +27,12 @@ from torch import Tensor
 
 from trainer.algorithm.losses.base import LossContext, LossValue, Term, TrainBatch, masked_mean
 from trainer.algorithm.sde import kl, transition
-from trainer.config.loss_settings import GrpoGuardSettings, GrpoSettings, StepLossSettings
+from trainer.config.loss_settings import (
+    FlowDppoSettings,
+    GrpoGuardSettings,
+    GrpoSettings,
+    StepLossSettings,
+)
 from trainer.rollout.config import RolloutConfig
 from trainer.rollout.policy import PolicyStep, recompute
 
@@ -172,8 +190,6 @@ def divergence(batch: TrainBatch, step: PolicyStep, place: int) -> Tensor:
 
 
 def grpo(context: LossContext[GrpoSettings], batch: TrainBatch) -> Iterator[Term]:
-    """Flow-GRPO's loss over the stochastic steps of a micro-batch."""
-
     def policy_loss(step: PolicyStep, place: int) -> LossValue:
         assert step.log_prob is not None
         return grpo_loss(
@@ -207,5 +223,26 @@ def grpo_guard(context: LossContext[GrpoGuardSettings], batch: TrainBatch) -> It
         metrics |= clip_metrics(ratio, loss.clip_low, loss.clip_high, valid)
         metrics["policy_loss"] = value.detach()
         return value, metrics
+
+    return policy_terms(context, batch, policy_loss)
+
+
+def flow_dppo(context: LossContext[FlowDppoSettings], batch: TrainBatch) -> Iterator[Term]:
+    valid = batch.valid
+
+    def policy_loss(step: PolicyStep, place: int) -> LossValue:
+        assert step.log_prob is not None
+        log_ratio = step.log_prob - batch.rollout.log_probs[:, place]
+        ratio, distance = torch.exp(log_ratio), divergence(batch, step, place).detach()
+        advantage = step_advantages(context, batch, place)
+        masked = (distance > context.loss.dppo_threshold) & (advantage * log_ratio > 0)
+        each = torch.where(masked, torch.zeros_like(ratio), -advantage * ratio)
+        value = masked_mean(each, valid)
+        return value, {
+            **ratio_metrics(log_ratio, ratio, valid),
+            "divergence": masked_mean(distance, valid),
+            "masked": masked_mean(masked.float(), valid),
+            "policy_loss": value.detach(),
+        }
 
     return policy_terms(context, batch, policy_loss)

@@ -33,15 +33,9 @@ class Point:
         return self.t.reshape(-1, *(1,) * (self.x0.ndim - 1))
 
 
-@dataclass(frozen=True, slots=True)
-class Velocities:
-    """What the networks predict at a point; each (B, ...)."""
-
-    new: Tensor  # of the policy, with gradient
-    old: Tensor | None = None  # of the policy that sampled, where the loss asked for it
-
-
-ImageLoss = Callable[[TrainBatch, Point, Velocities, int], LossValue]
+# Gets velocities (B, ...): the policy's with gradient, and where asked for that of the policy which
+# sampled; last comes the number of the point.
+ImageLoss = Callable[[TrainBatch, Point, Tensor, Tensor | None, int], LossValue]
 
 
 def used(batch: TrainBatch) -> TrainBatch:
@@ -107,7 +101,6 @@ def matching_error(v: Tensor, point: Point) -> Tensor:
 def reference_velocity(
     context: LossContext[LossSettings], batch: TrainBatch, point: Point
 ) -> Tensor:
-    """The reference model's prediction at a point."""
     with context.model.reference():
         return velocity(context, batch, point)
 
@@ -133,8 +126,8 @@ def image_terms(
 ) -> Iterator[Term]:
     """Per noise level: a loss plus the weighted distance to the reference.
 
-    Images that are not valid are left out before anything is computed. ``image_loss`` gets the
-    others, a point, the velocities there and the point's number; ``sources`` give levels and noise.
+    Images that are not valid are left out before anything is computed. ``sources`` give levels and
+    noise.
 
     Raises:
         ValueError: The loss reads the velocity of the policy that sampled (``needs_old``), which
@@ -149,7 +142,7 @@ def image_terms(
     for place, point in enumerate(found):
         reference = reference_velocity(context, batch, point) if loss.kl_beta > 0 else None
         v = velocity(context, batch, point)
-        value, metrics = image_loss(batch, point, Velocities(v, old[place]), place)
+        value, metrics = image_loss(batch, point, v, old[place], place)
         metrics["policy_loss"] = metrics.get("policy_loss", value.detach())
         if reference is not None:
             penalty = masked_mean(squared_distance(v, reference), batch.valid)
