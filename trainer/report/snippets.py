@@ -102,7 +102,9 @@ def snippet(
     loaded += [f"{name}={name}" for name in networks if name != LOW and not lora]
     loaded += [f"{name}=None" for name in absent_components(settings)]
     scheduler = _base_file(settings, "scheduler/scheduler_config.json").get("_class_name")
-    edits = call.edit is not None and settings.task.name == "edit"
+    sources = list(references)
+    if call.edit is not None and settings.task.name == "edit":
+        sources = sources or ["source.png"]
     height, width, _ = settings.sampling.size
     return (
         environment(html=False)
@@ -118,9 +120,9 @@ def snippet(
             unipc=scheduler == UNIPC,
             steps=settings.sampling.eval_num_steps,
             call=call,
-            sources=(list(references) or ["source.png"]) if edits else [],
+            sources=sources,
             size=(width, height),
-            draw=_drawing(settings, call, prompt, several=len(references) > 1),
+            draw=_drawing(settings, call, prompt, len(sources)),
         )
     )
 
@@ -132,7 +134,7 @@ def _adapter(folder: str, network: str) -> str:
     return _call("pipe.load_lora_weights", [json.dumps(f"{folder}/{LOW}"), f"load_into_{LOW}=True"])
 
 
-def _drawing(settings: Settings, call: Call, prompt: str, *, several: bool) -> str:
+def _drawing(settings: Settings, call: Call, prompt: str, sources: int) -> str:
     sampling = settings.sampling
     scale = sampling.eval_guidance_scale
     scale = sampling.guidance_scale if scale is None else scale
@@ -151,9 +153,10 @@ def _drawing(settings: Settings, call: Call, prompt: str, *, several: bool) -> s
     if settings.model.max_sequence_length or settings.model.family == "sd3":
         arguments["max_sequence_length"] = settings.model.max_sequence_length
     parts = [json.dumps(prompt)]
-    if call.edit is not None and settings.task.name == "edit":
+    if call.edit is not None:
         # The picture is the first argument of these pipelines.
-        parts = ["sources" if several else "source", f"prompt={parts[0]}"]
+        pictures = ["source" if sources == 1 else "sources"] if sources else []
+        parts = [*pictures, f"prompt={parts[0]}"]
     parts += [f"{name}={_literal(value)}" for name, value in arguments.items()]
     return _call(f"{'video' if call.video else 'image'} = pipe", parts)
 
