@@ -15,10 +15,13 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 
 class Show(Protocol):
@@ -52,6 +55,21 @@ def examples(*lines: str) -> str:
     return "\n\n".join(["Examples:", *lines])
 
 
+def rate(per_s: float) -> str:
+    """Per second, or seconds for each where that is less than one."""
+    return f"{per_s:.1f}/s" if per_s >= 1 else f"{1 / per_s:.1f} s each"
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(rate(task.speed) if task.speed else "")
+
+
+class _Count(MofNCompleteColumn):
+    def render(self, task: Task) -> Text:
+        return super().render(task) if task.total is not None else Text("")
+
+
 class Terminal:
     """Prints the lines of a run, and how far it is; if `quiet`, only alarms, actions and warnings.
 
@@ -67,7 +85,8 @@ class Terminal:
             self._bars = Progress(
                 TextColumn("{task.description:<18}"),
                 BarColumn(bar_width=24),
-                MofNCompleteColumn(),
+                _Count(),
+                _Rate(),
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[note]}"),
                 console=console,
@@ -122,5 +141,6 @@ class Terminal:
                 self.say(f"{what} ...")
         elif now - self._printed >= PLAIN_EVERY_S and done:
             self._printed = now
-            left = (now - self._since) / done * (total - done)
-            self.say(f"{what}: {done}/{total} images, {left:.0f} s left")
+            per_s = done / (now - self._since)
+            left_s = (total - done) / per_s
+            self.say(f"{what}: {done}/{total} images, {rate(per_s)}, {left_s:.0f} s left")

@@ -5,7 +5,7 @@ import re
 
 from rich.console import Console
 
-from trainer.terminal import EPOCHS, SPARK, Terminal, sparkline
+from trainer.terminal import EPOCHS, SPARK, Terminal, rate, sparkline
 
 
 class Clock:
@@ -35,8 +35,8 @@ def test_a_file_gets_a_line_when_something_takes_long_and_none_otherwise() -> No
             terminal.show(EPOCHS, epoch, 2, 0.5)
     assert out.getvalue().splitlines() == [
         "loading mini ...",
-        "evaluating base: 300/800 images, 50 s left",
-        "evaluating base: 600/800 images, 20 s left",
+        "evaluating base: 300/800 images, 10.0/s, 50 s left",
+        "evaluating base: 600/800 images, 10.0/s, 20 s left",
         "epoch    1/2  reward 0.5",
         "epoch    2/2  reward 0.5",
     ]
@@ -69,6 +69,16 @@ def test_a_terminal_shows_bars_and_keeps_the_lines_that_matter() -> None:
     assert "a long line" not in text
     assert "3/3" in text
     assert "reward 0.750 ▁▅█" in text
+
+
+def test_a_bar_has_a_count_and_a_rate_once_they_are_known() -> None:
+    out = io.StringIO()
+    terminal = Terminal(Console(file=out, width=120, force_terminal=True, color_system=None))
+    with terminal:
+        terminal.show("loading mini", 0, 0)
+    assert "loading mini" in out.getvalue()
+    assert "0/?" not in out.getvalue()
+    assert (rate(12.34), rate(0.2)) == ("12.3/s", "5.0 s each")
 
 
 def test_sparkline() -> None:

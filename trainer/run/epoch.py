@@ -126,22 +126,24 @@ def sample_epoch(run: Run, prompts: Sequence[int]) -> list[list[Sampled]]:
         rank=run.world.rank,
         world_size=run.world.size,
     )
+    own = sum(len(share) for share in shares)
+    sampled: list[list[Sampled]] = []
     with run.updater.sampling():
-        return [
-            [
-                sample_batch(run, images[number * size : (number + 1) * size], number)
-                for number in share
-            ]
-            for share in shares
-        ]
+        for share in shares:
+            sampled.append([])
+            for number in share:
+                # The other processes are about as far.
+                done = sum(map(len, sampled))
+                run.show("sampling", done * len(images) // own, len(images))
+                batch = images[number * size : (number + 1) * size]
+                sampled[-1].append(sample_batch(run, batch, number))
+    return sampled
 
 
 def sample_batch(run: Run, images: Sequence[Draw], number: int) -> Sampled:
     """Sample and decode the batch of this number in the epoch, and ask for its scores."""
     check_stop(run)
     settings, epoch = run.settings, run.progress.epoch
-    total = settings.batch.prompts_per_epoch * settings.batch.images_per_prompt
-    run.show("sampling", number * len(images), total)
     chosen = [run.train[image.prompt] for image in images]
     cond = run.model.encode_prompts([prompt.request for prompt in chosen])
     # Each model family decides whether to use it.
