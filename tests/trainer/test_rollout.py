@@ -255,6 +255,6 @@ def test_full_fine_tuning_of_some_layers_leaves_the_others_alone(tiny: Path) -> 
     step = recompute(model, record, 0, cond, RolloutConfig(num_steps=3))
     step.v.sum().backward()
     assert all(parameter.grad is not None for parameter in trained.values())
-    wrong = replace(options, trained_layers=("norm1", "no_such_layer"))
+    wrong = options.model_copy(update={"trained_layers": ("norm1", "no_such_layer")})
     with pytest.raises(ValueError, match="no weight has 'no_such_layer'"):
         MODELS["sd3"](tiny, wrong)
