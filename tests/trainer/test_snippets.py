@@ -11,7 +11,7 @@ import tiny_wan
 import torch
 from families import CASES, GUIDANCE, VARIANTS, Case
 from PIL import Image
-from test_models import folders, pictures, prompts  # noqa: F401  (fixtures)
+from test_models import folders, often, pictures, prompts  # noqa: F401  (fixtures)
 
 from trainer.config.load import parse
 from trainer.config.settings import Settings
@@ -34,7 +34,7 @@ UNIPC = Case(
     tokens=32,
 )
 # The other variants differ in their weights only.
-ALL = (*CASES, *(case for case in VARIANTS if case.family != "sd3"), UNIPC)
+OTHERS = [case for case in VARIANTS if case.family != "sd3"]
 
 
 def settings_of(case: Case, folder: Path, **changes: Any) -> Settings:
@@ -89,7 +89,7 @@ def executed(
     return names
 
 
-@pytest.mark.parametrize("case", ALL, ids=lambda case: case.name)
+@often([*CASES, UNIPC], OTHERS)
 def test_the_printed_code_draws_what_the_evaluation_drew(
     case: Case,
     folders: dict[str, Path],  # noqa: F811
