@@ -7,12 +7,14 @@ import tiny_flux2
 import torch
 from tiny_parts import PROMPTS, save_references
 
-from trainer.errors import ModelError
+from trainer.config.load import load as load_settings
+from trainer.errors import DataError, ModelError
 from trainer.images import load_reference
 from trainer.models.base import ModelOptions
 from trainer.models.model import FlowModel
 from trainer.models.registry import MODELS
-from trainer.types import Reference, Request
+from trainer.run.inputs import check_for
+from trainer.types import Prompt, Reference, Request
 
 
 def load(folder: Path, **options: object) -> FlowModel:
@@ -44,6 +46,21 @@ def test_a_distilled_model_samples_without_guidance(tmp_path: Path) -> None:
     assert model.velocity(x, torch.tensor(0.5), cond).isfinite().all()
     with pytest.raises(ModelError, match=r"no guidance, not 4: set sampling\.guidance_scale=1"):
         model.velocity(x, torch.tensor(0.5), cond, 4.0, model.encode_prompts([""]))
+
+
+@pytest.mark.parametrize("where", ["settings", "row"])
+def test_a_negative_prompt_is_refused_as_the_pipeline_has_none(where: str) -> None:
+    settings = load_settings("edit_flux2_klein_1gpu", ["task.name=jsonl"])
+    prompt = Prompt("a star")
+    check_for([prompt], settings, print)
+    if where == "row":
+        prompt = Prompt("a star", negative="blur")
+    else:
+        settings = load_settings("edit_flux2_klein_1gpu", ['sampling.negative_prompt="blur"'])
+    with pytest.raises(
+        DataError, match="flux2_klein takes no negative prompt, but there is 'blur'"
+    ):
+        check_for([prompt], settings, print)
 
 
 def test_references_that_the_pipeline_refuses_are_refused_while_loading(folder: Path) -> None:

@@ -18,10 +18,11 @@ Load: TypeAlias = "Callable[[str | Path, ModelOptions], FlowModel]"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A family: what loads its pipelines, and how many pictures a prompt has, at least and most."""
+    """A family: what loads its pipelines, and what a prompt may have."""
 
     load: Load
-    references: tuple[int, int] = (0, 0)
+    references: tuple[int, int] = (0, 0)  # pictures, at least and at most
+    negative: bool = True  # whether the pipeline takes a negative prompt
 
     def __call__(self, path_or_id: str | Path, options: ModelOptions) -> FlowModel:
         return self.load(path_or_id, options)
@@ -43,7 +44,7 @@ MODELS: dict[str, Entry] = {
     "sd3": Entry(_family("sd3", "SD3")),
     "flux": Entry(_family("flux", "Flux")),
     "flux_kontext": Entry(_family("flux", "FluxKontext"), references=(1, 1)),
-    "flux2_klein": Entry(_family("flux2", "Flux2Klein"), references=(0, 4)),
+    "flux2_klein": Entry(_family("flux2", "Flux2Klein"), references=(0, 4), negative=False),
     "qwen_image": Entry(_family("qwen_image", "QwenImage")),
     "qwen_image_edit": Entry(_family("qwen_image_edit", "QwenImageEdit"), references=(1, 1)),
     "qwen_image_edit_plus": Entry(

@@ -37,17 +37,28 @@ def load_prompts(
 
 
 def read_prompts(settings: Settings, file: str, say: Callable[[str], None]) -> list[Prompt]:
-    """Read a file of prompts; DataError if malformed, or with pictures the model cannot take."""
+    """Read a file of prompts; DataError if malformed, or with what the model cannot take."""
     prompts = TASKS[settings.task.name](resolve_path(file), say)
     check_for(prompts, settings, say)
     return prompts
 
 
 def check_for(prompts: Sequence[Prompt], settings: Settings, say: Callable[[str], None]) -> None:
-    """Check that the model can take the pictures of prompts; see `check_references`."""
+    """Check that the model can take what prompts have; see `check_references`.
+
+    Raises:
+        DataError: pictures, or a negative prompt, that the family does not take.
+    """
     height, width, _ = settings.sampling.size
     family = settings.model.family
-    if warning := check_references(prompts, family, MODELS[family].references, (width, height)):
+    entry = MODELS[family]
+    negative = [settings.sampling.negative_prompt, *(prompt.negative for prompt in prompts)]
+    if not entry.negative and (texts := [text for text in negative if text]):
+        raise DataError(
+            f"the pipeline of model.family={family} takes no negative prompt, but there is "
+            f'{texts[0]!r}: leave sampling.negative_prompt and "negative" of rows empty'
+        )
+    if warning := check_references(prompts, family, entry.references, (width, height)):
         say(warning)
 
 
