@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from reward_client import RewardClient
 from tests_containers.stack import Stack, composed
 
 REVISION = "of the tests"
@@ -22,4 +23,7 @@ def images() -> None:
 def mini(images: None) -> Iterator[Stack]:
     """The profile `mini`, healthy, with two replicas of each scorer service."""
     with composed(Stack(), "--scale", "mini=2", "--scale", "ocr=2") as stack:
+        # Healthy is what serves something; here every scorer has to.
+        with RewardClient(stack.grpc_url) as client:
+            client.wait_ready(["geneval", "jpeg", "shapes_quality", "ocr"], timeout_s=300)
         yield stack
