@@ -11,8 +11,8 @@ it is for a language model:
 1. sample a group of images per prompt      3. compare each reward with its group
 2. ask the reward server for scores         4. raise the probability of what was better
 
-`flow-train` does the same, and adds what a long run needs: several processes, exact resume,
-averaged weights, evaluations with intervals, alarms, a report, other models and losses.
+Forty epochs take 204 held-out prompts from 0.47 to 0.80 right in ten CPU minutes (9c2cbde).
+`flow-train` adds several processes, exact resume, evaluations, alarms, other models and losses.
 """
 
 import argparse

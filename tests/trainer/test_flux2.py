@@ -10,6 +10,7 @@ from tiny_parts import PROMPTS, save_references
 from trainer.config.load import load as load_settings
 from trainer.errors import DataError, ModelError
 from trainer.images import load_reference
+from trainer.models import flux2
 from trainer.models.base import ModelOptions
 from trainer.models.model import FlowModel
 from trainer.models.registry import MODELS
@@ -68,8 +69,12 @@ def test_references_that_the_pipeline_refuses_are_refused_while_loading(folder: 
         load(folder, reference_size=(48, 64))
 
 
-def test_a_large_reference_is_read_at_a_megapixel(folder: Path, tmp_path: Path) -> None:
-    (path, *_) = save_references(tmp_path, side_px=1200)
+def test_a_large_reference_is_read_at_a_megapixel(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert flux2.REFERENCE_AREA_PX == 1024**2
+    monkeypatch.setattr(flux2, "REFERENCE_AREA_PX", 128**2)
+    (path, *_) = save_references(tmp_path, side_px=150)
     reference = Reference("digest", path, load_reference(path).size)
     (latents,) = load(folder).encode_prompts([Request(PROMPTS[0], (reference,))]).references
-    assert latents.shape == (1, 16, 128, 128)
+    assert latents.shape == (1, 16, 16, 16)
