@@ -23,6 +23,7 @@ from trainer.report.compare import compare, unpaired
 from trainer.report.data import load_run, state, verdict, watched
 from trainer.report.page import PICTURES_BYTES, SHOWN_EVALUATIONS, write_report
 from trainer.report.svg import Axes, Series, line_chart, moving_average, ticks
+from trainer.run.log import evaluation_line
 
 
 def estimate(mean: float, half: float = 0.02) -> dict[str, Any]:
@@ -207,6 +208,22 @@ def test_a_run_that_an_older_version_wrote_has_a_report(tmp_path: Path) -> None:
     del table["settings"]["logging"]["groups_every_epochs"]
     (folder / "config.json").write_text(json.dumps(table))
     assert "groups_every_epochs" in write_report(folder).read_text(encoding="utf-8")
+
+
+def test_evaluations_with_the_training_sampler_have_a_row_of_their_own(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", {"sharpness": 0.8, "purity": 0.9})
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for row in (rows[0], rows[-1]):
+        shifted = {**row["metrics"]["geneval"]}
+        shifted["mean"] -= 0.125
+        row["training_sampler"] = {"geneval": shifted}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = write_report(run).read_text(encoding="utf-8")
+    (line,) = re.findall(r"<tr><td>geneval, training sampler</td>.*?</tr>", page, re.DOTALL)
+    assert "0.375" in line
+    assert "0.675" in line
+    assert "+0.300" in line
+    assert "geneval, training sampler 0.675" in evaluation_line(rows[-1])
 
 
 def test_a_folder_without_a_run_is_one_line(tmp_path: Path) -> None:
