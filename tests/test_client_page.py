@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.server.server_process import running
+from tests.server.server_process import run_python, running
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/guides/client.md").read_text(encoding="utf-8")
@@ -22,15 +20,7 @@ def test_every_block_runs(tmp_path: Path) -> None:
     with running(tmp_path, TOML, wait_for=("geneval", "jpeg")) as server:
         program = "\n".join(blocks).replace("grpc://127.0.0.1:50051", server.grpc_url)
         program = program.replace("http://127.0.0.1:8000", server.http_url)
-        done = subprocess.run(
-            [sys.executable, "-W", "error", "-c", program],
-            env={"PYTHONPATH": str(ROOT), "PATH": "", "REWARD_URL": server.grpc_url},
-            capture_output=True,
-            text=True,
-            timeout=90,
-            check=False,
-        )
-    assert done.returncode == 0, done.stderr
+        done = run_python(server, "-W", "error", "-c", program)
     assert "INVALID_ARGUMENT" in done.stdout
     assert done.stdout.count(f"{server.grpc_url}") == 2
 

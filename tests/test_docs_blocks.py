@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import trustme
-from server.server_process import running
 
 from reward_server import config as server_config
+from tests.server.server_process import run_python, running
 from trainer.config.load import load
 from trainer.data import TASKS
 
@@ -81,16 +81,8 @@ def test_python_runs_beside_a_server(page: str, tmp_path: Path) -> None:
     (program,) = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     program = program.replace('"miniature/weights"', f'"{ROOT}/miniature/weights"')
     with running(tmp_path, "[scorers.jpeg]\n", wait_for=("jpeg",)) as server:
-        done = subprocess.run(
-            [sys.executable, "-c", program.replace("grpc://127.0.0.1:50051", server.grpc_url)],
-            cwd=tmp_path,
-            env={"PYTHONPATH": str(ROOT), "PATH": "", "REWARD_URL": server.grpc_url},
-            capture_output=True,
-            text=True,
-            timeout=90,
-            check=False,
-        )
-    assert done.returncode == 0, done.stderr
+        program = program.replace("grpc://127.0.0.1:50051", server.grpc_url)
+        run_python(server, "-c", program, cwd=tmp_path)
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ import asyncio
 import importlib
 import inspect
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,7 @@ from reward_client.integrations._coalesce import BatchWindow
 from reward_client.integrations.flow_grpo import TAGS, multi_score
 from reward_client.integrations.trl import make_async_reward_func, make_reward_func
 from reward_client.integrations.verl import make_compute_score, make_sync_compute_score
-from tests.server.server_process import ROOT, Server, running
+from tests.server.server_process import ROOT, Server, run_python, running
 
 RED = {"tag": "colors", "include": [{"class": "square", "count": 1, "color": "red"}]}
 TWO = {"tag": "counting", "include": [{"class": "square", "count": 2}]}
@@ -298,14 +297,5 @@ def test_one_line(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_examples(server: Server, example: str, says: str) -> None:
     arguments = [server.grpc_url] if example == "reward_server_call.py" else []
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / example), *arguments],
-        cwd=ROOT,
-        env={"PYTHONPATH": str(ROOT), "PATH": "", "REWARD_URL": server.grpc_url},
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_python(server, str(ROOT / "examples" / example), *arguments)
     assert says in done.stdout
