@@ -21,7 +21,7 @@ from reward_server.scorers.base import ItemScore, ScoreInput
 from reward_server.weights import store
 
 # What a judge says depends on its endpoint, which gets one call per item.
-JUDGES = {"qwenvl", "unifiedreward", "unifiedreward2", "yes_no"}
+JUDGES = {"qwenvl", "unifiedreward", "unifiedreward2", "vqa", "yes_no"}
 NAMES = sorted(set(SCORERS) - JUDGES)
 MOVED_BY_HALVES = ("clipscore", "hpsv2", "hpsv2.1", "pickscore")  # as small as they are here
 ALLOWED = 1e-4  # of the standard deviation of the pool's scores

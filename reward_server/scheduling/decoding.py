@@ -159,11 +159,12 @@ def _missing(item: Item, needed: str) -> str:
         return "a `prompt`: it is empty"
     if needed == "references" and not item.references:
         return "`references`: the item has none"
-    if needed == "spec.geneval" and item.spec_kind != "geneval":
-        return (
-            "a GenEval metadata row as `spec` with spec_kind 'geneval'"
-            f" (over JSON: `geneval`): the item has {item.spec_kind or 'none'}"
-        )
+    for kind, what in (("geneval", "a GenEval metadata row"), ("metadata", "metadata")):
+        if needed == f"spec.{kind}" and item.spec_kind != kind:
+            return (
+                f"{what} as `spec` with spec_kind '{kind}' (over JSON: `{kind}`): the item has"
+                f" {item.spec_kind or 'none'}"
+            )
     quoted = any(mark in item.prompt for mark in '"\u201c')
     if needed == "spec.ocr" and item.spec_kind != "ocr" and not quoted:
         return (

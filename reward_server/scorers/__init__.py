@@ -29,6 +29,7 @@ SCORERS: dict[str, str] = {
     "shapes_quality": "reward_server.scorers.shapes_quality:ShapesQualityScorer",
     "unifiedreward": "reward_server.scorers.judges.scorer:UnifiedReward",
     "unifiedreward2": "reward_server.scorers.judges.scorer:UnifiedReward2",
+    "vqa": "reward_server.scorers.judges.vqa:Vqa",
     "yes_no": "reward_server.scorers.judges.scorer:YesNo",
 }
 

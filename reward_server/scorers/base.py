@@ -84,7 +84,7 @@ class ScorerSpec:
         name: the name clients ask for.
         version: changes whenever the definition of the score changes.
         inputs: what an item must carry: any of "image", "prompt", "references", "spec.geneval",
-            "spec.ocr" (for OCR a quoted prompt is as good).
+            "spec.ocr" (for OCR a quoted prompt is as good), "spec.metadata".
         transforms: name -> function from an ItemScore to the value reported in `scores`.
         default_transform: used when the caller names none; a key of `transforms`.
         output_range: (low, high) of the default transform; infinities where unbounded.

@@ -19,13 +19,14 @@ from fake_judge import Behaviour, FakeEndpoint
 
 from reward_client._retry_after import retry_after_s
 from reward_client.errors import Code
-from reward_server.scorers import SCORERS, load_scorer_class
+from reward_server.scorers import load_scorer_class
 from reward_server.scorers.base import ItemFailure, ItemScore, Outcome, ScoreInput, SelfTestError
+from reward_server.scorers.judges.definitions import JUDGES
 from reward_server.scorers.judges.scorer import JudgeScorer, UnifiedReward, YesNo, data_url
 
 FAKE_JUDGE = Path(fake_judge.__file__)
 
-NAMES = [name for name, path in SCORERS.items() if ".judges." in path]
+NAMES = [name for name, judge in JUDGES.items() if judge.parse]
 RNG = np.random.default_rng(5)
 
 

@@ -8,6 +8,11 @@ A caption may ask for a fault (`fault:NAME` anywhere in the text): `refuse` (alw
 `refuse-N` (the first N calls about this text), `break` (the connection ends inside the answer),
 `slow` (answers after `slow_s`), `malformed`, `no-label`, `out-of-range`, `conflict`, `cut`,
 `no-logprobs`, `not-json`, `bad-request`, `echo-key`.
+
+Questions of `vqa`: "How many" is answered with numbers (`two` 0.5, `2` 0.2, ` three` 0.1, the rest
+is not shown), a text with `Score: 0` with 1 for a bright picture, one with `<score>` with a list of
+alternating verdicts as long as its points in square brackets ("[a, b]"), and one that asks to
+recognize text with "HELLO brave world".
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+COUNTS = [("two", math.log(0.5)), ("2", math.log(0.2)), (" three", math.log(0.1))]
 _FAULT = re.compile(r"fault:([a-z]+(?:-[a-z]+)*)(?:-(\d+))?")
 
 
@@ -59,7 +65,8 @@ def completion(
         "finish_reason": "length" if fault == "cut" or body["max_tokens"] == 1 else "stop",
     }
     if body.get("logprobs") and fault != "no-logprobs":
-        top = _candidates(float(picture.mean()) / 255.0, fault)[: body["top_logprobs"]]
+        top = COUNTS if "How many" in text else _candidates(float(picture.mean()) / 255.0, fault)
+        top = top[: body["top_logprobs"]]
         candidates = [{"token": token, "logprob": value} for token, value in top]
         choice["logprobs"] = {"content": [{**candidates[0], "top_logprobs": candidates}]}
     return {"object": "chat.completion", "model": body["model"], "choices": [choice]}
@@ -83,7 +90,19 @@ def _said(text: str, picture: np.ndarray, fault: str) -> str:
     if "<Score>" in text:
         extra = "<Score>1</Score><Score>2</Score>" if again else ""
         return f"<Thought>\nIt is bright.\n</Thought>\n<Score>{round(mean)}</Score>{extra}"
-    return "Yes" if mean > 3.0 else "No"
+    return _short(text, fault, bright=mean > 3.0)
+
+
+def _short(text: str, fault: str, *, bright: bool) -> str:
+    if "Score: 0" in text:
+        again = fault == "conflict"
+        return f"Score: {int(bright)}" + ("\nScore: 0\nScore: 1" if again else "")
+    if "<score>" in text:
+        points = re.findall(r"\[([^\[\]]+)\]", text)[0].count(",") + 1
+        return f"<score>{[place % 2 for place in range(points - (fault == 'conflict'))]}</score>"
+    if "Recognize the text" in text:
+        return "HELLO brave world"
+    return "Yes" if bright else "No"
 
 
 def _candidates(p_yes: float, fault: str) -> list[tuple[str, float]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from reward_server.scorers.base import ItemScore, ScorerSpec, Transform, raw
+from reward_server.scorers.base import ItemScore, ScorerSpec, Transform, component, raw
 from reward_server.scorers.judges import parsing, prompts
 from reward_server.scorers.judges.parsing import Reply, Verdict
 
@@ -19,7 +19,8 @@ class Judge:
         version: changes with the definition of the score.
         question: template of the text after the picture; `{prompt}` stands for the caption.
         question_is_option: whether the `question` option may replace it.
-        parse: reads an answer; raises `Unreadable`.
+        parse: reads an answer; raises `Unreadable`. None where questions and how their answers are
+            read come with each item (`questions`).
         resize_px: the picture is stretched to a square of this side; 0 leaves it as it is.
         max_tokens: length of an answer, where the option does not say.
         top_logprobs: candidates to ask for per token; 0 asks for none.
@@ -29,10 +30,10 @@ class Judge:
 
     version: str
     question: str
-    parse: Callable[[Reply], Verdict]
     transforms: Mapping[str, Transform]
     default_transform: str
     output_range: tuple[float, float]
+    parse: Callable[[Reply], Verdict] | None = None
     question_is_option: bool = False
     resize_px: int = 0
     max_tokens: int = 512
@@ -98,6 +99,13 @@ JUDGES: Mapping[str, Judge] = MappingProxyType(
             default_transform="raw",
             output_range=(0.0, 1.0),
         ),
+        "vqa": Judge(
+            version="1",
+            question="",
+            transforms={"gm": component("gm")},
+            default_transform="raw",
+            output_range=(0.0, 1.0),
+        ),
     }
 )
 
@@ -112,6 +120,7 @@ def spec_of(name: str, question: str = "", references: int = 0) -> ScorerSpec:
         inputs=(
             "image",
             *(("prompt",) if asks_caption else ()),
+            *(("spec.metadata",) if judge.parse is None else ()),
             *(("references",) if references else ()),
         ),
         transforms={**judge.transforms, "raw": raw},

@@ -54,14 +54,14 @@ class Verdict:
 
 def unified(reply: Reply) -> Verdict:
     """UnifiedReward v1.5: the number from 1 to 5 after "Final Score:"; raises Unreadable."""
-    found = [_number(token, "Final Score") for token in _UNIFIED.findall(_whole(reply))]
+    found = [_number(token, "Final Score") for token in _UNIFIED.findall(whole(reply))]
     return Verdict(_agreed(found, "Final Score"))
 
 
 def unified_2(reply: Reply) -> Verdict:
     """UnifiedReward 2.0: the mean of three axes from 1 to 5, and these; raises Unreadable."""
     found: dict[str, list[float]] = {"Alignment": [], "Coherence": [], "Style": []}
-    for axis, token in _AXIS.findall(_whole(reply)):
+    for axis, token in _AXIS.findall(whole(reply)):
         found[axis.capitalize()].append(_number(token, f"{axis} Score"))
     axes = {axis.lower(): _agreed(values, f"{axis} Score") for axis, values in found.items()}
     return Verdict(math.fsum(axes.values()) / len(axes), axes)
@@ -69,7 +69,7 @@ def unified_2(reply: Reply) -> Verdict:
 
 def score_tag(reply: Reply) -> Verdict:
     """Qwen-VL scoring: a whole number from 1 to 5 in a Score tag; raises Unreadable."""
-    tokens = _TAG.findall(_whole(reply))
+    tokens = _TAG.findall(whole(reply))
     for token in tokens:
         if not _DIGITS.fullmatch(token):
             raise Unreadable(f"<Score> holds {token[:40]!r}, not a whole number")
@@ -85,20 +85,11 @@ def yes_no(reply: Reply) -> Verdict:
     Raises:
         Unreadable: no log-probabilities, some that are none, or hardly any on Yes and No.
     """
-    if not reply.first_token:
-        raise Unreadable("no log-probabilities in the answer; does the endpoint support them?")
     mass = {"yes": 0.0, "no": 0.0}
-    total = 0.0
-    for token, logprob in reply.first_token:
-        if math.isnan(logprob) or logprob > 1e-3:
-            raise Unreadable(f"log-probability {logprob} of {token[:20]!r} is above 0 or no number")
-        probability = math.exp(logprob)
-        total += probability
+    for token, probability in probabilities(reply):
         spelled = token.strip(" \t\n\u2581\u0120").lower()
         if spelled in mass:
             mass[spelled] += probability
-    if total > 1.01:
-        raise Unreadable(f"the candidates' probabilities add up to {total:.3g}")
     answered = mass["yes"] + mass["no"]
     if answered < MIN_YES_NO_MASS:
         raise Unreadable(f"Yes and No together have probability {answered:.3g}")
@@ -106,7 +97,26 @@ def yes_no(reply: Reply) -> Verdict:
     return Verdict(mass["yes"] / answered, components)
 
 
-def _whole(reply: Reply) -> str:
+def probabilities(reply: Reply) -> list[tuple[str, float]]:
+    """The candidates for the first token with their probabilities.
+
+    Raises:
+        Unreadable: there are none, or some that are none.
+    """
+    if not reply.first_token:
+        raise Unreadable("no log-probabilities in the answer; does the endpoint support them?")
+    found: list[tuple[str, float]] = []
+    for token, logprob in reply.first_token:
+        if math.isnan(logprob) or logprob > 1e-3:
+            raise Unreadable(f"log-probability {logprob} of {token[:20]!r} is above 0 or no number")
+        found.append((token, math.exp(logprob)))
+    if (total := sum(p for _, p in found)) > 1.01:
+        raise Unreadable(f"the candidates' probabilities add up to {total:.3g}")
+    return found
+
+
+def whole(reply: Reply) -> str:
+    """The text of an answer that ended by itself; raises Unreadable."""
     if reply.cut:
         raise Unreadable("the answer was cut at the limit of tokens; raise max_tokens")
     return reply.text

@@ -12,8 +12,9 @@ import base64
 import io
 import json
 import sys
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict
+from types import ModuleType
 from typing import Any, ClassVar, TypeVar
 
 import PIL
@@ -56,14 +57,15 @@ class JudgeScorer:
         wait_s: how long `load` waits for an endpoint that is still starting.
         max_tokens: length of an answer; 0: as the judge's definition says.
         question: for `yes_no`: the question, in which {prompt} stands for the caption.
-        references: for `yes_no`: how many references an item carries. They are shown before its
-            picture, all labelled "Picture 1:", "Picture 2:" and so on.
+        references: for `yes_no` and `vqa`: how many references an item carries. They are shown
+            before its picture, all labelled "Picture 1:", "Picture 2:" and so on.
         extra_body: further fields of the request, such as
             `{chat_template_kwargs = {enable_thinking = false}}`.
     """
 
     name: ClassVar[str]
     spec: ScorerSpec
+    _modules: ClassVar[tuple[ModuleType, ...]] = ()  # whose source counts in the fingerprint, too
 
     def __init__(
         self,
@@ -130,15 +132,14 @@ class JudgeScorer:
             "card": json.dumps(self._card, sort_keys=True),
             "pillow": PIL.__version__,
         }
-        modules = [definitions, prompts, parsing, sys.modules[__name__]]
+        modules = [definitions, prompts, parsing, sys.modules[__name__], *self._modules]
         return tools.digest(modules, facts)
 
     def self_test(self) -> None:
         """Ask about one drawing; raises SelfTestError for an answer that cannot be read."""
         picture = golden.pictures()[1]
         sources = (picture,) * self._references
-        disc = ScoreInput("a red disc on a light background", (picture,), references=sources)
-        (outcome,) = self.score([disc], details=False)
+        (outcome,) = self.score([self._probe(picture, sources)], details=False)
         if isinstance(outcome, ItemFailure) and outcome.retryable:
             raise RuntimeError(f"{self._model!r} does not answer yet: {outcome.message}")
         if isinstance(outcome, ItemFailure):
@@ -151,6 +152,10 @@ class JudgeScorer:
         low, high = self.spec.output_range
         if not low <= value <= high:
             raise SelfTestError(f"self-test {self.name}: {value:g} is outside {low:g} .. {high:g}")
+
+    def _probe(self, picture: UInt8Image, references: tuple[UInt8Image, ...]) -> ScoreInput:
+        """What the self-test asks about: a picture of a red disc."""
+        return ScoreInput("a red disc on a light background", (picture,), references)
 
     def score(self, batch: Sequence[ScoreInput], *, details: bool) -> list[Outcome]:
         """Ask about all items at once, at most `concurrency` at a time."""
@@ -183,39 +188,69 @@ class JudgeScorer:
                 await asyncio.to_thread(data_url, picture, self._judge.resize_px)
                 for picture in pictures
             ]
-            answer = await self._endpoint.chat(self._body(urls, item.prompt), deadline)
+            return await self._ask(self._endpoint, item, urls, deadline, details=details)
         except DeadlineExceeded as error:
             return ItemFailure(Code.DEADLINE_EXCEEDED, error.message, retryable=True)
         except RewardError as error:
             return ItemFailure(error.code, error.message, error.retryable)
-        return self._read(answer, details=details)
 
-    def _read(self, answer: Any, *, details: bool) -> Outcome:
+    async def _ask(
+        self,
+        endpoint: Endpoint,
+        item: ScoreInput,
+        urls: Sequence[str],
+        deadline: Deadline,
+        *,
+        details: bool,
+    ) -> Outcome:
+        """What the judge says about the pictures at `urls`; raises RewardError."""
+        assert self._judge.parse is not None
+        text = prompts.filled(self._question, item.prompt)
+        tokens, logprobs = self._max_tokens, self._judge.top_logprobs
+        answer = await endpoint.chat(self._body(urls, text, tokens, logprobs), deadline)
+        read = self._read(answer, self._judge.parse)
+        if isinstance(read, ItemFailure):
+            return read
+        reply, verdict = read
+        return ItemScore(verdict.raw, verdict.components, asdict(reply) if details else None)
+
+    def _read(
+        self, answer: Any, parse: Callable[[Reply], _Result]
+    ) -> tuple[Reply, _Result] | ItemFailure:
         reply = Reply("")
         try:
             reply = parsing.reply_of(answer)
-            verdict = self._judge.parse(reply)
+            return reply, parse(reply)
         except Unreadable as error:
             said = shortened(reply.text or json.dumps(answer, default=str))
             return ItemFailure(Code.INTERNAL, f"{self.name}: {error}; the judge said: {said}")
-        return ItemScore(verdict.raw, verdict.components, asdict(reply) if details else None)
 
-    def _body(self, urls: Sequence[str], caption: str) -> dict[str, Any]:
+    def _body(
+        self,
+        urls: Sequence[str],
+        text: str,
+        max_tokens: int,
+        top_logprobs: int,
+        *,
+        system: str = "",
+        text_first: bool = False,
+    ) -> dict[str, Any]:
         content: list[dict[str, Any]] = []
         for number, url in enumerate(urls, start=1):
             if self._references:
                 content.append({"type": "text", "text": f"Picture {number}:"})
             content.append({"type": "image_url", "image_url": {"url": url}})
-        content.append({"type": "text", "text": prompts.filled(self._question, caption)})
+        content.insert(0 if text_first else len(content), {"type": "text", "text": text})
+        instructions = [{"role": "system", "content": system}] if system else []
         body: dict[str, Any] = {
             **self._extra,
             "model": self._model,
-            "messages": [{"role": "user", "content": content}],
+            "messages": [*instructions, {"role": "user", "content": content}],
             "temperature": 0,
-            "max_tokens": self._max_tokens,
+            "max_tokens": max_tokens,
         }
-        if self._judge.top_logprobs:
-            body |= {"logprobs": True, "top_logprobs": self._judge.top_logprobs}
+        if top_logprobs:
+            body |= {"logprobs": True, "top_logprobs": top_logprobs}
         return body
 
     def _too_late(self) -> ItemFailure:
@@ -230,7 +265,9 @@ class JudgeScorer:
         for name, value in (("max_tokens", max_tokens), ("references", references)):
             if value < 0:
                 raise ValueError(f"{self.name}: {name} must be at least 0")
-        if references and not question:
+        if max_tokens and self._judge.parse is None:
+            raise ValueError(f"{self.name}: max_tokens is for the questions to state")
+        if references and not question and self._judge.parse is not None:
             raise ValueError(f"{self.name}: references need a question about them")
         if question and not self._judge.question_is_option:
             raise ValueError(f"{self.name}: question is fixed; only yes_no takes one")
