@@ -21,14 +21,14 @@ provide() {
     unshare --uts --mount --pid --fork --mount-proc true 2>/dev/null ||
         unavailable "this machine does not let root make namespaces"
     local program missing=
-    for program in slurmctld slurmd munged sbatch curl; do
+    for program in slurmctld slurmd munged sbatch curl bwrap; do
         command -v "$program" >/dev/null || missing+=" $program"
     done
     [ -n "$missing" ] || return 0
     command -v apt-get >/dev/null || unavailable "missing:$missing, and their packages are installed on Debian only"
     export DEBIAN_FRONTEND=noninteractive
     apt-get -qq update >/dev/null 2>&1 || true
-    apt-get -qq install -y --no-install-recommends slurm-wlm munge curl >/dev/null 2>&1 ||
+    apt-get -qq install -y --no-install-recommends slurm-wlm munge curl bubblewrap >/dev/null 2>&1 ||
         unavailable "missing:$missing, and Debian's packages do not install"
 }
 

@@ -1,8 +1,9 @@
-"""The custom resources in docker/k8s hold to their projects' schemas (make test-cluster).
+"""The custom resources of the kit hold to their projects' schemas (make test-cluster).
 
 The models of these packages drop what they do not know, so that what comes out of them is compared
 with what went in. KServe's own package imports a server with 450 MB of requirements: only the
-models in it are used.
+models in it are used. KubeRay publishes no package: the fields of its own kinds are listed here,
+and the pods inside are read by the models of Kubernetes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ import yaml
 
 if shutil.which("kubectl") is None:
     pytest.skip("kubectl is not installed", allow_module_level=True)
-K8S = Path(__file__).parents[1] / "docker" / "k8s"
+ROOT = Path(__file__).parents[1]
+K8S = ROOT / "docker" / "k8s"
 Manifest = dict[str, Any]
 
 
@@ -67,13 +69,52 @@ def through_kserve(manifest: Manifest) -> Manifest:
     return api.sanitize_for_serialization(api.deserialize(answer, "V1beta1InferenceService"))
 
 
+# From the CustomResourceDefinition of KubeRay 1.7.0 (ray-operator/config/crd/bases), v1.
+KUBERAY: dict[str, list[str]] = yaml.safe_load("""
+job: [activeDeadlineSeconds, backoffLimit, clusterSelector, deletionStrategy, entrypoint,
+  entrypointNumCpus, entrypointNumGpus, entrypointResources, jobId, managedBy, metadata,
+  preRunningDeadlineSeconds, rayClusterSpec, runtimeEnvYAML, shutdownAfterJobFinishes,
+  submissionMode, submitterConfig, submitterPodTemplate, suspend, ttlSecondsAfterFinished]
+cluster: [authOptions, autoscalerOptions, enableInTreeAutoscaling, gcsFaultToleranceOptions,
+  headGroupSpec, headServiceAnnotations, historyServerOptions, managedBy, networkPolicy, rayVersion,
+  suspend, tlsOptions, upgradeStrategy, workerGroupSpecs]
+head: [enableIngress, headService, ingressOptions, labels, rayStartParams, resources, serviceType,
+  template]
+workers: [groupName, idleTimeoutSeconds, labels, maxReplicas, minReplicas, numOfHosts, priority,
+  rayStartParams, replicas, resources, scaleStrategy, suspend, template]
+""")
+
+
+def through_kuberay(manifest: Manifest) -> Manifest:
+    kubernetes = pytest.importorskip("kubernetes.client")
+    api = kubernetes.ApiClient()
+
+    def known(kind: str, given: Manifest) -> Manifest:
+        return {key: value for key, value in given.items() if key in KUBERAY[kind]}
+
+    def pods(group: Manifest) -> Manifest:
+        answer = types.SimpleNamespace(data=json.dumps(group["template"]))
+        template = api.deserialize(answer, "V1PodTemplateSpec")
+        return group | {"template": api.sanitize_for_serialization(template)}
+
+    job = known("job", manifest["spec"])
+    cluster = known("cluster", job["rayClusterSpec"])
+    cluster["headGroupSpec"] = pods(known("head", cluster["headGroupSpec"]))
+    cluster["workerGroupSpecs"] = [
+        pods(known("workers", group)) for group in cluster["workerGroupSpecs"]
+    ]
+    return manifest | {"spec": job | {"rayClusterSpec": cluster}}
+
+
 KINDS: dict[str, Callable[[Manifest], Manifest]] = {
     "TrainJob": through_kubeflow,
     "TrainingRuntime": through_kubeflow,
     "ScaledObject": through_keda,
     "InferenceService": through_kserve,
+    "RayJob": through_kuberay,
 }
 MANIFESTS = [m for overlay in ("trainjob", "keda", "kserve") for m in custom(overlay)]
+MANIFESTS.append(yaml.safe_load((ROOT / "cluster" / "ray" / "rayjob.yaml").read_text()))
 
 
 def named(manifest: Manifest) -> str:
@@ -96,3 +137,9 @@ def test_the_check_finds_a_misspelt_key(manifest: Manifest) -> None:
     # Either way.
     with contextlib.suppress(ValueError):
         assert KINDS[manifest["kind"]](wrong) != wrong
+
+
+def test_the_check_finds_a_misspelt_key_in_a_pod_of_ray() -> None:
+    wrong = copy.deepcopy(MANIFESTS[-1])
+    wrong["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]["volumez"] = []
+    assert through_kuberay(wrong) != wrong

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import runpy
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,15 +17,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from reward_client import RewardClient
 from tests_cluster.runs import FAST, SETTINGS, SLOW, assert_equal, epochs, scorer
 from tests_cluster.slurm import PATIENCE, ROOT, wait_for
+from trainer.config.load import load
 
 KIT = ROOT / "cluster" / "ray"
 SCRIPT = ROOT / "scripts" / "ray_cluster.sh"
 
-pytest.importorskip("ray", reason="ray is not installed in this environment")
+ray = pytest.importorskip("ray", reason="ray is not installed in this environment")
 
 
 @dataclass
@@ -152,3 +156,18 @@ def test_a_lost_node_costs_no_number(cluster: Cluster, rewards: RewardClient) ->
     assert_equal(work / "crashed", work / "undisturbed")
     wrong = cluster.start("train.py", "wrong", "mini_jpeg", "--set", "optim.lrr=1")
     assert wrong.wait(60 * PATIENCE) == 2
+
+
+def test_the_rayjob_starts_what_its_pods_can_hold() -> None:
+    job = yaml.safe_load((KIT / "rayjob.yaml").read_text())["spec"]
+    interpreter, script, *words = shlex.split(job["entrypoint"])
+    assert (interpreter, Path(script).name) == ("python", "train.py")
+    options = runpy.run_path(str(KIT / "train.py"))["arguments"]().parse_args(words)
+    (group,) = job["rayClusterSpec"]["workerGroupSpecs"]
+    (container,) = group["template"]["spec"]["containers"]
+    resources = container["resources"]
+    assert options.nodes == group["replicas"] == group["minReplicas"]
+    assert options.gpus == float(resources["limits"]["nvidia.com/gpu"]) == options.processes
+    assert options.cpus == float(resources["requests"]["cpu"])
+    assert job["rayClusterSpec"]["rayVersion"] == ray.__version__
+    load(options.preset, options.set, world_size=options.nodes * options.processes)

@@ -6,7 +6,9 @@ job. Epochs, not seconds, say when something happens: the scorer is as slow as t
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -124,6 +126,27 @@ def test_a_run_outlives_its_time_limit(slurm: Cluster, pace: Path, undisturbed: 
     assert slurm.ends(job, 180) == "COMPLETED", slurm.output(job)
     assert "time is up: back into the queue" in slurm.output(job)
     assert_equal(slurm.work / "limited", undisturbed)
+
+
+def test_seeds_are_an_array_and_run_in_containers(slurm: Cluster, rewards: str) -> None:
+    """As with apptainer, the interpreter is a command of several words; as with pyxis, options."""
+    container = (
+        f"bwrap --dev-bind / / --unshare-pid --proc /proc --setenv SEEN yes {sys.executable}"
+    )
+    array = train(
+        slurm,
+        "seeds",
+        "--array=1-2",
+        "--nodes=1",
+        PYTHON=container,
+        SRUN_EXTRA="--comment=extra --kill-on-bad-exit=1",
+    )
+    runs = [slurm.work / "seeds" / f"seed_{seed}" for seed in (1, 2)]
+    for seed, run in enumerate(runs, 1):
+        assert slurm.ends(f"{array}_{seed}", 180) == "COMPLETED"
+        assert json.loads((run / "config.json").read_text())["settings"]["run"]["seed"] == seed
+        assert epochs(run) == list(range(1, EPOCHS + 1))
+    assert rows(runs[0]) != rows(runs[1])
 
 
 def test_wrong_settings_are_tried_once(slurm: Cluster, rewards: str) -> None:

@@ -112,8 +112,8 @@ def ended(out: Path) -> tuple[int | None, str]:
     return found["exit_code"], found["error"]
 
 
-def main() -> int:
-    """Start until the run is finished, no start gets further, or somebody stops this job."""
+def arguments() -> argparse.ArgumentParser:
+    """The parser of the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path, help="the run's folder, shared by all nodes")
     parser.add_argument("preset", help="or a .toml file")
@@ -124,7 +124,12 @@ def main() -> int:
     parser.add_argument("--gpus", type=float, default=0, help="per node")
     parser.add_argument("--rewards", type=Path, help="folder of cluster/ray/rewards.py")
     parser.add_argument("--tries", type=int, default=4, help="failed starts from one checkpoint")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    """Start until the run is finished, no start gets further, or somebody stops this job."""
+    options = arguments().parse_args()
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     # Actors have working folders of their own.
