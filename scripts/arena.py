@@ -171,6 +171,7 @@ def report(
     runs = {name: seeds for name, seeds in runs.items() if seeds}
     if docs is not None:
         path = docs / "images" / f"arena_{table.stem}.svg"
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(_figure(runs), encoding="utf-8")
         typer.echo(f"![{arena.title}](images/{path.name})\n")
     typer.echo(summary(runs))
@@ -199,44 +200,50 @@ def _headline(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def summary(runs: Mapping[str, Sequence[Rows]]) -> str:
-    """A Markdown table: one line per run, and one per arm with several seeds.
+    """A Markdown table with a line per arm; bold are differences that exceed those of the seeds.
 
     A run that has not finished shows its last evaluation, marked with `*`.
     """
+    first = next(iter(runs), "")
     out = [
-        "| arm | held-out (95 % interval) | at best | largest change watched | colour diversity "
-        "| KL | epochs | CPU s per epoch |",
+        "| arm | held-out, mean (each seed) | 95 % interval of one run "
+        f"| difference from {first} | largest change watched | colour diversity | KL "
+        "| CPU s per epoch |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for name, seeds in runs.items():
-        lasts = [_headline(_evaluations(rows)[-1])["mean"] for rows in seeds]
-        if len(seeds) > 1:
-            spread = f"{min(lasts):.3f} to {max(lasts):.3f}"
-            mean = f"**{fmean(lasts):.3f}** ({spread})"
-            out.append(f"| **{name}**, {len(seeds)} seeds | {mean} | | | | | | |")
-        out += [f"| {name} | {_line(rows)} |" for rows in seeds]
+    base = [_last_mean(rows) for rows in runs.get(first, ())]
+    out += [f"| {name} | {_line(seeds, base)} |" for name, seeds in runs.items()]
     return "\n".join(out)
 
 
-def _line(rows: Rows) -> str:
-    evaluations = _evaluations(rows)
-    base, last = evaluations[0], evaluations[-1]
-    found = _headline(last)
-    mark = "" if last["phase"] == "final" else "*"
-    best = max(evaluations, key=lambda row: _headline(row)["mean"])
-    epochs = [row for row in rows if row["kind"] == "train"]
-    change = _changes(base, last)
-    diversity = change.pop(COLOR_DIVERSITY, None)
-    worst = max(change, key=lambda name: abs(change[name])) if change else ""
-    kl = last.get("kl")
+def _last_mean(rows: Rows) -> float:
+    return _headline(_evaluations(rows)[-1])["mean"]
+
+
+def _line(seeds: Sequence[Rows], base: Sequence[float]) -> str:
+    means = [_last_mean(rows) for rows in seeds]
+    lasts = [_evaluations(rows)[-1] for rows in seeds]
+    marks = ["" if row["phase"] == "final" else "*" for row in lasts]
+    each = ", ".join(f"{mean:.3f}{mark}" for mean, mark in zip(means, marks, strict=True))
+    half = fmean((_headline(row)["high"] - _headline(row)["low"]) / 2 for row in lasts)
+    difference = f"{fmean(means) - fmean(base):+.3f}"
+    if min(means) > max(base) or max(means) < min(base):
+        difference = f"**{difference}**"
+    changes = [_changes(_evaluations(rows)[0], row) for rows, row in zip(seeds, lasts, strict=True)]
+    diversity = [change.pop(COLOR_DIVERSITY) for change in changes if COLOR_DIVERSITY in change]
+    common = [name for name in changes[0] if all(name in change for change in changes)]
+    watched = {name: fmean(change[name] for change in changes) for name in common}
+    worst = max(watched, key=lambda name: abs(watched[name])) if watched else ""
+    kls = [row["kl"]["mean"] for row in lasts if row.get("kl")]
+    cpu_s = [_cpu_s(row) for rows in seeds for row in rows if row["kind"] == "train"]
     cells = [
-        f"{found['mean']:.3f}{mark} ({found['low']:.3f} to {found['high']:.3f})",
-        f"{_headline(best)['mean']:.3f} at {best['epoch']}",
-        f"{worst} {change[worst]:+.0%}" if worst else "",
-        "" if diversity is None else f"{diversity:+.0%}",
-        f"{kl['mean']:.3f}" if kl else "–",
-        str(last["epoch"]),
-        f"{fmean(_cpu_s(row) for row in epochs):.1f}" if epochs else "",
+        f"{fmean(means):.3f} ({each})",
+        f"±{half:.3f}",
+        "" if means == base else difference,
+        f"{worst} {watched[worst]:+.0%}" if worst else "",
+        f"{fmean(diversity):+.0%}" if diversity else "",
+        f"{fmean(kls):.3f}" if kls else "–",
+        f"{fmean(cpu_s):.1f}" if cpu_s else "",
     ]
     return " | ".join(cells)
 

@@ -100,7 +100,7 @@ def test_more_runs_than_cores_are_refused(tmp_path: Path) -> None:
     assert f"2 runs of {cores} cores need {2 * cores}" in " ".join(done.stderr.split())
 
 
-def test_the_report_is_a_line_per_run_and_a_figure(tmp_path: Path) -> None:
+def test_the_report_is_a_line_per_arm_and_a_figure(tmp_path: Path) -> None:
     runs, docs = tmp_path / "runs", tmp_path / "docs"
     runs.mkdir()
     (docs / "images").mkdir(parents=True)
@@ -114,13 +114,13 @@ def test_the_report_is_a_line_per_run_and_a_figure(tmp_path: Path) -> None:
     done = arena("report", table(tmp_path), "--out", str(runs), "--docs", str(docs))
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
-    assert len(rows) == 2 + 1 + 2 + 1 + 2 + 2
-    assert "| **plain**, 2 seeds | **0.700** (0.600 to 0.800)" in rows[2]
-    assert "sharpness -50%" in rows[3]
+    assert len(rows) == 2 + 2 + 2 + 2
+    assert rows[2].startswith("| plain | 0.700 (0.800, 0.600) | ±")
+    assert "sharpness -25%" in rows[2]
     last = json.loads(lines[-3])["metrics"]["geneval"]["mean"]
-    assert f"{last:.3f}*" in rows[5]
-    assert rows[6].startswith("| arm | held-out after 3.0 CPU minutes")
+    assert f"{last:.3f}*" in rows[3]
+    assert rows[4].startswith("| arm | held-out after 3.0 CPU minutes")
     # 30 epochs of 12 CPU seconds do not fit into them: only the base had been evaluated.
-    assert rows[8] == "| plain | 0.800, 0.500 | 30, 0 |"
+    assert rows[6] == "| plain | 0.800, 0.500 | 30, 0 |"
     drawing = ElementTree.parse(docs / "images" / "arena_table.svg").getroot()
     assert sum(element.tag.endswith("}polyline") for element in drawing.iter()) == 3
