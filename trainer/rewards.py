@@ -170,15 +170,15 @@ class RewardService:
         """The scores of the items that were sent, and none for the other images."""
         if finite.all():
             return self._request(items, terms, priority)
-        lost = int((~finite).sum())
         if not items:
-            return all_failed(NOT_FINITE, lost, terms)
+            return all_failed(NOT_FINITE, len(finite), terms)
         found = self._request(items, terms, priority)
+        reasons = iter(found.reasons)
         return replace(
             found,
             values={name: among(column, finite) for name, column in found.values.items()},
             outputs={name: among(column, finite) for name, column in found.outputs.items()},
-            errors={**found.errors, NOT_FINITE: lost},
+            reasons=[next(reasons) if sent else (NOT_FINITE,) for sent in finite],
         )
 
     def _request(

@@ -34,9 +34,14 @@ class Scores:
     """
 
     values: Mapping[str, MaskedArray]  # N float64 per term name, masked where the item failed
-    errors: Mapping[str, int]  # how often which error occurred
+    reasons: Sequence[Sequence[str]]  # N: why each scorer that failed gave no score
     fingerprints: Mapping[str, tuple[str, ...]]  # by scorer; several if the service changed
     outputs: Mapping[str, MaskedArray]
+
+    @property
+    def errors(self) -> dict[str, int]:
+        """How often which error occurred."""
+        return dict(Counter(reason for reasons in self.reasons for reason in reasons))
 
     def valid(self, names: Sequence[str]) -> NDArray[np.bool_]:
         """(N,) whether every one of these terms has a value."""
@@ -45,12 +50,10 @@ class Scores:
 
 def merge(parts: Sequence[Scores]) -> Scores:
     """Concatenate the scores of several batches, in order."""
-    errors: Counter[str] = Counter()
-    for part in parts:
-        errors.update(part.errors)
     values = {name: np.ma.concatenate([p.values[name] for p in parts]) for name in parts[0].values}
     fingerprints = joined(part.fingerprints for part in parts)
-    return Scores(values, dict(errors), fingerprints, _merged_outputs(parts))
+    reasons = [reason for part in parts for reason in part.reasons]
+    return Scores(values, reasons, fingerprints, _merged_outputs(parts))
 
 
 def _merged_outputs(parts: Sequence[Scores]) -> dict[str, MaskedArray]:
@@ -90,7 +93,7 @@ def scores_of(
 
 def all_failed(reason: str, count: int, terms: Sequence[RewardTerm]) -> Scores:
     values = {term.name: _masked([None] * count) for term in terms}
-    return Scores(values, {reason: count}, {}, {})
+    return Scores(values, [(reason,)] * count, {}, {})
 
 
 def read_response(response: ScoreResponse, count: int, terms: Sequence[RewardTerm]) -> Scores:
@@ -99,15 +102,14 @@ def read_response(response: ScoreResponse, count: int, terms: Sequence[RewardTer
     Raises:
         ConfigError: a scorer gives no such component.
     """
-    errors: Counter[str] = Counter()
+    reasons: list[list[str]] = [[] for _ in range(count)]
     for result in response.results.values():
-        errors.update(
-            f"{result.name}: {item.code.value}: {item.message}" for item in result.errors.values()
-        )
+        for index, item in result.errors.items():
+            reasons[index].append(f"{result.name}: {item.code.value}: {item.message}")
     values = {term.name: _column(response.results[term.scorer], term, count) for term in terms}
     fingerprints = {name: (result.fingerprint,) for name, result in response.results.items()}
     outputs = {k: v for result in response.results.values() for k, v in _outputs(result).items()}
-    return Scores(values, dict(errors), fingerprints, outputs)
+    return Scores(values, reasons, fingerprints, outputs)
 
 
 def _outputs(result: ScorerResult) -> dict[str, MaskedArray]:

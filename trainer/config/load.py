@@ -5,6 +5,7 @@ Everything that can be wrong with the settings alone is found here, before anyth
 
 import copy
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,11 @@ def _check(settings: Settings, world_size: int) -> None:
             f"batch.prompts_per_epoch={groups}"
         )
     _check_alarms(settings)
+    if settings.record.images != "none" and find_spec("pyarrow") is None:
+        raise ConfigError(
+            f"record.images={settings.record.images} needs pyarrow: pip install "
+            "'flow-reward[record]', or set record.images=none"
+        )
 
 
 def _check_known(name: str, value: str, known: Sequence[str]) -> None:

@@ -354,6 +354,19 @@ class LoggingSettings(Section):
     0: off."""
 
 
+class RecordSettings(Section):
+    """The flight recorder: every training image with its scores and advantage (`record/`)."""
+
+    images: Literal["none", "lossless", "webp90"] = "none"
+    """How pictures are kept: `lossless` (WebP) can be scored again exactly, `webp90` (WebP of
+    quality 90) takes an eighth and gives other scores; `none`: nothing is recorded."""
+    max_bytes: Positive = 20_000_000_000
+    """Size of `record/`, over all processes. Beyond it, pictures of older epochs go first: of every
+    second of their groups, again and again, until what is left fits."""
+    min_free_bytes: Count = 2_000_000_000
+    """Recording stops while less than this is free on the disk: checkpoints need it more."""
+
+
 class Settings(Section):
     """All settings of a run."""
 
@@ -370,6 +383,7 @@ class Settings(Section):
     alarm: AlarmSettings = AlarmSettings()
     task: TaskSettings = TaskSettings()
     logging: LoggingSettings = LoggingSettings()
+    record: RecordSettings = RecordSettings()
 
     @property
     def measured(self) -> tuple[RewardTerm, ...]:

@@ -250,6 +250,6 @@ def _collect(
             for (prompt, sample), score in zip(rows_made, headline, strict=True)
             if sample == 0 and prompt in shown
         },
-        errors=dict(whole.errors),
+        errors=whole.errors,
         scorers=joined(part.fingerprints for part in scores),
     )

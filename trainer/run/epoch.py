@@ -23,6 +23,7 @@ from trainer.rollout.policy import RolloutBatch, draw_window
 from trainer.rollout.prompts import Draw, draw_prompts, draws, share_out
 from trainer.rollout.rollout import rollout
 from trainer.run import groups
+from trainer.run.record import Picture
 from trainer.run.scores import epoch_advantages, epoch_scores
 from trainer.run.state import Run, check_stop
 from trainer.scores import Scores
@@ -37,6 +38,7 @@ class Sampled:
     cond: Conditioning
     negative: Conditioning | None
     pending: "Future[Scores]"
+    pictures: "Future[list[Picture]] | None" = None  # encoded, where they are recorded
 
 
 def train_epoch(run: Run) -> dict[str, Any]:
@@ -46,7 +48,7 @@ def train_epoch(run: Run) -> dict[str, Any]:
         ServiceError: the service went away or too much has no score; nothing has changed.
         Stopped: a process was asked to stop before the last scores were there; nothing has changed.
     """
-    settings, epoch = run.settings, run.progress.epoch
+    settings, epoch, sampled_after = run.settings, run.progress.epoch, run.progress.updates
     times: dict[str, float] = dict.fromkeys(("rollout", "score_wait", "train"), 0.0)
     cpu_s = time.process_time()
     with _timed(times, "rollout"):
@@ -70,6 +72,8 @@ def train_epoch(run: Run) -> dict[str, Any]:
         run.updater.end_epoch()
     if keep is not None:
         keep()
+    own = [item for batches in sampled for item in batches]
+    kept = run.recorder and run.recorder.keep(run, prompts, own, found, sampled_after)
     total, total_s = len(found.values), sum(times.values())
     return {
         "kind": "train",
@@ -80,10 +84,11 @@ def train_epoch(run: Run) -> dict[str, Any]:
         "categories": _by_category(run, prompts, scores.values[names[0]]),
         "advantage": dict(found.stats),
         "failed": int((~found.valid).sum()),
-        "errors": dict(scores.errors),
+        "errors": scores.errors,
         "scorers": {name: list(seen) for name, seen in scores.fingerprints.items()},
         **combine_updates(updates),
         **_controlled(run),
+        **({"record": kept} if kept else {}),
         "seconds": {**times, "total": total_s, "cpu": time.process_time() - cpu_s},
         "images": total,
         "images_per_s": total / total_s,
@@ -159,10 +164,11 @@ def sample_batch(run: Run, images: Sequence[Draw], number: int) -> Sampled:
     )
     decoded = run.model.decode(batch.final)
     pending = run.service.submit(decoded, chosen, settings.rewards.train, tag=f"e{epoch}-{number}")
+    pictures = run.recorder and run.recorder.encode(decoded)
     # While the service is busy with the images.
     finite = torch.as_tensor(decoded.finite, device=batch.final.device)
     renewed = run.updater.renew(batch.keep_finite(finite), cond, negative)
-    return Sampled(number * len(images), renewed, cond, negative, pending)
+    return Sampled(number * len(images), renewed, cond, negative, pending, pictures)
 
 
 def _window(run: Run, group: int) -> tuple[int, ...]:

@@ -19,12 +19,15 @@ from trainer.models.precision import resolve
 from trainer.parallel.sharding import parallel, prepare_networks, whole
 from trainer.parallel.world import World, setup_torch
 from trainer.rewards import RewardService, connect
+from trainer.run import shards
 from trainer.run.checkpoint import Checkpoint
 from trainer.run.inputs import encode_all, load_model, load_prompts
 from trainer.run.log import METRICS, MetricsLog, read, versions, write_json
 from trainer.run.loop import train
 from trainer.run.progress import RESULT, Progress, finished, locked, reopen, write_resolved
+from trainer.run.record import Recorder
 from trainer.run.resume import check_base, restore, resumable
+from trainer.run.shards import FOLDER
 from trainer.run.state import Run, averaged
 from trainer.run.storage import storing
 from trainer.run.trial import trial
@@ -136,6 +139,9 @@ def opened(
         log = world.everywhere(lambda: _open_log(run_dir, settings, progress, world, say))
         if log is not None:
             stack.callback(log.close)
+        recorder = _open_recorder(run_dir, settings, progress, world, say)
+        if recorder is not None:
+            stack.callback(recorder.close)
         show("encoding prompts", 0, 0)
         encode_all(model, every_prompt, settings, say)
         yield Run(
@@ -157,6 +163,7 @@ def opened(
             scorers={**known, **scorers},
             base=base,
             prompts=prompts,
+            recorder=recorder,
         )
 
 
@@ -201,6 +208,19 @@ def _open_log(
             first_epoch=progress.epoch,
             say=say,
         )
+
+
+def _open_recorder(
+    run_dir: Path, settings: Settings, progress: Progress, world: World, say: Callable[[str], None]
+) -> Recorder | None:
+    def forget() -> None:
+        with storing(f"{run_dir / FOLDER}"):
+            shards.forget(run_dir, progress.epoch)
+
+    world.on_main(forget)
+    if settings.record.images == "none":
+        return None
+    return world.everywhere(lambda: Recorder(run_dir, settings, world, say))
 
 
 def _finish(run: Run, reason: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from trainer.algorithm.ema import Ema
 from trainer.config.load import keeps_reference
-from trainer.config.settings import AlarmSettings, Settings
+from trainer.config.settings import AlarmSettings, RecordSettings, Settings
 from trainer.errors import CheckpointError, ConfigError
 from trainer.parallel.world import World, shared
 from trainer.run.checkpoint import Checkpoint, load_latest
@@ -31,6 +31,7 @@ FREE = {
         "logging": "tensorboard wandb_project groups_every_epochs",
         "eval": "every_epochs every_minutes alarm_fall",
         "alarm": " ".join(AlarmSettings.model_fields),
+        "record": " ".join(RecordSettings.model_fields),
     }.items()
     for key in keys.split()
 }

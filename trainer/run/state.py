@@ -18,6 +18,7 @@ from trainer.rewards import RewardService
 from trainer.run import checkpoint as checkpoints
 from trainer.run.log import MetricsLog
 from trainer.run.progress import Progress
+from trainer.run.record import Recorder
 from trainer.run.storage import storing
 from trainer.run.tensors import optimizer_tensors, random_state
 from trainer.run.update import Updater
@@ -48,6 +49,7 @@ class Run:
     scorers: dict[str, str] = field(default_factory=dict)  # fingerprints as last seen
     base: str = ""  # fingerprint of the weights that the run started from
     prompts: Mapping[str, str] = field(default_factory=dict)  # fingerprints of `train` and `test`
+    recorder: Recorder | None = None
 
 
 def averaged(run: Run) -> AbstractContextManager[None]:
@@ -93,6 +95,8 @@ def _tensors(run: Run) -> dict[str, Mapping[str, Tensor]]:
 
 def save(run: Run) -> Path:
     """Write a checkpoint of the state between two epochs; all processes have to call this."""
+    if run.recorder is not None:
+        run.recorder.settle()
     states = run.world.gather(random_state())
     tensors = {name: whole(part, keep=run.world.is_main) for name, part in _tensors(run).items()}
     tensors["rng"] = {f"{r}|{k}": v for r, part in enumerate(states) for k, v in part.items()}
