@@ -28,6 +28,8 @@ TOGETHER = (
         "tests/trainer_run/test_resume.py",
         "tests/trainer_run/test_together.py",
     ),
+    # A recorded run.
+    ("tests/trainer_run/test_record.py", "tests/trainer_run/test_rescore.py"),
     # A reward server with every legacy API.
     (
         "tests/legacy/test_json_dialects.py",

@@ -1,6 +1,7 @@
 """`flow-train`, also as `python -m trainer`: train, sample, evaluate, report, compare, ..."""
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -352,6 +353,53 @@ def compare(
     console = _console()
     console.print(compare_runs(run_dirs, out))
     console.print(f"comparison: {escape(str(out.resolve()))}")
+
+
+@app.command(
+    epilog=examples(
+        "flow-train rescore runs/mine --scorer pickscore --url grpc://127.0.0.1:50051",
+        "flow-train rescore runs/mine --weights geneval=1,jpeg=0.2",
+        "flow-train rescore runs/mine --scorer pickscore --weights geneval=1,pickscore=0.5",
+    )
+)
+def rescore(
+    run_dir: RunDir,
+    scorer: Annotated[
+        list[str] | None,
+        typer.Option(help="scorer or scorer.component to score with; may be repeated."),
+    ] = None,
+    weights: Annotated[
+        str, typer.Option(help="a=1,b=0.5: of --scorer and of what was recorded; else 1 each.")
+    ] = "",
+    url: Annotated[str, typer.Option(help="Reward service; else REWARD_URL or the run's.")] = "",
+    groups: Annotated[
+        int, typer.Option(min=0, help="Score so many groups, evenly over the run; 0: all.")
+    ] = 0,
+    force: Annotated[
+        bool, typer.Option("--force", help="Score lossy pictures, too, and mark the result.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="The page, with the .json beside it; else in the run.")
+    ] = None,
+) -> None:
+    """Give a recorded run the advantages of another reward, and show where the two disagree.
+
+    Needs a run with record.images. Scores its pictures with other scorers, or weighs anew what was
+    recorded; the run is not changed.
+    """
+    from trainer.report.rescored import write
+    from trainer.tools.rescore import Other, parse_weights
+    from trainer.tools.rescore import rescore as rescore_run
+
+    terms = tuple(config.term_of(text) for text in scorer or ())
+    other = Other(terms, parse_weights(weights), url, force, groups)
+    with Terminal(_console(stderr=True)) as terminal:
+        found = rescore_run(run_dir, other, os.environ, terminal.show)
+    name = re.sub(r"[^\w.]+", "_", "_".join(found.scores))
+    page = out or run_dir / "rescored" / f"{name}.html"
+    console = _console()
+    console.print(write(found, run_dir, page))
+    console.print(f"page: {escape(str(page.resolve()))}")
 
 
 @presets_app.command("list", epilog=examples("flow-train presets list"))

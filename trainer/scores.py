@@ -15,7 +15,9 @@ from numpy.ma import MaskedArray
 from numpy.typing import NDArray
 
 from reward_client import ScoreResponse, ScorerResult
-from trainer.config.settings import RewardTerm
+from trainer.algorithm.advantages import Advantages, advantages
+from trainer.config.loss_settings import RwrSettings
+from trainer.config.settings import RewardTerm, Settings
 from trainer.errors import ConfigError, Stopped, TrainerError
 
 LOOK_UP_S = 0.25
@@ -89,6 +91,25 @@ def scores_of(
             if isinstance(error, TrainerError):
                 return error
     return merge([future.result() for future in pending]) if pending else None
+
+
+def epoch_advantages(settings: Settings, scores: Scores) -> Advantages:
+    """The advantages of an epoch's images, in their order."""
+    names = [term.name for term in settings.rewards.train]
+    size, loss = settings.batch.images_per_prompt, settings.loss
+    return advantages(
+        {name: scores.values[name].data for name in names},
+        [image // size for image in range(len(scores.values[names[0]]))],
+        weights={term.name: term.weight for term in settings.rewards.train},
+        valid=scores.valid(names),
+        std=settings.advantage.std,
+        combine=settings.advantage.combine,
+        eps=settings.advantage.eps,
+        clip=settings.advantage.clip,
+        mode=loss.advantage_mode,
+        temperature=loss.rwr_temperature if isinstance(loss, RwrSettings) else 1.0,
+        skip_constant_groups=settings.batch.skip_constant_groups,
+    )
 
 
 def all_failed(reason: str, count: int, terms: Sequence[RewardTerm]) -> Scores:

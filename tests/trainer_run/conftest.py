@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.trainer_run.nursery import Nursery
+from tests.trainer_run.recorded import recorded, train
 from tests.trainer_run.tiny import build_pipeline, settings_table
 
 
@@ -19,6 +20,14 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def nursery(tmp_path_factory: pytest.TempPathFactory) -> Nursery:
     return Nursery(tmp_path_factory.mktemp("attempts"))
+
+
+@pytest.fixture(scope="session")
+def recorded_run(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run that was recorded without loss; not to be changed."""
+    folder = tmp_path_factory.mktemp("recorded")
+    train(recorded(settings_table(folder, pipeline), folder / "run"))
+    return folder / "run"
 
 
 @pytest.fixture

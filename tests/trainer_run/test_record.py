@@ -3,8 +3,7 @@
 import io
 import json
 import tarfile
-from collections.abc import Callable
-from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,43 +14,16 @@ from pyarrow import parquet  # pyright: ignore[reportMissingImports]
 from safetensors.torch import load_file
 
 from tests.trainer_run.fake_service import service_with
-from trainer.config.load import parse
+from tests.trainer_run.recorded import EPOCHS, GROUPS, SIZE, recorded, train
+from trainer.config.settings import RewardTerm
+from trainer.errors import ConfigError
 from trainer.images import Pixels
 from trainer.run import shards
 from trainer.run.log import read
-from trainer.run.open import Outcome, train_run
-from trainer.run.record import pixel_digest
+from trainer.run.shards import pixel_digest
+from trainer.tools.rescore import Other, rescore
 
-EPOCHS, GROUPS, SIZE = 3, 2, 4
 FOLDER = shards.FOLDER
-
-
-def recorded(table: dict[str, Any], run_dir: Path, **record: Any) -> dict[str, Any]:
-    out = deepcopy(table)
-    out["run"] |= {"out_dir": str(run_dir), "epochs": EPOCHS}
-    out["eval"] |= {"every_epochs": 0, "images_per_prompt": 1, "kl_steps": 0}
-    out["logging"]["groups_every_epochs"] = 0
-    out["record"] = {"images": "lossless", "min_free_bytes": 0, **record}
-    return out
-
-
-def train(
-    table: dict[str, Any],
-    say: Callable[[str], None] = lambda _: None,
-    stop: Callable[[], object] = lambda: False,
-) -> Outcome:
-    connect = service_with()
-    return train_run(parse(table), environment={}, open_service=connect, say=say, stop=stop)
-
-
-@pytest.fixture(scope="module")
-def whole(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run that was recorded."""
-    from tests.trainer_run.tiny import settings_table
-
-    folder = tmp_path_factory.mktemp("recorded")
-    train(recorded(settings_table(folder, pipeline), folder / "run"))
-    return folder / "run"
 
 
 def numbers(run_dir: Path) -> list[dict[str, Any]]:
@@ -84,8 +56,8 @@ def rows(run_dir: Path) -> list[dict[str, Any]]:
     return [row for path in found for row in parquet.read_table(path).to_pylist()]
 
 
-def test_every_image_is_there_with_what_was_decided_about_it(whole: Path) -> None:
-    found = rows(whole)
+def test_every_image_is_there_with_what_was_decided_about_it(recorded_run: Path) -> None:
+    found = rows(recorded_run)
     keys = [
         f"{e + 1:06d}_{g:04d}_{i:04d}"
         for e in range(EPOCHS)
@@ -93,7 +65,7 @@ def test_every_image_is_there_with_what_was_decided_about_it(whole: Path) -> Non
         for i in range(SIZE)
     ]
     assert [row["key"] for row in found] == keys
-    seen = pictures(whole)
+    seen = pictures(recorded_run)
     assert list(seen) == keys
     for row in found:
         picture = seen[row["key"]]
@@ -106,35 +78,48 @@ def test_every_image_is_there_with_what_was_decided_about_it(whole: Path) -> Non
         assert row["noise"]["epoch"] == row["epoch"] - 1
         assert row["updates"] == 2 * (row["epoch"] - 1)
         assert (row["height"], row["width"], row["encoding"]) == (*picture.shape[:2], "lossless")
-    for epoch, logged in enumerate((r for r in read(whole) if r["kind"] == "train"), start=1):
+    for epoch, logged in enumerate(
+        (r for r in read(recorded_run) if r["kind"] == "train"), start=1
+    ):
         own = [row for row in found if row["epoch"] == epoch]
         assert np.mean([row["reward"] for row in own]) == pytest.approx(
             logged["reward"]["brightness"]
         )
         assert sum(row["advantage"] != 0 for row in own) > 0
-        size = sum(p.stat().st_size for p in (whole / FOLDER).glob(f"*_{epoch:06d}_*"))
+        size = sum(p.stat().st_size for p in (recorded_run / FOLDER).glob(f"*_{epoch:06d}_*"))
         assert size <= logged["record"]["bytes"]
     header = json.loads(
-        parquet.read_schema(next((whole / FOLDER).glob("*.parquet"))).metadata[b"flow-train"]
+        parquet.read_schema(next((recorded_run / FOLDER).glob("*.parquet"))).metadata[b"flow-train"]
     )
     assert header["rewards"][0]["scorer"] == "brightness"
 
 
 def test_training_is_the_same_to_the_bit_without_it(
-    whole: Path, table: dict[str, Any], tmp_path: Path
+    recorded_run: Path, table: dict[str, Any], tmp_path: Path
 ) -> None:
-    train(recorded(table, tmp_path / "plain", images="none"))
-    assert not (tmp_path / "plain" / FOLDER).exists()
-    assert numbers(tmp_path / "plain") == numbers(whole)
+    run_dir, said = tmp_path / "plain", []
+    plain = recorded(table, run_dir, images="none")
+    plain["run"]["epochs"] = EPOCHS - 1
+    train(plain)
+    assert not (run_dir / FOLDER).exists()
+    # It can be switched on later; what has no room at all is said before a picture is written.
+    train(recorded(table, run_dir, max_bytes=1000), said.append)
+    assert any("the tables alone are larger than record.max_bytes=1000" in text for text in said)
+    assert list((run_dir / FOLDER).iterdir()) == []
+    train_rows = [
+        [row for row in numbers(d) if row["kind"] == "train"] for d in (run_dir, recorded_run)
+    ]
+    assert train_rows[0] == train_rows[1]
     last = f"checkpoints/epoch_{EPOCHS:06d}/trained.safetensors"
-    one, other = load_file(whole / last), load_file(tmp_path / "plain" / last)
+    one, other = load_file(recorded_run / last), load_file(run_dir / last)
     assert all((one[name] == other[name]).all() for name in one)
 
 
-def test_an_epoch_that_is_done_again_is_recorded_once(
-    whole: Path, table: dict[str, Any], tmp_path: Path
+def test_what_is_interrupted_is_recorded_whole_and_once(
+    recorded_run: Path, table: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = recorded(table, tmp_path / "run")
+    run_dir = tmp_path / "run"
+    run = recorded(table, run_dir)
     run["run"]["save_every_epochs"] = 100
     said: list[str] = []
 
@@ -142,33 +127,23 @@ def test_an_epoch_that_is_done_again_is_recorded_once(
         pass
 
     def fall(text: str) -> None:
-        said.append(text)
         if text.startswith("epoch    2"):
             raise Killed
 
     with pytest.raises(Killed):
         train(run, fall)
     # Epoch 2 is on the disk, but the run goes on from the start.
-    assert {row["epoch"] for row in rows(tmp_path / "run")} == {1, 2}
-    train(run, said.append)
-    assert rows(tmp_path / "run") == rows(whole)
-    assert pictures(tmp_path / "run").keys() == pictures(whole).keys()
-
-
-def test_a_run_that_is_asked_to_stop_has_all_its_epochs(
-    whole: Path, table: dict[str, Any], tmp_path: Path
-) -> None:
-    run = recorded(table, tmp_path / "run")
-    said: list[str] = []
-    done = train(run, said.append, lambda: any(text.startswith("epoch    2") for text in said))
-    assert done.epoch == 2
-    assert {row["epoch"] for row in rows(tmp_path / "run")} == {1, 2}
+    assert {row["epoch"] for row in rows(run_dir)} == {1, 2}
+    train(run, said.append, lambda: any(text.startswith("epoch    2") for text in said))
+    # Asked to stop, it has written all that it has trained on, once.
+    assert [row["epoch"] for row in rows(run_dir)] == [1] * GROUPS * SIZE + [2] * GROUPS * SIZE
     train(run)
-    assert rows(tmp_path / "run") == rows(whole)
+    assert rows(run_dir) == rows(recorded_run)
+    assert list(pictures(run_dir)) == [row["key"] for row in rows(run_dir)]
 
 
 def test_training_goes_on_when_the_disk_is_full(
-    whole: Path, table: dict[str, Any], tmp_path: Path
+    recorded_run: Path, table: dict[str, Any], tmp_path: Path
 ) -> None:
     said: list[str] = []
     run_dir = tmp_path / "run"
@@ -186,35 +161,41 @@ def test_training_goes_on_when_the_disk_is_full(
         "warning: nothing is recorded from here on, training goes on: cannot write"
     )
     assert "No space left on device" in line
-    assert numbers(run_dir) == numbers(whole)
+    assert numbers(run_dir) == numbers(recorded_run)
     assert {row["epoch"] for row in rows(run_dir)} == {1}
     assert "No space left" in read(run_dir)[-2]["record"]["stopped"]
 
 
-def test_pictures_are_thinned_the_oldest_first(
-    whole: Path, table: dict[str, Any], tmp_path: Path
+def test_lossy_pictures_are_thinned_the_oldest_first(
+    recorded_run: Path, table: dict[str, Any], tmp_path: Path
 ) -> None:
-    size = sum(path.stat().st_size for path in (whole / FOLDER).iterdir())
-    run = recorded(table, tmp_path / "run", max_bytes=size * 2 // 3)
-    train(run)
-    assert (
-        sum(path.stat().st_size for path in (tmp_path / "run" / FOLDER).iterdir()) <= size * 2 // 3
-    )
-    assert rows(tmp_path / "run") == rows(whole)
-    kept, all_pictures = pictures(tmp_path / "run"), pictures(whole)
-    assert all((kept[key] == all_pictures[key]).all() for key in kept)
+    run_dir = tmp_path / "run"
+    size = sum(path.stat().st_size for path in (recorded_run / FOLDER).iterdir())
+    train(recorded(table, run_dir, images="webp90", max_bytes=size * 2 // 3))
+    assert sum(path.stat().st_size for path in (run_dir / FOLDER).iterdir()) <= size * 2 // 3
+    # Of what is lossy only the files are other ones.
+    expected = [{**row, "encoding": "webp90"} for row in rows(recorded_run)]
+    assert rows(run_dir) == expected
+    kept, whole = pictures(run_dir), pictures(recorded_run)
+    differences = [np.abs(kept[key].astype(int) - whole[key].astype(int)) for key in kept]
+    assert 0 < np.mean(differences) < 20
     left = [sum(int(key[:6]) == epoch for key in kept) for epoch in range(1, EPOCHS + 1)]
     assert left == sorted(left)
     assert left[0] < left[-1] == GROUPS * SIZE
-
-
-def test_what_has_no_room_at_all_is_said(table: dict[str, Any], tmp_path: Path) -> None:
-    said: list[str] = []
-    run = recorded(table, tmp_path / "run", max_bytes=1000)
-    run["run"]["epochs"] = 1
-    train(run, said.append)
-    assert any("the tables alone are larger than record.max_bytes=1000" in text for text in said)
-    assert list((tmp_path / "run" / FOLDER).iterdir()) == []
+    # Such pictures are no ground for exact scores.
+    other = Other((RewardTerm(scorer="brightness"),), {})
+    with pytest.raises(ConfigError, match="webp90: these are not the pixels"):
+        rescore(run_dir, other, {}, open_service=service_with())
+    forced = replace(other, force=True)
+    found = rescore(run_dir, forced, {}, open_service=service_with())
+    assert found.found["exact"] is False
+    assert len(found.rows) == len(kept)
+    assert found.found["left_out_groups"] == GROUPS * EPOCHS - len(kept) // SIZE
+    # Recorded numbers are exact in any case, and there for all groups.
+    found = rescore(run_dir, Other((), {"brightness": 2.0}), {})
+    assert found.found["exact"]
+    assert found.found["advantages_as_recorded"]
+    assert len(found.rows) == len(expected)
 
 
 @pytest.mark.parametrize("room", [0, 1, 500, 4_000, 10_000, 10**9])
@@ -227,5 +208,5 @@ def test_a_plan_fits_the_room_and_wastes_little(room: int) -> None:
     assert used <= room
     assert list(left.values()) == sorted(left.values())
     assert used > room - 460 or all(value == 6 for value in left.values())
-    # Once more, nothing changes; and a plan made epoch by epoch fits, too.
+    # Once more, nothing changes.
     assert shards.plan(sizes, every, room, end=10) == every

@@ -140,6 +140,14 @@ def validated(table: Mapping[str, Any], *, source: str) -> Settings:
         raise ConfigError(f"{source}: {_explain(error)}") from None
 
 
+def term_of(text: str) -> RewardTerm:
+    """`scorer` or `scorer.component` of a command line; ConfigError without a name."""
+    scorer, _, component = text.partition(".")
+    if not scorer:
+        raise ConfigError(f"--scorer {text!r}: write the name of a scorer, or scorer.component")
+    return RewardTerm(scorer=scorer, component=component)
+
+
 def _override(table: dict[str, Any], text: str) -> None:
     name, equals, value = text.partition("=")
     parts = name.strip().split(".")

@@ -19,6 +19,7 @@ from trainer.run import checkpoint as checkpoints
 from trainer.run.controller import Action, change
 from trainer.run.log import EXIT, figure, read, sampled_as_trained
 from trainer.run.progress import RESOLVED, RESULT, abandoned, kept_groups, read_resolved
+from trainer.run.shards import FOLDER
 from trainer.scores import history
 
 KILLED = {"error": "its process was killed; the same command continues it", "exit_code": None}
@@ -330,6 +331,20 @@ def facts(run: RunData) -> list[tuple[str, str]]:
         ("first ratio of every epoch", exact if deviations else "-"),
         *([("KL to the base", f"{kl:.2g}")] if kl is not None else []),
     ]
+
+
+def recorded(run: RunData) -> dict[str, Any] | None:
+    """The recorded images: `folder`, `size`, `epochs`, and why the recording has `stopped`."""
+    files = list((run.run_dir / FOLDER).glob("epoch_*"))
+    if not files:
+        return None
+    size = sum(file.stat().st_size for file in files)
+    return {
+        "folder": str(run.run_dir / FOLDER),
+        "size": f"{size / 1e9:.1f} GB" if size > 1e9 else f"{size / 1e6:.1f} MB",
+        "epochs": len({file.name[:12] for file in files}),
+        "stopped": run.epochs[-1].get("record", {}).get("stopped", "") if run.epochs else "",
+    }
 
 
 def scorers(run: RunData) -> list[dict[str, str]]:

@@ -48,6 +48,7 @@ def write_report(run_dir: Path, *, reload_s: int = 0) -> Path:
         facts=data.facts(run),
         slides=slides(evaluations(run)),
         groups=data.groups(run),
+        recorded=data.recorded(run),
         charts=charts(run),
         sections=settings.model_dump(mode="json"),
         alarms=data.found_alarms(run),

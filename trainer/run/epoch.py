@@ -24,9 +24,9 @@ from trainer.rollout.prompts import Draw, draw_prompts, draws, share_out
 from trainer.rollout.rollout import rollout
 from trainer.run import groups
 from trainer.run.record import Picture
-from trainer.run.scores import epoch_advantages, epoch_scores
+from trainer.run.scores import epoch_scores
 from trainer.run.state import Run, check_stop
-from trainer.scores import Scores
+from trainer.scores import Scores, epoch_advantages
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +72,8 @@ def train_epoch(run: Run) -> dict[str, Any]:
         run.updater.end_epoch()
     if keep is not None:
         keep()
-    own = [item for batches in sampled for item in batches]
-    kept = run.recorder and run.recorder.keep(run, prompts, own, found, sampled_after)
+    own = [(i.first, i.pending.result(), i.pictures) for batches in sampled for i in batches]
+    kept = run.recorder and run.recorder.keep(epoch + 1, prompts, own, found, sampled_after)
     total, total_s = len(found.values), sum(times.values())
     return {
         "kind": "train",

@@ -1,7 +1,7 @@
 """Open a run: check data and service, load the model, resume where a checkpoint is."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ from trainer.run.trial import trial
 from trainer.run.update import Updater
 from trainer.scores import newest, take_note
 from trainer.terminal import Show, silent
+from trainer.types import Prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,7 @@ def opened(
         log = world.everywhere(lambda: _open_log(run_dir, settings, progress, world, say))
         if log is not None:
             stack.callback(log.close)
-        recorder = _open_recorder(run_dir, settings, progress, world, say)
+        recorder = _open_recorder(run_dir, settings, train_prompts, progress, world, say)
         if recorder is not None:
             stack.callback(recorder.close)
         show("encoding prompts", 0, 0)
@@ -211,7 +212,12 @@ def _open_log(
 
 
 def _open_recorder(
-    run_dir: Path, settings: Settings, progress: Progress, world: World, say: Callable[[str], None]
+    run_dir: Path,
+    settings: Settings,
+    train: Sequence[Prompt],
+    progress: Progress,
+    world: World,
+    say: Callable[[str], None],
 ) -> Recorder | None:
     def forget() -> None:
         with storing(f"{run_dir / FOLDER}"):
@@ -220,7 +226,7 @@ def _open_recorder(
     world.on_main(forget)
     if settings.record.images == "none":
         return None
-    return world.everywhere(lambda: Recorder(run_dir, settings, world, say))
+    return world.everywhere(lambda: Recorder(run_dir, settings, train, world, say))
 
 
 def _finish(run: Run, reason: str) -> None:

@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image as PilImage
@@ -31,12 +31,10 @@ from trainer.rollout.prompts import draws
 from trainer.run import shards
 from trainer.run.progress import RESOLVED
 from trainer.run.resume import comparable
-from trainer.run.shards import END_BYTES, FOLDER, File, Sizes
+from trainer.run.shards import END_BYTES, FOLDER, File, Sizes, pixel_digest
 from trainer.run.storage import storing
-
-if TYPE_CHECKING:
-    from trainer.run.epoch import Sampled
-    from trainer.run.state import Run
+from trainer.scores import Scores
+from trainer.types import Prompt
 
 FORMAT = 1
 ENCODINGS: Mapping[str, Mapping[str, Any]] = {
@@ -46,20 +44,22 @@ ENCODINGS: Mapping[str, Mapping[str, Any]] = {
 }
 # One encoded file per frame, and the SHA-256 (hex) of the pixels.
 Picture = tuple[list[bytes], str]
-
-
-def pixel_digest(picture: Pixels) -> str:
-    """SHA-256 (hex) of the pixels, (H, W, 3) or (F, H, W, 3), row by row."""
-    return hashlib.sha256(np.ascontiguousarray(picture).tobytes()).hexdigest()
+# The number of the first image in the epoch, the scores, and the pictures unless it has stopped.
+Batch = tuple[int, Scores, "Future[list[Picture]] | None"]
 
 
 class Recorder:
     """Records the epochs of a run; ConfigError where the folder cannot be used."""
 
     def __init__(
-        self, run_dir: Path, settings: Settings, world: World, say: Callable[[str], None]
+        self,
+        run_dir: Path,
+        settings: Settings,
+        train: Sequence[Prompt],
+        world: World,
+        say: Callable[[str], None],
     ) -> None:
-        self._settings, self._world, self._say = settings, world, say
+        self._settings, self._train, self._world, self._say = settings, train, world, say
         self._folder = run_dir / FOLDER
         with storing(f"{self._folder}"):
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -95,26 +95,27 @@ class Recorder:
 
     def keep(
         self,
-        run: "Run",
+        epoch: int,
         prompts: Sequence[int],
-        batches: Sequence["Sampled"],
+        batches: Sequence[Batch],
         found: Advantages,
         updates: int,
     ) -> dict[str, Any]:
-        """Write the epoch in the background; all processes have to call this.
+        """Write an epoch (from 1) in the background; all processes have to call this.
 
-        `updates` are those that the model had when it sampled.
+        `prompts` are the numbers of its prompts, `batches` those of this process, `updates` those
+        that the model had when it sampled.
 
         Returns:
-            For the metrics: `bytes` that the recording has at most then, or why the recording has `stopped`.
+            For the metrics: how many `bytes` there are then at most, or why it has `stopped`.
         """
-        epoch, record = run.progress.epoch + 1, self._settings.record
+        record = self._settings.record
         self.settle()
         if self.stopped:
             return {"stopped": self.stopped}
         rows, members = [], {}
         sizes = np.zeros(len(prompts), dtype=np.int64)
-        for row, (frames, digest) in _images(run, prompts, batches, found):
+        for row, (frames, digest) in self._images(epoch, prompts, batches, found):
             row |= {"sha256": digest, "encoding": record.images, "updates": updates}
             rows.append(row)
             still = len(frames) == 1
@@ -209,6 +210,59 @@ class Recorder:
             "processes": self._world.size,
         }
 
+    def _images(
+        self, epoch: int, prompts: Sequence[int], batches: Sequence[Batch], found: Advantages
+    ) -> Iterator[tuple[dict[str, Any], Picture]]:
+        """The rows of this process's images, and their pictures."""
+        settings, size = self._settings, self._settings.batch.images_per_prompt
+        keys = draws(
+            prompts,
+            size,
+            seed=settings.run.seed,
+            epoch=epoch - 1,
+            group_noise=settings.sampling.group_noise,
+        )
+        height, width, frames = settings.sampling.size
+        for first, scores, encoded in batches:
+            terms = {term.name: term.weight for term in settings.rewards.train}
+            rewards = sum(scores.values[name] * weight for name, weight in terms.items())
+            columns = {
+                "reward": rewards,
+                **{f"score.{name}": scores.values[name] for name in terms},
+            }
+            columns |= {f"output.{name}": column for name, column in scores.outputs.items()}
+            numbers = {name: column.tolist() for name, column in columns.items()}
+            seen = {f"fingerprint.{k}": "|".join(v) for k, v in scores.fingerprints.items()}
+            for place, picture in enumerate(encoded.result() if encoded else ()):
+                row = first + place
+                group, image = divmod(row, size)
+                prompt = self._train[prompts[group]]
+                yield (
+                    {
+                        "key": shards.key_of(epoch, group, image),
+                        "epoch": epoch,
+                        "group": group,
+                        "image": image,
+                        "prompt": prompt.text,
+                        "prompt_index": prompts[group],
+                        "category": prompt.group or "all",
+                        "spec": None if prompt.spec is None else json.dumps(prompt.spec),
+                        "spec_kind": prompt.spec_kind,
+                        "references": [str(one.path) for one in prompt.references],
+                        "noise": asdict(keys[row].key),
+                        "width": width,
+                        "height": height,
+                        "frames": frames,
+                        "advantage": float(found.values[row]),
+                        "valid": bool(found.valid[row]),
+                        "used": bool(found.used[row]),
+                        "failure": "; ".join(scores.reasons[place]) or None,
+                        **{name: column[place] for name, column in numbers.items()},
+                        **seen,
+                    },
+                    picture,
+                )
+
 
 def _encoded(picture: Pixels, options: Mapping[str, Any]) -> Picture:
     frames = []
@@ -217,58 +271,6 @@ def _encoded(picture: Pixels, options: Mapping[str, Any]) -> Picture:
         PilImage.fromarray(frame).save(buffer, format="WEBP", **options)
         frames.append(buffer.getvalue())
     return frames, pixel_digest(picture)
-
-
-def _images(
-    run: "Run", prompts: Sequence[int], batches: Sequence["Sampled"], found: Advantages
-) -> Iterator[tuple[dict[str, Any], Picture]]:
-    """The rows of this process's images, and their pictures."""
-    settings, size = run.settings, run.settings.batch.images_per_prompt
-    keys = draws(
-        prompts,
-        size,
-        seed=settings.run.seed,
-        epoch=run.progress.epoch,
-        group_noise=settings.sampling.group_noise,
-    )
-    height, width, frames = settings.sampling.size
-    for item in batches:
-        scores, pictures = item.pending.result(), item.pictures and item.pictures.result()
-        terms = {term.name: term.weight for term in settings.rewards.train}
-        rewards = sum(scores.values[name] * weight for name, weight in terms.items())
-        columns = {"reward": rewards, **{f"score.{name}": scores.values[name] for name in terms}}
-        columns |= {f"output.{name}": column for name, column in scores.outputs.items()}
-        numbers = {name: column.tolist() for name, column in columns.items()}
-        seen = {f"fingerprint.{k}": "|".join(v) for k, v in scores.fingerprints.items()}
-        for place, picture in enumerate(pictures or ()):
-            row = item.first + place
-            group, image = divmod(row, size)
-            prompt = run.train[prompts[group]]
-            yield (
-                {
-                    "key": shards.key_of(run.progress.epoch + 1, group, image),
-                    "epoch": run.progress.epoch + 1,
-                    "group": group,
-                    "image": image,
-                    "prompt": prompt.text,
-                    "prompt_index": prompts[group],
-                    "category": prompt.group or "all",
-                    "spec": None if prompt.spec is None else json.dumps(prompt.spec),
-                    "spec_kind": prompt.spec_kind,
-                    "references": [str(one.path) for one in prompt.references],
-                    "noise": asdict(keys[row].key),
-                    "width": width,
-                    "height": height,
-                    "frames": frames,
-                    "advantage": float(found.values[row]),
-                    "valid": bool(found.valid[row]),
-                    "used": bool(found.used[row]),
-                    "failure": "; ".join(scores.reasons[place]) or None,
-                    **{name: column[place] for name, column in numbers.items()},
-                    **seen,
-                },
-                picture,
-            )
 
 
 def _parquet(rows: Sequence[Mapping[str, Any]], header: Mapping[str, Any]) -> bytes:

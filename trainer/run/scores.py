@@ -1,4 +1,4 @@
-"""Gather the scores of an epoch over processes and turn them into advantages.
+"""Gather the scores of an epoch over processes.
 
 A request to stop ends the wait early.
 """
@@ -6,8 +6,6 @@ A request to stop ends the wait early.
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 
-from trainer.algorithm.advantages import Advantages, advantages
-from trainer.config.loss_settings import RwrSettings
 from trainer.config.settings import Settings
 from trainer.errors import ServiceLost, TrainerError
 from trainer.parallel.world import shared
@@ -36,25 +34,6 @@ def epoch_scores(run: Run, pending: Sequence[Sequence["Future[Scores]"]]) -> Sco
     failed = float((~scores.valid(trained_on)).mean())
     check_failures(run.settings, failed, scores.errors, f"epoch {run.progress.epoch + 1}")
     return scores
-
-
-def epoch_advantages(settings: Settings, scores: Scores) -> Advantages:
-    """The advantages of an epoch's images, in their order."""
-    names = [term.name for term in settings.rewards.train]
-    size, loss = settings.batch.images_per_prompt, settings.loss
-    return advantages(
-        {name: scores.values[name].data for name in names},
-        [image // size for image in range(len(scores.values[names[0]]))],
-        weights={term.name: term.weight for term in settings.rewards.train},
-        valid=scores.valid(names),
-        std=settings.advantage.std,
-        combine=settings.advantage.combine,
-        eps=settings.advantage.eps,
-        clip=settings.advantage.clip,
-        mode=loss.advantage_mode,
-        temperature=loss.rwr_temperature if isinstance(loss, RwrSettings) else 1.0,
-        skip_constant_groups=settings.batch.skip_constant_groups,
-    )
 
 
 def check_failures(

@@ -5,11 +5,12 @@ the pictures as webdataset reads them: `KEY.webp` (a frame of a video is `KEY.00
 the row as `KEY.json`. `every_4`: of every fourth group; the others have been thinned out.
 """
 
+import hashlib
 import io
 import os
 import re
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,9 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image as PilImage
+
+from trainer.images import Pixels
 
 FOLDER = "record"
 BLOCK_BYTES = 512
@@ -162,6 +166,11 @@ def plan(
     return out
 
 
+def pixel_digest(picture: Pixels) -> str:
+    """SHA-256 (hex) of the pixels, (H, W, 3) or (F, H, W, 3), row by row."""
+    return hashlib.sha256(np.ascontiguousarray(picture).tobytes()).hexdigest()
+
+
 def read_tables(run_dir: Path) -> Any:
     """All rows as a `pyarrow.Table`, by key; None where nothing was recorded."""
     import pyarrow
@@ -171,15 +180,29 @@ def read_tables(run_dir: Path) -> Any:
     return pyarrow.concat_tables(found, promote_options="default").sort_by("key") if found else None
 
 
-def read_pictures(shard: File) -> Iterator[tuple[str, list[bytes]]]:
-    """Key and encoded frames (one of an image) of every picture in a shard."""
-    frames: dict[str, list[bytes]] = {}
-    with tarfile.open(shard.path) as tar:
-        for member in tar:
-            key, _, ending = member.name.partition(".")
-            handle = tar.extractfile(member)
-            if ending.endswith("webp") and handle:
-                frames.setdefault(key, []).append(handle.read())
-            elif key in frames:
-                # The row comes after the pictures.
-                yield key, frames.pop(key)
+def stored(run_dir: Path) -> set[str]:
+    """The keys of the pictures that are there."""
+    out = set()
+    for shard in files(run_dir, "tar"):
+        with tarfile.open(shard.path) as tar:
+            out |= {name.partition(".")[0] for name in tar.getnames()}
+    return out
+
+
+def read_pictures(run_dir: Path, keys: Container[str]) -> Iterator[tuple[str, Pixels]]:
+    """Recorded pictures by key, (H, W, 3) or (F, H, W, 3), as far as they are still there."""
+    for shard in files(run_dir, "tar"):
+        frames: list[Pixels] = []
+        with tarfile.open(shard.path) as tar:
+            for member in tar:
+                key, _, ending = member.name.partition(".")
+                handle = tar.extractfile(member) if key in keys else None
+                if handle is None:
+                    continue
+                if ending.endswith("webp"):
+                    with PilImage.open(handle) as image:
+                        frames.append(np.asarray(image.convert("RGB")))
+                else:
+                    # The row comes after the pictures.
+                    yield key, frames[0] if len(frames) == 1 else np.stack(frames)
+                    frames = []

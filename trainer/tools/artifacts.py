@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.config.load import apply_overrides, parse
+from trainer.config.load import apply_overrides, parse, term_of
 from trainer.config.preset import read
-from trainer.config.settings import RewardTerm, Settings
+from trainer.config.settings import Settings
 from trainer.errors import ConfigError, did_you_mean
 from trainer.models import lora_file
 from trainer.models.loading import INDEX, looks_like_path
@@ -191,7 +191,7 @@ def measuring(table: Mapping[str, Any], choice: Choice) -> dict[str, Any]:
     if choice.prompts:
         _change(out, {"task": {"test": choice.prompts}})
     if choice.scorers:
-        terms = [_term(text) for text in choice.scorers]
+        terms = [term_of(text).model_dump(mode="json") for text in choice.scorers]
         _change(out, {"rewards": {"train": terms, "watch": []}, "eval": {"metrics": terms}})
     return out
 
@@ -216,10 +216,3 @@ def _task_preset(task: str, table: Mapping[str, Any]) -> dict[str, dict[str, Any
 def _change(table: dict[str, Any], changes: Mapping[str, Mapping[str, Any]]) -> None:
     for section, values in changes.items():
         table[section] = {**table.get(section, {}), **values}
-
-
-def _term(text: str) -> dict[str, Any]:
-    scorer, _, component = text.partition(".")
-    if not scorer:
-        raise ConfigError(f"--scorer {text!r}: write the name of a scorer, or scorer.component")
-    return RewardTerm(scorer=scorer, component=component).model_dump(mode="json")
