@@ -18,6 +18,7 @@ from tests.trainer_run.fake_service import rounded, service_with
 from tests.trainer_run.nursery import Nursery
 from tests.trainer_run.tiny import settings_table
 from trainer.config.load import parse
+from trainer.run import shards
 from trainer.run.log import read
 from trainer.run.open import train_run
 
@@ -27,7 +28,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 ODE = {"sde": "ode", "window_size": 0}
 # Two epochs of two updates each.
 CASES: dict[str, Changes] = {
-    "grpo": {"loss": {"clip_low": 0.1, "clip_high": 0.1}},
+    "grpo": {
+        "loss": {"clip_low": 0.1, "clip_high": 0.1},
+        "record": {"images": "lossless", "min_free_bytes": 0},
+    },
     "nft": {"loss": {"algorithm": "nft"}, "sampling": ODE},
     # Groups of four, batches of two: the images of a pair are often on different processes.
     "dpo": {"loss": {"algorithm": "dpo", "kl_beta": 0.0}, "sampling": ODE},
@@ -129,6 +133,14 @@ def test_two_processes_do_what_one_does(runs: Runs, name: str) -> None:
     moved = max((first[k] - first[k.replace("trained|", "ema|")]).abs().max().item()
                 for k in first if k.startswith("trained|"))  # fmt: skip
     assert moved > 1e-4
+    if name == "grpo":
+        places = runs.alone(name), runs.together(name)
+        one, other = (shards.read_tables(place).to_pylist() for place in places)
+        assert [row["key"] for row in one] == [row["key"] for row in other]
+        assert [row for row in one if row["epoch"] == 1] == [r for r in other if r["epoch"] == 1]
+        keys = [shards.stored(place) for place in places]
+        assert keys[0] == keys[1] == {row["key"] for row in one}
+        assert {file.rank for file in shards.files(places[1], "tar")} == {0, 1}
     if name == "dpo":
         # At the start policy and reference agree on every pair: log 2.
         assert alone[1]["policy"]["policy_loss"] == pytest.approx(0.693, abs=0.05)

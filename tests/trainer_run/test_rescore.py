@@ -90,7 +90,7 @@ def test_another_scorer_sees_the_pictures_and_what_fails_is_apart(
     write(it, recorded_run, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "worker crashed" in page
-    assert "2 contrast + 0.5 brightness" in page
+    assert "2 × contrast + 0.5 × brightness" in page
     assert page.count('<figure class="card">') > 4
     assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
     written = json.loads((tmp_path / "page.json").read_text(encoding="utf-8"))

@@ -70,7 +70,7 @@ def write(it: Rescored, run_dir: Path, page: Path) -> Table:
 def reward_name(weights: Mapping[str, float]) -> str:
     if set(weights.values()) == {1.0}:
         return " + ".join(weights)
-    return " + ".join(f"{weight:g} {name}" for name, weight in weights.items())
+    return " + ".join(f"{weight:g} × {name}" for name, weight in weights.items())
 
 
 def lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
