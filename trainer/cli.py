@@ -359,7 +359,7 @@ def compare(
     epilog=examples(
         "flow-train rescore runs/mine --scorer pickscore --url grpc://127.0.0.1:50051",
         "flow-train rescore runs/mine --weights geneval=1,jpeg=0.2",
-        "flow-train rescore runs/mine --scorer pickscore --weights geneval=1,pickscore=0.5",
+        "flow-train rescore runs/mine --scorer jpeg --weights geneval=1,jpeg=0.5",
     )
 )
 def rescore(
