@@ -284,6 +284,97 @@ def evaluate(
 
 @app.command(
     epilog=examples(
+        "flow-train benchmark --list",
+        "flow-train benchmark runs/mine --suite mini_geneval,mini_paraphrase",
+        "flow-train benchmark weights/sd35m --preset geneval_sd35m --suite geneval2 --only draw",
+    )
+)
+def benchmark(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A run, a checkpoint, a LoRA or pipeline folder, or a hub id."
+        ),
+    ] = "",
+    suite: Annotated[
+        list[str] | None, typer.Option(help="Suite, or several with commas; may be repeated.")
+    ] = None,
+    listed: Annotated[
+        bool, typer.Option("--list", help="Name the suites, and those that are not supported.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for pictures, scores and the result.")
+    ] = None,
+    data: Annotated[Path, typer.Option(help="Folder for prompts that are fetched.")] = Path(
+        "dataset"
+    ),
+    limit: Annotated[
+        int, typer.Option(min=0, help="Prompts of each suite, evenly; 0: all, which alone counts.")
+    ] = 0,
+    only: Annotated[str, typer.Option(help="draw or score: one of the two steps alone.")] = "",
+    preset: HowToLoad = "",
+    checkpoint: Stored = "latest",
+    base: Base = False,
+    overrides: Overrides = None,
+) -> None:
+    """Measure a model on benchmark suites: draw, score, and write benchmark.json and a page.
+
+    Both steps continue where they stopped, and scores are asked for again without drawing. torchrun
+    shares the drawing out.
+    """
+    from trainer.suites import manifest
+
+    if listed:
+        _print_suites()
+        return
+    suites = [name.strip() for text in suite or () for name in text.split(",") if name.strip()]
+    if not target or not suites:
+        raise ConfigError(
+            "name a model and a suite, e.g. flow-train benchmark runs/mine --suite mini_geneval; "
+            "--list names the suites"
+        )
+    if only not in ("", "draw", "score"):
+        raise ConfigError(f"--only {only}: draw or score")
+    for name in suites:
+        manifest.load(name)
+    quiet_libraries()
+    from trainer.suites.page import tables, write_page
+    from trainer.suites.run import Plan
+    from trainer.suites.run import benchmark as run_benchmark
+    from trainer.tools.artifacts import Choice
+
+    place = out or Path("benchmark") / f"{Path(target).name}{'_base' if base else ''}"
+    choice = Choice(preset, checkpoint, base, overrides=overrides or ())
+    terminal = Terminal(_console(stderr=True))
+    with terminal if _is_main() else nullcontext():
+        plan_ = Plan(suites, place, data, limit, only)
+        found = run_benchmark(target, choice, plan_, os.environ, terminal.say, terminal.show)
+    if not _is_main():
+        return
+    console = _console()
+    if found is None:
+        console.print(f"drawn: {escape(str(place))}; --only score does the rest")
+        return
+    for table in tables(found):
+        console.print(table)
+    console.print(f"page: {escape(str(write_page(found, place).resolve()))}")
+
+
+def _print_suites() -> None:
+    from trainer.suites import manifest
+
+    for name in manifest.names():
+        one = manifest.load(name)
+        judges = ", ".join(dict.fromkeys(measure.scorer for measure in one.measures))
+        typer.echo(f"{name:16} {one.what}")
+        typer.echo(f"{'':16} judged by {judges}; prompts: {one.prompts.licence}")
+    typer.echo("\nnot supported:")
+    for name, reason in manifest.unsupported().items():
+        typer.echo(f"  {name:16} {reason}")
+
+
+@app.command(
+    epilog=examples(
         "flow-train export runs/mine --out mine",
         "flow-train export runs/mine --out mine --checkpoint best --whole",
     )
@@ -337,20 +428,34 @@ def report(
     epilog=examples(
         "flow-train compare runs/kl_0.04 runs/kl_0.4",
         "flow-train compare runs/seed_* --out seeds.html",
+        "flow-train compare base/benchmark.json trained/benchmark.json",
     )
 )
 def compare(
-    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_A RUN_B ...", help="Runs.")],
-    out: Annotated[Path, typer.Option(help="The page.")] = Path("compare.html"),
+    run_dirs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN_A RUN_B ...", help="Runs, or two benchmark.json."),
+    ],
+    out: Annotated[Path, typer.Option(help="The page, of runs.")] = Path("compare.html"),
+    force: Annotated[
+        bool, typer.Option("--force", help="Compare benchmarks that were made unlike, and say how.")
+    ] = False,
 ) -> None:
     """Put runs side by side: what differs, curves over each other, differences with intervals.
+
+    Of two benchmark.json: the paired difference of every number; unlike manifests are refused.
 
     The first is what the others are compared with. Unfinished runs and runs of different length
     are welcome; runs of different tasks are refused.
     """
+    console = _console()
+    if all(place.suffix == ".json" for place in run_dirs):
+        from trainer.suites.compare import compare as compare_benchmarks
+
+        console.print(compare_benchmarks(run_dirs, force=force))
+        return
     from trainer.report.compare import compare as compare_runs
 
-    console = _console()
     console.print(compare_runs(run_dirs, out))
     console.print(f"comparison: {escape(str(out.resolve()))}")
 

@@ -151,6 +151,34 @@ class RewardService:
             include_details=True,
         )
 
+    def details(
+        self, items: Sequence[Item], terms: Sequence[RewardTerm]
+    ) -> "Future[ScoreResponse]":
+        """Ask for the scores of items with all that was said; the future raises `ServiceLost`.
+
+        A request that is too slow or breaks a scorer raises `DeadlineExceeded` or `Internal`.
+        """
+        return self._pool.submit(self._detailed, items, terms)
+
+    def _detailed(self, items: Sequence[Item], terms: Sequence[RewardTerm]) -> ScoreResponse:
+        try:
+            return self._client.score(
+                items,
+                selectors(terms),
+                priority=Priority.EVAL,
+                deadline_s=self._settings.deadline_s,
+                include_details=True,
+            )
+        except (DeadlineExceeded, Internal):
+            raise
+        except RewardError as error:
+            if not error.retryable:
+                raise self._refusal(error) from error
+            raise ServiceLost(
+                f"the reward service at {self._settings.url} does not answer ({error.message}); "
+                "what was scored is kept: the same command continues"
+            ) from error
+
     def reads_specs(self, scorer: str) -> bool:
         """Whether a scorer needs more of an item than picture and prompt; known after `check`."""
         return any(name.startswith("spec.") for name in self._inputs.get(scorer, ()))

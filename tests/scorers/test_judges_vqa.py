@@ -141,7 +141,8 @@ def test_instructions_and_order(scorer: Vqa, fake: FakeEndpoint) -> None:
     ask(scorer, YES, system="Be strict.", text_first=True)
     assert fake.seen.content == "Be strict."  # of the first message
     ask(scorer, YES, text_first=True)
-    assert [part["type"] for part in fake.seen.content] == ["text", "image_url"]
+    sent: Any = fake.seen.content
+    assert [part["type"] for part in sent] == ["text", "image_url"]
     ask(scorer, {**YES, "max_tokens": 7})
     assert fake.seen.requests[-1]["max_tokens"] == 7
 

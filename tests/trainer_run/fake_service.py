@@ -30,12 +30,14 @@ def hackable(scorer: str, item: Item) -> float:
 
 
 def service_with(
-    score: ScoreFn = score_pixels, fingerprint: str = "fake"
+    score: ScoreFn = score_pixels,
+    fingerprint: str = "fake",
+    scorers: tuple[str, ...] = ("brightness", "contrast"),
 ) -> Callable[[RewardSettings], RewardService]:
     """What `train_run` takes as `open_service`."""
 
     def open_service(settings: RewardSettings) -> RewardService:
-        transport = FakeTransport(score, ("brightness", "contrast"), fingerprint=fingerprint)
+        transport = FakeTransport(score, scorers, fingerprint=fingerprint)
         client = RewardClient(settings.url, attempts=1, transport=transport)
         return RewardService(client, settings)
 

@@ -21,6 +21,7 @@ from trainer.errors import ModelError, Stopped, TrainerError
 from trainer.evaluation.sampling import EVAL_EPOCH, Batch, Job, plan, sample_and_compare
 from trainer.evaluation.statistics import DIVERSITIES, by_prompt, distinct, summarise
 from trainer.images import Pixels
+from trainer.models.base import Decoded
 from trainer.models.model import FlowModel
 from trainer.parallel.world import World, shared
 from trainer.rewards import RewardService
@@ -154,10 +155,17 @@ def draw_images(
     Raises:
         ModelError: A picture with NaN or infinity.
     """
-    decoded = model.decode(_sample(model, prompts, keys, settings, compare=False)[0])
+    decoded = draw(model, prompts, keys, settings)
     if not decoded.finite.all():
         raise ModelError(NOT_FINITE)
     return decoded.uint8
+
+
+def draw(
+    model: FlowModel, prompts: Sequence[Prompt], keys: Sequence[Job], settings: Settings
+) -> Decoded:
+    """The same with the pictures that are not finite, and which these are."""
+    return model.decode(_sample(model, prompts, keys, settings, compare=False)[0])
 
 
 def _sample(

@@ -28,7 +28,7 @@ def _resampled_means(totals: Floats, counts: Floats, seed: int, resamples: int) 
     return totals[rows].sum(1) / counts[rows].sum(1)
 
 
-def _estimate(mean: float, means: Floats, count: float) -> Row:
+def estimate(mean: float, means: Floats, count: float) -> Row:
     low, high = np.percentile(means, [2.5, 97.5])
     return {"mean": float(mean), "low": float(low), "high": float(high), "n": int(count)}
 
@@ -75,9 +75,9 @@ def summarise(
             means = _resampled_means(totals[rows], counts[rows], seed + 1 + place, resamples)
             draws.append(means)
             count = counts[rows].sum()
-            found[name] = _estimate(totals[rows].sum() / count, means, count)
+            found[name] = estimate(totals[rows].sum() / count, means, count)
     middle = float(np.mean([row["mean"] for row in found.values()]))
-    return {**_estimate(middle, np.mean(draws, axis=0), counts.sum()), "categories": found}
+    return {**estimate(middle, np.mean(draws, axis=0), counts.sum()), "categories": found}
 
 
 def by_prompt(

@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -181,8 +181,13 @@ def base_fingerprint(networks: Sequence[nn.Module]) -> str:
     """
     named = [item for network in networks for item in network.named_parameters()]
     frozen = [(name, value) for name, value in named if not value.requires_grad]
+    return sampled_fingerprint(frozen or named)
+
+
+def sampled_fingerprint(named: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 (hex) of named tensors, as `base_fingerprint` reads them."""
     sha = hashlib.sha256()
-    for name, value in frozen or named:
+    for name, value in named:
         sha.update(f"{name} {tuple(value.shape)}\n".encode())
         sha.update(_sample(value.detach()).numpy().tobytes())
     return sha.hexdigest()

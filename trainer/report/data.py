@@ -1,6 +1,5 @@
 """What a report says, as plain values: before and after, watched rewards, the verdict."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from trainer.evaluation.statistics import NOTHING, paired
 from trainer.images import Pixels, cut, load_png
 from trainer.run import checkpoint as checkpoints
 from trainer.run.controller import Action, change
-from trainer.run.log import EXIT, figure, read, sampled_as_trained
+from trainer.run.log import EXIT, figure, read, read_json, sampled_as_trained
 from trainer.run.progress import RESOLVED, RESULT, abandoned, kept_groups, read_resolved
 from trainer.run.shards import FOLDER
 from trainer.scores import history
@@ -79,16 +78,11 @@ def load_run(run_dir: Path, until_epoch: int | None = None) -> RunData:
         settings=resolved["settings"],
         versions=resolved["versions"],
         scorers=resolved["scorers"],
-        result=_read(run_dir / RESULT),
-        ended=_read(run_dir / EXIT) or (KILLED if abandoned(run_dir) else None),
+        result=read_json(run_dir / RESULT),
+        ended=read_json(run_dir / EXIT) or (KILLED if abandoned(run_dir) else None),
         epochs=[row for row in rows if row["kind"] == "train"],
         evaluations=evaluations,
     )
-
-
-def _read(path: Path) -> Any:
-    """A JSON file, None where there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def state(run: RunData) -> dict[str, str]:
@@ -106,14 +100,14 @@ def state(run: RunData) -> dict[str, str]:
 def groups(run: RunData) -> list[Any]:
     """The kept groups of a few epochs (`trainer.run.groups`), up to where the run stands."""
     done = run.epochs[-1]["epoch"] if run.epochs else 0
-    found = [_read(path) for path in kept_groups(run.run_dir)]
+    found = [read_json(path) for path in kept_groups(run.run_dir)]
     return [record for record in found if record["epoch"] <= done]
 
 
 def fingerprints(run: RunData) -> dict[str, str]:
     """What the run started from, as its newest checkpoint knows it: base weights and prompts."""
     for folder in checkpoints.present(run.run_dir):
-        if stored := _read(folder / checkpoints.PROGRESS):
+        if stored := read_json(folder / checkpoints.PROGRESS):
             prompts = {f"{k} prompts": v for k, v in stored.get("prompts", {}).items()}
             return {"base weights": stored.get("base") or "not written down", **prompts}
     return {}

@@ -53,6 +53,11 @@ def write_json(path: Path, value: Any) -> None:
     replace_file(path, json.dumps(value, indent=1))
 
 
+def read_json(path: Path) -> Any:
+    """The value in a JSON file, None where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
 class MetricsLog:
     """Appends to `metrics.jsonl` and mirrors numbers to TensorBoard and W&B.
 

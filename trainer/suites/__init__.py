@@ -1,0 +1,1 @@
+"""Benchmark suites: manifests, pictures, scores, statistics, pages and comparisons."""

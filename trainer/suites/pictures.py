@@ -1,0 +1,119 @@
+"""The pictures of a suite: lossless files in a folder, drawn once, resumed where it stopped."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image as PilImage
+
+from trainer.config.settings import Settings
+from trainer.data.files import fingerprint
+from trainer.errors import ConfigError
+from trainer.evaluation.held_out import draw
+from trainer.evaluation.sampling import Job, plan
+from trainer.models.model import FlowModel
+from trainer.parallel.world import World
+from trainer.run.log import read_json, write_json
+from trainer.run.storage import storing
+from trainer.suites.cases import Case
+from trainer.terminal import Show
+
+MADE = "made.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """Where the pictures of a suite are."""
+
+    folder: Path
+    per_prompt: int
+
+    def path(self, job: Job) -> Path:
+        """The file of (prompt number, image number)."""
+        return self.folder / "pictures" / f"{job[0]:06d}_{job[1]:02d}.png"
+
+    def broken(self, job: Job) -> Path:
+        """What marks a picture with NaN or infinity, which has no file."""
+        return self.path(job).with_suffix(".not_finite")
+
+    def missing(self, prompts: Sequence[int]) -> list[int]:
+        """The prompts that lack a picture."""
+        return [p for p in prompts if any(not self._there((p, i)) for i in range(self.per_prompt))]
+
+    def _there(self, job: Job) -> bool:
+        return self.path(job).is_file() or self.broken(job).is_file()
+
+
+def claim(pictures: Pictures, made: Mapping[str, Any]) -> None:
+    """Write down what the pictures of a folder are made from, or check that it is the same.
+
+    Raises:
+        ConfigError: it holds pictures of another model, other settings or other prompts.
+    """
+    place = pictures.folder / MADE
+    before = read_json(place)
+    if before is None:
+        with storing(str(place)):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_json(place, made)
+        return
+    unlike = [name for name in made if before.get(name) != made[name]]
+    if unlike:
+        raise ConfigError(
+            f"{pictures.folder} holds pictures made otherwise ({', '.join(unlike)}): name another "
+            "--out, or remove that folder"
+        )
+
+
+def made_from(
+    identity: Mapping[str, Any], settings: Settings, cases: Sequence[Case]
+) -> dict[str, Any]:
+    """Everything that decides a picture, as plain values."""
+    return {
+        "model": dict(identity),
+        "loaded as": settings.model.model_dump(mode="json"),
+        "sampling": settings.sampling.model_dump(mode="json"),
+        "seed": settings.eval.seed,
+        "prompts": fingerprint([case.prompt for case in cases]),
+    }
+
+
+def draw_missing(
+    model: FlowModel,
+    pictures: Pictures,
+    cases: Sequence[Case],
+    prompts: Sequence[int],
+    settings: Settings,
+    world: World,
+    show: Show,
+) -> None:
+    """Draw what is missing of these prompts, each process its share.
+
+    Raises:
+        StorageError: a picture cannot be written.
+    """
+    size = settings.eval.batch_size
+    batches = plan(prompts, pictures.per_prompt, size, rank=world.rank, size=world.size)
+    for number, batch in enumerate(batches):
+        total = len(prompts) * pictures.per_prompt
+        show("drawing", number * total // len(batches), total)
+        decoded = draw(model, [cases[p].prompt for p, _ in batch.jobs], batch.jobs, settings)
+        for job, pixels, finite in zip(batch.jobs, decoded.uint8, decoded.finite, strict=True):
+            if not batch.kept or pictures.path(job).is_file():
+                continue
+            with storing(str(pictures.path(job))):
+                _write(pictures, job, pixels if finite else None)
+
+
+def _write(pictures: Pictures, job: Job, pixels: Any) -> None:
+    """Put a picture, or the mark of one that has none, in its place at once."""
+    place = pictures.path(job)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if pixels is None:
+        pictures.broken(job).touch()
+        return
+    part = place.with_name(f".{os.getpid()}.{place.name}")
+    PilImage.fromarray(pixels).save(part, format="PNG")
+    part.replace(place)
