@@ -286,7 +286,7 @@ def evaluate(
     epilog=examples(
         "flow-train benchmark --list",
         "flow-train benchmark runs/mine --suite mini_geneval,mini_paraphrase",
-        "flow-train benchmark weights/sd35m --preset geneval_sd35m --suite geneval2 --only draw",
+        "flow-train benchmark runs/mine --suite geneval2 --only draw --limit 20",
     )
 )
 def benchmark(
