@@ -252,6 +252,94 @@ def score(
 
 
 @app.command(
+    name="audit",
+    epilog=examples(
+        "reward-server audit geneval --output strict --out audits/strict",
+        "reward-server audit pickscore --images samples --prompts prompts.jsonl",
+        "reward-server audit geneval --run runs/mini --url grpc://10.0.0.4:50051",
+        "reward-server audit --compare audits/a/audit.json audits/b/audit.json",
+    ),
+)
+def audit_scorer(
+    scorer: Annotated[
+        str,
+        typer.Argument(help="Its name, or module:Class of your own.", autocompletion=_scorer_names),
+    ] = "",
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of pictures; default: drawings made here.")
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="JSONL, a row per picture: file_name, prompt; default: metadata.jsonl."),
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Folder of a run of flow-train: the groups that it kept.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for audit.json and audit.html.")] = Path(
+        "audit"
+    ),
+    output: Annotated[
+        str, typer.Option(help="A transform or component; default: the scorer's own.")
+    ] = "",
+    checks: Annotated[
+        str,
+        typer.Option(
+            help="Batteries (invariance, degradation, exploit, size, mismatch, search) or single"
+            " checks, separated by commas; default: all."
+        ),
+    ] = "",
+    max_images: Annotated[int, typer.Option(min=2, help="Most pictures that are used.")] = 64,
+    search_budget: Annotated[
+        int, typer.Option(min=25, help="Most pictures that the search scores.")
+    ] = 400,
+    seed: Annotated[int, typer.Option(min=0, help="Of the search.")] = 0,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A threshold, such as lift_sd=0.5.")
+    ] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option(help="Two audit.json; nothing is scored.")
+    ] = None,
+    url: Annotated[str, typer.Option(help="A running server; default: score here.")] = "",
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="TOML file; default: the built-in.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="'cpu' or 'cuda:N', instead of the config's.")] = "",
+) -> None:
+    """Find out what a scorer can be fooled by, before a policy does.
+
+    Changes pictures in ways that should not matter, that should cost and that should gain nothing,
+    and compares their scores within prompts. Writes a result and a page; exit status 1 if a check
+    fails or the scores have no signal.
+    """
+    from reward_server.commands import audit as auditing
+
+    try:
+        if compare is not None:
+            raise typer.Exit(auditing.compare(*compare))
+        if not scorer:
+            fail("name a scorer, such as: reward-server audit geneval")
+        if url and (config or device):
+            fail("--url asks a server; leave it out, or leave out --config and --device")
+        plan = auditing.plan_of(_names(checks), settings or (), search_budget, seed)
+        if images is not None and run is not None:
+            fail("--images and --run both say which pictures: leave one out")
+        found = auditing.pictures_of(images, prompts, run)
+        with (
+            auditing.source_at(url, scorer, output)
+            if url
+            else auditing.source_here(_of_scorer(config, scorer, device), output)
+        ) as source:
+            chosen = auditing.chosen_of(found, source, max_images)
+            result = auditing.run_audit(source, chosen, plan, out)
+    except RewardError as error:
+        fail(error.message)
+    except OSError as error:
+        fail(f"cannot read or write {error.filename}: {error.strerror}")
+    if result["verdict"] == "fail":
+        raise typer.Exit(1)
+
+
+@app.command(
     name="scorers",
     epilog=examples(
         "reward-server scorers --watch", "reward-server scorers --url grpc://10.0.0.4:50051"
@@ -312,6 +400,16 @@ def _load(
         return _read_config(path, scorers, overrides, device)
     except ConfigError as error:
         fail(str(error))
+
+
+def _of_scorer(path: Path | None, scorer: str, device: str) -> Config:
+    """The config with this scorer alone, which may be a class that no table names."""
+    if ":" not in scorer:
+        return _load(path, scorer, device=device)
+    loaded = _load(path)
+    section = loaded.defaults.model_copy(update={"scorer": scorer})
+    loaded = loaded.model_copy(update={"scorers": {scorer.rpartition(":")[2]: section}})
+    return configuration.on_device(loaded, device) if device else loaded
 
 
 def _read_config(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import sys
+import threading
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import PIL.Image
@@ -32,6 +34,7 @@ from reward_server.observability.metrics import Metrics
 from reward_server.security.access import Caller
 from reward_server.service import RewardService
 
+T = TypeVar("T")
 ROW = "metadata.jsonl"
 _CONNECT_TIMEOUT_S = 1.0
 _COUNTS = ("max_items", "max_queue_items")
@@ -90,16 +93,55 @@ def ask_server(items: Sequence[Item], scorers: Sequence[str], url: str) -> Score
 
 def ask_here(items: Sequence[Item], config: Config) -> ScoreResponse:
     """Score with workers of all scorers of a config, started for this; raises RewardError."""
+    selectors = tuple(ScorerSelector(name) for name in config.scorers)
+    with serving_here(config, len(items)) as (_, score):
+        return score(selectors, items, True)
+
+
+Scored = Callable[[Sequence[ScorerSelector], Sequence[Item], bool], ScoreResponse]
+
+
+@contextlib.contextmanager
+def serving_here(config: Config, most_items: int) -> Iterator[tuple[Sequence[ScorerInfo], Scored]]:
+    """Start the workers of all scorers of a config and stop them at the end.
+
+    Gives what the scorers report of themselves, and a function of scorers, at most `most_items`
+    items and whether details are wanted, which raises RewardError.
+    """
     from reward_server.observability import logs
 
     # What goes wrong is in the answer; a user wants it once.
     logs.configure("critical", "console")
-    selectors = tuple(ScorerSelector(name) for name in config.scorers)
     # One caller, one request: the limits that share a server out are not for it.
-    most = {name: max(getattr(config.server, name), len(items)) for name in _COUNTS}
+    most = {name: max(getattr(config.server, name), most_items) for name in _COUNTS}
     config = config.model_copy(update={"server": config.server.model_copy(update=most)})
-    request = ScoreRequest(uuid.uuid4().hex, selectors, tuple(items), include_details=True)
-    return asyncio.run(_score(config, request))
+    loop = asyncio.new_event_loop()
+    # The workers are looked after between two requests, too.
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+
+    def wait(work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, loop).result()
+
+    service = wait(_started(config))
+    try:
+        wait(_settled(service))
+        yield (
+            service.infos(),
+            lambda scorers, items, details: wait(
+                service.score(
+                    ScoreRequest(
+                        uuid.uuid4().hex, tuple(scorers), tuple(items), include_details=details
+                    ),
+                    caller=Caller("here"),
+                )
+            ),
+        )
+    finally:
+        wait(service.stop())
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 def list_infos(url: str) -> Sequence[ScorerInfo]:
@@ -163,15 +205,16 @@ def note(text: str) -> None:
     print(f"reward-server: {text}", file=sys.stderr)
 
 
-async def _score(config: Config, request: ScoreRequest) -> ScoreResponse:
+async def _started(config: Config) -> RewardService:
     service = RewardService(config, Metrics())
+    service.start()
+    return service
+
+
+async def _settled(service: RewardService) -> None:
+    """Return once no scorer is starting any more."""
     changed = asyncio.Event()
     service.on_change(changed.set)
-    service.start()
-    try:
-        while any(info.state == "STARTING" for info in service.infos()):
-            await changed.wait()
-            changed.clear()
-        return await service.score(request, caller=Caller("here"))
-    finally:
-        await service.stop()
+    while any(info.state == "STARTING" for info in service.infos()):
+        await changed.wait()
+        changed.clear()

@@ -26,7 +26,7 @@ _REFRESH_S = 1.0
 
 def show_scores(items: Sequence[Item], response: ScoreResponse) -> None:
     """Print one table per scorer, score and components per image, and below it what went wrong."""
-    console = _console()
+    console = output_console()
     by_image = [findings(response, index) for index in range(len(items))]
     names_of = [item.id.partition(":")[2] for item in items]
     for position, result in enumerate(response.results.values()):
@@ -84,17 +84,17 @@ def show_categories(items: Sequence[Item], response: ScoreResponse) -> None:
         table.add_row("mean of categories", str(len(items)), "", *over)
         # A narrow terminal wraps lines; cut categories and numbers would be lost.
         needed = Console(width=_WIDTH_COLUMNS).measure(table).maximum
-        _console(at_least_columns=needed).print(table)
+        output_console(at_least_columns=needed).print(table)
 
 
 def show_scorers(infos: Sequence[ScorerInfo]) -> None:
-    _console().print(_scorer_table(infos))
+    output_console().print(_scorer_table(infos))
 
 
 def watch_scorers(list_infos: Callable[[], Sequence[ScorerInfo]]) -> None:
     """Redraw the table every second until Ctrl-C; raises RewardError if the first request fails."""
     table: RenderableType = _scorer_table(list_infos())
-    with contextlib.suppress(KeyboardInterrupt), Live(table, console=_console()) as live:
+    with contextlib.suppress(KeyboardInterrupt), Live(table, console=output_console()) as live:
         while True:
             time.sleep(_REFRESH_S)
             try:
@@ -129,7 +129,8 @@ def _scorer_table(infos: Sequence[ScorerInfo]) -> Table:
     return table
 
 
-def _console(*, at_least_columns: int = 0) -> Console:
+def output_console(*, at_least_columns: int = 0) -> Console:
+    """The terminal, or a wide page for a file or a pipe."""
     fits = sys.stdout.isatty() or "COLUMNS" in os.environ
     console = Console(width=None if fits else _WIDTH_COLUMNS)
     return console if console.width >= at_least_columns else Console(width=at_least_columns)

@@ -7,6 +7,8 @@ import pytest
 from scipy import ndimage
 
 from reward_client.errors import Code
+from reward_server.audit import drawings
+from reward_server.audit.transforms import TRANSFORMS
 from reward_server.scorers.base import ItemFailure, ItemScore, ScoreInput
 from reward_server.scorers.geneval import shapes
 from reward_server.scorers.shapes_quality import ShapesQualityScorer
@@ -71,3 +73,12 @@ def test_pictures_without_shapes_or_light_are_measured_not_failed(
     assert isinstance(none, ItemFailure)
     assert none.code is Code.INVALID_ARGUMENT
     assert all(t(empty) == t(empty) for t in scorer.spec.transforms.values())
+
+
+def test_thin_strokes_have_no_core_and_are_measured_all_the_same(
+    scorer: ShapesQualityScorer,
+) -> None:
+    heart = drawings.shapes(3)[-6]
+    (wall,) = (one for one in TRANSFORMS if one.name == "text_wall")
+    (row,) = scorer.measure([wall.apply(heart.pixels, 1, heart.prompt)])
+    assert all(np.isfinite(value) for value in row.values())

@@ -132,7 +132,8 @@ def _alpha(scenes: Scenes, windows: _Windows, color: Array) -> Array:
     core = windows.core.reshape(len(color), 1, -1).astype(np.float32)
     mean_below = np.matmul(core, below.reshape(len(color), -1, 3))[:, 0]
     towards = color - mean_below / windows.core_px[:, None]
-    towards /= (towards**2).sum(axis=1, keepdims=True)
+    # A thing of thin strokes has no core, and so no colour of its own: it covers nothing.
+    towards /= np.maximum((towards**2).sum(axis=1, keepdims=True), _EPS)
     offset = scenes.rgb[windows.at] - below
     weight = towards.astype(np.float32)[:, None, None, :]
     # Three products of planes; a matrix product with an inner length of three is slower.
