@@ -99,10 +99,14 @@ def test_training_is_the_same_to_the_bit_without_it(
 ) -> None:
     run_dir, said = tmp_path / "plain", []
     plain = recorded(table, run_dir, images="none")
-    plain["run"]["epochs"] = EPOCHS - 1
+    plain["run"]["epochs"] = 1
     train(plain)
     assert not (run_dir / FOLDER).exists()
     # It can be switched on later; what has no room at all is said before a picture is written.
+    crowded = recorded(table, run_dir, min_free_bytes=10**18)
+    crowded["run"]["epochs"] = 2
+    train(crowded, said.append)
+    assert any("less than record.min_free_bytes=1000000000000000000" in text for text in said)
     train(recorded(table, run_dir, max_bytes=1000), said.append)
     assert any("the tables alone are larger than record.max_bytes=1000" in text for text in said)
     assert list((run_dir / FOLDER).iterdir()) == []

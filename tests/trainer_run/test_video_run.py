@@ -17,6 +17,7 @@ from trainer.images import STRIP_FRAMES, cut, load_png
 from trainer.report.page import write_report
 from trainer.run.log import read
 from trainer.run.open import train_run
+from trainer.run.shards import pixel_digest, read_pictures, read_tables
 from trainer.tools.artifacts import Choice
 from trainer.tools.offline import sample_target
 
@@ -43,6 +44,7 @@ def video_table(table: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
         "num_frames": FRAMES,
     }
     table["batch"] |= {"images_per_prompt": 2, "optimizer_steps_per_epoch": 1}
+    table["record"] = {"images": "lossless", "min_free_bytes": 0}
     table["loss"] = {"kl_beta": 0.004, "clip_low": 1e-3, "clip_high": 1e-3}
     return table
 
@@ -82,6 +84,11 @@ def test_frames_reach_the_service_the_sheets_and_the_report(
         "pytorch_lora_weights.safetensors",
         "transformer_2/pytorch_lora_weights.safetensors",
     }
+
+    digests = {row["key"]: row["sha256"] for row in read_tables(outcome.run_dir).to_pylist()}
+    videos = dict(read_pictures(outcome.run_dir, digests))
+    assert {video.shape for video in videos.values()} == {(FRAMES, HEIGHT, WIDTH, 3)}
+    assert {key: pixel_digest(video) for key, video in videos.items()} == digests
 
     assert 'class="pairs videos"' in write_report(outcome.run_dir).read_text(encoding="utf-8")
     (path,) = sample_target(
