@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -9,19 +10,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pyarrow import parquet  # pyright: ignore[reportMissingImports]
 from safetensors.torch import load_file
 
 from tests.trainer_run.fake_service import service_with
 from tests.trainer_run.recorded import EPOCHS, GROUPS, SIZE, recorded, train
+from trainer.algorithm.advantages import advantages
+from trainer.config.load import parse
 from trainer.config.settings import RewardTerm
 from trainer.errors import ConfigError
 from trainer.images import Pixels
+from trainer.models.base import Decoded
+from trainer.parallel.world import World
 from trainer.run import shards
 from trainer.run.log import read
+from trainer.run.record import Recorder
 from trainer.run.shards import pixel_digest
+from trainer.scores import Scores
 from trainer.tools.rescore import Other, rescore
+from trainer.types import Prompt
 
 FOLDER = shards.FOLDER
 
@@ -214,3 +223,21 @@ def test_a_plan_fits_the_room_and_wastes_little(room: int) -> None:
     assert used > room - 460 or all(value == 6 for value in left.values())
     # Once more, nothing changes.
     assert shards.plan(sizes, every, room, end=10) == every
+
+
+def test_what_cannot_be_encoded_ends_the_recording_alone(
+    recorded_run: Path, table: dict[str, Any], tmp_path: Path
+) -> None:
+    settings, said = parse(recorded(table, tmp_path)), []
+    shutil.copy(recorded_run / "config.json", tmp_path)
+    recorder = Recorder(tmp_path, settings, [Prompt("a star")], World(), said.append)
+    # WebP ends at 16,383 pixels.
+    wide = np.zeros((1, 1, 20_000, 3), dtype=np.uint8)
+    pictures = recorder.encode(Decoded(torch.zeros(0), wide, np.ones(1, dtype=bool)))
+    scores = Scores({}, [()], {}, {})
+    found = advantages({"brightness": [1.0]}, [0])
+    kept = recorder.keep(1, [0], [(0, scores, pictures)], found, 0)
+    recorder.close()
+    assert kept["stopped"].startswith("cannot encode a picture")
+    assert len(said) == 1
+    assert recorder.encode(Decoded(torch.zeros(0), wide, np.ones(1, dtype=bool))) is None

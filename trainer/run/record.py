@@ -110,7 +110,9 @@ class Recorder:
             For the metrics: how many `bytes` there are then at most, or why it has `stopped`.
         """
         record = self._settings.record
-        self.settle()
+        encodings = [encoded for *_, encoded in batches if encoded]
+        broken = next(filter(None, (encoded.exception() for encoded in encodings)), None)
+        self.settle(f"cannot encode a picture: {broken}" if broken else "")
         if self.stopped:
             return {"stopped": self.stopped}
         rows, members = [], {}
@@ -145,9 +147,12 @@ class Recorder:
         kept = sum(int(pictures[e][:: every[e]].sum()) + end for e in pictures if every[e])
         return {"bytes": kept + record.max_bytes - room}
 
-    def settle(self) -> None:
-        """Wait for what is being written; all processes have to call this."""
-        failed = next(filter(None, self._world.gather(self._outcome())), "")
+    def settle(self, own: str = "") -> None:
+        """Wait for what is being written; all processes have to call this.
+
+        Where it failed on any of them, or one has another reason of its `own`, all stop recording.
+        """
+        failed = next(filter(None, self._world.gather(own or self._outcome())), "")
         if failed and not self.stopped:
             self._stop(failed)
 
