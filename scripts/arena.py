@@ -12,18 +12,19 @@ one began.
 from __future__ import annotations
 
 import json
+import math
 import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from side_by_side import Job, Machine, run_all
-
-from trainer.report.svg import Axes, Series, line_document
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -173,7 +174,7 @@ def report(
         path = docs / "images" / f"arena_{table.stem}.svg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(_figure(runs), encoding="utf-8")
-        typer.echo(f"![{arena.title}](images/{path.name})\n")
+        typer.echo(f"![{arena.title}](../images/{path.name})\n")
     typer.echo(summary(runs))
     if runs:
         typer.echo(f"\n{at_equal_time(runs)}")
@@ -254,36 +255,48 @@ def _cpu_s(row: Mapping[str, Any]) -> float:
 
 
 def at_equal_time(runs: Mapping[str, Sequence[Rows]]) -> str:
-    """A Markdown table: the last evaluation of each run within the CPU time of the cheapest one.
+    """A Markdown table: each run after the CPU time of the cheapest one, between two evaluations.
 
     The learning rates fall with the epochs, so what a run had in the middle is not what a shorter
     schedule would have reached.
     """
-    budget_s = min(sum(_spent(rows)) for seeds in runs.values() for rows in seeds)
+    budget_s = _budget_s(runs)
     out = [
-        f"| arm | held-out after {budget_s / 60:.1f} CPU minutes of training, per seed | epochs |",
+        f"| arm | held-out after {budget_s / 60:.1f} CPU minutes of training, mean (each seed) "
+        "| epochs |",
         "|---|---|---|",
     ]
     for name, seeds in runs.items():
-        found = [_within(rows, budget_s) for rows in seeds]
-        means = ", ".join(f"{_headline(row)['mean']:.3f}" for row in found)
-        out.append(f"| {name} | {means} | {', '.join(str(row['epoch']) for row in found)} |")
+        found = [_at(_spent(rows), budget_s) for rows in seeds]
+        each = ", ".join(f"{mean:.3f}" for mean, _ in found)
+        epochs = fmean(epoch for _, epoch in found)
+        out.append(f"| {name} | {fmean(m for m, _ in found):.3f} ({each}) | {epochs:.0f} |")
     return "\n".join(out)
 
 
-def _spent(rows: Rows) -> list[float]:
-    return [_cpu_s(row) for row in rows if row["kind"] == "train"]
+def _budget_s(runs: Mapping[str, Sequence[Rows]]) -> float:
+    """CPU seconds of training of the cheapest run."""
+    return min(
+        sum(_cpu_s(row) for row in rows if row["kind"] == "train")
+        for seeds in runs.values()
+        for rows in seeds
+    )
 
 
-def _within(rows: Rows, budget_s: float) -> Mapping[str, Any]:
-    """The last evaluation before a budget is spent."""
-    total_s, last = 0.0, _evaluations(rows)[0]
-    for row in rows:
-        if row["kind"] == "train":
-            total_s += _cpu_s(row)
-        elif total_s <= budget_s:
-            last = row
-    return last
+def _spent(rows: Rows) -> list[tuple[float, float, float]]:
+    """CPU seconds of training before each evaluation, its mean and its epoch."""
+    trained = [(row["epoch"], _cpu_s(row)) for row in rows if row["kind"] == "train"]
+    return [
+        (sum(cpu_s for epoch, cpu_s in trained if epoch <= at), _headline(row)["mean"], at)
+        for row in _evaluations(rows)
+        for at in [row["epoch"]]
+    ]
+
+
+def _at(points: Sequence[tuple[float, float, float]], budget_s: float) -> tuple[float, float]:
+    """Mean and epoch after so much time, on the straight line between evaluations."""
+    times, means, epochs = zip(*points, strict=True)
+    return float(np.interp(budget_s, times, means)), float(np.interp(budget_s, times, epochs))
 
 
 def _changes(base: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, float]:
@@ -297,21 +310,49 @@ def _changes(base: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, floa
 
 
 def _figure(runs: Mapping[str, Sequence[Rows]]) -> str:
-    """An SVG file of held-out accuracy by epoch; one colour per arm."""
-    series = []
-    for number, (name, seeds) in enumerate(runs.items()):
-        for place, rows in enumerate(seeds):
-            points = _evaluations(rows)
-            series.append(
-                Series(
-                    name,
-                    [row["epoch"] for row in points],
-                    [_headline(row)["mean"] for row in points],
-                    faint=place > 0,
-                    color=number % 6 + 1,
-                )
-            )
-    return line_document(series, Axes(x_label="epoch", y_max=1.0))
+    """An SVG file: a row per arm, dots at the same images, rings at the same CPU time."""
+    budget_s = _budget_s(runs)
+    left, right, row, top = 120, 620, 26, 46
+    points = {name: [_spent(rows) for rows in seeds] for name, seeds in runs.items()}
+    every = [mean for seeds in points.values() for seed in seeds for _, mean, _ in seed]
+    low, high = 0.1 * math.floor(10 * min(every)), 0.1 * math.ceil(10 * max(every))
+    bottom = top + row * len(runs)
+
+    def x(value: float) -> str:
+        return f"{left + (right - left) * (value - low) / (high - low):.1f}"
+
+    parts = []
+    for tick in range(round(10 * low), round(10 * high) + 1):
+        at = x(tick / 10)
+        parts += [f'<path d="M{at} {top - 8}V{bottom}" class="grid"/>']
+        parts += [f'<text x="{at}" y="{bottom + 18}" class="tick">{tick / 10:.1f}</text>']
+    base = x(next(iter(points.values()))[0][0][1])
+    parts += [f'<path d="M{base} {top - 8}V{bottom}" class="base"/>']
+    parts += [f'<text x="{base}" y="{top - 14}" class="tick">base</text>']
+    for (name, seeds), y in zip(points.items(), range(top + 8, bottom + 8, row), strict=False):
+        mean = x(fmean(seed[-1][1] for seed in seeds))
+        parts += [f'<text x="{left - 12}" y="{y + 4}" class="name">{escape(name)}</text>']
+        parts += [f'<path d="M{mean} {y - 8}v16" class="mean"/>']
+        for seed in seeds:
+            parts += [f'<circle cx="{x(seed[-1][1])}" cy="{y}" r="4" class="images"/>']
+            parts += [f'<circle cx="{x(_at(seed, budget_s)[0])}" cy="{y}" r="4" class="time"/>']
+    said = f"dots: after the same images; rings: after the same {budget_s / 60:.1f} CPU minutes"
+    parts += [f'<text x="{left}" y="16">{said}</text>']
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 {bottom + 28}" role="img">'
+        f"<style>{_STYLE}</style>" + "\n".join(parts) + "</svg>\n"
+    )
+
+
+_STYLE = """
+text { font: 12px system-ui, sans-serif; fill: #444 } .name { text-anchor: end }
+.tick { text-anchor: middle } .grid { stroke: #8884 }
+.base { stroke: #c2410c; stroke-dasharray: 4 3 }
+.mean { stroke: #00796b; stroke-width: 2 } .images { fill: #00796b; fill-opacity: .6 }
+.time { fill: none; stroke: #b45309; stroke-width: 1.5 }
+@media (prefers-color-scheme: dark) { text { fill: #ccc } .mean { stroke: #4db6ac }
+  .images { fill: #4db6ac } .time, .base { stroke: #fb923c } }
+"""
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def test_the_report_is_a_line_per_arm_and_a_figure(tmp_path: Path) -> None:
     last = json.loads(lines[-3])["metrics"]["geneval"]["mean"]
     assert f"{last:.3f}*" in rows[3]
     assert rows[4].startswith("| arm | held-out after 3.0 CPU minutes")
-    # 30 epochs of 12 CPU seconds do not fit into them: only the base had been evaluated.
-    assert rows[6] == "| plain | 0.800, 0.500 | 30, 0 |"
+    # Half of the second seed's epochs fit into them.
+    assert rows[6] == "| plain | 0.725 (0.800, 0.650) | 22 |"
     drawing = ElementTree.parse(docs / "images" / "arena_table.svg").getroot()
-    assert sum(element.tag.endswith("}polyline") for element in drawing.iter()) == 3
+    assert sum(element.tag.endswith("}circle") for element in drawing.iter()) == 2 * 3
