@@ -20,7 +20,7 @@ from trainer.config import load as config
 from trainer.config.preset import header, preset_names
 from trainer.config.settings import Settings
 from trainer.config.toml import to_toml
-from trainer.errors import ConfigError, TrainerError
+from trainer.errors import ConfigError, ServiceError, TrainerError
 from trainer.run.log import EXIT, write_json
 from trainer.run.signals import stop_signals
 from trainer.run.storage import storing
@@ -358,6 +358,11 @@ def benchmark(
     for table in tables(found):
         console.print(table)
     console.print(f"page: {escape(str(write_page(found, place).resolve()))}")
+    for name in suites:
+        one = found["suites"][Path(name).stem]
+        if all(row["unanswered"] == row["images"] for row in one["measures"].values()):
+            reason = next(iter(one["errors"]), "")
+            raise ServiceError(f"{name}: no image has a score, mostly: {reason}")
 
 
 def _print_suites() -> None:

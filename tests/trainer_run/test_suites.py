@@ -83,6 +83,7 @@ def test_geneval2_end_to_end_on_a_judge_and_again_without_drawing(
     choice: Choice,
     files: FileServer,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Prompts from a server, pictures of the pipeline, the real `vqa` on an endpoint, a page."""
     name, out, said = suite(tmp_path, files), tmp_path / "out", []
@@ -100,9 +101,16 @@ def test_geneval2_end_to_end_on_a_judge_and_again_without_drawing(
             first = again()
             calls = judge.seen.calls
             monkeypatch.setattr(run, "draw_missing", None)  # nothing is drawn any more
-            second = again("score")
+            assert again("score") == first
+            monkeypatch.setenv("REWARD_URL", server.grpc_url)
+            arguments = ["--preset", choice.preset, "--suite", name, "--only", "score"]
+            arguments += ["--out", str(out), "--data", str(tmp_path / "data")]
+            arguments += ["--set", "rewards.patience_s=5"]
+            assert call(monkeypatch, "benchmark", str(pipeline), *arguments) == 0
             assert judge.seen.calls == calls
-    assert second == first
+    printed = capsys.readouterr().out
+    assert "GM" in printed
+    assert f"page: {(out / 'benchmark.html').resolve()}" in printed
     assert "CC BY-NC 4.0: fetched, not redistributed" in said[0]
     found = first["suites"]["small"]
     assert (found["label"], found["why"]) == ("official", [])
@@ -326,7 +334,7 @@ def test_published_rows_say_how_they_differ_instead_of_a_difference(table: dict[
     assert (same["differs"], same["difference"]) == ("", pytest.approx(0.58))
     other = beside(rows[1], found, settings, official=True)
     assert other["difference"] is None
-    assert "eval_num_steps 28, not 10" in other["differs"]
+    assert "steps 28, not 10" in other["differs"]
     assert beside(rows[0], found, settings, official=False)["difference"] is None
     assert beside(rows[-1], found, settings, official=True)["differs"] == "another model"
 

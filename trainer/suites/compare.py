@@ -42,7 +42,11 @@ def compare(places: Sequence[Path], *, force: bool) -> Table:
     ]
     if notes and not force:
         raise ConfigError(f"{'; '.join(notes)}; --force compares them all the same")
-    drawn = [f"drawn with another {note}" for note in _drawn(one["settings"], other["settings"])]
+    drawn = [
+        f"{name}: drawn with {note}"
+        for name in names
+        for note in _drawn(one["suites"][name], other["suites"][name])
+    ]
     table = Table(box=HORIZONTALS, padding=0, caption="\n".join(map(escape, notes + drawn)) or None)
     heads = [escape(found["model"]["title"]) for found in (one, other)]
     for head in ("", *heads, "difference"):
@@ -86,8 +90,11 @@ def unlike(one: Row, other: Row) -> Iterator[str]:
 
 
 def _drawn(one: Row, other: Row) -> list[str]:
-    a, b = one["sampling"], other["sampling"]
-    return [f"{name} ({a[name]}, {b.get(name)})" for name in a if a[name] != b.get(name)]
+    """What two suites were drawn with, where it differs; not the models, which are compared."""
+    a, b = (
+        {**row["made_from"]["sampling"], "seed": row["made_from"]["seed"]} for row in (one, other)
+    )
+    return [f"{name} {a[name]} and {b[name]}" for name in a if a[name] != b[name]]
 
 
 def _rows(name: str, one: Row, other: Row) -> Iterator[list[str]]:

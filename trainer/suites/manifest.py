@@ -43,7 +43,7 @@ class Published(Section):
     measure: str
     value: float
     settings: dict[str, Any] = Field(default_factory=dict)
-    """Settings it was made with, by `sampling.` name."""
+    """What it was drawn with: steps, guidance, negative_prompt, width_px, height_px."""
     source: str
     how: Literal["measured", "copied"]
     """`measured` by the authors of the source, or `copied` by them from elsewhere."""

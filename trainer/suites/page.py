@@ -12,6 +12,7 @@ from trainer.images import data_url, load_png
 from trainer.report.data import environment
 from trainer.run.log import figure
 from trainer.run.storage import replace_file, storing
+from trainer.suites.result import OTHER
 
 PAGE = "benchmark.html"
 SHOWN_PICTURES = 16
@@ -41,9 +42,20 @@ def missing(row: Row) -> str:
     return f"{text}; {number(row['worst'])} to {number(row['best'])}"
 
 
+def scale(row: Row) -> tuple[float, float]:
+    """The ends of an axis for a measure and its groups, 0 among them."""
+    parts = [
+        row,
+        *row["groups"].values(),
+        *(p["upper"] for p in (row, *row["groups"].values()) if "upper" in p),
+    ]
+    values = [part[name] for part in parts for name in ("low", "high") if part["low"] is not None]
+    return min([0.0, *values]), max([0.0, *values])
+
+
 def published(row: Row) -> str:
     """A published number and its difference to this one, or why there is none."""
-    settings = ", ".join(f"{name} {value:g}" for name, value in row["settings"].items())
+    settings = ", ".join(f"{name} {value}" for name, value in row["settings"].items())
     made = f" ({settings})" if settings else ""
     tail = row["differs"] or f"difference {row['difference']:+.3g}"
     return (
@@ -57,7 +69,9 @@ def tables(document: Row) -> Iterator[Table]:
     for name, suite in document["suites"].items():
         label = suite["label"] + (f": {'; '.join(suite['why'])}" if suite["why"] else "")
         title = f"{escape(suite['manifest']['title'])} ({escape(name)}), {suite['prompts']} prompts"
-        table = Table(title=title, box=HORIZONTALS, padding=0, caption=escape(label))
+        lines = [label, *(f"{count} x {text}" for text, count in suite["errors"].items())]
+        lines += [published(row) for row in suite["published"] if row["differs"] != OTHER]
+        table = Table(title=title, box=HORIZONTALS, padding=0, caption=escape("\n".join(lines)))
         for heading in ("", "value (95 % interval)", "without a score"):
             table.add_column(heading, justify="right" if heading else "left", overflow="fold")
         for measure, row in suite["measures"].items():
@@ -80,6 +94,7 @@ def write_page(document: Row, out: Path) -> Path:
             span=span,
             num=number,
             missing=missing,
+            scale=scale,
             published=published,
         )
     )

@@ -67,14 +67,28 @@ def claim(pictures: Pictures, made: Mapping[str, Any]) -> None:
         )
 
 
+def drawn_with(settings: Settings) -> dict[str, Any]:
+    """The settings that decide a picture of an evaluation."""
+    sampling = settings.sampling
+    scale = sampling.eval_guidance_scale
+    height, width, _ = sampling.size
+    return {
+        "steps": sampling.eval_num_steps,
+        "guidance": sampling.guidance_scale if scale is None else scale,
+        "negative_prompt": sampling.negative_prompt,
+        "width_px": width,
+        "height_px": height,
+    }
+
+
 def made_from(
     identity: Mapping[str, Any], settings: Settings, cases: Sequence[Case]
 ) -> dict[str, Any]:
-    """Everything that decides a picture, as plain values."""
+    """Everything that decides the pictures of a suite, as plain values."""
+    kept = {"dtype", "family", "max_sequence_length", "true_cfg_scale"}
     return {
-        "model": dict(identity),
-        "loaded as": settings.model.model_dump(mode="json"),
-        "sampling": settings.sampling.model_dump(mode="json"),
+        "model": {**identity, **settings.model.model_dump(mode="json", include=kept)},
+        "sampling": drawn_with(settings),
         "seed": settings.eval.seed,
         "prompts": fingerprint([case.prompt for case in cases]),
     }

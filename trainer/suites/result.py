@@ -5,6 +5,7 @@ would be if they were worth the least and the most.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -18,12 +19,14 @@ from trainer.scores import joined
 from trainer.suites import reduce
 from trainer.suites.cases import Case
 from trainer.suites.manifest import Manifest, Measure, Published
-from trainer.suites.pictures import Pictures
+from trainer.suites.pictures import Pictures, drawn_with
 from trainer.suites.reduce import Answer, Cell
 from trainer.suites.scoring import Line, Scored
 from trainer.suites.tree import Rule, Tree, plant, summary, totals
 
 MOST_UNANSWERED = 0.01
+MOST_ERRORS = 10
+OTHER = "another model"
 Row = dict[str, Any]
 
 
@@ -57,6 +60,7 @@ def suite_result(
         "published": [
             beside(row, rows[row.measure], settings, official=not why) for row in manifest.published
         ],
+        "errors": _errors(scored),
         "images": len(jobs),
         "prompts": len(prompts),
         "prompts_sha256": made["prompts"],
@@ -205,6 +209,16 @@ def _why_not_official(
     return why
 
 
+def _errors(scored: Scored) -> dict[str, int]:
+    """How often which error left an image without a score, the commonest first."""
+    found = Counter(
+        f"{scorer}: {line['error']['code']}: {line['error']['message']}"
+        for (_, scorer), line in scored.items()
+        if "error" in line
+    )
+    return dict(found.most_common(MOST_ERRORS))
+
+
 def _same_model(served: str, wanted: str) -> bool:
     """Whether a judge is served under the name of its weights, of whatever owner."""
     return served.rpartition("/")[2].lower() == wanted.rpartition("/")[2].lower()
@@ -220,11 +234,9 @@ def _said(line: Line, name: str) -> Any:
 
 def beside(row: Published, found: Row, settings: Settings, *, official: bool) -> Row:
     """A published number, and how far it is from this one or why that cannot be told."""
-    mine = settings.sampling.model_dump(mode="json")
-    if mine["eval_guidance_scale"] is None:
-        mine["eval_guidance_scale"] = mine["guidance_scale"]
-    unlike = [f"{k} {mine[k]:g}, not {v:g}" for k, v in row.settings.items() if mine.get(k) != v]
-    differs = "another model"
+    mine = drawn_with(settings)
+    unlike = [f"{k} {mine[k]}, not {v}" for k, v in row.settings.items() if mine.get(k) != v]
+    differs = OTHER
     if row.path == settings.model.path:
         differs = "; ".join(unlike) or ("" if row.settings else "its settings are not known")
     if not differs and not official:

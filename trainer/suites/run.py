@@ -179,25 +179,31 @@ def _draw(
         return
     show(f"loading {target.title}", 0, 0)
     model = target.load(device)
-    weights = base_fingerprint(model.networks())
+    sampling = target.settings.sampling
+    sigmas = model.sigmas(sampling.eval_num_steps, tuple(model.latent_shape(*sampling.size)))
+    loaded = {
+        "base_sha256": base_fingerprint(model.networks()),
+        "sampler": "Euler steps along sigmas",
+        "sigmas": [round(float(sigma), 6) for sigma in sigmas],
+    }
     for suite, prompts in zip(suites, todo, strict=True):
         if prompts:
-            world.on_main(lambda suite=suite: _note_base(suite.pictures, weights))
+            world.on_main(lambda suite=suite: _note(suite.pictures, loaded))
             settings = _seeded(target.settings, suite)
             draw_missing(model, suite.pictures, suite.cases, prompts, settings, world, show)
     world.any(False)  # the others have written theirs
 
 
-def _note_base(pictures: Pictures, weights: str) -> None:
-    """Write down which base weights were loaded, or refuse others than those before."""
+def _note(pictures: Pictures, loaded: Mapping[str, Any]) -> None:
+    """Write down what is known once the model is loaded, or refuse another than before."""
     made = read_json(pictures.folder / MADE)
-    if made.setdefault("base_sha256", weights) != weights:
+    if made.get("base_sha256", loaded["base_sha256"]) != loaded["base_sha256"]:
         raise ConfigError(
             f"{pictures.folder} holds pictures of other base weights "
-            f"({made['base_sha256'][:12]}, now {weights[:12]}): name another --out"
+            f"({made['base_sha256'][:12]}, now {loaded['base_sha256'][:12]}): name another --out"
         )
     with storing(str(pictures.folder / MADE)):
-        write_json(pictures.folder / MADE, made)
+        write_json(pictures.folder / MADE, {**made, **loaded})
 
 
 def _scored(
