@@ -14,6 +14,8 @@ from tests.server.server_process import running
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/guides/trust_a_reward.md").read_text("utf-8")
 SMALL = {
+    "audit": ["--max-images", "8", "--search-budget", "25"],
+    "benchmark": ["--limit", "4"],
     "train": [
         *("--set", "run.epochs=2", "--set", "eval.every_epochs=0", "--set", "eval.num_prompts=6"),
         *("--set", "batch.prompts_per_epoch=2", "--set", "batch.images_per_prompt=4"),
@@ -29,8 +31,11 @@ def test_its_commands_run_one_after_the_other(tmp_path: Path) -> None:
     (table,) = re.findall(r"^```toml\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
     (tmp_path / "trust.toml").write_text(table, encoding="utf-8")
     commands = [shlex.split(line) for line in re.findall(r"^    (\S.*)$", PAGE, re.MULTILINE)]
-    serve, *others = [words for words in commands if words[0] in PROGRAMS]
-    assert serve[:2] == ["reward-server", "serve"]
+    (serve,) = [words for words in commands if words[:2] == ["reward-server", "serve"]]
+    others = [words for words in commands if words[0] in PROGRAMS and words != serve]
+    assert [words[1] for words in others] == [
+        *("audit", "train", "rescore", "rescore", "benchmark", "benchmark", "compare")
+    ]
     scorers = "".join(f"[scorers.{name}]\n" for name in serve[-1].split(","))
     with running(tmp_path, scorers) as server:
         for program, *words in others:
@@ -44,7 +49,6 @@ def test_its_commands_run_one_after_the_other(tmp_path: Path) -> None:
                 check=False,
             )
             assert done.returncode == 0, f"{command}:\n{done.stdout}{done.stderr}"
-    assert len(others) > 2
     found = json.loads((tmp_path / "runs/trust/rescored/geneval.json").read_text("utf-8"))
     assert found["images"] == 16
     assert found["advantages_as_recorded"]
