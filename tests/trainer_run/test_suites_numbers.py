@@ -77,21 +77,6 @@ def test_bounds_of_a_value_hold_it_whatever_is_not_known(
         assert found.count == true.count
 
 
-def slow_distance(a: str, b: str) -> int:
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        row, before = [i], row
-        for j, y in enumerate(b, 1):
-            row.append(min(before[j] + 1, row[-1] + 1, before[j - 1] + (x != y)))
-    return row[-1]
-
-
-@settings(max_examples=40)
-@given(st.text("abc ", max_size=9), st.text("abc ", max_size=9))
-def test_edit_distance(a: str, b: str) -> None:
-    assert reduce.edit_distance(a, b) == slow_distance(a, b)
-
-
 def test_oneig_text_is_its_formula() -> None:
     found = reduce.edits([Answer("t", target="['STOP here']", said="STOP her")])
     assert found["edits"] == Cell(1, 1)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
+from rapidfuzz.distance import Levenshtein
 
 # As OneIG-Bench (scripts/text, English): edits beyond so many do not count.
 MOST_EDITS = 100
@@ -131,7 +131,7 @@ def edits(answers: Sequence[Answer]) -> dict[str, Cell]:
             cells = (Cell(MOST_EDITS, 0), Cell(0, 1), Cell(0, words, words))
         else:
             said = normalised(one.said)
-            distance, there = edit_distance(said, target), _matched(target, said)
+            distance, there = Levenshtein.distance(said, target), _matched(target, said)
             exact = float(distance == 0)
             cells = (Cell(distance, distance), Cell(exact, exact), Cell(there, there, words))
         for name, cell in zip(found, cells, strict=True):
@@ -140,19 +140,6 @@ def edits(answers: Sequence[Answer]) -> dict[str, Cell]:
                 before.low + cell.low, before.high + cell.high, before.count + cell.count
             )
     return found
-
-
-def edit_distance(one: str, other: str) -> int:
-    """Levenshtein's distance, row by row."""
-    letters = np.array([ord(letter) for letter in other], dtype=np.int64)
-    places = np.arange(len(other) + 1)
-    row = places
-    for number, letter in enumerate(one, start=1):
-        kept = np.minimum(row[1:] + 1, row[:-1] + (letters != ord(letter)))
-        below = np.concatenate(([number], kept))
-        # Insertions: each place may come from any before it, at 1 per step.
-        row = np.minimum.accumulate(below - places) + places
-    return int(row[-1])
 
 
 def normalised(text: str) -> str:
