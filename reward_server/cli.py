@@ -273,7 +273,7 @@ def audit_scorer(
         typer.Option(help="JSONL, a row per picture: file_name, prompt; default: metadata.jsonl."),
     ] = None,
     run: Annotated[
-        Path | None, typer.Option(help="Folder of a run of flow-train: the groups that it kept.")
+        Path | None, typer.Option(help="Folder of a run of flow-train: images it has kept.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for audit.json and audit.html.")] = Path(
         "audit"

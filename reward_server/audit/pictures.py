@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import importlib.util
 import json
+import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 
 from reward_client import codec
 from reward_client.errors import InvalidArgument
-from reward_client.images import Image, UInt8Image, sniff
+from reward_client.images import Encoding, Image, UInt8Image, sniff
 from reward_client.types import Item, SpecKind
 
 MOST_PER_PROMPT = 8
@@ -111,18 +112,22 @@ def from_folder(folder: Path, prompts: Path | None) -> tuple[list[Picture], list
 
 
 def from_run(run_dir: Path, prompts: Path | None) -> tuple[list[Picture], list[str]]:
-    """The newest groups that a run of flow-train has kept, and notes for the user.
+    """The newest pictures that a run of flow-train has kept, and notes for the user.
 
-    What GenEval or OCR need is looked up by prompt in `prompts`, else in the run's own file.
+    Those of its recorder (`record/*.tar`), else the groups that its report shows. What GenEval or
+    OCR need is recorded; for groups it is looked up by prompt in `prompts`, else in the run's file.
 
     Raises:
-        InvalidArgument: the run has kept no groups.
+        InvalidArgument: the run has kept neither.
     """
+    if recorded := _recorded(run_dir):
+        lossy = sum(picture.is_lossy for picture in recorded)
+        return recorded, [f"{lossy} recorded pictures of {run_dir} are lossy"] if lossy else []
     files = sorted((run_dir / "groups").glob("epoch_*.json"))
     if not files:
         raise InvalidArgument(
-            f"--run {run_dir}: it has kept no groups (groups/epoch_*.json); runs keep them every"
-            " logging.groups_every_epochs epochs"
+            f"--run {run_dir}: it has kept no pictures; runs keep them with record.images, or a"
+            " few every logging.groups_every_epochs epochs"
         )
     source = prompts or _prompts_of(run_dir)
     by_prompt = {str(row.get("prompt")): row for row in _rows(source)} if source else {}
@@ -138,6 +143,30 @@ def from_run(run_dir: Path, prompts: Path | None) -> tuple[list[Picture], list[s
     if lossy := sum(picture.is_lossy for picture in found):
         notes.append(f"{lossy} of {len(found)} pictures of {run_dir} are lossy small copies")
     return _some(found, run_dir), notes
+
+
+def _recorded(run_dir: Path) -> list[Picture]:
+    """The still pictures of the newest recorded epoch, in the format of docs/guides/record.md."""
+    shards = sorted((run_dir / "record").glob("epoch_*_rank_*.tar"))
+    newest = [file for file in shards if file.name[:12] == shards[-1].name[:12]]
+    found = []
+    for shard in newest:
+        with tarfile.open(shard) as tar:
+            content = {one.name: tar.extractfile(one) for one in tar if one.isfile()}
+            for name, stream in content.items():
+                picture = content.get(f"{name.removesuffix('.json')}.webp")
+                if not name.endswith(".json") or stream is None or picture is None:
+                    continue
+                row = json.loads(stream.read())
+                pixels = codec.decode(Image(picture.read(), Encoding.WEBP))
+                spec = json.loads(row["spec"]) if row["spec"] else None
+                found.append(
+                    Picture(
+                        *(row["key"], row["prompt"], pixels, spec, row["spec_kind"]),
+                        is_lossy=row["encoding"] != "lossless",
+                    )
+                )
+    return found
 
 
 def thinned(pictures: Iterable[Picture], most: int) -> list[Picture]:

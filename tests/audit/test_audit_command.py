@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -128,7 +130,7 @@ def test_pictures_that_no_row_names_are_noted(folder: Path, tmp_path: Path) -> N
 
 
 def test_the_groups_that_a_run_kept_are_read_with_its_rows(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgument, match="it has kept no groups"):
+    with pytest.raises(InvalidArgument, match="it has kept no pictures"):
         from_run(tmp_path, None)
     shown = []
     for file in sorted(folder.glob("*.png"))[:6]:
@@ -143,6 +145,28 @@ def test_the_groups_that_a_run_kept_are_read_with_its_rows(folder: Path, tmp_pat
     assert len(found) == 6
     assert notes == []
     assert found[0].spec_kind == "geneval"
+
+
+def test_what_a_run_recorded_goes_before_its_groups(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "record").mkdir()
+    for epoch, pictures in ((1, PICTURES), (2, PICTURES[:6])):
+        with tarfile.open(tmp_path / f"record/epoch_00000{epoch}_rank_00_every_1.tar", "w") as tar:
+            for number, one in enumerate(pictures):
+                encoded = io.BytesIO()
+                Image.fromarray(one.pixels).save(encoded, "WEBP", lossless=True)
+                row = {"key": f"k{number}", "prompt": one.prompt, "encoding": "lossless"}
+                row |= {"spec": json.dumps(one.spec), "spec_kind": "geneval"}
+                files = {"webp": encoded.getvalue(), "json": json.dumps(row).encode()}
+                for ending, content in files.items():
+                    info = tarfile.TarInfo(f"k{number}.{ending}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+    found, notes = from_run(tmp_path, None)
+    assert notes == []
+    assert [one.prompt for one in found] == [one.prompt for one in PICTURES[:6]]
+    assert all((a.pixels == b.pixels).all() for a, b in zip(found, PICTURES, strict=False))
+    assert found[0].spec == PICTURES[0].spec
+    assert not found[0].is_lossy
 
 
 def test_few_prompts_whole_are_kept_of_many() -> None:
