@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ def made_from(
         "model": {**identity, **settings.model.model_dump(mode="json", include=kept)},
         "sampling": drawn_with(settings),
         "seed": settings.eval.seed,
-        "prompts": fingerprint([case.prompt for case in cases]),
+        "texts": fingerprint([replace(case.prompt, spec=None) for case in cases]),
     }
 
 

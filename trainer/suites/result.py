@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from trainer.config.settings import Settings
+from trainer.data.files import fingerprint
 from trainer.evaluation.sampling import Job
 from trainer.run.storage import digest
 from trainer.scores import joined
@@ -63,7 +64,7 @@ def suite_result(
         "errors": _errors(scored),
         "images": len(jobs),
         "prompts": len(prompts),
-        "prompts_sha256": made["prompts"],
+        "prompts_sha256": fingerprint([case.prompt for case in cases]),
         "made_from": dict(made),
         "manifest": manifest.model_dump(mode="json"),
         "manifest_sha256": manifest.digest,

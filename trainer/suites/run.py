@@ -15,6 +15,7 @@ from trainer.config.settings import RewardSettings, Settings
 from trainer.errors import ConfigError
 from trainer.evaluation.sampling import spread
 from trainer.models.network import base_fingerprint, sampled_fingerprint
+from trainer.models.precision import resolve
 from trainer.parallel.world import World, setup_torch
 from trainer.rewards import RewardService, connect
 from trainer.run.inputs import check_for
@@ -92,7 +93,7 @@ def benchmark(
             _draw(target, suites, world, device, show if world.is_main else silent)
         if plan.only == "draw" or not world.is_main:
             return None
-        return _scored(target, suites, plan, device, connected, show)
+        return _scored(target, suites, plan, connected, show)
     finally:
         world.leave()
 
@@ -183,6 +184,8 @@ def _draw(
     sigmas = model.sigmas(sampling.eval_num_steps, tuple(model.latent_shape(*sampling.size)))
     loaded = {
         "base_sha256": base_fingerprint(model.networks()),
+        "computed_in": str(resolve(target.settings.model.dtype, device)).removeprefix("torch."),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "sampler": "Euler steps along sigmas",
         "sigmas": [round(float(sigma), 6) for sigma in sigmas],
     }
@@ -210,7 +213,6 @@ def _scored(
     target: Target,
     suites: Sequence[Suite],
     plan: Plan,
-    device: torch.device,
     connected: Connect,
     show: Show,
 ) -> dict[str, Any]:
@@ -221,8 +223,13 @@ def _scored(
                 f"{suite.pictures.folder} lacks the pictures of {len(missing)} of "
                 f"{len(suite.prompts)} prompts: run it without --only score first"
             )
-        claim(suite.pictures, made_from(identity(target), _seeded(settings, suite), suite.cases))
-    model = {"title": target.title, "preset": target.preset or None, **identity(target)}
+        wanted = made_from(identity(target), _seeded(settings, suite), suite.cases)
+        made = read_json(suite.pictures.folder / MADE)
+        # Who only scores need not have the hub's files.
+        wanted["model"]["revision"] = made["model"]["revision"]
+        claim(suite.pictures, wanted)
+    made = read_json(suites[0].pictures.folder / MADE)
+    model = {"title": target.title, "preset": target.preset or None, **made["model"]}
     before = read_json(plan.out / RESULT) or {}
     alike = before.get("format") == FORMAT and before.get("model") == model
     results = dict(before["suites"]) if alike else {}
@@ -240,7 +247,6 @@ def _scored(
     document = {
         "format": FORMAT,
         "model": model,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "suites": results,
         "settings": settings.model_dump(mode="json"),
         "versions": versions(),
