@@ -11,6 +11,7 @@ import torch
 from tests.trainer_run.nursery import PATIENCE_S, Nursery
 from tests.trainer_run.test_run import assert_same_run, elsewhere
 from trainer.run import checkpoint
+from trainer.run.shards import read_tables, stored
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -112,6 +113,7 @@ def test_two_processes_killed_together_or_alone_end_with_identical_numbers(
 ) -> None:
     """Who is left alone ends in bounded time, in one line, with the exit code for it."""
     short["batch"]["rollout_batch_size"] = 1
+    short["record"] = {"images": "lossless", "min_free_bytes": 0}
     whole = elsewhere(short, tmp_path / "whole")
     assert [rank.wait() for rank in nursery.ranks(whole, [None, None])] == [0, 0]
     run_dir = tmp_path / "killed"
@@ -147,6 +149,9 @@ def test_two_processes_killed_together_or_alone_end_with_identical_numbers(
     assert [rank.wait() for rank in nursery.ranks(killed, [None, None])] == [0, 0]
     assert_same_run(tmp_path / "whole", run_dir)
     assert_same_state(tmp_path / "whole", run_dir)
+    recorded = [read_tables(folder).to_pylist() for folder in (tmp_path / "whole", run_dir)]
+    assert recorded[0] == recorded[1]
+    assert stored(run_dir) == {row["key"] for row in recorded[0]}
     # One process alone is refused, and told how.
     killed["run"] = {**killed["run"], "epochs": 7}
     alone = nursery.start("train", killed, None)
@@ -157,6 +162,7 @@ def test_two_processes_killed_together_or_alone_end_with_identical_numbers(
     assert alone.wait() == 0
     assert "warning: the checkpoint was written by 2" in alone.log.read_text()
     assert json.loads((run_dir / "result.json").read_text())["epoch"] == 7
+    assert len(stored(run_dir)) == 7 * len(recorded[0]) // recorded[0][-1]["epoch"]
 
 
 @pytest.mark.exhaustive
