@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,19 @@ import pytest
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet  # pyright: ignore[reportMissingImports]
+from typer.testing import CliRunner
 
 from reward_client import Code, Item, ItemError
 from tests.trainer_run.fake_service import score_pixels, service_with
 from tests.trainer_run.recorded import EPOCHS, GROUPS, SIZE
+from trainer.cli import app
+from trainer.config.load import parse
 from trainer.config.settings import RewardTerm, Settings
 from trainer.errors import ConfigError, DataError, ServiceError
 from trainer.evaluation.agreement import Rescored, compare, rank_correlation
 from trainer.report.rescored import write
-from trainer.run.shards import FOLDER, files, read_pictures, read_tables, stored
+from trainer.run.shards import FOLDER, HEADER, files, read_pictures, read_tables, stored
 from trainer.tools.rescore import Other, parse_weights, rescore
 
 ALL = EPOCHS * GROUPS * SIZE
@@ -113,8 +118,31 @@ def test_a_damaged_picture_is_found(recorded_run: Path, tmp_path: Path) -> None:
     (first, second, _) = files(tmp_path / "run", "tar")
     content = second.path.read_bytes().replace(b"000002_", b"000001_")
     first.path.write_bytes(_with_checksums(content))
+    other = Other((BRIGHT,), {})
     with pytest.raises(DataError, match="picture 000001_0000_0000 is not what was recorded"):
-        rescore(tmp_path / "run", Other((BRIGHT,), {}), {}, open_service=service_with())
+        rescore(tmp_path / "run", other, {}, open_service=service_with())
+    first.path.write_bytes(content[:1000])
+    with pytest.raises(DataError, match=f"{first.path.name} cannot be read"):
+        rescore(tmp_path / "run", other, {}, open_service=service_with())
+    (table, *_) = files(tmp_path / "run", "parquet")
+    known = parquet.read_table(table.path)
+    later = {HEADER: json.dumps({"format": 2})}
+    parquet.write_table(known.replace_schema_metadata(later), table.path)
+    with pytest.raises(DataError, match="has format 2, this version reads 1"):
+        rescore(tmp_path / "run", other, {})
+    table.path.write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=f"{table.path.name} cannot be read"):
+        rescore(tmp_path / "run", other, {})
+
+
+def test_without_pyarrow_the_remedy_is_said(
+    recorded_run: Path, table: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ConfigError, match=r"rescore needs pyarrow: pip install 'flow-reward\[rec"):
+        rescore(recorded_run, Other((), {"brightness": 1.0}), {})
+    with pytest.raises(ConfigError, match=r"record\.images=webp90 needs pyarrow: .*images=none"):
+        parse({**table, "record": {"images": "webp90"}})
 
 
 def _with_checksums(tar: bytes) -> bytes:
@@ -135,8 +163,9 @@ def test_wrong_arguments_are_one_line(recorded_run: Path, tmp_path: Path) -> Non
         rescore(recorded_run, Other((CONTRAST,), {"brightness": 1.0}), {})
     with pytest.raises(ConfigError, match="name --scorer or --weights"):
         rescore(recorded_run, Other((), {}), {})
-    with pytest.raises(ConfigError, match=r"--weights 'a=b'"):
-        parse_weights("a=b")
+    for text in ("a=b", "a=nan", "a"):
+        with pytest.raises(ConfigError, match=f"--weights '{text}'"):
+            parse_weights(text)
     other = Other((RewardTerm(scorer="sharpness"),), {})
     with pytest.raises(ServiceError, match="sharpness"):
         rescore(recorded_run, other, {}, open_service=service_with())
@@ -180,3 +209,14 @@ def test_two_rewards_part_where_the_other_falls(bend: int, parts: bool) -> None:
     else:
         assert found["parts_at"] is None
     assert found["end"]["own"]["mean"] > found["start"]["own"]["mean"]
+
+
+def test_the_command_prints_a_table_and_names_its_page(recorded_run: Path, tmp_path: Path) -> None:
+    page = tmp_path / "out" / "page.html"
+    arguments = ["rescore", str(recorded_run), "--weights", "brightness=-1", "--out", str(page)]
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0
+    assert re.search(r"advantages of another sign +100 % \(100 to 100\)", done.stdout)
+    assert str(page) in done.stdout.replace("\n", "")
+    assert page.is_file()
+    assert json.loads(page.with_suffix(".json").read_text("utf-8"))["other"] == {"brightness": -1}

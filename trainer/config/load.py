@@ -188,11 +188,14 @@ def _check(settings: Settings, world_size: int) -> None:
             f"batch.prompts_per_epoch={groups}"
         )
     _check_alarms(settings)
-    if settings.record.images != "none" and find_spec("pyarrow") is None:
-        raise ConfigError(
-            f"record.images={settings.record.images} needs pyarrow: pip install "
-            "'flow-reward[record]', or set record.images=none"
-        )
+    if settings.record.images != "none":
+        need_pyarrow(f"record.images={settings.record.images}", ", or set record.images=none")
+
+
+def need_pyarrow(what: str, otherwise: str = "") -> None:
+    """Raise ConfigError if what the recorder writes tables with is not installed."""
+    if find_spec("pyarrow") is None:
+        raise ConfigError(f"{what} needs pyarrow: pip install 'flow-reward[record]'{otherwise}")
 
 
 def _check_known(name: str, value: str, known: Sequence[str]) -> None:

@@ -31,12 +31,11 @@ from trainer.rollout.prompts import draws
 from trainer.run import shards
 from trainer.run.progress import RESOLVED
 from trainer.run.resume import comparable
-from trainer.run.shards import END_BYTES, FOLDER, File, Sizes, pixel_digest
+from trainer.run.shards import END_BYTES, FOLDER, FORMAT, HEADER, File, Sizes, pixel_digest
 from trainer.run.storage import storing
 from trainer.scores import Scores
 from trainer.types import Prompt
 
-FORMAT = 1
 ENCODINGS: Mapping[str, Mapping[str, Any]] = {
     # Twice as fast as the default, and as small.
     "lossless": {"lossless": True, "method": 1, "quality": 20},
@@ -295,7 +294,7 @@ def _parquet(rows: Sequence[Mapping[str, Any]], header: Mapping[str, Any]) -> by
     names = dict.fromkeys(name for row in rows for name in row)
     kinds |= {name: pa.float64() for name in names if name.startswith(("score.", "output."))}
     columns = [(name, kinds.get(name, pa.string())) for name in names]
-    schema = pa.schema(columns, metadata={"flow-train": json.dumps(header)})
+    schema = pa.schema(columns, metadata={HEADER: json.dumps(header)})
     buffer = io.BytesIO()
     parquet.write_table(pa.Table.from_pylist(list(rows), schema=schema), buffer)
     return buffer.getvalue()

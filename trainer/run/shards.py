@@ -7,6 +7,7 @@ the row as `KEY.json`. `every_4`: of every fourth group; the others have been th
 
 import hashlib
 import io
+import json
 import os
 import re
 import tarfile
@@ -20,9 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PilImage
 
+from trainer.errors import DataError
 from trainer.images import Pixels
 
 FOLDER = "record"
+FORMAT, HEADER = 1, "flow-train"  # of the tables; the key of their metadata
 BLOCK_BYTES = 512
 # What closes a tar file, and fills it up to a multiple of `tarfile.RECORDSIZE`.
 END_BYTES = 2 * BLOCK_BYTES + tarfile.RECORDSIZE
@@ -172,19 +175,41 @@ def pixel_digest(picture: Pixels) -> str:
 
 
 def read_tables(run_dir: Path) -> Any:
-    """All rows as a `pyarrow.Table`, by key; None where nothing was recorded."""
+    """All rows as a `pyarrow.Table`, by key; None where nothing was recorded.
+
+    DataError for a table that is damaged, or of another version.
+    """
     import pyarrow
     from pyarrow import parquet
 
-    found = [parquet.read_table(file.path) for file in files(run_dir, "parquet")]
+    found = []
+    for file in files(run_dir, "parquet"):
+        try:
+            table = parquet.read_table(file.path)
+            known = json.loads(table.schema.metadata[HEADER.encode()])["format"]
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            first = (str(error) or type(error).__name__).splitlines()[0]
+            raise DataError(f"{file.path} cannot be read ({first}): move it away") from None
+        if known != FORMAT:
+            raise DataError(f"{file.path} has format {known}, this version reads {FORMAT}")
+        found.append(table)
     return pyarrow.concat_tables(found, promote_options="default").sort_by("key") if found else None
+
+
+@contextmanager
+def _opened(shard: File) -> Iterator[tarfile.TarFile]:
+    try:
+        with tarfile.open(shard.path) as tar:
+            yield tar
+    except tarfile.TarError as error:
+        raise DataError(f"{shard.path} cannot be read ({error}): move it away") from None
 
 
 def stored(run_dir: Path) -> set[str]:
     """The keys of the pictures that are there."""
     out = set()
     for shard in files(run_dir, "tar"):
-        with tarfile.open(shard.path) as tar:
+        with _opened(shard) as tar:
             out |= {name.partition(".")[0] for name in tar.getnames()}
     return out
 
@@ -193,7 +218,7 @@ def read_pictures(run_dir: Path, keys: Container[str]) -> Iterator[tuple[str, Pi
     """Recorded pictures by key, (H, W, 3) or (F, H, W, 3), as far as they are still there."""
     for shard in files(run_dir, "tar"):
         frames: list[Pixels] = []
-        with tarfile.open(shard.path) as tar:
+        with _opened(shard) as tar:
             for member in tar:
                 key, _, ending = member.name.partition(".")
                 handle = tar.extractfile(member) if key in keys else None

@@ -13,13 +13,14 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.ma import MaskedArray
 
-from trainer.config.load import validated
+from trainer.config.load import need_pyarrow, validated
 from trainer.config.settings import RewardSettings, RewardTerm, Settings
 from trainer.errors import ConfigError, DataError, did_you_mean
 from trainer.evaluation.agreement import Rescored
@@ -33,7 +34,7 @@ from trainer.types import Prompt
 if TYPE_CHECKING:
     from trainer.rewards import RewardService
 
-RECORDED = ("score.", "output.")
+RECORDED, SEEN = ("score.", "output."), "fingerprint."
 BATCH = 16
 
 
@@ -52,7 +53,10 @@ def parse_weights(text: str) -> dict[str, float]:
     """`a=1,b=0.5`; ConfigError if malformed."""
     try:
         pairs = [part.rpartition("=") for part in text.split(",") if part.strip()]
-        return {name.strip(): float(value) for name, _, value in pairs}
+        found = {name.strip(): float(value) for name, _, value in pairs}
+        if not all(map(isfinite, found.values())):
+            raise ValueError
+        return found
     except ValueError:
         raise ConfigError(f"--weights {text!r}: write name=number, e.g. ocr=1,jpeg=0.5") from None
 
@@ -73,6 +77,7 @@ def rescore(
         DataError: a picture is not the one that was recorded.
         ServiceError: the service does not answer, or refuses.
     """
+    need_pyarrow("rescore")
     settings = validated(read_resolved(run_dir)["settings"], source=f"{run_dir / RESOLVED}")
     table = read_tables(run_dir)
     if table is None:
@@ -123,6 +128,11 @@ def rescore(
         "run": str(run_dir),
         "own": {term.name: term.weight for term in own_terms},
         "other": weights,
+        "recorded": {
+            name.removeprefix(SEEN): sorted({row[name] for row in rows if row.get(name)})
+            for name in table.column_names
+            if name.startswith(SEEN)
+        },
         "scored": {name: list(seen) for name, seen in fingerprints.items()},
         "exact": not (other.scored and lossy),
         "pictures": sorted({row["encoding"] for row in rows}),
