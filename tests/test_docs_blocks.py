@@ -17,6 +17,7 @@ from reward_server import config as server_config
 from tests.server.server_process import run_python, running
 from trainer.config.load import load
 from trainer.data import TASKS
+from trainer.suites.manifest import parse
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -54,6 +55,8 @@ def test_a_config_is_one_that_the_program_takes(where: str, text: str, tmp_path:
     if SERVER_TABLES & tables.keys():
         keys = dict.fromkeys(re.findall(r'_env = "(\w+)"', text), "a key")
         assert server_config.load(file, keys).scorers, where
+    elif "measures" in tables:
+        assert parse(tables, where).measures, where
     else:
         assert load(str(file)), where
 
