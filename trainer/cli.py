@@ -497,7 +497,7 @@ def rescore(
     Needs a run with record.images. Scores its pictures with other scorers, or weighs anew what was
     recorded; the run is not changed.
     """
-    from trainer.report.rescored import write
+    from trainer.report.rescored import reward_name, write
     from trainer.tools.rescore import Other, parse_weights
     from trainer.tools.rescore import rescore as rescore_run
 
@@ -505,7 +505,7 @@ def rescore(
     other = Other(terms, parse_weights(weights), url, force, groups)
     with Terminal(_console(stderr=True)) as terminal:
         found = rescore_run(run_dir, other, os.environ, terminal.show)
-    name = re.sub(r"[^\w.]+", "_", "_".join(found.scores))
+    name = re.sub(r"[^\w.-]+", "_", reward_name(found.found["other"]))
     page = out or run_dir / "rescored" / f"{name}.html"
     console = _console()
     console.print(write(found, run_dir, page))
