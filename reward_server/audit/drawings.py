@@ -46,11 +46,7 @@ def shapes(prompts: int = len(_SCENES)) -> list[Picture]:
 
 def words(prompts: int = len(_WORDS)) -> list[Picture]:
     """The same of signs with a word, with an OCR target."""
-    return [
-        picture
-        for index, word in enumerate(_WORDS[:prompts])
-        for picture in _word_group(word, _WORDS[(index + 3) % len(_WORDS)], index)
-    ]
+    return [picture for group in _word_groups()[:prompts] for picture in group]
 
 
 @lru_cache(maxsize=1)
@@ -91,6 +87,13 @@ def scene(things: Sequence[tuple[str, str]], right: float, down: float) -> UInt8
         alpha = silhouettes.coverage(name, (SIDE_PX, SIDE_PX), x + right, y + down, radius)
         canvas += alpha[..., None] * (np.array(palette.COLORS[color]) - canvas)
     return (canvas + 0.5).astype(np.uint8)
+
+
+@lru_cache(maxsize=1)
+def _word_groups() -> tuple[tuple[Picture, ...], ...]:
+    others = (*_WORDS[3:], *_WORDS[:3])
+    pairs = enumerate(zip(_WORDS, others, strict=True))
+    return tuple(tuple(_word_group(word, other, index)) for index, (word, other) in pairs)
 
 
 def _word_group(word: str, other: str, index: int) -> Iterator[Picture]:

@@ -15,13 +15,15 @@ from reward_client.errors import InvalidArgument
 from reward_client.types import ScorerInfo, ScorerSelector
 from reward_server.audit import drawings
 from reward_server.audit import pictures as reading
+from reward_server.audit.checks import Plan, wanted
 from reward_server.audit.compare import compared
 from reward_server.audit.expected import Thresholds
 from reward_server.audit.page import page
 from reward_server.audit.pictures import Picture
-from reward_server.audit.run import FORMAT, Ask, Plan, Source, audit
+from reward_server.audit.run import FORMAT, audit
 from reward_server.audit.statistics import LEAST_PER_PROMPT, Row
-from reward_server.audit.transforms import BATTERIES, CHECKS
+from reward_server.audit.subject import Ask, Source
+from reward_server.audit.transforms import BATTERIES, CHECKS, TRANSFORMS
 from reward_server.audit.watched import Watched
 from reward_server.commands.scoring import note, serving_here
 from reward_server.commands.tables import output_console
@@ -120,6 +122,10 @@ def chosen_of(found: Sequence[Picture], source: Source, most: int) -> list[Pictu
 def run_audit(source: Source, chosen: Sequence[Picture], plan: Plan, out: Path) -> Row:
     """Audit, write `audit.json` and `audit.html`, print the table; returns the result."""
     out.mkdir(parents=True, exist_ok=True)
+    names = [name for battery in BATTERIES for name in wanted(plan, battery)]
+    changes = 3 + sum(len(one.levels) for one in TRANSFORMS if one.name in names)
+    tries = plan.search_budget if "search" in names else 0
+    note(f"{len(names)} checks of {len(chosen)} pictures: {changes * len(chosen) + tries} scores")
     result = audit(source, chosen, plan, Watched(source.scorer), lambda text: note(f"{text} ..."))
     (out / RESULT).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     (out / PAGE).write_text(page(result, chosen), encoding="utf-8")

@@ -14,12 +14,14 @@ from reward_client import codec
 from reward_client.errors import InvalidArgument, ItemError
 from reward_client.types import Item, ScorerInfo, ScorerResult
 from reward_server.audit import drawings
+from reward_server.audit.checks import Plan
 from reward_server.audit.compare import compared
 from reward_server.audit.expected import Thresholds
 from reward_server.audit.fakes import FAULTS, WEAKNESSES
 from reward_server.audit.page import page
 from reward_server.audit.pictures import Picture
-from reward_server.audit.run import Plan, Source, audit
+from reward_server.audit.run import audit
+from reward_server.audit.subject import Source
 from reward_server.audit.watched import Watched
 from reward_server.scorers import load_scorer_class
 from reward_server.scorers.base import ItemFailure, ItemScore, Outcome, ScoreInput, Scorer

@@ -9,7 +9,8 @@ import pytest
 from test_audit_scorers import JUDGE, PICTURES, WATCHED, audited, loaded, verdicts
 
 from reward_server.audit import drawings
-from reward_server.audit.run import Plan, audit
+from reward_server.audit.checks import Plan
+from reward_server.audit.run import audit
 from reward_server.audit.transforms import BATTERIES
 from tests.server.server_process import run_cli, running
 
