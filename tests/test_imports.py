@@ -61,6 +61,7 @@ def test_the_trainer_answers_before_it_loads_torch() -> None:
     code = """
 import sys
 import trainer.cli, trainer.report.card, trainer.report.compare, trainer.report.watch
+import trainer.suites.compare
 from trainer.config.load import load
 from trainer.config.preset import preset_names
 assert [load(name) for name in preset_names()]

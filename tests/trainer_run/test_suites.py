@@ -9,14 +9,17 @@ from typing import Any
 import pytest
 import stamina
 from fake_judge import Behaviour, FakeEndpoint
+from PIL import Image as PilImage
 
 from prompt_sets.paraphrase import wordings
 from reward_client import Code, Item, ItemError, Unavailable
+from reward_client.codec import decode
 from tests.server.server_process import running
 from tests.trainer_run.fake_service import service_with
 from tests.trainer_run.test_cli import call, to_toml
 from tests.weights.file_server import FileServer, Served, serving
 from trainer.config.load import parse
+from trainer.data import TASKS
 from trainer.errors import ConfigError, DataError, ServiceLost
 from trainer.suites import manifest, run
 from trainer.suites.cases import Case, load
@@ -24,6 +27,7 @@ from trainer.suites.compare import compare
 from trainer.suites.page import write_page
 from trainer.suites.result import asked, beside
 from trainer.suites.run import Plan, benchmark
+from trainer.suites.scoring import item_of
 from trainer.tools.artifacts import Choice
 
 GENEVAL2 = [
@@ -216,6 +220,18 @@ def test_a_service_that_goes_away_loses_nothing(
     asked_for.clear()
     drawn(choice, pipeline, name, out, lambda s, i: asked_for.append(i.prompt) or brightness(s, i))
     assert asked_for == ["two hearts"] * 2 + ["a red cross"] * 2
+
+
+def test_a_judge_of_edits_gets_the_source_in_the_size_of_the_picture(tmp_path: Path) -> None:
+    for name, side in (("source", 32), ("edit", 16)):
+        PilImage.new("RGB", (side, side), "red").save(tmp_path / f"{name}.png")
+    (tmp_path / "edits.jsonl").write_text(
+        '{"prompt": "make it blue", "references": ["source.png"]}'
+    )
+    (prompt,) = TASKS["edit"](tmp_path / "edits.jsonl", print)
+    item = item_of(tmp_path / "edit.png", Case(prompt), (0, 1))
+    assert decode(item.images[0]).shape == (16, 16, 3)
+    assert [decode(one).shape for one in item.references] == [(16, 16, 3)]
 
 
 def test_two_benchmarks_are_compared_in_pairs_and_unlike_ones_refused(

@@ -1,6 +1,7 @@
 """Reducers by hand and as bounds; the tree against `summarise`; intervals of whole statistics."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -68,9 +69,7 @@ def test_bounds_of_a_value_hold_it_whatever_is_not_known(
     triples = [tuple(sorted(one)) for one in triples]  # pyright: ignore[reportAssignmentType]
     parents = {n: [data.draw(st.integers(0, n - 1))] for n in range(1, len(triples))}
     exact = answers(*(one[1] for one in triples), parents=parents)
-    bounded = [
-        reduce.replace(one, low=t[0], high=t[2]) for one, t in zip(exact, triples, strict=True)
-    ]
+    bounded = [replace(one, low=t[0], high=t[2]) for one, t in zip(exact, triples, strict=True)]
     for function in (*reduce.REDUCERS.values(), reduce.gmean):
         true, found = function(exact), function(bounded)
         assert found.low - 1e-12 <= true.low <= found.high + 1e-12

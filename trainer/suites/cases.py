@@ -290,6 +290,8 @@ ADAPTERS: Mapping[str, Callable[[Source], Iterator[Case]]] = {
     "geneval": _task("geneval"),
     "ocr": _task("ocr"),
     "texts": _task("texts"),
+    "jsonl": _task("jsonl"),
+    "edit": _task("edit"),
     "paraphrases": _paraphrases,
     "geneval2": _geneval2,
     "wise_verified": _wise,

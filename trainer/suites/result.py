@@ -7,6 +7,7 @@ would be if they were worth the least and the most.
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,21 +15,21 @@ import numpy as np
 
 from trainer.config.settings import Settings
 from trainer.data.files import fingerprint
-from trainer.evaluation.sampling import Job
 from trainer.run.storage import digest
 from trainer.scores import joined
 from trainer.suites import reduce
 from trainer.suites.cases import Case
 from trainer.suites.manifest import Manifest, Measure, Published
-from trainer.suites.pictures import Pictures, drawn_with
+from trainer.suites.pictures import Job, Pictures, drawn_with
 from trainer.suites.reduce import Answer, Cell
-from trainer.suites.scoring import Line, Scored
 from trainer.suites.tree import Rule, Tree, plant, summary, totals
 
 MOST_UNANSWERED = 0.01
 MOST_ERRORS = 10
 OTHER = "another model"
 Row = dict[str, Any]
+Line = dict[str, Any]  # what a scorer said about a picture: a line of `scores.jsonl`
+Scored = dict[tuple[Job, str], Line]  # by picture and scorer
 
 
 def rule_of(measure: Measure) -> Rule:
@@ -121,7 +122,7 @@ def cells(measure: Measure, case: Case, line: Line | None) -> Mapping[str, Cell]
         return {_group(case): Cell(value, value)}
     said = {one["id"]: one for one in line["details"]["answers"]}
     answers = [
-        reduce.replace(one, **{key: said[one.id][key] for key in ("low", "high", "said")})
+        replace(one, **{key: said[one.id][key] for key in ("low", "high", "said")})
         for one in asked(case)
     ]
     return _reduced(measure, case, answers)

@@ -23,10 +23,11 @@ from trainer.run.log import read_json, versions, write_json
 from trainer.run.storage import storing
 from trainer.suites import manifest as manifests
 from trainer.suites.cases import Case, load
+from trainer.suites.draw import draw_missing
 from trainer.suites.manifest import FORMAT, Manifest
-from trainer.suites.pictures import MADE, Pictures, claim, draw_missing, made_from
-from trainer.suites.result import suite_result
-from trainer.suites.scoring import Scored, score_missing
+from trainer.suites.pictures import MADE, Pictures, claim, made_from
+from trainer.suites.result import Scored, suite_result
+from trainer.suites.scoring import score_missing
 from trainer.terminal import Show, silent
 from trainer.tools.artifacts import Choice, Target, find
 from trainer.types import Prompt

@@ -11,22 +11,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+
+import numpy as np
+from PIL import Image as PilImage
 
 from reward_client import Code, DeadlineExceeded, Image, Internal, Item, ScoreResponse
 from trainer.config.settings import RewardTerm
-from trainer.evaluation.sampling import Job
+from trainer.images import load_reference
 from trainer.rewards import RewardService
 from trainer.run.storage import storing
 from trainer.scores import NOT_FINITE
 from trainer.suites.cases import Case
-from trainer.suites.pictures import Pictures
+from trainer.suites.pictures import Job, Pictures
+from trainer.suites.result import Line, Scored
 
 SCORES = "scores.jsonl"
 CHUNK = 16
 IN_FLIGHT = 4
-Line = dict[str, Any]
-Scored = dict[tuple[Job, str], Line]  # by picture and scorer
 
 
 def score_missing(
@@ -65,7 +66,7 @@ def score_missing(
         done = len(jobs) - len(todo)
         for start in range(0, len(todo), CHUNK):
             chunk = todo[start : start + CHUNK]
-            items = [_item(pictures.path(job), cases[job[0]], job) for job in chunk]
+            items = [item_of(pictures.path(job), cases[job[0]], job) for job in chunk]
             waiting.append((chunk, service.details(items, terms)))
             while waiting and (len(waiting) >= IN_FLIGHT or start + CHUNK >= len(todo)):
                 answered, future = waiting.popleft()
@@ -104,12 +105,20 @@ def _asked(cases: Sequence[Case], scorer: str, terms: Sequence[RewardTerm]) -> l
     ]
 
 
-def _item(picture: Path, case: Case, job: Job) -> Item:
+def item_of(picture: Path, case: Case, job: Job) -> Item:
+    """What is sent about a picture; references in its size, as the model saw them."""
     prompt = case.prompt
+    references: tuple[Image, ...] = ()
+    if prompt.references:
+        with PilImage.open(picture) as opened:
+            size = opened.size
+        sources = (load_reference(reference.path, size) for reference in prompt.references)
+        references = tuple(Image.from_array(np.asarray(source)) for source in sources)
     return Item(
         id=f"{job[0]}-{job[1]}",
         prompt=prompt.text,
         images=(Image.from_file(picture),),
+        references=references,
         spec=prompt.spec,
         spec_kind=prompt.spec_kind,
     )
