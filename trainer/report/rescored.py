@@ -120,6 +120,8 @@ def lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 def sentence(found: Mapping[str, Any], names: Mapping[str, str]) -> str:
     """Where the two part, in words."""
     start, best, end = (found[name] for name in ("start", "best", "end"))
+    if len(found["by_epoch"]) < 2:
+        return "One epoch is compared: whether the two part takes more."
     if found["parts_at"]:
         return (
             f"They part at epoch {found['parts_at']}: from there to the end {names['other']} fell "
@@ -132,7 +134,7 @@ def sentence(found: Mapping[str, Any], names: Mapping[str, str]) -> str:
         for side in ("own", "other")
     ]
     return (
-        f"They do not part: {names['other']} did not fall beyond the 95 % intervals while "
+        f"There is no epoch where they surely part: {names['other']} did not fall beyond the 95 % intervals while "
         f"{names['own']} rose. First to last tenth of the epochs: {', '.join(moved)}."
     )
 

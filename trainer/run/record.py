@@ -9,7 +9,6 @@ import errno
 import hashlib
 import io
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -185,8 +184,8 @@ class Recorder:
         new = sum(map(len, members.values())) + len(table)
         free, least = shutil.disk_usage(self._folder).free, self._settings.record.min_free_bytes
         if free - new < least:
-            text = f"less than record.min_free_bytes={least} would be free"
-            raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, or {text}")
+            text = f"fewer bytes than record.min_free_bytes={least} would be left on the disk"
+            raise OSError(errno.ENOSPC, text)
         name = shards.name_of(epoch, self._world.rank)
         shard = File(self._folder / name, epoch, self._world.rank).thinned(every[epoch])
         if shard.every:
