@@ -134,8 +134,8 @@ def sentence(found: Mapping[str, Any], names: Mapping[str, str]) -> str:
         for side in ("own", "other")
     ]
     return (
-        f"There is no epoch where they surely part: {names['other']} did not fall beyond the 95 % intervals while "
-        f"{names['own']} rose. First to last tenth of the epochs: {', '.join(moved)}."
+        f"There is no epoch where they surely part: {names['other']} did not fall beyond the 95 % "
+        f"intervals while {names['own']} rose. First to last tenth of the epochs: {', '.join(moved)}."
     )
 
 
