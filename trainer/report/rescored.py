@@ -135,7 +135,7 @@ def sentence(found: Mapping[str, Any], names: Mapping[str, str]) -> str:
     ]
     return (
         f"There is no epoch where they surely part: {names['other']} did not fall beyond the 95 % "
-        f"intervals while {names['own']} rose. First to last tenth of the epochs: {', '.join(moved)}."
+        f"intervals while {names['own']} rose. First to last tenth: {', '.join(moved)}."
     )
 
 
