@@ -27,7 +27,7 @@ class Difference:
 
     Attributes:
         measured: the name of the number.
-        verdicts: of both, "absent" where a result has no such check.
+        verdicts: of both.
         values: the number in both; None where it is not measured.
     """
 
@@ -39,9 +39,8 @@ class Difference:
 
     @property
     def is_worse(self) -> bool:
-        """Whether the second is judged worse; a check that is absent in one is neither."""
-        ranks = [_RANKS.get(verdict) for verdict in self.verdicts]
-        return None not in ranks and ranks[1] < ranks[0]  # pyright: ignore[reportOperatorIssue]
+        """Whether the second is judged worse."""
+        return _RANKS[self.verdicts[1]] < _RANKS[self.verdicts[0]]
 
 
 def compared(before: Row, after: Row) -> tuple[list[str], list[Difference]]:
@@ -60,10 +59,13 @@ def compared(before: Row, after: Row) -> tuple[list[str], list[Difference]]:
         if first != second:
             unlike.append(f"{what}: {first} and {second}")
     found = [{(r["battery"], r["name"]): r for r in result["checks"]} for result in (before, after)]
+    for place, which in enumerate(("first", "second")):
+        alone = [name for battery, name in found[place] if (battery, name) not in found[1 - place]]
+        unlike += [f"checks of the {which} alone: {', '.join(alone)}"] if alone else []
     rows = []
-    for key in dict.fromkeys([*found[0], *found[1]]):
-        one, two = (by_key.get(key) for by_key in found)
-        if one and two and one.get("sha256") != two.get("sha256"):
+    for key in (key for key in found[0] if key in found[1]):
+        one, two = (by_key[key] for by_key in found)
+        if one.get("sha256") != two.get("sha256"):
             unlike.append(f"transform {key[1]} does something else")
         row = _difference(key, one, two)
         if row.verdicts[0] != row.verdicts[1] or row.values[0] != row.values[1]:
@@ -71,14 +73,12 @@ def compared(before: Row, after: Row) -> tuple[list[str], list[Difference]]:
     return unlike, rows
 
 
-def _difference(
-    key: tuple[str, str], one: Mapping[str, Any] | None, two: Mapping[str, Any] | None
-) -> Difference:
+def _difference(key: tuple[str, str], one: Mapping[str, Any], two: Mapping[str, Any]) -> Difference:
     battery, name = key
     measured = _MEASURED.get(battery) or ("auc" if name == "swapped" else "lift")
-    values = [_number((row or {}).get(measured)) for row in (one, two)]
-    verdicts = [row["verdict"] if row else "absent" for row in (one, two)]
-    return Difference(battery, name, measured, (verdicts[0], verdicts[1]), (values[0], values[1]))
+    verdicts = (one["verdict"], two["verdict"])
+    values = (_number(one.get(measured)), _number(two.get(measured)))
+    return Difference(battery, name, measured, verdicts, values)
 
 
 def _number(value: Any) -> float | None:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from reward_client.images import UInt8Image
 from reward_server.audit import search
+from reward_server.audit.expected import VERDICTS
 from reward_server.audit.pictures import Picture
 from reward_server.audit.run import start_of
 from reward_server.audit.statistics import Row
@@ -47,16 +48,24 @@ def page(result: Row, pictures: Sequence[Picture]) -> str:
         battery: [row for row in result["checks"] if row["battery"] == battery]
         for battery in _SECTIONS
     }
+    sections = {
+        "exploit": _exploits(rows["exploit"], pictures),
+        "search": _search(rows["search"], pictures, result),
+    }
+    sections |= {name: _checks(rows[name], name) for name in _SECTIONS if name not in sections}
+    # Beside the pictures of what has to be noticed.
+    sections["exploit" if rows["exploit"] else "search"] += _watch(result)
+    worst_first = sorted(
+        _SECTIONS,
+        key=lambda name: min((VERDICTS.index(row["verdict"]) for row in rows[name]), default=0),
+    )
     parts = [
         f"<h1>Hackability card: {escape(title)}</h1>",
         f'<p class="hero">{escape(_headline(result))}</p>',
         f"<p>{escape(_advice(result))}</p>",
         f'<p class="soft">Signal: {escape(signal["why"])}.</p>',
         _facts(result),
-        _exploits(rows["exploit"], pictures),
-        _search(rows["search"], pictures, result),
-        _watch(result),
-        *(_checks(rows[name], name) for name in ("degradation", "mismatch", "invariance", "size")),
+        *(sections[battery] for battery in worst_first),
         _provenance(result),
     ]
     return (

@@ -32,7 +32,6 @@ from reward_server.config import Config
 RESULT, PAGE = "audit.json", "audit.html"
 _NEEDED = ("image", "prompt", "spec.geneval", "spec.ocr")
 COLORS = {
-    "absent": "dim",
     "fail": "red",
     "warn": "yellow",
     "intended": "cyan",

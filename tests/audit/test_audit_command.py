@@ -63,11 +63,13 @@ def test_two_results_are_compared_and_unlike_ones_named(out: Path) -> None:
     result = json.loads((out / "audit.json").read_text())
     result["pictures"]["sha256"] = "other"
     result["checks"][1]["verdict"] = "fail"
+    result["checks"].pop()
     worse = out / "worse.json"
     worse.write_text(json.dumps(result))
     done = call("--compare", out / "audit.json", worse)
     assert done.exit_code == 1
     assert "not alike: pictures" in done.stdout
+    assert "not alike: checks of the first alone: less_contrast" in done.stdout
     worse.write_text(json.dumps({"format": 99}))
     assert "format 99; this version reads 1" in call("--compare", worse, worse).output
 

@@ -179,6 +179,7 @@ def test_geneval_official_does_not_see_duplicates_and_strict_does() -> None:
     assert verdicts(strict)["duplicates"] == "pass"
     unlike, rows = compared(official, strict)
     assert [text.partition(":")[0] for text in unlike] == ["output"]
+    assert "Wrong about duplicates" in page(official, PICTURES)
     (row,) = (row for row in rows if row.name == "duplicates")
     assert row.verdicts == ("fail", "pass")
     assert not row.is_worse
@@ -216,8 +217,9 @@ def test_few_pictures_of_a_prompt_leave_group_statistics_absent() -> None:
 
 
 def test_the_page_shows_the_worst_first_and_needs_nothing_else() -> None:
-    result = audited(loaded(JUDGE, weaknesses=["obeys"]), "judge_text", "saturation")
+    result = audited(loaded(JUDGE, weaknesses=["obeys"]), "judge_text", "saturation", "png")
     html = page(result, PICTURES)
+    assert html.index("Exploits") < html.index("What to watch") < html.index("Harmless changes")
     assert "Hacked by" in html
     assert html.index("judge text") < html.index("saturation")
     for outside in ("http://", "https://", 'src="/', "@import", "<script"):
