@@ -51,9 +51,13 @@ def files() -> Iterator[FileServer]:
         yield server
 
 
+def suite_table() -> dict[str, Any]:
+    return manifest.load("geneval2").model_dump(mode="json")
+
+
 def suite(folder: Path, files: FileServer, **changes: Any) -> str:
     """A manifest like that of geneval2, of three prompts; its file."""
-    table = manifest.load("geneval2").model_dump(mode="json")
+    table = suite_table()
     sha = hashlib.sha256(files.files["/geneval2_data.jsonl"].content).hexdigest()
     table["prompts"] |= {"rows": 3, "files": [
         {"path": "g2/geneval2_data.jsonl", "url": files.url("/geneval2_data.jsonl"), "sha256": sha}
@@ -169,8 +173,10 @@ def drawn(
 def test_what_has_no_score_is_counted_bounded_and_asked_again(
     tmp_path: Path, pipeline: Path, choice: Choice, files: FileServer
 ) -> None:
-    name, out = suite(tmp_path, files), tmp_path / "out"
+    measures = [{**suite_table()["measures"][0], "pins": ["golden"]}]
+    name, out = suite(tmp_path, files, measures=measures), tmp_path / "out"
     found = drawn(choice, pipeline, name, out)["suites"]["small"]
+    assert "vqa is another build than the suite pins" in found["why"]
     row = found["measures"]["GM"]
     assert row["mean"] == pytest.approx(50.0)  # of those that have one
     assert (row["unanswered"], row["images"]) == (2, 6)

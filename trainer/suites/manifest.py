@@ -118,6 +118,8 @@ class Measure(Section):
     group `original` has more than the mean of the others, or OneIG's formula for text."""
     group_weights: dict[str, Scale] = Field(default_factory=dict)
     scale: float = 1.0
+    pins: tuple[str, ...] = ()
+    """Fingerprints of the builds of the scorer with which the number is official; empty: any."""
     bounds: tuple[float, ...] = (0.0, 1.0)
     """The least and the largest that an image can be worth, before `scale`, for the worst and the
     best case of images without a score; empty: there are none."""
@@ -138,8 +140,8 @@ class Manifest(Section):
     title: str
     what: str
     fidelity: Fidelity
-    """`official`: the definition is the published one. `substitute-judge`: another judge than the
-    published one. `own`: a metric of its own, even where prompts are somebody else's."""
+    """`official`: the definition is the published one. `substitute-judge`: the judge is another
+    one, or which it is cannot be told. `own`: a metric of its own, whoever wrote the prompts."""
     note: str = ""
     prompts: Prompts
     images: Images
@@ -155,7 +157,8 @@ class Manifest(Section):
     def digest(self) -> str:
         """SHA-256 of everything that decides a number; published rows and words do not."""
         words = {"published", "note", "what", "title"}
-        text = json.dumps(self.model_dump(mode="json", exclude=words), sort_keys=True)
+        table = self.model_dump(mode="json", exclude=words, exclude_defaults=True)
+        text = json.dumps(table, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 

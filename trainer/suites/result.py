@@ -53,7 +53,12 @@ def suite_result(
         m.name: measured(m, cases, prompts, scored, pictures.per_prompt) for m in manifest.measures
     }
     judges = _judges(scored.values())
-    why = _why_not_official(manifest, rows, judges, len(prompts), len(cases))
+    builds = joined(
+        {scorer: [line["fingerprint"]]}
+        for (_, scorer), line in scored.items()
+        if "fingerprint" in line
+    )
+    why = _why_not_official(manifest, rows, judges, builds, len(prompts), len(cases))
     return {
         "suite": name,
         "label": "official" if not why else "not official",
@@ -76,11 +81,7 @@ def suite_result(
                 (d for line in scored.values() if (d := _said(line, "decoding"))), None
             ),
         },
-        "scorers": joined(
-            {scorer: [line["fingerprint"]]}
-            for (_, scorer), line in scored.items()
-            if "fingerprint" in line
-        ),
+        "scorers": builds,
         "pictures": [_picture(job, cases[job[0]], pictures, scored, manifest) for job in jobs],
     }
 
@@ -189,17 +190,27 @@ def as_tree(table: Mapping[str, Any]) -> Tree:
 
 
 def _why_not_official(
-    manifest: Manifest, rows: Mapping[str, Row], judges: Sequence[str], drawn: int, of: int
+    manifest: Manifest,
+    rows: Mapping[str, Row],
+    judges: Sequence[str],
+    builds: Mapping[str, Sequence[str]],
+    drawn: int,
+    of: int,
 ) -> list[str]:
     """Why a number must not stand beside published ones without a word; nothing if it may."""
     why: list[str] = []
     if manifest.fidelity == "own":
         why.append("the definition is this project's own")
     if manifest.fidelity == "substitute-judge":
-        why.append("the published judge is another one")
+        why.append("another judge than the published one may have answered")
     wanted = manifest.judge.model
     if others := [name for name in judges if wanted and not _same_model(name, wanted)]:
         why.append(f"the judge is {', '.join(others)}, not {wanted}")
+    why += [
+        f"{measure.scorer} is another build than the suite pins"
+        for measure in manifest.measures
+        if measure.pins and not {*builds.get(measure.scorer, ())} <= {*measure.pins}
+    ]
     if drawn < of:
         why.append(f"{drawn} of {of} prompts")
     for name, row in rows.items():
