@@ -28,7 +28,7 @@ DECIDES = [
     *(f"sampling.{name}" for name in ("eval_num_steps", "eval_guidance_scale", "guidance_scale")),
     *(f"sampling.{name}" for name in ("resolution_px", "height_px", "width_px", "num_frames")),
 ]
-ELSEWHERE = ("run.out_dir", "rewards.url", "logging.")
+ELSEWHERE = ("run.out_dir", "rewards.url", "logging.", "record.")
 Rows = list[tuple[str, list[str]]]
 
 

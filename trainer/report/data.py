@@ -1,6 +1,7 @@
 """What a report says, as plain values: before and after, watched rewards, the verdict."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -332,7 +333,11 @@ def recorded(run: RunData) -> dict[str, Any] | None:
     files = list((run.run_dir / FOLDER).glob("epoch_*"))
     if not files:
         return None
-    size = sum(file.stat().st_size for file in files)
+    size = 0
+    for file in files:
+        # A run that goes on may be thinning them out.
+        with suppress(FileNotFoundError):
+            size += file.stat().st_size
     return {
         "folder": str(run.run_dir / FOLDER),
         "size": f"{size / 1e9:.1f} GB" if size > 1e9 else f"{size / 1e6:.1f} MB",

@@ -201,7 +201,7 @@ def _opened(shard: File) -> Iterator[tarfile.TarFile]:
     try:
         with tarfile.open(shard.path) as tar:
             yield tar
-    except tarfile.TarError as error:
+    except (OSError, tarfile.TarError) as error:
         raise DataError(f"{shard.path} cannot be read ({error}): move it away") from None
 
 
