@@ -364,7 +364,8 @@ class RecordSettings(Section):
     """Size of `record/`, over all processes. Beyond it, pictures of older epochs go first: of every
     second of their groups, again and again, until what is left fits."""
     min_free_bytes: Count = 2_000_000_000
-    """Recording stops while less than this is free on the disk: checkpoints need it more."""
+    """Recording stops when less than this, or than two checkpoints of the run, would be left free
+    on the disk."""
 
 
 class Settings(Section):

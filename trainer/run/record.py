@@ -27,6 +27,7 @@ from trainer.images import Pixels
 from trainer.models.base import Decoded
 from trainer.parallel.world import World
 from trainer.rollout.prompts import draws
+from trainer.run import checkpoint as checkpoints
 from trainer.run import shards
 from trainer.run.progress import RESOLVED
 from trainer.run.resume import comparable
@@ -140,8 +141,8 @@ class Recorder:
         before = {**self._every, epoch: 1}
         pictures = {number: pictures.get(number, np.zeros_like(sizes)) for number in before}
         self._every = shards.plan(pictures, before, room, end)
-        every = dict(self._every)
-        self._writing = self._pool.submit(self._write, epoch, members, sizes, table, every)
+        every, least = dict(self._every), self._least_free()
+        self._writing = self._pool.submit(self._write, epoch, members, sizes, table, every, least)
         kept = sum(int(pictures[e][:: every[e]].sum()) + end for e in pictures if every[e])
         return {"bytes": kept + record.max_bytes - room}
 
@@ -174,7 +175,13 @@ class Recorder:
         return f"cannot write {self._folder}: {error.strerror or error}"
 
     def _write(
-        self, epoch: int, members: Mapping[str, bytes], sizes: Sizes, table: bytes, every: Any
+        self,
+        epoch: int,
+        members: Mapping[str, bytes],
+        sizes: Sizes,
+        table: bytes,
+        every: Mapping[int, int],
+        least: int,
     ) -> None:
         for path, shard in list(self._shards.items()):
             if shard.every != every[shard.epoch]:
@@ -182,9 +189,8 @@ class Recorder:
                 del self._shards[path]
                 self._hold(thinner, self._sizes.pop(path))
         new = sum(map(len, members.values())) + len(table)
-        free, least = shutil.disk_usage(self._folder).free, self._settings.record.min_free_bytes
-        if free - new < least:
-            text = f"fewer bytes than record.min_free_bytes={least} would be left on the disk"
+        if shutil.disk_usage(self._folder).free - new < least:
+            text = f"less than {least} bytes, for checkpoints, would be left on the disk"
             raise OSError(errno.ENOSPC, text)
         name = shards.name_of(epoch, self._world.rank)
         shard = File(self._folder / name, epoch, self._world.rank).thinned(every[epoch])
@@ -194,6 +200,12 @@ class Recorder:
         with shards.written(self._folder / f"{name}.parquet") as handle:
             handle.write(table)
         self._table_bytes += len(table)
+
+    def _least_free(self) -> int:
+        """Bytes to be left on the disk, also for the next checkpoint and the finished model."""
+        newest = checkpoints.present(self._folder.parent)[:1]
+        size = sum(file.stat().st_size for folder in newest for file in folder.iterdir())
+        return max(self._settings.record.min_free_bytes, 2 * size)
 
     def _hold(self, shard: File, sizes: Sizes) -> None:
         if shard.every:
