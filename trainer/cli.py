@@ -346,9 +346,16 @@ def benchmark(
     place = out or Path("benchmark") / f"{Path(target).name}{'_base' if base else ''}"
     choice = Choice(preset, checkpoint, base, overrides=overrides or ())
     terminal = Terminal(_console(stderr=True))
-    with terminal if _is_main() else nullcontext():
-        plan_ = Plan(suites, place, data, limit, only)
-        found = run_benchmark(target, choice, plan_, os.environ, terminal.say, terminal.show)
+    todo = Plan(suites, place, data, limit, only)
+    try:
+        with terminal if _is_main() else nullcontext():
+            found = run_benchmark(target, choice, todo, os.environ, terminal.say, terminal.show)
+    except KeyboardInterrupt:
+        if _is_main():
+            _console(stderr=True).print(
+                f"stopped: the same command continues in {escape(str(place))}"
+            )
+        raise typer.Exit(INTERRUPTED) from None
     if not _is_main():
         return
     console = _console()

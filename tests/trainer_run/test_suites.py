@@ -2,6 +2,10 @@
 
 import hashlib
 import json
+import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -276,6 +280,34 @@ def test_pictures_of_another_model_or_other_settings_are_not_mixed(
         drawn(other, pipeline, name, out)
     with pytest.raises(ConfigError, match="lacks the pictures of 2 of 3 prompts"):
         drawn(choice, pipeline, name, out, only="score")
+
+
+def test_ctrl_c_keeps_what_is_drawn(
+    tmp_path: Path,
+    pipeline: Path,
+    choice: Choice,
+    files: FileServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name, out = suite(tmp_path, files, images={"per_prompt": 300}), tmp_path / "out"
+
+    def interrupt() -> None:
+        while not list(out.rglob("*.png")):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    watcher = threading.Thread(target=interrupt, daemon=True)
+    watcher.start()
+    arguments = ["--preset", choice.preset, "--suite", name, "--only", "draw", "--out", str(out)]
+    arguments += ["--data", str(tmp_path / "data")]
+    assert call(monkeypatch, "benchmark", str(pipeline), *arguments) == 130
+    watcher.join()
+    assert "stopped: the same command continues" in capsys.readouterr().err
+    drawn_ones = [path for path in out.rglob("*.png") if not path.name.startswith(".")]
+    assert 0 < len(drawn_ones) < 900
+    for path in drawn_ones:
+        PilImage.open(path).verify()
 
 
 def test_prompts_that_are_not_those_of_the_manifest(tmp_path: Path, files: FileServer) -> None:
