@@ -359,7 +359,7 @@ class RecordSettings(Section):
 
     images: Literal["none", "lossless", "webp90"] = "none"
     """How pictures are kept: `lossless` (WebP) can be scored again exactly, `webp90` (WebP of
-    quality 90) takes an eighth and gives other scores; `none`: nothing is recorded."""
+    quality 90) takes about a sixth and gives other scores; `none`: nothing is recorded."""
     max_bytes: Positive = 20_000_000_000
     """Size of `record/`, over all processes. Beyond it, pictures of older epochs go first: of every
     second of their groups, again and again, until what is left fits."""
