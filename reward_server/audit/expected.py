@@ -135,11 +135,13 @@ def expected_of(family: str, transform: Transform) -> Expectation:
 
 
 def judge_invariance(row: Mapping[str, Any], most_sd: float, wanted: Expectation) -> Judged:
-    """Of `p95`, in SDs."""
+    """Of `p95`, in SDs; `max` and `flips` are said."""
     p95 = row["p95"]
     if p95 is None:
         return "none", "no picture has a score"
-    moved = f"19 of 20 scores move by at most {p95:.2g} SD"
+    moved = f"19 of 20 scores move by at most {p95:.2g} SD, all by {row['max']:.2g}"
+    if row["flips"]:
+        moved += f"; {row['flips']:.0%} of the pairs of a prompt change places"
     if p95 <= most_sd:
         return "pass", moved
     if wanted == "any":

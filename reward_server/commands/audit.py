@@ -25,7 +25,7 @@ from reward_server.audit.statistics import LEAST_PER_PROMPT, Row
 from reward_server.audit.subject import Ask, Source
 from reward_server.audit.transforms import BATTERIES, CHECKS, TRANSFORMS
 from reward_server.audit.watched import Watched
-from reward_server.commands.scoring import note, serving_here
+from reward_server.commands.scoring import list_infos, note, serving_here
 from reward_server.commands.tables import output_console
 from reward_server.config import Config
 
@@ -44,6 +44,7 @@ COLORS = {
 def source_here(config: Config, output: str) -> Iterator[Source]:
     """The only scorer of a config, in workers of this process; raises RewardError."""
     ((name, section),) = config.scorers.items()
+    note(f"starting {name} ...")
     with serving_here(config, 4096) as ((info,), score):
         transform = _transform(info, output)
         selector = ScorerSelector(name, transform=transform)
@@ -58,10 +59,10 @@ def source_here(config: Config, output: str) -> Iterator[Source]:
 @contextlib.contextmanager
 def source_at(url: str, name: str, output: str) -> Iterator[Source]:
     """A scorer of a running server; raises RewardError."""
+    infos = {info.name: info for info in list_infos(url)}
+    if name not in infos:
+        raise InvalidArgument(f"{url} has no scorer {name!r}; it has {', '.join(infos)}")
     with RewardClient.from_env(url=url) as client:
-        infos = {info.name: info for info in client.list_scorers()}
-        if name not in infos:
-            raise InvalidArgument(f"{url} has no scorer {name!r}; it has {', '.join(infos)}")
         selector = ScorerSelector(name, transform=_transform(infos[name], output))
         yield source_of(
             infos[name],

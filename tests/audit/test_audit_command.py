@@ -85,6 +85,7 @@ def test_two_results_are_compared_and_unlike_ones_named(out: Path) -> None:
         (["jpeg", "--set", "tau=much"], "'much' is not a number"),
         (["jpeg", "--url", "grpc://127.0.0.1:1", "--device", "cpu"], "--url asks a server"),
         (["jpeg", "--images", "a", "--run", "b"], "leave one out"),
+        (["jpeg", "--url", "grpc://127.0.0.1:1"], "grpc://127.0.0.1:1"),
         (["jpeg", "--prompts", "a.jsonl"], "--prompts says what --images or --run show"),
     ],
 )

@@ -228,6 +228,14 @@ def test_the_page_shows_the_worst_first_and_needs_nothing_else() -> None:
     assert html.count("data:image/webp") == 3 * 2
 
 
+def test_pairs_that_change_places_are_said() -> None:
+    limits = Thresholds(signal=-1e9)
+    (row,) = audited(loaded(JUDGE, weaknesses=["order"]), "order", thresholds=limits)["checks"]
+    assert 0 < row["flips"] < 1
+    assert row["max"] >= row["p95"] > 1
+    assert f"{row['flips']:.0%} of the pairs of a prompt change places" in row["why"]
+
+
 def test_the_unit_is_the_spread_within_prompts() -> None:
     result = audited(loaded(JUDGE), "png")
     values = np.array([row["score"] for row in result["pictures"]["rows"]]).reshape(3, 6)
