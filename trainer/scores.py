@@ -65,7 +65,7 @@ def _merged_outputs(parts: Sequence[Scores]) -> dict[str, MaskedArray]:
     return {
         name: np.ma.concatenate(
             [
-                part.outputs[name] if name in part.outputs else _masked([None] * count)
+                part.outputs[name] if name in part.outputs else masked([None] * count)
                 for part, count in zip(parts, counts, strict=True)
             ]
         )
@@ -113,7 +113,7 @@ def epoch_advantages(settings: Settings, scores: Scores) -> Advantages:
 
 
 def all_failed(reason: str, count: int, terms: Sequence[RewardTerm]) -> Scores:
-    values = {term.name: _masked([None] * count) for term in terms}
+    values = {term.name: masked([None] * count) for term in terms}
     return Scores(values, [(reason,)] * count, {}, {})
 
 
@@ -136,7 +136,7 @@ def read_response(response: ScoreResponse, count: int, terms: Sequence[RewardTer
 def _outputs(result: ScorerResult) -> dict[str, MaskedArray]:
     columns = {result.name: result.scores, f"{result.name}.raw": result.raw}
     columns |= {f"{result.name}.{name}": column for name, column in result.components.items()}
-    return {name: _masked(column) for name, column in columns.items()}
+    return {name: masked(column) for name, column in columns.items()}
 
 
 def _column(result: ScorerResult, term: RewardTerm, count: int) -> MaskedArray:
@@ -144,16 +144,16 @@ def _column(result: ScorerResult, term: RewardTerm, count: int) -> MaskedArray:
     if term.component:
         if term.component not in result.components:
             if len(result.errors) == count:
-                return _masked([None] * count)
+                return masked([None] * count)
             raise ConfigError(
                 f"scorer {term.scorer!r} has no component {term.component!r}; it has "
                 f"{', '.join(sorted(result.components)) or 'none'}"
             )
         column = result.components[term.component]
-    return _masked(column)
+    return masked(column)
 
 
-def _masked(column: Sequence[float | None]) -> MaskedArray:
+def masked(column: Sequence[float | None]) -> MaskedArray:
     """Float64, masked where there is no score."""
     data = [0.0 if value is None else value for value in column]
     return MaskedArray(data, mask=[value is None for value in column], dtype=np.float64)
@@ -161,7 +161,7 @@ def _masked(column: Sequence[float | None]) -> MaskedArray:
 
 def among(column: MaskedArray, place: NDArray[np.bool_]) -> MaskedArray:
     """A longer column with these values where `place` (N,) is True, and none elsewhere."""
-    out = _masked([None] * len(place))
+    out = masked([None] * len(place))
     out[place] = column
     return out
 

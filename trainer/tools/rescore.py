@@ -27,7 +27,7 @@ from trainer.evaluation.agreement import Rescored
 from trainer.evaluation.statistics import Floats
 from trainer.run.progress import RESOLVED, read_resolved
 from trainer.run.shards import pixel_digest, read_pictures, read_tables, stored
-from trainer.scores import NOT_FINITE, Scores, epoch_advantages, merge
+from trainer.scores import NOT_FINITE, Scores, epoch_advantages, masked, merge
 from trainer.terminal import Show, silent
 from trainer.types import Prompt
 
@@ -156,9 +156,7 @@ def _column(name: str, known: Sequence[str]) -> str:
 
 
 def _numbers(rows: Sequence[Mapping[str, Any]], column: str) -> MaskedArray:
-    values = [row.get(column) for row in rows]
-    data = [0.0 if value is None else value for value in values]
-    return MaskedArray(data, mask=[value is None for value in values], dtype=np.float64)
+    return masked([row.get(column) for row in rows])
 
 
 def _whole_groups(
