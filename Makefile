@@ -10,7 +10,7 @@ PROCESSES ?= auto
 MINUTES ?= 10
 ARGS   ?=
 RUNS   ?= 1000000
-WORKERS ?= 3
+WORKERS ?= 4
 ENGINES ?= slurm kube sky ray
 # One thread per process: threads that spin-wait on shared cores cost more than they give.
 export OMP_NUM_THREADS ?= 1
@@ -50,8 +50,8 @@ serve: install ## serve the rewards that need no downloads, on 127.0.0.1:8000 (H
 	@$(BIN)/reward-server serve $(ARGS)
 
 # By file, so that tests that share a server stay together; WORKERS=0 runs them in one process.
-# Three for two cores: tests of time limits wait for half of their time.
-test: install ## run the tests, WORKERS=3 files at a time
+# Four for two cores: tests of time limits wait for half of their time.
+test: install ## run the tests, WORKERS=4 files at a time
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 10 $(ARGS)
 
 # A group names the files it guards; .ci/run runs it if they changed since tests/exhaustive.lock was
@@ -94,8 +94,11 @@ protos: ## generate the _pb packages from protos/ (with the pinned generator, in
 	@.venv-protos/bin/python -m pip install -qq 'grpcio-tools==1.62.3' 'setuptools<81'
 	@.venv-protos/bin/python scripts/gen_protos.py
 
-bench: install ## run the benchmarks
-	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit 1; done
+bench: install ## measure the wire and the service's overhead; writes docs/operate/performance.md (15 minutes, idle)
+	@mkdir -p benchmarks/results
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.serving --json benchmarks/results/wire.json
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.overhead --json benchmarks/results/overhead.json
+	@$(BIN)/python -m benchmarks.page
 
 bench-smoke: install ## what the wire costs beside the public servers and a bare echo; fails below recorded ratios
 	@$(BIN)/python -m benchmarks.serving --smoke $(ARGS)

@@ -15,17 +15,17 @@ by more than the noise of the run.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.wire.samples import Sample, noise, ratios, save
 from benchmarks.wire.servers import Server, batches_and_items, running
 from benchmarks.wire.ways import WAYS, Load
 
@@ -43,22 +43,6 @@ BOUNDS: dict[tuple[int, int, str, str], float] = {
     (64, 1, "shared memory", "peer"): 1.7,
     (1, 64, "shared memory", "peer"): 1.6,
 }
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One way in one round."""
-
-    images_per_s: float
-    client_ms: float
-    server_ms: float
-    mean_batch: float | None
-    p99_over_wait_ms: float | None
-
-    @property
-    def cpu_ms(self) -> float:
-        """CPU milliseconds per picture, of client and servers together."""
-        return self.client_ms + self.server_ms
 
 
 def main() -> None:
@@ -89,7 +73,7 @@ def main() -> None:
             f"{c}x{n}": {way: [asdict(s) for s in samples] for way, samples in ways.items()}
             for (c, n), ways in found.items()
         }
-        options.json.write_text(json.dumps(rows, indent=1))
+        save(options.json, rows)
     if options.smoke:
         check(found)
 
@@ -148,13 +132,6 @@ def report(clients: int, n: int, ways: dict[str, list[Sample]]) -> None:
         print(f"{way:12}{rate:9.0f}{client:11.2f}{server:11.2f}{shown:>7}{cells}{tail}", flush=True)
 
 
-def ratios(samples: Sequence[Sample], bases: Sequence[Sample], *, cpu: bool) -> list[float]:
-    """How many times better than the base, round by round."""
-    if cpu:
-        return [base.cpu_ms / one.cpu_ms for one, base in zip(samples, bases, strict=True)]
-    return [o.images_per_s / b.images_per_s for o, b in zip(samples, bases, strict=True)]
-
-
 def check(found: dict[tuple[int, int], dict[str, list[Sample]]]) -> None:
     """Raise SystemExit where a ratio lies below its bound by more than the noise."""
     failed = []
@@ -162,8 +139,7 @@ def check(found: dict[tuple[int, int], dict[str, list[Sample]]]) -> None:
     for (clients, n, way, base), bound in BOUNDS.items():
         ways = found[clients, n]
         values = ratios(ways[way], ways[base], cpu=True)
-        median, noise = statistics.median(values), _noise(values)
-        verdict = "ok" if median + noise >= bound else "TOO LOW"
+        verdict = "ok" if statistics.median(values) + noise(values) >= bound else "TOO LOW"
         line = f"{clients}x{n}: CPU of {base} / {way} = {_told(values)}, bound {bound}: {verdict}"
         print(line)
         failed += [line] if verdict != "ok" else []
@@ -171,14 +147,8 @@ def check(found: dict[tuple[int, int], dict[str, list[Sample]]]) -> None:
         raise SystemExit(f"{len(failed)} of {len(BOUNDS)} ratios lie below their bounds")
 
 
-def _noise(values: Sequence[float]) -> float:
-    """Half of the largest distance between neighbouring values once the extremes are left out."""
-    ordered = sorted(values)
-    return (ordered[-2] - ordered[1]) / 2 if len(ordered) > 3 else (ordered[-1] - ordered[0]) / 2
-
-
 def _told(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):.2f} ±{_noise(values):.2f}"
+    return f"{statistics.median(values):.2f} ±{noise(values):.2f}"
 
 
 if __name__ == "__main__":

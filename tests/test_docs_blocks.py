@@ -77,7 +77,13 @@ def _takes(task: str, file: Path) -> int:
 
 
 @pytest.mark.parametrize(
-    "page", ["start/service.md", "guides/migrate.md", "guides/integrations.md"]
+    "page",
+    [
+        "start/service.md",
+        "guides/migrate.md",
+        # Five trainers' reward functions, one after the other.
+        pytest.param("guides/integrations.md", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_python_runs_beside_a_server(page: str, tmp_path: Path) -> None:
     text = (ROOT / "docs" / page).read_text("utf-8")
@@ -88,7 +94,7 @@ def test_python_runs_beside_a_server(page: str, tmp_path: Path) -> None:
         run_python(server, "-c", program, cwd=tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_python_about_the_miniature_runs(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "explain" / "miniature.md").read_text("utf-8")
     for program in re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):

@@ -1,7 +1,8 @@
-"""A scorer that reads one pixel: whatever a benchmark measures with it, it is not scoring."""
+"""Scorers that read one pixel: whatever a benchmark measures with them, it is not scoring."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from reward_server.scorers.base import ItemScore, Outcome, ScoreInput, ScorerSpec, raw
@@ -32,6 +33,22 @@ class NullScorer:
     def score(self, batch: Sequence[ScoreInput], *, details: bool) -> list[Outcome]:
         """One outcome per item, in order."""
         return [ItemScore(_middle(item)) for item in batch]
+
+
+class SleepingScorer(NullScorer):
+    """The same, after a sleep per batch, as of a GPU that is computing.
+
+    Args:
+        seconds: per batch, whatever its size.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def score(self, batch: Sequence[ScoreInput], *, details: bool) -> list[Outcome]:
+        """One outcome per item, in order."""
+        time.sleep(self._seconds)
+        return super().score(batch, details=details)
 
 
 def _middle(item: ScoreInput) -> float:

@@ -39,6 +39,11 @@ class Server:
             time.sleep(0.05)
         self.ports = found
 
+    @property
+    def pid(self) -> int:
+        """Of its first process."""
+        return self._process.pid
+
     def cpu_s(self) -> float:
         """CPU seconds used so far by it and its children."""
         root = psutil.Process(self._process.pid)
@@ -68,9 +73,9 @@ def running(folder: Path) -> Iterator[dict[str, Server]]:
         file = folder / "echo"
         echo = [sys.executable, "-m", "benchmarks.wire.echo", str(file)]
         start("echo", echo, lambda: {"grpc": int(file.read_text())} if _has_text(file) else None)
-        start("ours", *_reward_server(folder / "ours", SCORER))
+        start("ours", *reward_server(folder / "ours", SCORER))
         upstream = f'upstream = "127.0.0.1:{servers["ours"].ports["grpc"]}"\n'
-        start("gateway", *_reward_server(folder / "gateway", upstream))
+        start("gateway", *reward_server(folder / "gateway", upstream))
         yield servers
 
 
@@ -86,7 +91,8 @@ def batches_and_items(server: Server) -> tuple[float, float]:
     return batches, items
 
 
-def _reward_server(folder: Path, scorer: str) -> tuple[list[str], Callable[[], dict | None]]:
+def reward_server(folder: Path, scorer: str) -> tuple[list[str], Callable[[], dict | None]]:
+    """The command of a server with one scorer "null", and what reads its ports."""
     folder.mkdir()
     config, ports = folder / "config.toml", folder / "ports.json"
     config.write_text(CONFIG + scorer)
