@@ -80,7 +80,7 @@ def said(head: Mapping[str, Any]) -> str:
     """Where numbers come from, in a sentence."""
     return (
         f"`OMP_NUM_THREADS=1 {head['command']}`, commit {head['commit']}, {head['machine']}, load"
-        f" {head['load']} before."
+        f" {head['load']} with the benchmark's own."
     )
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.page import rendered
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -91,3 +93,8 @@ def test_what_the_readme_states_instead_of_badges_is_true() -> None:
 def test_no_placeholder_is_left() -> None:
     left = {p.name: re.findall(r"@[A-Z]{3,}@", p.read_text(encoding="utf-8")) for p in PAGES}
     assert not {name: found for name, found in left.items() if found}
+
+
+def test_the_page_of_benchmarks_says_what_was_measured() -> None:
+    for file, text in rendered().items():
+        assert file.read_text(encoding="utf-8") == text, "python -m benchmarks.page"
