@@ -267,14 +267,14 @@ def test_a_grpo_step_and_what_is_saved_after_it(
     assert (pipeline_images(case, pipe) - trained).abs().max() <= 1e-4
 
 
-@named
+@often(CASES[:3], CASES[3:])
 def test_without_a_copy_there_is_no_reference(case: Case, folders: dict[str, Path]) -> None:
     model = load(case, folders[case.name], finetune="full", keep_reference=False)
     with pytest.raises(RuntimeError, match="keep_reference"), model.reference():
         pass
 
 
-@named
+@often(CASES[:3], CASES[3:])
 def test_adapters_start_alike_whatever_was_drawn_before(
     case: Case, folders: dict[str, Path]
 ) -> None:
@@ -372,7 +372,7 @@ def test_full_fine_tuning_runs_in_bfloat16(case: Case, folders: dict[str, Path])
     assert grpo_step(case, model)["ratio_deviation"] == 0
 
 
-@named
+@often(CASES[:3], CASES[3:])
 def test_a_picture_that_is_not_finite_is_marked(case: Case, folders: dict[str, Path]) -> None:
     model = load(case, folders[case.name])
     latents = torch.zeros(3, *model.latent_shape(*case.size))
