@@ -68,6 +68,7 @@ write_conf() { # NODES
 ClusterName=flow
 SlurmctldHost=$(hostname -s)(127.0.0.1)
 SlurmctldPort=$base
+FirstJobId=$base
 SlurmUser=root
 SlurmdUser=root
 # Listen on what the names resolve to, not on 0.0.0.0. (One address per node does not go with it: the

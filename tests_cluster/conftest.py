@@ -8,15 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from tests_cluster.slurm import Cluster
+from tests_cluster.slurm import PORT, Cluster
 
 
 @pytest.fixture(scope="session")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def slurm(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[Cluster]:
     # Not below pytest's own folder: everybody has to be able to reach the socket of munged.
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     folder.chmod(0o755)
-    cluster = Cluster(folder, tmp_path_factory.mktemp("work"))
+    # A cluster per worker of pytest.
+    number = int(worker_id.removeprefix("gw")) if worker_id != "master" else 0
+    cluster = Cluster(folder, tmp_path_factory.mktemp("work"), PORT + 100 * number)
     try:
         cluster.up()
         yield cluster

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 KIT = ROOT / "cluster" / "slurm"
 SCRIPT = ROOT / "scripts" / "slurm_cluster.sh"
 NODES = 3
+PORT = 26817  # of the first cluster's controller; its nodes have the next ones
 # Waits are for a quiet machine with two cores; CLUSTER_PATIENCE=5 is for a busy one.
 PATIENCE = float(os.environ.get("CLUSTER_PATIENCE", "1"))
 
@@ -34,10 +35,14 @@ def wait_for(what: str, met: Callable[[], object], timeout_s: float) -> None:
 
 @dataclass
 class Cluster:
-    """The cluster in `folder`; jobs run in `work`, which all of its nodes share."""
+    """The cluster in `folder`; jobs run in `work`, which all of its nodes share.
+
+    `port` is the first of its ports.
+    """
 
     folder: Path
     work: Path
+    port: int
     jobs: list[str] = field(default_factory=list)
 
     @property
@@ -45,6 +50,7 @@ class Cluster:
         given = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "REWARD_"))}
         return given | {
             "SLURM_CONF": str(self.folder / "slurm.conf"),
+            "SLURM_CLUSTER_PORT": str(self.port),
             "PYTHON": sys.executable,
             "PYTHONPATH": str(ROOT),
         }

@@ -1,5 +1,6 @@
 """cluster/slurm on a real Slurm: whatever happens to the jobs, the run ends with the same numbers.
 
+Two groups of tests run side by side, each on a cluster of its own: they mostly wait for Slurm.
 Two nodes with one process each train the miniature for a few epochs against rewards that run as a
 job. Epochs, not seconds, say when something happens: the scorer is as slow as the test wants it.
 """
@@ -61,6 +62,7 @@ def undisturbed(slurm: Cluster, rewards: str) -> Path:
     return run
 
 
+@pytest.mark.xdist_group("first")
 def test_a_requeued_run_goes_on(slurm: Cluster, pace: Path, undisturbed: Path) -> None:
     pace.write_text(SLOW)
     job = train(slurm, "requeued")
@@ -73,6 +75,7 @@ def test_a_requeued_run_goes_on(slurm: Cluster, pace: Path, undisturbed: Path) -
     assert_equal(slurm.work / "requeued", undisturbed)
 
 
+@pytest.mark.xdist_group("second")
 def test_rewards_that_move_do_not_end_a_start(
     slurm: Cluster, pace: Path, rewards: str, undisturbed: Path
 ) -> None:
@@ -94,6 +97,7 @@ def test_rewards_that_move_do_not_end_a_start(
     assert_equal(slurm.work / "moved", undisturbed)
 
 
+@pytest.mark.xdist_group("second")
 def test_a_lost_node_takes_rank_0_the_script_and_the_rewards_along(
     slurm: Cluster, pace: Path, rewards: str, undisturbed: Path
 ) -> None:
@@ -112,6 +116,7 @@ def test_a_lost_node_takes_rank_0_the_script_and_the_rewards_along(
     slurm.up()
 
 
+@pytest.mark.xdist_group("first")
 def test_a_run_outlives_its_time_limit(slurm: Cluster, pace: Path, undisturbed: Path) -> None:
     # Slurm checks limits every half minute, and signals up to 60 s early.
     pace.write_text("20")
@@ -128,6 +133,7 @@ def test_a_run_outlives_its_time_limit(slurm: Cluster, pace: Path, undisturbed: 
     assert_equal(slurm.work / "limited", undisturbed)
 
 
+@pytest.mark.xdist_group("second")
 def test_seeds_are_an_array_and_run_in_containers(slurm: Cluster, rewards: str) -> None:
     """As with apptainer, the interpreter is a command of several words; as with pyxis, options."""
     container = (
@@ -149,6 +155,7 @@ def test_seeds_are_an_array_and_run_in_containers(slurm: Cluster, rewards: str) 
     assert rows(runs[0]) != rows(runs[1])
 
 
+@pytest.mark.xdist_group("second")
 def test_wrong_settings_are_tried_once(slurm: Cluster, rewards: str) -> None:
     job = slurm.submit(
         "train.sbatch", "wrong", "mini_jpeg", "--set", "optim.lrr=1", options=("--nodes=1",)
@@ -158,6 +165,7 @@ def test_wrong_settings_are_tried_once(slurm: Cluster, rewards: str) -> None:
     assert "did you mean 'lr'" in slurm.output(job).splitlines()[-1]
 
 
+@pytest.mark.xdist_group("second")
 def test_bad_input_is_one_line_before_anything_is_started(slurm: Cluster) -> None:
     scratch = slurm.folder / "scratch" / "run"
     (slurm.work / "open").mkdir()
