@@ -149,7 +149,7 @@ test-cluster: ## cluster/ and docker/k8s: a real Slurm and a real Ray with nodes
 cluster-slurm: install
 	@status=0; scripts/slurm_cluster.sh install || status=$$?; \
 	  if [ $$status -eq 77 ]; then echo "cluster-slurm: skipped, for the reason above"; exit 0; fi; \
-	  [ $$status -eq 0 ] && $(BIN)/python -m pytest -rs -n 2 --dist loadgroup --durations 5 --timeout 900 tests_cluster/test_slurm.py tests_cluster/test_pod_script.py $(ARGS)
+	  [ $$status -eq 0 ] && $(BIN)/python -m pytest -rs -n 3 --dist loadgroup --durations 5 --timeout 900 tests_cluster/test_slurm.py tests_cluster/test_pod_script.py $(ARGS)
 
 cluster-kube: .venv-kube/.installed
 	@.venv-kube/bin/python -m pytest -rs -p no:cacheprovider tests_cluster/test_custom_resources.py $(ARGS)
