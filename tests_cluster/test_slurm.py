@@ -103,6 +103,9 @@ def test_a_lost_node_takes_rank_0_the_script_and_the_rewards_along(
 ) -> None:
     slurm.call("scontrol", "requeue", rewards)
     wait_for("rewards on n1", lambda: slurm.field(rewards, "NodeList") == "n1", 30)
+    # What ran there before may not have left yet, and the run would begin on the next node.
+    jobs = ("squeue", "-h", "-w", "n1", "-t", "R,CG,CF,S", "-o", "%A %t")
+    wait_for("n1 alone", lambda: slurm.call(*jobs).split() == [rewards, "R"], 30)
     pace.write_text(SLOW)
     job = train(slurm, "crashed")
     reaches(slurm, job, "crashed", 2)
