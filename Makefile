@@ -142,9 +142,10 @@ test-containers: install ## build the images and test the composed service (a ru
 	@touch $@
 
 TEST_TOOLS := pytest pytest-timeout pytest-asyncio pyyaml
+# Two engines at a time: they mostly wait.
 .PHONY: test-cluster cluster-slurm cluster-kube cluster-sky cluster-ray
 test-cluster: ## cluster/ and docker/k8s: a real Slurm and a real Ray with nodes dying, schemas (ENGINES="slurm kube sky ray")
-	@for engine in $(ENGINES); do $(MAKE) --no-print-directory cluster-$$engine || exit 1; done
+	@$(MAKE) --no-print-directory -j2 -O $(addprefix cluster-,$(ENGINES))
 
 cluster-slurm: install
 	@status=0; scripts/slurm_cluster.sh install || status=$$?; \
