@@ -149,6 +149,16 @@ def test_differences_are_paired() -> None:
         tree.difference(one, planted([1.0], ["a"]), Rule())
 
 
+def test_a_draw_without_a_score_is_no_number() -> None:
+    """Of two prompts one has no score: a draw of that one alone has no difference."""
+    one, other = (
+        plant([[{"a": Cell(score, score)}], [{}]], [0, 1], {0: "", 1: ""}, pooled=False)
+        for score in (0.25, 0.75)
+    )
+    row = tree.difference(one, other, Rule())
+    assert (row["mean"], row["low"], row["high"]) == (0.5, 0.5, 0.5)
+
+
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     """Geometric means of two answers: the statistic of GenEval 2, 95 % of 80 intervals."""
     rng = np.random.default_rng(3)

@@ -115,4 +115,6 @@ def _difference(table: Row, before: Row, after: Row) -> str:
         row = difference(as_tree(before["tree"]), as_tree(after["tree"]), rule)
     except ValueError:
         kind, row = "unpaired", unpaired(before, after)
+    if row["mean"] is None:
+        return "-"
     return f"{row['mean']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f}) {kind}"

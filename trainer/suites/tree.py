@@ -100,7 +100,7 @@ def difference(one: Tree, other: Tree, rule: Rule, *, seed: int = 0) -> Row:
     drawn = draws(one, seed, RESAMPLES)
     point = np.ones((1, len(one.strata)))
     changes = [totals(other, rule, w)[0] - totals(one, rule, w)[0] for w in (point, drawn)]
-    return estimate(float(changes[0][0]), changes[1], int((one.count.sum(1) > 0).sum()))
+    return _estimate(float(changes[0][0]), changes[1], int((one.count.sum(1) > 0).sum()))
 
 
 def draws(tree: Tree, seed: int, resamples: int) -> Floats:
@@ -135,15 +135,14 @@ def _groups(names: Sequence[str], low: Floats, high: Floats, rule: Rule) -> tupl
 def _weighted(names: Sequence[str], low: Floats, high: Floats, rule: Rule) -> tuple[Floats, Floats]:
     weights = rule.weights or {}
     factors = np.array([weights.get(name, 0.0) for name in names])
-    missing = set(weights) - set(names)
-    gone = np.nan if missing else 0.0
-    return low @ factors + gone, high @ factors + gone
+    if set(weights) - set(names):
+        return _nothing(low)
+    return low @ factors, high @ factors
 
 
 def _gap(names: Sequence[str], low: Floats, high: Floats, rule: Rule) -> tuple[Floats, Floats]:
     if ORIGINAL not in names or len(names) < 2:
-        nothing = np.full(len(low), np.nan)
-        return nothing, nothing
+        return _nothing(low)
     first = list(names).index(ORIGINAL)
     others = [place for place in range(len(names)) if place != first]
     return (
@@ -169,6 +168,11 @@ TOTALS: Mapping[str, Callable[[Sequence[str], Floats, Floats, Rule], tuple[Float
     "gap": _gap,
     "oneig_text": _oneig,
 }
+
+
+def _nothing(values: Floats) -> tuple[Floats, Floats]:
+    """No total in any draw, where a group that it needs has no value; `_estimate` says None."""
+    return np.full(len(values), np.nan), np.full(len(values), np.nan)
 
 
 def _average(values: Floats) -> Floats:
