@@ -149,6 +149,15 @@ def test_differences_are_paired() -> None:
         tree.difference(one, planted([1.0], ["a"]), Rule())
 
 
+def test_a_difference_is_of_prompts_that_both_have_scores_for() -> None:
+    def of(*scores: float | None) -> tree.Tree:
+        cells = [[{} if score is None else {"a": Cell(score, score)}] for score in scores]
+        return plant(cells, range(len(scores)), dict.fromkeys(range(len(scores)), ""), pooled=False)
+
+    row = tree.difference(of(0.0, 0.5, 0.5), of(None, 0.75, 0.75), Rule())
+    assert (row["mean"], row["n"]) == (0.25, 2)
+
+
 def test_a_draw_without_a_score_is_no_number() -> None:
     """Of two prompts one has no score: a draw of that one alone has no difference."""
     one, other = (

@@ -5,7 +5,7 @@ and computes the whole statistic again for each draw, pooled ratios and weights 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -92,15 +92,22 @@ def summary(tree: Tree, rule: Rule, *, seed: int = 0, resamples: int = RESAMPLES
 def difference(one: Tree, other: Tree, rule: Rule, *, seed: int = 0) -> Row:
     """How much larger the total of `other` is, with the interval of paired draws.
 
+    Prompts that have no value in one of them are left out of both.
+
     Raises:
         ValueError: they are not of the same prompts.
     """
     if one.groups != other.groups or not np.array_equal(one.units, other.units):
         raise ValueError("these are not the same prompts")
+    shared = (one.count > 0) & (other.count > 0)
+    one, other = (
+        replace(t, low=t.low * shared, high=t.high * shared, count=t.count * shared)
+        for t in (one, other)
+    )
     drawn = draws(one, seed, RESAMPLES)
     point = np.ones((1, len(one.strata)))
     changes = [totals(other, rule, w)[0] - totals(one, rule, w)[0] for w in (point, drawn)]
-    return _estimate(float(changes[0][0]), changes[1], int((one.count.sum(1) > 0).sum()))
+    return _estimate(float(changes[0][0]), changes[1], int(shared.any(1).sum()))
 
 
 def draws(tree: Tree, seed: int, resamples: int) -> Floats:
