@@ -292,8 +292,12 @@ def test_ctrl_c_keeps_what_is_drawn(
 ) -> None:
     name, out = suite(tmp_path, files, images={"per_prompt": 300}), tmp_path / "out"
 
+    def drawn() -> list[Path]:
+        """Pictures under their final names: one that is being written has a dot in front."""
+        return [path for path in out.rglob("*.png") if not path.name.startswith(".")]
+
     def interrupt() -> None:
-        while not list(out.rglob("*.png")):
+        while not drawn():
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -304,9 +308,8 @@ def test_ctrl_c_keeps_what_is_drawn(
     assert call(monkeypatch, "benchmark", str(pipeline), *arguments) == 130
     watcher.join()
     assert "stopped: the same command continues" in capsys.readouterr().err
-    drawn_ones = [path for path in out.rglob("*.png") if not path.name.startswith(".")]
-    assert 0 < len(drawn_ones) < 900
-    for path in drawn_ones:
+    assert 0 < len(drawn()) < 900
+    for path in drawn():
         PilImage.open(path).verify()
 
 
