@@ -1,5 +1,6 @@
 """Prompts about pictures: from the rows of a file to the service, the sheets and the report."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from safetensors.torch import load_file
 
 from reward_client import Item
 from reward_client.codec import decode
+from reward_client.errors import Code, ItemError
 from tests.trainer_run.fake_service import service_with
 from trainer.config.load import parse
 from trainer.data import TASKS, check_overlap, fingerprint
-from trainer.errors import CheckpointError, DataError
+from trainer.errors import CheckpointError, ConfigError, DataError
 from trainer.images import cut, load_png, load_reference
 from trainer.report.card import write_card
 from trainer.report.page import write_report
@@ -165,6 +167,108 @@ def test_rows_about_pictures(folder: Path) -> None:
     assert len(prompt.references) == 1
 
 
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (  # flow_grpo
+            {
+                "tag": "counting",
+                "include": [{"class": "star", "count": 2}],
+                "exclude": [{"class": "star", "count": 3}],
+                "t2i_prompt": "a photo of three stars",
+                "prompt": "make them two",
+                "image": "images/0.png",
+            },
+            ("make them two", "counting", "geneval", ["0.png"]),
+        ),
+        # Flow-Factory: below `images` of the file's folder
+        ({"prompt": "x", "image": "0.png"}, ("x", "", None, ["0.png"])),
+        ({"prompt": "x", "images": ["0.png", "1.png"]}, ("x", "", None, ["0.png", "1.png"])),
+        (  # UniRL
+            {
+                "prompt": "x",
+                "media": [
+                    {"modality": "image", "role": "condition", "uri": "images/1.png"},
+                    {"modality": "image", "role": "target", "uri": "images/none.png"},
+                ],
+                "metadata": {"source": "a", "global_id": "a:1"},
+            },
+            ("x", "", None, ["1.png"]),
+        ),
+        (  # Pref-GRPO
+            {"instruction": "x", "source_image": "0.png", "target_image": "none.png"},
+            ("x", "", None, ["0.png"]),
+        ),
+        (  # Edit-R1
+            {"prompt": "x", "image": "images/0.png", "requirement": "only the star"},
+            ("x", "", {"requirement": "only the star"}, ["0.png"]),
+        ),
+        (  # ImgEdit's benchmark
+            {"id": "0.png", "prompt": "x", "edit_type": "adjust"},
+            ("x", "adjust", {"edit_type": "adjust"}, ["0.png"]),
+        ),
+    ],
+)
+def test_rows_of_other_projects(folder: Path, row: Any, expected: Any) -> None:
+    text, group, spec, names = expected
+    (prompt,) = TASKS["edit"](rows(folder / "a.jsonl", row), print)
+    assert (prompt.text, prompt.group) == (text, group)
+    assert spec in (prompt.spec, prompt.spec_kind)
+    assert [reference.path.name for reference in prompt.references] == names
+
+
+def test_the_rows_of_imgedit_come_by_name(folder: Path) -> None:
+    found = {"7": {"id": "0.png", "prompt": "x", "edit_type": "add"}}
+    (folder / "a.json").write_text(json.dumps(found))
+    (prompt,) = TASKS["edit"](folder / "a.json", print)
+    assert (prompt.group, prompt.references[0].path.name) == ("add", "0.png")
+
+
+def test_tables_hold_pictures(folder: Path) -> None:
+    """verl-omni's messages and structs, GEdit-Bench's columns, bytes alone, a name alone."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet  # pyright: ignore[reportMissingImports]
+
+    def read_rows(name: str, *found: Any) -> tuple[list[Prompt], list[str]]:
+        said: list[str] = []
+        parquet.write_table(pyarrow.Table.from_pylist(list(found)), folder / name)
+        return TASKS["edit"](folder / name, said.append), said
+
+    content = [(folder / "images" / f"{number}.png").read_bytes() for number in range(2)]
+    system = {"role": "system", "content": "Describe the image."}
+    verl = {
+        "prompt": [system, {"role": "user", "content": "Picture 1: <image>make it red"}],
+        "negative_prompt": [system, {"role": "user", "content": "Picture 1: <image> "}],
+        "images": [{"bytes": content[0]}],
+    }
+    (one,), said = read_rows("verl.parquet", verl, verl)
+    assert (one.text, one.negative, one.rows) == ("make it red", None, 2)
+    (reference,) = one.references
+    assert reference.digest == hashlib.sha256(content[0]).hexdigest()
+    assert reference.path.read_bytes() == content[0]
+    assert reference.path.parent == folder / "verl.parquet.pictures"
+    assert said == [f"the 1 pictures in verl.parquet are now files in {reference.path.parent}"]
+
+    struct = {"bytes": content[1], "path": "1.png"}
+    gedit = {"instruction": "x", "task_type": "color", "input_image_raw": struct}
+    named = {**gedit, "input_image_raw": {"bytes": None, "path": "images/0.png"}}
+    (held, other), _ = read_rows("gedit.parquet", gedit, named)
+    assert (held.group, other.references) == ("color", one.references)
+    (alone,), _ = read_rows("bytes.parquet", {"prompt": "x", "image": content[1]})
+    assert alone.references == held.references
+
+    with pytest.raises(DataError, match=r"a\.parquet:2: image: .* is no picture that can be read"):
+        read_rows("a.parquet", {"prompt": "x", "image": content[0]}, {"prompt": "x", "image": b"?"})
+    (folder / "b.parquet.pictures").write_text("in the way")
+    with pytest.raises(
+        DataError, match=r"b\.parquet:1: image: its content is put into .* copy the"
+    ):
+        read_rows("b.parquet", {"prompt": "x", "image": content[0]})
+    (folder / "c.parquet").write_text("no table")
+    with pytest.raises(DataError, match=r"c\.parquet cannot be read: .*; write it anew"):
+        TASKS["edit"](folder / "c.parquet", print)
+
+
 def test_fingerprints_of_prompts_without_pictures_stay_what_they_were() -> None:
     assert fingerprint(
         [Prompt("a star", group="one"), Prompt("a sign", {"target": "A"}, "ocr")]
@@ -178,9 +282,28 @@ ROW = {"prompt": "x", "references": ["images/0.png"]}
     ("row", "message"),
     [
         ({"prompt": "x"}, r'a\.jsonl:2: "references" must be a list of picture files'),
-        ({**ROW, "references": [3]}, r'a\.jsonl:2: "references" must be a list of picture files'),
+        (
+            {**ROW, "references": [3]},
+            r"a\.jsonl:2: references\[0\] must be a picture file, .* not 3",
+        ),
         ({**ROW, "references": []}, r'a\.jsonl:2: "references" must be a list of picture files'),
         ({**ROW, "negative": 1}, r'a\.jsonl:2: "negative" must be a text'),
+        (
+            {"instruction": 1, "source_image": "images/0.png"},
+            r'a\.jsonl:2: "instruction" must be a non-empty text',
+        ),
+        (
+            {"prompt": "x", "media": [{"role": "target", "modality": "image", "uri": "0.png"}]},
+            r'a\.jsonl:2: "media" must be a list of picture files',
+        ),
+        (
+            {"prompt": [{"role": "system", "content": "y"}], "image": "images/0.png"},
+            r'a\.jsonl:2: "prompt" must be a non-empty text',
+        ),
+        (
+            {**ROW, "references": ["https://example.org/0.png"]},
+            r"a\.jsonl:2: references\[0\]: https://.* is an address: download it, and name",
+        ),
         (
             {**ROW, "references": ["images/none.png"]},
             r"a\.jsonl:2: references\[0\]: there is no picture .*none\.png: put it there",
@@ -226,6 +349,23 @@ def test_pictures_that_do_not_suit_the_model_are_refused_before_it_is_loaded(
         train(editing)
 
 
+def test_more_references_than_a_scorer_takes_are_refused_before_the_model_is_loaded(
+    editing: dict[str, Any], folder: Path
+) -> None:
+    def score(scorer: str, item: Item) -> Any:
+        said = f"compares with exactly one reference per item, got {len(item.references)}"
+        return ItemError(Code.INVALID_ARGUMENT, said, retryable=False)
+
+    two = ["images/0.png", "images/1.png"]
+    for name, text in (("train.jsonl", "make it red"), ("test.jsonl", "make it blue")):
+        rows(folder / name, {"prompt": text, "references": two})
+    editing["model"] |= {"path": "nowhere", "family": "flux2_klein"}
+    with pytest.raises(
+        ConfigError, match=r"train\.jsonl:1: references\[0\]: 'make it red': .* one .* got 2"
+    ):
+        train(editing, score=score)
+
+
 def test_an_editing_model_needs_pictures_and_says_where_they_are_cut(
     editing: dict[str, Any], folder: Path
 ) -> None:
@@ -234,6 +374,14 @@ def test_an_editing_model_needs_pictures_and_says_where_they_are_cut(
     load_prompts(parse(editing), said.append)
     assert len(said) == 1
     assert "1 references have another shape than 32x32 px" in said[0]
+    editing["model"]["family"] = "flux2_klein"
+    rows(folder / "train.jsonl", {**ROW, "references": ["images/0.png", "images/1.png"]})
+    with pytest.raises(
+        DataError,
+        match=r"test\.jsonl:1: references\[0\]: 1 references, but 2 at train\.jsonl:1: .* a run",
+    ):
+        load_prompts(parse(editing), print)
+    editing["model"]["family"] = "flux_kontext"
     editing["task"]["name"] = "jsonl"
     with pytest.raises(DataError, match='edits pictures: name them in "references" of every row'):
         load_prompts(parse(editing), print)

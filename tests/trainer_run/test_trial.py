@@ -102,4 +102,16 @@ def test_the_dry_run_says_so_too(server: Server, table: dict[str, Any], tmp_path
 def test_few_rows_have_everything_that_many_ask_for() -> None:
     prompts = [geneval(f"{c} {i}", color=c) for i in range(50) for c in ("red", "blue")]
     assert [prompt.text for prompt in covering(prompts)] == ["red 0", "blue 0"]
+    edits = [
+        Prompt(str(place), spec, "metadata")
+        for place, spec in enumerate(
+            [
+                {"edit_type": "add"},
+                {"edit_type": "add"},
+                {"edit_type": "style"},
+                {"requirement": "x"},
+            ]
+        )
+    ]
+    assert [prompt.text for prompt in covering(edits)] == ["0", "2", "3"]
     assert covering([ocr("STOP"), ocr("GO"), ocr("Caf\u00e9"), ocr("\u00e9")]) == [ocr("Caf\u00e9")]

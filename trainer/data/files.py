@@ -20,7 +20,8 @@ Numbered = Iterator[tuple[int, Any]]
 def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (place, row) for every row that is not empty; place reads `file:line`.
 
-    The ending of the name, in any case, gives the format: .jsonl, .json (a list), .csv and .tsv
+    The ending of the name, in any case, gives the format: .jsonl, .json (a list, or an object of
+    rows), .csv and .tsv
     (with a row of names; cells may hold JSON), .parquet (needs pyarrow), or .txt (a prompt per
     line). Lines of .txt and .jsonl that begin with "# " are comments. None, NaN and empty cells are
     left out.
@@ -29,26 +30,24 @@ def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         DataError: no such file, not UTF-8, an unknown ending, a malformed row, or no row at all.
     """
     read = READERS.get(path.suffix.lower())
+    if not path.is_file():
+        raise DataError(f"there is no prompt file {path}{_how_to_get(path)}")
+    if read is None:
+        raise DataError(
+            f"{path}: its name does not say what it is; end it with one of {', '.join(READERS)}"
+        )
+    place = ""
     try:
-        if read is None and path.is_file():
-            raise DataError(
-                f"{path}: its name does not say what it is; end it with one of {', '.join(READERS)}"
-            )
-        found = list(read(path)) if read else []
-    except FileNotFoundError:
-        found = []
+        for number, row in read(path):
+            place = f"{path.name}:{number}"
+            if not isinstance(row, dict):
+                raise DataError(f"{place}: expected a JSON object, got {type(row).__name__}")
+            yield place, {name: value for name, value in row.items() if value is not None}
     except UnicodeDecodeError as error:
         raise DataError(f"{path} cannot be read: {error}; save it as UTF-8") from None
     except (OSError, csv.Error) as error:
         raise DataError(f"{path} cannot be read: {error}") from None
-    if not path.is_file():
-        raise DataError(f"there is no prompt file {path}{_how_to_get(path)}")
-    for number, row in found:
-        place = f"{path.name}:{number}"
-        if not isinstance(row, dict):
-            raise DataError(f"{place}: expected a JSON object, got {type(row).__name__}")
-        yield place, {name: value for name, value in row.items() if value is not None}
-    if not found:
+    if not place:
         raise DataError(f"{path} holds no prompts")
 
 
@@ -74,6 +73,8 @@ def _json_lines(path: Path) -> Numbered:
 
 def _json_list(path: Path) -> Numbered:
     found = _parsed(path.name, _text(path))
+    if isinstance(found, dict) and found and all(isinstance(row, dict) for row in found.values()):
+        found = list(found.values())  # rows by name, as in ImgEdit's benchmark
     if not isinstance(found, list):
         raise DataError(
             f"{path.name}: expected a list of rows, got {type(found).__name__}; with a row per "
@@ -115,14 +116,20 @@ def _cell(place: str, name: str, value: Any) -> Any:
 
 def _parquet(path: Path) -> Numbered:
     try:
-        from pyarrow import parquet  # pyright: ignore[reportMissingImports]
+        from pyarrow import ArrowException, parquet  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise DataError(
             f"{path}: reading it needs pyarrow ({error}): pip install pyarrow, or write .jsonl"
         ) from None
-    for number, row in enumerate(parquet.read_table(path).to_pylist(), start=1):
-        place = f"{path.name}:{number}"
-        yield number, {name: _cell(place, name, value) for name, value in row.items()}
+    try:
+        # A few rows at a time: they may hold pictures.
+        batches = parquet.ParquetFile(path).iter_batches(batch_size=64)
+        found = (row for batch in batches for row in batch.to_pylist())
+        for number, row in enumerate(found, start=1):
+            place = f"{path.name}:{number}"
+            yield number, {name: _cell(place, name, value) for name, value in row.items()}
+    except ArrowException as error:
+        raise DataError(f"{path} cannot be read: {error}; write it anew, or as .jsonl") from None
 
 
 READERS: dict[str, Callable[[Path], Numbered]] = {

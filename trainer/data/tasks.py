@@ -1,5 +1,6 @@
 """Prompt files by task: a loader each, and a line in `TASKS`."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, get_args
 from reward_client.geneval_spec import SpecError, parse
 from reward_client.ocr_target import AmbiguousTargetError, TargetError, target_of
 from trainer.data.files import rows, text_field, unique
-from trainer.data.references import read_references
+from trainer.data.references import held_beside, locate, read_references
 from trainer.errors import DataError
 from trainer.types import Prompt, SpecKind
 
@@ -87,45 +88,102 @@ def _prompt(place: str, row: Mapping[str, Any]) -> Prompt:
     return Prompt(text=text, spec=spec, spec_kind=kind, group=group)
 
 
+# What other projects call the fields of a row about pictures; the first that a row has counts.
+# flow_grpo, Flow-Factory and Edit-R1: image, images. verl-omni: images, negative_prompt.
+# UniRL: media. Pref-GRPO: instruction, source_image. GEdit-Bench: input_image_raw, task_type.
+SPELLINGS: Mapping[str, tuple[str, ...]] = {
+    "prompt": ("prompt", "instruction"),
+    "references": ("references", "images", "image", "source_image", "media", "input_image_raw"),
+    "negative": ("negative", "negative_prompt"),
+    "group": ("group", "tag", "edit_type", "task_type"),
+}
+# Without a "spec", these are it: of Edit-R1, and of ImgEdit's benchmark.
+SPECIFYING = ("requirement", "edit_type")
+PICTURE_MARK = re.compile(r"(Picture \d+:\s*)?<image>")
+
+
 def load_edit(path: Path, say: Say = print) -> list[Prompt]:
     """Read prompts that change pictures: rows of `{"prompt", "references": [file, ...]}`.
 
-    Optionally with `"negative"` and what `load_jsonl` reads. Files are relative to the folder of
-    `path`. What other projects write is read as well: `"images"` or `"image"` instead of
-    references, and rows of GenEval (with `"include"`), which are specifications themselves.
+    Optionally with `"negative"` and what `load_jsonl` reads. `trainer.data.references.locate` says
+    where the files are. What other projects write is read as well: their names of the fields
+    (`SPELLINGS`), messages as prompts, and rows of GenEval (with `"include"`), which are
+    specifications themselves.
+
+    Raises:
+        DataError: a malformed row, or a picture that is not there or cannot be read, naming the
+            row and the field.
     """
-    found = [(place, row, _names(place, row)) for place, row in rows(path)]
-    for place, _, names in found:
-        if len(names) != len(found[0][2]):
+    drafts: list[tuple[str, Prompt, list[Path]]] = []
+    named: list[tuple[Path, str]] = []
+    for place, row in rows(path):
+        found = [(locate(value, path, field), field) for field, value in _pictures(place, row)]
+        drafts.append((place, _edit(place, row), [file for file, _ in found]))
+        named += found
+        first, _, files = drafts[0]
+        if len(found) != len(files):
             raise DataError(
-                f'{place}: {len(names)} "references", but {len(found[0][2])} at {found[0][0]}: all '
-                "rows of a file have as many"
+                f'{place}: {len(found)} "references", but {len(files)} at {first}: all rows of a '
+                "file have as many; make a file for each number"
             )
-    named = [
-        (path.parent / name, f"{place}: references[{number}]")
-        for place, _, names in found
-        for number, name in enumerate(names)
-    ]
     pictures = read_references(named)
-    prompts = []
-    for place, row, names in found:
-        prompt = _geneval(place, row) if "include" in row else _prompt(place, row)
-        negative = row.get("negative")
-        if not isinstance(negative, str | None):
-            raise DataError(f'{place}: "negative" must be a text')
-        references = tuple(pictures[path.parent / name] for name in names)
-        prompts.append((place, replace(prompt, references=references, negative=negative)))
-    return unique(path, prompts)
+    if held := {file for file, _ in named if file.parent == held_beside(path)}:
+        say(f"the {len(held)} pictures in {path.name} are now files in {held_beside(path)}")
+    return unique(
+        path,
+        [
+            (place, replace(prompt, references=tuple(pictures[file] for file in files)))
+            for place, prompt, files in drafts
+        ],
+    )
 
 
-def _names(place: str, row: Mapping[str, Any]) -> list[str]:
-    names = row.get("references", row.get("images", row.get("image")))
-    names = [names] if isinstance(names, str) else names
-    if not names or not isinstance(names, list) or not all(isinstance(n, str) and n for n in names):
+def _edit(place: str, row: Mapping[str, Any]) -> Prompt:
+    """The prompt of a row about pictures, without these."""
+    (name, text), (other, negative) = (_spelled(row, own) for own in ("prompt", "negative"))
+    own = {**row, "prompt": text_field(place, {name: _said(text)}, name)}
+    _, group = _spelled(row, "group")
+    if group is not None:
+        own["group"] = group
+    if "spec" not in row:
+        own["spec"] = {field: row[field] for field in SPECIFYING if field in row} or None
+    prompt = _geneval(place, own) if "include" in row else _prompt(place, own)
+    negative = _said(negative)
+    if not isinstance(negative, str | None):
+        raise DataError(f'{place}: "{other}" must be a text')
+    return replace(prompt, negative=negative)
+
+
+def _spelled(row: Mapping[str, Any], own: str) -> tuple[str, Any]:
+    """A field under the first of its names that the row has, with that name; else None."""
+    return next(((name, row[name]) for name in SPELLINGS[own] if name in row), (own, None))
+
+
+def _said(value: Any) -> Any:
+    """What the user says in messages, without the marks of pictures; anything else as it is."""
+    if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+        return value
+    said = [each.get("content") for each in value if each.get("role") == "user"]
+    if not said or not isinstance(said[-1], str):
+        return value
+    return PICTURE_MARK.sub("", said[-1]).strip() or None
+
+
+def _pictures(place: str, row: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The pictures of a row, each with its field for messages."""
+    name, found = _spelled(row, "references")
+    if found is None and "edit_type" in row:
+        name, found = "id", row.get("id")  # ImgEdit's benchmark
+    if name == "media" and isinstance(found, list) and all(isinstance(m, dict) for m in found):
+        conditions = [m for m in found if m.get("role") == "condition"]
+        found = [m.get("uri") for m in conditions if m.get("modality") == "image"]
+    if not found:
         raise DataError(
-            f'{place}: "references" must be a list of picture files, e.g. ["images/0001.png"]'
+            f'{place}: "{name}" must be a list of picture files, e.g. ["images/0001.png"]'
         )
-    return names
+    if not isinstance(found, list):
+        return [(f"{place}: {name}", found)]
+    return [(f"{place}: {name}[{number}]", value) for number, value in enumerate(found)]
 
 
 def load_texts(path: Path, say: Say = print) -> list[Prompt]:

@@ -7,7 +7,7 @@ import torch
 from trainer.config.load import keeps_reference, negative_prompt, resolve_path
 from trainer.config.settings import Settings
 from trainer.data import TASKS, check_overlap, without
-from trainer.data.references import check_references
+from trainer.data.references import check_alike, check_references
 from trainer.errors import CheckpointError, ConfigError, DataError
 from trainer.models import lora_file
 from trainer.models.base import ModelOptions
@@ -23,6 +23,7 @@ def load_prompts(
     """Read training and held-out prompts; DataError for broken files and forbidden overlaps."""
     task = settings.task
     train, test = (read_prompts(settings, file, say) for file in (task.train, task.test))
+    check_alike(train[0], test[0])
     shared = check_overlap(train, test) if task.overlap != "allow" else []
     if not shared:
         return train, test

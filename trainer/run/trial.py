@@ -19,8 +19,8 @@ MOST_ROWS = 64
 def trial(service: RewardService, settings: Settings, prompts: Sequence[Prompt]) -> None:
     """Ask for scores of blank pictures: one in the run's size, and some with specifications.
 
-    The latter, for scorers that read specifications, have together every class, colour, tag and
-    unusual character that the prompts ask for (`MOST_ROWS` of them at most).
+    The latter, for scorers that read specifications, have together every class, colour, tag, kind
+    of edit and unusual character that the prompts ask for (`MOST_ROWS` of them at most).
 
     Raises:
         ConfigError: the service refuses them; names the prompt and the reason. Any other failure
@@ -58,7 +58,8 @@ def _asked_for(prompt: Prompt) -> set[Hashable]:
         clauses = [*spec["include"], *spec.get("exclude", ())]
         named = {(key, clause.get(key)) for clause in clauses for key in ("class", "color")}
         return {("tag", spec["tag"]), *named}
-    return set()
+    # Which fields free specifications have, and kinds of edit that a judge may not know.
+    return {("fields", *sorted(spec)), ("edit_type", str(spec.get("edit_type")))} if spec else set()
 
 
 def _ask(
@@ -79,6 +80,8 @@ def _ask(
         raise ConfigError(f"{error} (asked about {what} of {prompts[0].text!r})") from error
     if refused:
         first = min(refused)
+        prompt = prompts[first]
+        place = f"{prompt.references[0].place}: " if prompt.references else ""
         raise ConfigError(
-            f"the reward service refuses {what}, e.g. {prompts[first].text!r}: {refused[first]}"
+            f"the reward service refuses {what}, e.g. {place}{prompt.text!r}: {refused[first]}"
         )
