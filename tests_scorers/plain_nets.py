@@ -78,6 +78,30 @@ def hf_image(s: State, pixels: Tensor, heads: int, act: Activation) -> Tensor:
     return linear(norm(x[:, 0], s, "vision_model.post_layernorm"), s, "visual_projection")
 
 
+def dinov2(s: State, pixels: Tensor, heads: int) -> Tensor:
+    """DINOv2's tokens (N, 1 + P, D) after the last norm, from the keys of facebook/dinov2-*."""
+    e = "embeddings"
+    projection = f"{e}.patch_embeddings.projection"
+    x = patches(pixels, s[f"{projection}.weight"], s[f"{projection}.bias"])
+    stored = s[f"{e}.position_embeddings"]
+    old, new = (math.isqrt(n) for n in (stored.shape[1] - 1, x.shape[1]))
+    grid = stored[:, 1:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, (new, new), mode="bicubic").flatten(2).transpose(1, 2)
+    x = torch.cat([s[f"{e}.cls_token"].expand(len(x), 1, -1), x], 1)
+    x = x + torch.cat([stored[:, :1], grid], 1)
+    for i in range(layers(s, "encoder.layer.")):
+        k = f"encoder.layer.{i}"
+        h = norm(x, s, f"{k}.norm1", 1e-6)
+        q, key, v = (
+            linear(h, s, f"{k}.attention.attention.{p}") for p in ("query", "key", "value")
+        )
+        h = linear(attend(q, key, v, heads), s, f"{k}.attention.output.dense")
+        x = x + s[f"{k}.layer_scale1.lambda1"] * h
+        h = F.gelu(linear(norm(x, s, f"{k}.norm2", 1e-6), s, f"{k}.mlp.fc1"))
+        x = x + s[f"{k}.layer_scale2.lambda1"] * linear(h, s, f"{k}.mlp.fc2")
+    return norm(x, s, "layernorm", 1e-6)
+
+
 def hf_text(s: State, ids: Tensor, heads: int, act: Activation) -> Tensor:
     """Text embedding (1, D) of one row of ids that ends with the end token."""
     e = "text_model.embeddings"

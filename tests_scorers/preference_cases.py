@@ -126,6 +126,31 @@ def image_similarity(models: Path, items: Sequence[ScoreInput]) -> list[float]:
     return _cos(_embeddings(models, _first(items)), references).tolist()
 
 
+def whole_pixels(
+    pictures: Sequence[UInt8Image], size_px: int, mean: Sequence[float], std: Sequence[float]
+) -> torch.Tensor:
+    """torchvision's resize of Pillow pictures to the square."""
+    bicubic = T.InterpolationMode.BICUBIC
+    steps = [T.Resize((size_px, size_px), interpolation=bicubic), T.ToTensor()]
+    transform = T.Compose([*steps, T.Normalize(mean, std)])
+    return torch.stack([transform(Image.fromarray(p)) for p in pictures])
+
+
+def dino_cosines(models: Path, items: Sequence[ScoreInput]) -> torch.Tensor:
+    """(N, 1 + P) of class token and patches."""
+    s = load_file(models / "dinov2-base" / "model.safetensors")
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+    shown, others = (
+        plain_nets.dinov2(s, whole_pixels(pictures, 224, mean, std), HEADS)
+        for pictures in (_first(items), [item.references[0] for item in items])
+    )
+    return torch.nn.functional.cosine_similarity(shown, others, dim=-1)
+
+
+def dino_similarity(models: Path, items: Sequence[ScoreInput]) -> list[float]:
+    return dino_cosines(models, items)[:, 0].tolist()
+
+
 def aesthetic(models: Path, items: Sequence[ScoreInput]) -> list[float]:
     state = torch.load(models / "aesthetic-head" / "sac+logos+ava1-l14-linearMSE.pth")
     embedded = torch.nn.functional.normalize(_embeddings(models, _first(items)))
@@ -167,6 +192,7 @@ def imagereward(models: Path, items: Sequence[ScoreInput]) -> list[float]:
 REFERENCES: dict[str, Reference] = {
     "aesthetic": aesthetic,
     "clipscore": clipscore,
+    "dino_similarity": dino_similarity,
     "hpsv2": hpsv2,
     "hpsv2.1": hpsv2_1,
     "image_similarity": image_similarity,

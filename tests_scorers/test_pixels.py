@@ -17,6 +17,7 @@ REFERENCES = {
     "bilinear": cases.fork_pixels,
     "letterbox": cases.hps_pixels,
     "letterbox_aliased": lambda pictures: cases.hps_pixels(pictures, antialias=False),
+    "whole": lambda pictures: cases.whole_pixels(pictures, cases.SIZE_PX, cases.MEAN, cases.STD),
 }
 
 

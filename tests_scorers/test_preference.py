@@ -106,7 +106,7 @@ def test_bad_items_fail_alone_and_say_what_is_wrong(name: str) -> None:
         (ScoreInput("", (*good.images, *good.images), good.references), "got 2"),
         (ScoreInput("", (thin,), good.references), r"images\[0\]: 65x1 px; .* at most 64 times"),
     ]
-    if name == "image_similarity":
+    if name in ("dino_similarity", "image_similarity"):
         bad += [
             (ScoreInput("", good.images), "references: .* exactly one reference .* got 0"),
             (ScoreInput("", good.images, (thin,)), r"references\[0\]: 65x1 px"),
@@ -122,6 +122,54 @@ def test_bad_items_fail_alone_and_say_what_is_wrong(name: str) -> None:
         assert not outcome.retryable
         assert re.search(says, outcome.message), outcome.message
     assert made.score([], details=False) == []
+
+
+# A mask of dino_similarity, and the patches of 16x16 that it touches (top, bottom, left, right).
+MASKS: list[tuple[Any, list[tuple[int, int, int, int]]]] = [
+    ([], []),
+    ([[0.25, 0.5, 0.5, 0.75]], [(8, 12, 4, 8)]),
+    ([[0.26, 0.51, 0.3, 0.52], [0, 0, 1, 0.01]], [(8, 9, 4, 5), (0, 1, 0, 16)]),
+    (["0000", "0010", "0001"], [(5, 11, 8, 12), (10, 16, 12, 16)]),  # a cell is 4 x 5.33 patches
+]
+
+
+def test_a_mask_leaves_the_patches_that_no_part_of_it_touches(models: Path) -> None:
+    pair = (picture(48, 96, 1),), (picture(48, 96, 2),)
+    specs = [{"mask": mask} for mask, _ in MASKS]
+    batch = [ScoreInput("", *pair, spec) for spec in (*specs, {"something": "else"}, None)]
+    found = raws(shared("dino_similarity").score(batch, details=True))
+    whole, *patches = cases.dino_cosines(models, batch[:1])[0].tolist()
+    expected = []
+    for _, touched in MASKS:
+        free = np.ones((16, 16), dtype=bool)
+        for top, bottom, left, right in touched:
+            free[top:bottom, left:right] = False
+        expected.append(np.array(patches)[free.ravel()].mean())
+    np.testing.assert_allclose(found, [*expected, whole, whole], atol=2e-6)
+    assert len({round(value, 5) for value in expected}) == len(MASKS)
+
+
+def test_bad_masks_fail_alone() -> None:
+    pair = (picture(48, 96, 1),), (picture(48, 96, 2),)
+    bad = {
+        "mask.png": "'mask.png' is neither a list of boxes nor of rows",
+        ((0.5, 0.5, 0.4, 0.6),): r"\(0.5, 0.5, 0.4, 0.6\) is not a box",
+        ((10, 10, 40, 60),): "of fractions",
+        ((0, 0, float("nan"), 1),): "of fractions",
+        ("0010", "001"): "'001' is not a row of 4 times 0 or 1",
+        ("0020",): "'0020' is not a row",
+        ((0, 0, 1, 1),): "leaves none of 16x16 patches",
+    }
+    items = [ScoreInput("", *pair, {"mask": mask}) for mask in bad]
+    other = ScoreInput("", pair[0], (picture(48, 95, 2),), {"mask": []})
+    good = ScoreInput("", *pair)
+    outcomes = shared("dino_similarity").score([good, *items, other, good], details=False)
+    assert outcomes[0] == outcomes[-1]
+    for outcome, says in zip(outcomes[1:-2], bad.values(), strict=True):
+        assert isinstance(outcome, ItemFailure)
+        assert outcome.code is Code.INVALID_ARGUMENT
+        assert re.search(f"^spec.mask: .*{says}", outcome.message), outcome.message
+    assert "95x48 px, the image 96x48 px; with a mask" in outcomes[-2].message
 
 
 @pytest.mark.parametrize("name", ["clipscore", "hpsv2"])

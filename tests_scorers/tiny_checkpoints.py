@@ -11,7 +11,14 @@ import open_clip  # pyright: ignore[reportMissingImports]
 import torch
 from open_clip.tokenizer import SimpleTokenizer, default_bpe  # pyright: ignore[reportMissingImports]
 from torch import Tensor
-from transformers import BertTokenizer, CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers import (
+    BertTokenizer,
+    CLIPConfig,
+    CLIPModel,
+    CLIPTokenizer,
+    Dinov2Config,
+    Dinov2Model,
+)
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 State = dict[str, Tensor]
@@ -30,6 +37,7 @@ def models(folder: Path) -> Path:
     hps(folder / "hpsv2" / "HPS_v2_compressed.pt", seed=4)
     hps(folder / "hpsv2.1" / "HPS_v2.1_compressed.pt", seed=5)
     imagereward(folder / "imagereward", seed=6)
+    dinov2(folder / "dinov2-base", seed=7)
     return folder
 
 
@@ -74,6 +82,22 @@ def clip(folder: Path, act: str, seed: int, *, safetensors: bool = True, eos: in
     CLIPImageProcessorPil(
         size={"shortest_edge": SIZE_PX}, crop_size={"height": SIZE_PX, "width": SIZE_PX}
     ).save_pretrained(folder)
+
+
+def dinov2(folder: Path, seed: int) -> None:
+    """Positions of 70 px, so that the 224 px of the scorer interpolate them, as in the original."""
+    torch.manual_seed(seed)
+    config = Dinov2Config(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=HEADS,
+        mlp_ratio=2,
+        image_size=70,
+        patch_size=14,
+    )
+    model = Dinov2Model(config)
+    stir(model)
+    model.save_pretrained(folder)
 
 
 def stir(model: torch.nn.Module) -> None:

@@ -16,6 +16,7 @@ SCORERS: dict[str, str] = {
     "aesthetic": "reward_server.scorers.aesthetic:AestheticScorer",
     "clipscore": "reward_server.scorers.clipscore:ClipScorer",
     "deqa": "reward_server.scorers.deqa:DeqaScorer",
+    "dino_similarity": "reward_server.scorers.dino_similarity:DinoSimilarityScorer",
     "geneval": "reward_server.scorers.geneval.scorer:GenEvalScorer",
     "hpsv2": "reward_server.scorers.hpsv2:HpsV2Scorer",
     "hpsv2.1": "reward_server.scorers.hpsv2:HpsV21Scorer",

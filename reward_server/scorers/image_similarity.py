@@ -27,15 +27,8 @@ class ImageSimilarityScorer(ResizedScorer):
     )
 
     def problem(self, item: ScoreInput) -> ItemFailure | None:
-        found = super().problem(item)
-        if found is not None:
-            return found
-        if len(item.references) != 1:
-            return tools.invalid(
-                "references: image_similarity compares with exactly one reference per item, got"
-                f" {len(item.references)}"
-            )
-        return pixels.aspect_problem(item.references[0], "references[0]")
+        found = super().problem(item) or tools.reference_problem(item, self.spec.name)
+        return found or pixels.aspect_problem(item.references[0], "references[0]")
 
     def rows(self, items: Sequence[ScoreInput]) -> list[ItemScore]:
         pictures = [item.images[0] for item in items]

@@ -11,6 +11,7 @@ CPU, several at a time, and leave as one tensor; normalisation happens on the de
 | `bilinear` | torchvision's Resize on a float tensor, antialiased (flow_grpo's ClipScorer) |
 | `letterbox` | HPSv2: float tensor, bicubic, longest side, zero padding, antialiased |
 | `letterbox_aliased` | the same without antialiasing, as torchvision before 0.17 did |
+| `whole` | Pillow bicubic to the square, nothing cropped (transformers' `size` of two sides) |
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # The references enlarge the whole strip before they crop it: 1x5000 px would take a gigabyte.
 MAX_ASPECT = 64
@@ -44,10 +47,13 @@ class Preparation:
     Attributes:
         name: a key of `PREPARATIONS`.
         size_px: side of the network's square input.
+        mean, std: per channel of pictures in [0, 1], subtracted and divided by.
     """
 
     name: str
     size_px: int
+    mean: tuple[float, ...] = CLIP_MEAN
+    std: tuple[float, ...] = CLIP_STD
 
     def facts(self) -> dict[str, str]:
         import torch
@@ -86,11 +92,14 @@ def on_device(
     import torch
 
     batch = preparation.batch(pictures, torch.get_num_threads())
-    return normalised(torch_tools.to_device(batch, device)).to(dtype)
+    moved = torch_tools.to_device(batch, device)
+    return normalised(moved, preparation.mean, preparation.std).to(dtype)
 
 
-def normalised(batch: torch.Tensor) -> torch.Tensor:
-    """CLIP's normalisation, on whatever device the batch is.
+def normalised(
+    batch: torch.Tensor, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD
+) -> torch.Tensor:
+    """Normalisation per channel, CLIP's by default, on whatever device the batch is.
 
     Returns:
         (N, 3, S, S) float32: (x - mean) / std with x in [0, 1].
@@ -99,8 +108,8 @@ def normalised(batch: torch.Tensor) -> torch.Tensor:
 
     if batch.dtype == torch.uint8:
         batch = batch.permute(0, 3, 1, 2).float() / 255
-    mean, std = (batch.new_tensor(v).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
-    return (batch - mean) / std
+    shift, scale = (batch.new_tensor(v).view(1, 3, 1, 1) for v in (mean, std))
+    return (batch - shift) / scale
 
 
 def aspect_problem(picture: UInt8Image, field: str) -> ItemFailure | None:
@@ -133,12 +142,18 @@ def _bilinear(picture: UInt8Image, size_px: int) -> torch.Tensor:
     return resized[:, top : top + size_px, left : left + size_px]
 
 
+def _whole(picture: UInt8Image, size_px: int) -> UInt8Image:
+    image = Image.fromarray(np.ascontiguousarray(picture))
+    return np.array(image.resize((size_px, size_px), Image.Resampling.BICUBIC))
+
+
 PREPARATIONS: dict[str, Callable[[UInt8Image, int], Any]] = {
     "pillow_floor": _pillow_floor,
     "pillow_round": _pillow_round,
     "bilinear": _bilinear,
     "letterbox": lambda picture, size_px: _padded(picture, size_px, antialias=True),
     "letterbox_aliased": lambda picture, size_px: _padded(picture, size_px, antialias=False),
+    "whole": _whole,
 }
 
 

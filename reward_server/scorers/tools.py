@@ -33,6 +33,16 @@ def image_problem(item: ScoreInput, scorer: str, min_side_px: int = 1) -> ItemFa
     return None
 
 
+def reference_problem(item: ScoreInput, scorer: str) -> ItemFailure | None:
+    """Why an item does not carry exactly one reference, or None."""
+    if len(item.references) == 1:
+        return None
+    return invalid(
+        f"references: {scorer} compares with exactly one reference per item, got"
+        f" {len(item.references)}"
+    )
+
+
 def digest(modules: list[ModuleType], facts: Mapping[str, str]) -> str:
     """Hex digest (64 digits) over the source of modules and named facts.
 

@@ -102,6 +102,18 @@ _CLIP_L = WeightSet(
     license="MIT",
     size_gb=1.8,
 )
+_DINOV2 = WeightSet(
+    name="dinov2-base",
+    scorers=("dino_similarity",),
+    files=hub_files(
+        "facebook/dinov2-base",
+        "f9e44c814b77203eaa57a6bdbbd535f21ede1415",
+        "config.json",
+        "model.safetensors",
+    ),
+    license="Apache-2.0",
+    size_gb=0.4,
+)
 _AESTHETIC_HEAD = WeightSet(
     name="aesthetic-head",
     scorers=("aesthetic",),
@@ -207,6 +219,7 @@ CATALOG: dict[str, WeightSet] = {
         _AESTHETIC_HEAD,
         _CLIP_L,
         _DEQA,
+        _DINOV2,
         _GENEVAL_MASK2FORMER,
         _HPSV2,
         _HPSV2_1,
