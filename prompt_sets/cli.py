@@ -40,14 +40,16 @@ Exclude = Annotated[
 def list_sets() -> None:
     """Name the published sets."""
     for one in catalog().values():
-        typer.echo(f"{one.name:10} {one.what}")
+        typer.echo(f"{one.name:21} {one.what}")
+        further = "; pull says how to get the pictures" if one.further else ""
+        typer.echo(f"{'':21} licence: {one.licence}{further}")
 
 
 @data_app.command(
     "pull", epilog=examples("flow-train data pull geneval", "flow-train data pull ocr --into sets")
 )
 def pull_sets(
-    names: Annotated[list[str], typer.Argument(help="geneval, ocr, pickscore, drawbench.")],
+    names: Annotated[list[str], typer.Argument(help="As `flow-train data list` names them.")],
     into: Annotated[Path, typer.Option(help="Folder for the sets.")] = Path("dataset"),
 ) -> None:
     """Fetch published prompt files and check them; the presets look for them in dataset/."""
@@ -59,6 +61,9 @@ def pull_sets(
                 f"unknown set {name!r}{did_you_mean(name, list(catalog()))}; "
                 f"there are {', '.join(catalog())}"
             )
+    sets = [catalog()[name] for name in names]
+    for one in sets:
+        typer.echo(f"{one.name}: licence {one.licence}")
     console = Console(stderr=True)
     with Progress(
         TextColumn("{task.description}"),
@@ -72,13 +77,16 @@ def pull_sets(
     ) as bars:
         bar = bars.add_task("connecting", total=None)
         pull(
-            [catalog()[name] for name in names],
+            sets,
             into,
             typer.echo,
             lambda file, done_bytes, total_bytes: bars.update(
                 bar, description=file, completed=done_bytes, total=total_bytes or None
             ),
         )
+    for one in sets:
+        if one.further:
+            typer.echo(one.further.format(root=into).strip())
 
 
 @data_app.command(

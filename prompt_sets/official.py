@@ -60,12 +60,16 @@ class OfficialSet:
     Attributes:
         name: what it is called on the command line.
         what: one line for people.
-        files: its files.
+        files: its files; none where there is no checksum to hold them to.
+        licence: of the files, and of what `further` brings.
+        further: what is left to do by hand, commands with `{root}` for the folder of the data.
     """
 
     name: str
     what: str
     files: tuple[OfficialFile, ...]
+    licence: str = ""
+    further: str = ""
 
 
 @cache
@@ -73,7 +77,13 @@ def catalog() -> dict[str, OfficialSet]:
     """The shipped catalogue, by name."""
     tables = tomllib.loads(CATALOG.read_text(encoding="utf-8"))
     return {
-        name: OfficialSet(name, table["what"], tuple(OfficialFile(**f) for f in table["files"]))
+        name: OfficialSet(
+            name=name,
+            what=table["what"],
+            files=tuple(OfficialFile(**file) for file in table.get("files", [])),
+            licence=table["licence"],
+            further=table.get("further", ""),
+        )
         for name, table in tables.items()
     }
 

@@ -148,7 +148,7 @@ def test_the_command_without_a_network(tmp_path: Path) -> None:
     env["no_proxy"] = env["NO_PROXY"] = ""
     program = (
         "import sys, stamina; stamina.set_testing(True, attempts=2)\n"
-        "sys.argv = ['flow-train', 'data', 'pull', 'drawbench']\n"
+        "sys.argv = ['flow-train', 'data', 'pull', 'gedit_bench', 'drawbench']\n"
         "from trainer.cli import main; main()"
     )
     done = subprocess.run(
@@ -165,9 +165,14 @@ def test_the_command_without_a_network(tmp_path: Path) -> None:
     assert "without a network, fetch on another machine" in done.stderr
     assert f"{file.url}\n    -> dataset/drawbench/test.txt (sha256 {file.sha256})" in done.stderr
     assert "Traceback" not in done.stderr
+    assert "gedit_bench: licence see the card of stepfun-ai" in done.stdout
 
 
 def test_the_catalogue_is_pinned_and_complete() -> None:
+    for one in catalog().values():
+        assert one.licence
+        assert one.files or one.further
+        assert ("/data/" in one.further.format(root="/data")) == bool(one.further)
     files = [file for one in catalog().values() for file in one.files]
     for file in files:
         assert "/main/" not in file.url
