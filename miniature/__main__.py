@@ -1,4 +1,4 @@
-"""`python -m miniature build|continue`: render, train the VAE, pretrain, save the pipeline."""
+"""`python -m miniature build|continue|editor`: render, train the VAE, pretrain, save."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ import torch.multiprocessing as mp
 import typer
 
 from miniature.data import SceneStream, read_mixture, write_prompt_files
+from miniature.denoiser import Denoiser
+from miniature.editor import EDITOR_DIR, Editor
+from miniature.editor import assemble as assemble_editor
 from miniature.pipeline import WEIGHTS_DIR, assemble, save
-from miniature.pretrain import Denoiser, PretrainConfig, pretrain
+from miniature.pretrain import PretrainConfig, Trainee, pretrain
 from miniature.vae import build_vae, polish_decoder, train_vae
 
 log = logging.getLogger("miniature")
 _DEFAULTS = PretrainConfig()
+_EDITOR = PretrainConfig(steps=2800, batch_size=128, caption_noise=0.35, bf16=True)
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 
 
@@ -70,7 +74,8 @@ def build(
         polish_decoder(vae, draw, steps=vae_steps // 5, batch_size=12)
         vae.save_pretrained(vae_dir)
     config = replace(PretrainConfig(), steps=steps, bf16=bf16, seed=seed)
-    _pretrain(config, processes, vae_dir, work, out, None)
+    _pretrain(config, Denoiser, processes, vae_dir, work, None)
+    save(assemble(vae_dir, work / "denoiser.pt"), out)
 
 
 @app.command("continue")
@@ -106,7 +111,27 @@ def go_on(
         bf16=bf16,
         seed=seed,
     )
-    _pretrain(config, processes, pipeline / "vae", work, out, start)
+    _pretrain(config, Denoiser, processes, pipeline / "vae", work, start)
+    save(assemble(pipeline / "vae", work / "denoiser.pt"), out)
+
+
+@app.command()
+def editor(
+    out: Annotated[Path, typer.Option(help="where the pipeline goes")] = EDITOR_DIR,
+    work: Work = Path("runs/mini_editor"),
+    processes: Processes = 2,
+    steps: Steps = _EDITOR.steps,
+    caption_noise: Annotated[
+        float, typer.Option(min=0.0, max=0.99, help="share of targets that are another edit")
+    ] = _EDITOR.caption_noise,
+    bf16: Bf16 = _EDITOR.bf16,
+    seed: Seed = 0,
+) -> None:
+    """Pretrain the miniature that edits on the VAE of the other, and save a FluxKontextPipeline."""
+    _prepare(work)
+    config = replace(_EDITOR, steps=steps, caption_noise=caption_noise, bf16=bf16, seed=seed)
+    _pretrain(config, Editor, processes, WEIGHTS_DIR / "vae", work, None)
+    save(assemble_editor(WEIGHTS_DIR / "vae", work / "denoiser.pt"), out)
 
 
 def _prepare(work: Path) -> None:
@@ -116,14 +141,18 @@ def _prepare(work: Path) -> None:
 
 
 def _pretrain(
-    config: PretrainConfig, processes: int, vae_dir: Path, work: Path, out: Path, start: Path | None
+    config: PretrainConfig,
+    kind: type[Trainee],
+    processes: int,
+    vae_dir: Path,
+    work: Path,
+    start: Path | None,
 ) -> None:
-    """Run the pretraining processes and save the pipeline."""
+    """Run the pretraining processes; the weights are in `work`/denoiser.pt."""
     started = time.monotonic()
-    arguments = (processes, _free_port(), config, vae_dir, work, start)
+    arguments = (processes, _free_port(), config, kind, vae_dir, work, start)
     mp.spawn(pretrain, args=arguments, nprocs=processes)  # pyright: ignore
-    save(assemble(vae_dir, work / "denoiser.pt"), out)
-    log.info("saved %s after %.0f minutes", out, (time.monotonic() - started) / 60)
+    log.info("pretrained in %.0f minutes", (time.monotonic() - started) / 60)
 
 
 def _free_port() -> int:

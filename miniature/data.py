@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from miniature.caption_noise import near_misses
+from miniature.edits import KINDS as EDIT_KINDS
+from miniature.edits import Edit, draw_source, edit_of
 from miniature.prompts import RL_WORDS, TAGS, Row, number_row, split, split_words, word_rows
 from miniature.render import render
 from miniature.scenes import CLASSES, MAX_COUNT, Scene, scene_for, word_scene
@@ -122,3 +125,46 @@ def write_prompt_files(folder: Path = DATA_DIR) -> None:
     for name, rows in files.items():
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+
+
+def write_edit_files(folder: Path = DATA_DIR, sources: tuple[int, int] = (160, 40)) -> None:
+    """Write edit_{train,test}.jsonl and the pictures that they name, in `edit`.
+
+    Of every training source the file has three tasks, each of another kind; of every test source
+    one of each kind. Test sources and test instructions are in no training row.
+    """
+    rng = np.random.default_rng(0)
+    (folder / "edit").mkdir(parents=True, exist_ok=True)
+    for name, count, kinds in (("train", sources[0], 3), ("test", sources[1], len(EDIT_KINDS))):
+        rows: list[Row] = []
+        for number in range(count):
+            edits = _edits_of_one(rng, kinds, held_out=name == "test")
+            picture = f"edit/{name}_{number:03d}.png"
+            Image.fromarray(render(edits[0].source)).save(folder / picture, optimize=True)
+            rows += [
+                {
+                    "prompt": edit.instruction,
+                    "references": [picture],
+                    "group": edit.kind,
+                    "spec": edit.spec,
+                }
+                for edit in edits
+            ]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"edit_{name}.jsonl").write_text(text, encoding="utf-8")
+
+
+def _edits_of_one(rng: np.random.Generator, kinds: int, *, held_out: bool) -> list[Edit]:
+    """Edits of one source, each of another kind; another source where one kind finds no place."""
+    while True:
+        source = draw_source(rng, held_out=held_out)
+        chosen = [str(kind) for kind in rng.choice(EDIT_KINDS, size=kinds, replace=False)]
+        found: list[Edit] = []
+        for kind in chosen:
+            tried = (edit_of(source, kind, rng, held_out=held_out) for _ in range(40))
+            edit = next((edit for edit in tried if edit is not None), None)
+            if edit is None:
+                break
+            found.append(edit)
+        if len(found) == kinds:
+            return found

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import (
     StableDiffusion3Pipeline,
 )
@@ -13,7 +14,8 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
     FlowMatchEulerDiscreteScheduler,
 )
 
-from miniature.pretrain import SHIFT, Denoiser
+from miniature.denoiser import Denoiser
+from miniature.pretrain import SHIFT
 
 WEIGHTS_DIR = Path(__file__).parent / "weights"
 
@@ -41,7 +43,7 @@ def assemble(vae_dir: Path, denoiser_file: Path) -> StableDiffusion3Pipeline:
     )
 
 
-def save(pipeline: StableDiffusion3Pipeline, folder: Path = WEIGHTS_DIR) -> None:
+def save(pipeline: DiffusionPipeline, folder: Path = WEIGHTS_DIR) -> None:
     """Write the pipeline in float16 safetensors."""
     pipeline.to(dtype=torch.float16)
     pipeline.save_pretrained(folder, safe_serialization=True)

@@ -1,4 +1,4 @@
-"""Pretrains the miniature's transformer and text encoders by flow matching.
+"""Pretrains the transformer and text encoders of a miniature by flow matching.
 
 Data-parallel over processes of one thread each: on small CPUs that beats one process of many
 threads. Each process keeps a ring of encoded scenes, refreshes part of it at every step and trains
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,14 +18,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from torch import Tensor, nn
-from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-from miniature.data import SceneStream, read_mixture
 from miniature.muon import Muon
-from miniature.text import HIDDEN, build_text_encoder, build_tokenizer
-from miniature.vae import encode
 from trainer.models.precision import mixed_precision
 
 log = logging.getLogger(__name__)
@@ -46,7 +42,7 @@ class PretrainConfig:
             updates bear much more than AdamW's.
         warmup_steps: linear warm-up.
         decay_fraction: last share of the steps, over which the rate falls linearly to zero.
-        caption_dropout: share of empty captions, so that guidance works.
+        caption_dropout: share of empty captions, so that guidance works; editors have none.
         ema_decay: of the weights that are saved.
         ring_size: encoded scenes kept by each process.
         reuse: how many times an encoded scene is used, on average.
@@ -77,111 +73,43 @@ class PretrainConfig:
         return warm if decay_steps < 1 else min(warm, (self.steps - step) / decay_steps)
 
 
-class Denoiser(nn.Module):
-    """The trainable part of the pipeline: two text encoders and the transformer."""
+class Trainee(nn.Module):
+    """What is pretrained: the networks of a pipeline, and what they learn from."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.tokenizer: CLIPTokenizer = build_tokenizer()
-        self.text_encoder = build_text_encoder(self.tokenizer, "quick_gelu")
-        self.text_encoder_2 = build_text_encoder(self.tokenizer, "gelu")
-        self.transformer = build_transformer()
-
-    @classmethod
-    def of_pipeline(cls, folder: Path) -> Denoiser:
-        """The denoiser inside a saved pipeline of the miniature, in float32."""
-        self = cls()
-        parts = {
-            "transformer": SD3Transformer2DModel,
-            "text_encoder": CLIPTextModelWithProjection,
-            "text_encoder_2": CLIPTextModelWithProjection,
-        }
-        for name, kind in parts.items():
-            part = kind.from_pretrained(folder / name, torch_dtype=torch.float32)
-            getattr(self, name).load_state_dict(part.state_dict())
-        return self
-
-    def tokenize(self, captions: list[str]) -> Tensor:
-        """Padded token ids (B, 14) as the pipeline makes them."""
-        out = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
-        return out.input_ids  # pyright: ignore[reportAttributeAccessIssue]
-
-    def forward(self, x: Tensor, sigma: Tensor, token_ids: Tensor) -> Tensor:
-        """Velocity v = noise - data (B, 16, 8, 8) at latents x, sigma (B,), tokens (B, 14)."""
-        embeds, pooled = encode_tokens(token_ids, self.text_encoder, self.text_encoder_2)
-        return self.transformer(
-            hidden_states=x,
-            timestep=sigma * 1000,
-            encoder_hidden_states=embeds,
-            pooled_projections=pooled,
-            return_dict=False,
-        )[0]
-
-
-def encode_tokens(
-    ids: Tensor, first: CLIPTextModelWithProjection, second: CLIPTextModelWithProjection
-) -> tuple[Tensor, Tensor]:
-    """What SD3 does with its two CLIP encoders: embeddings (B, 14, 96) and pooled (B, 96)."""
-    one, two = (encoder(ids, output_hidden_states=True) for encoder in (first, second))
-    embeds = torch.cat([one.hidden_states[-2], two.hidden_states[-2]], dim=-1)
-    return embeds, torch.cat([one.text_embeds, two.text_embeds], dim=-1)
-
-
-def build_transformer() -> SD3Transformer2DModel:
-    """A small SD3.5-style transformer (RMS-normalised queries and keys), 3.5 M parameters."""
-    model = SD3Transformer2DModel(
-        sample_size=8,
-        patch_size=2,
-        in_channels=16,
-        out_channels=16,
-        num_layers=6,
-        attention_head_dim=32,
-        num_attention_heads=4,
-        joint_attention_dim=2 * HIDDEN,
-        caption_projection_dim=128,
-        pooled_projection_dim=2 * HIDDEN,
-        pos_embed_max_size=8,
-        qk_norm="rms_norm",
-    )
-    # diffusers only ever loads trained weights and so does not do DiT's adaLN-zero start itself.
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-            if name.endswith(("norm1.linear", "norm1_context.linear", "norm_out.linear")):
-                nn.init.zeros_(module.weight)
-    nn.init.zeros_(model.proj_out.weight)
-    return model
+    def examples(
+        self, config: PretrainConfig, vae: AutoencoderKL, seed: int
+    ) -> Callable[[int], tuple[Tensor, ...]]:
+        """A function that draws n examples: latents x_0 and what they are conditioned on."""
+        raise NotImplementedError
 
 
 class _Ring:
-    """Encoded scenes (latents and token ids) of one process, partly refreshed at every step."""
+    """Encoded examples of one process, partly refreshed at every step.
 
-    def __init__(
-        self, config: PretrainConfig, vae: AutoencoderKL, model: Denoiser, rank: int
-    ) -> None:
-        self._stream = SceneStream(
-            seed=config.seed * 1000 + rank + 1,
-            mixture=read_mixture(config.mixture),
-            caption_noise=config.caption_noise,
-        )
-        self._vae, self._model, self._size = vae, model, config.ring_size
-        self._latents = torch.empty(config.ring_size, 16, 8, 8)
-        self._ids = torch.empty(config.ring_size, 14, dtype=torch.long)
+    An example is latents x_0 and what they are conditioned on; all are tensors of as many rows.
+    """
+
+    def __init__(self, draw: Callable[[int], tuple[Tensor, ...]], size: int, first: int) -> None:
+        self._draw, self._size = draw, size
+        rows = draw(min(first, size))
+        self._tensors = tuple(row.new_empty(size, *row.shape[1:]) for row in rows)
         self._written = 0
+        self._write(rows)
 
     def refresh(self, n: int) -> None:
-        images, captions = self._stream.batch(n)
-        slots = torch.from_numpy((np.arange(n) + self._written) % self._size)
-        self._latents[slots] = encode(self._vae, images)
-        self._ids[slots] = self._model.tokenize(captions)
-        self._written += n
+        if n:
+            self._write(self._draw(n))
 
-    def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _write(self, rows: tuple[Tensor, ...]) -> None:
+        slots = torch.from_numpy((np.arange(len(rows[0])) + self._written) % self._size)
+        for tensor, row in zip(self._tensors, rows, strict=True):
+            tensor[slots] = row
+        self._written += len(rows[0])
+
+    def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         filled = min(self._written, self._size)
         picks = torch.randint(filled, (n,), generator=generator)
-        return self._latents[picks], self._ids[picks]
+        return tuple(tensor[picks] for tensor in self._tensors)
 
 
 def pretrain(
@@ -189,6 +117,7 @@ def pretrain(
     world: int,
     port: int,
     config: PretrainConfig,
+    kind: type[Trainee],
     vae_dir: Path,
     out: Path,
     start_from: Path | None = None,
@@ -200,6 +129,7 @@ def pretrain(
         world: number of processes.
         port: loopback port of the rendezvous.
         config: see `PretrainConfig`.
+        kind: what to train.
         vae_dir: a trained `AutoencoderKL` folder.
         out: folder for the checkpoint.
         start_from: an earlier denoiser.pt to go on from, with new optimisers; None: from scratch.
@@ -210,13 +140,12 @@ def pretrain(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world
     )
     torch.manual_seed(config.seed)
-    model = Denoiser()
+    model = kind()
     if start_from is not None:
         model.load_state_dict(torch.load(start_from, weights_only=True))
     vae = AutoencoderKL.from_pretrained(vae_dir).to(memory_format=torch.channels_last)  # pyright: ignore
-    empty = model.tokenize([""])
-    ring = _Ring(config, vae, model, rank)
-    ring.refresh(min(2048, config.ring_size))
+    draw = model.examples(config, vae, config.seed * 1000 + rank + 1)
+    ring = _Ring(draw, config.ring_size, first=2048)
     generator = torch.Generator().manual_seed(config.seed * 1000 + rank + 501)
     ema = {k: v.detach().clone() for k, v in model.state_dict().items()}
     optimizers = _optimizers(model, config)
@@ -228,11 +157,8 @@ def pretrain(
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * config.rate(step)
         ring.refresh(own // config.reuse)
-        x_0, ids = ring.sample(own, generator)
-        dropped = torch.rand(len(ids), generator=generator) < config.caption_dropout
-        ids = torch.where(dropped[:, None], empty, ids)
         with mixed_precision("cpu", torch.bfloat16 if config.bf16 else torch.float32):
-            loss = _flow_matching_loss(model, x_0, ids, generator)
+            loss = _flow_matching_loss(model, generator, *ring.sample(own, generator))
         model.zero_grad()
         loss.backward()
         _average_gradients(model, world)
@@ -252,7 +178,7 @@ def pretrain(
 
 
 def _flow_matching_loss(
-    model: Denoiser, x_0: Tensor, ids: Tensor, generator: torch.Generator
+    model: Trainee, generator: torch.Generator, x_0: Tensor, *condition: Tensor
 ) -> Tensor:
     """Mean squared error of the velocity at sigmas spread like the sampler's own (shift 3)."""
     n = len(x_0)
@@ -261,15 +187,15 @@ def _flow_matching_loss(
     sigma = SHIFT * u / (1 + (SHIFT - 1) * u)
     eps = torch.randn(x_0.shape, generator=generator)
     s = sigma.view(-1, 1, 1, 1)
-    v = model((1 - s) * x_0 + s * eps, sigma, ids)
+    v = model((1 - s) * x_0 + s * eps, sigma, *condition)
     return F.mse_loss(v.float(), eps - x_0)
 
 
-def _optimizers(model: Denoiser, config: PretrainConfig) -> list[torch.optim.Optimizer]:
+def _optimizers(model: Trainee, config: PretrainConfig) -> list[torch.optim.Optimizer]:
     """Muon for the transformer's hidden matrices, AdamW for everything else."""
     hidden, rest = [], []
     for name, p in model.named_parameters():
-        in_block = name.startswith("transformer.transformer_blocks") and ".norm1" not in name
+        in_block = "transformer_blocks." in name and ".norm" not in name
         (hidden if in_block and p.ndim == 2 else rest).append(p)
     lr = config.learning_rate
     return [

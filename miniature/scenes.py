@@ -94,7 +94,7 @@ def scene_for(row: Mapping[str, Any], rng: np.random.Generator) -> Scene:
         color = clause.get("color") or str(rng.choice(list(COLORS)))
         names += [(clause["class"], color)] * int(clause["count"])
     relation = _relation_of(row)
-    centres, radii = _layout(len(names), relation, rng)
+    centres, radii = layout(len(names), relation, rng)
     shapes = tuple(
         Shape(cls, color, float(x), float(y), float(r))
         for (cls, color), (x, y), r in zip(names, centres, radii, strict=True)
@@ -114,21 +114,26 @@ def _relation_of(row: Mapping[str, Any]) -> tuple[int, int] | None:
     return None
 
 
-def _layout(
+def layout(
     n: int, relation: tuple[int, int] | None, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Centres (n, 2) and radii (n,) in pixels; no two cells touch; object 1 is `relation` of 0."""
     while True:
         flat = rng.choice(GRID * GRID, size=n, replace=False)
         cells = np.stack([flat % GRID, flat // GRID], axis=1)
-        if _apart(cells) and (relation is None or _in_cone(cells, relation)):
+        if apart(cells) and (relation is None or _in_cone(cells, relation)):
             break
-    jitter = rng.uniform(-JITTER_PX, JITTER_PX, size=(n, 2))
+    return centres_in(cells, rng), rng.uniform(*RADIUS_PX, size=n)
+
+
+def centres_in(cells: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Centres (n, 2) in pixels, near those of the cells (n, 2), column and row."""
+    jitter = rng.uniform(-JITTER_PX, JITTER_PX, size=cells.shape)
     inset = INSET_PX * ((cells == 0).astype(float) - (cells == GRID - 1))
-    return (cells + 0.5) * CELL_PX + inset + jitter, rng.uniform(*RADIUS_PX, size=n)
+    return (cells + 0.5) * CELL_PX + inset + jitter
 
 
-def _apart(cells: np.ndarray) -> bool:
+def apart(cells: np.ndarray) -> bool:
     """Whether no two cells share a side."""
     distance = np.abs(cells[:, None] - cells[None]).sum(axis=-1)
     return bool((distance[~np.eye(len(cells), dtype=bool)] > 1).all())

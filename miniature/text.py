@@ -7,6 +7,7 @@ that the letters of an unseen OCR word are all known tokens.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import torch
 from tokenizers import pre_tokenizers
@@ -27,16 +28,22 @@ def grammar_words() -> list[str]:
     return sorted([*words, *_EXTRA_WORDS], key=lambda word: (-len(word), word))
 
 
-def build_tokenizer() -> CLIPTokenizer:
+def build_tokenizer(
+    words: Sequence[str] | None = None, max_tokens: int = MAX_TOKENS
+) -> CLIPTokenizer:
     """A CLIP byte-level BPE tokenizer whose merges are written down, not trained.
 
     Each grammar word of k letters is assembled left to right by k - 1 merges. Intermediate pieces
     can also occur at the start of other words; `prompts.WORDS` holds none of those (tested).
+
+    Args:
+        words: of the grammar, longest first; None: those of the prompts.
+        max_tokens: how long a prompt may be, the two marks at its ends included.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {c: i for i, c in enumerate([*alphabet, *(c + "</w>" for c in alphabet)])}
     merges: list[tuple[str, str]] = []
-    for word in grammar_words():
+    for word in grammar_words() if words is None else words:
         symbols = [*word[:-1], word[-1] + "</w>"]
         piece = symbols[0]
         for symbol in symbols[1:]:
@@ -48,7 +55,7 @@ def build_tokenizer() -> CLIPTokenizer:
     # versions take the largest id: the last id is right for both.
     for special in ("<|startoftext|>", "<|endoftext|>"):
         vocab[special] = len(vocab)
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)  # pyright: ignore
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=max_tokens)  # pyright: ignore
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer, activation: str) -> CLIPTextModelWithProjection:

@@ -25,5 +25,7 @@ def mini(images: None) -> Iterator[Stack]:
     with composed(Stack(), "--scale", "mini=2", "--scale", "ocr=2") as stack:
         # Healthy is what serves something; here every scorer has to.
         with RewardClient(stack.grpc_url) as client:
-            client.wait_ready(["geneval", "jpeg", "shapes_quality", "ocr"], timeout_s=300)
+            client.wait_ready(
+                ["geneval", "jpeg", "shapes_edit", "shapes_quality", "ocr"], timeout_s=300
+            )
         yield stack

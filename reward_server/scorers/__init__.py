@@ -27,6 +27,7 @@ SCORERS: dict[str, str] = {
     "ocr": "reward_server.scorers.ocr.scorer:OcrScorer",
     "pickscore": "reward_server.scorers.pickscore:PickScoreScorer",
     "qwenvl": "reward_server.scorers.judges.scorer:QwenVL",
+    "shapes_edit": "reward_server.scorers.shapes_edit:ShapesEditScorer",
     "shapes_quality": "reward_server.scorers.shapes_quality:ShapesQualityScorer",
     "unifiedreward": "reward_server.scorers.judges.scorer:UnifiedReward",
     "unifiedreward2": "reward_server.scorers.judges.scorer:UnifiedReward2",

@@ -10,9 +10,12 @@ from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import (
     StableDiffusion3Pipeline,
 )
 
-from miniature.data import DATA_DIR, SceneStream, write_prompt_files
+from miniature.data import DATA_DIR, SceneStream, write_edit_files, write_prompt_files
+from miniature.denoiser import Denoiser
+from miniature.editor import Editor
+from miniature.edits import WORDS as EDIT_WORDS
 from miniature.pipeline import assemble, save
-from miniature.pretrain import Denoiser, PretrainConfig, pretrain
+from miniature.pretrain import PretrainConfig, pretrain
 from miniature.prompts import RL_WORDS, TAGS, WORDS, all_rows
 from miniature.text import MAX_TOKENS, build_tokenizer
 from miniature.vae import KL_WEIGHTS, build_vae, encode, kl_weight, train_vae
@@ -23,7 +26,8 @@ SMALL = PretrainConfig(steps=3, batch_size=4, warmup_steps=1, ring_size=8, reuse
 def test_committed_prompt_files_are_what_the_grammar_gives(tmp_path: Path) -> None:
     write_prompt_files(tmp_path)
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == sorted(path.name for path in DATA_DIR.glob("*.jsonl"))
+    texts = [path for path in DATA_DIR.glob("*.jsonl") if not path.name.startswith("edit_")]
+    assert names == sorted(path.name for path in texts)
     for name in names:
         assert (DATA_DIR / name).read_text() == (tmp_path / name).read_text()
         for line in (DATA_DIR / name).read_text().splitlines():
@@ -39,6 +43,24 @@ def test_every_grammar_word_is_one_token_and_other_words_are_letters() -> None:
     for word in WORDS + RL_WORDS:
         tokens = tokenizer.convert_ids_to_tokens(tokenizer(f'the word "{word}"').input_ids)
         assert [t.removesuffix("</w>") for t in tokens[4:-2]] == list(word)
+
+
+def test_committed_edits_are_what_the_scenes_give(tmp_path: Path) -> None:
+    write_edit_files(tmp_path, sources=(6, 0))
+    written, committed = (
+        (folder / "edit_train.jsonl").read_text().splitlines() for folder in (tmp_path, DATA_DIR)
+    )
+    assert written == committed[: len(written)]
+    for picture in (tmp_path / "edit").iterdir():
+        assert picture.read_bytes() == (DATA_DIR / "edit" / picture.name).read_bytes()
+
+
+def test_every_word_of_an_instruction_is_one_token_of_both_encoders() -> None:
+    editor = Editor()
+    for word in EDIT_WORDS:
+        assert len(editor.tokenizer(word).input_ids) == 3  # and the marks at both ends
+        assert len(editor.tokenizer_2(word).input_ids) == 2  # and the mark at its end
+    assert editor.tokenize(["move the purple triangle to the bottom"]).shape == (1, 2, 12)
 
 
 def test_learning_rate_warms_up_and_decays() -> None:
@@ -87,7 +109,7 @@ def test_pretrained_parts_become_a_pipeline_of_plain_diffusers(tmp_path: Path) -
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    pretrain(0, 1, port, SMALL, tmp_path / "vae", tmp_path)
+    pretrain(0, 1, port, SMALL, Denoiser, tmp_path / "vae", tmp_path)
     state = torch.load(tmp_path / "denoiser.pt", weights_only=True)
     assert set(state) == set(Denoiser().state_dict())
     save(assemble(tmp_path / "vae", tmp_path / "denoiser.pt"), tmp_path / "pipe")

@@ -28,7 +28,7 @@ def load(folder: Path, toml: str, **env: str) -> config.Config:
 
 def test_the_built_in_config_serves_what_needs_no_downloads() -> None:
     built_in = config.load()
-    assert list(built_in.scorers) == ["geneval", "ocr", "jpeg", "shapes_quality"]
+    assert list(built_in.scorers) == ["geneval", "ocr", "jpeg", "shapes_edit", "shapes_quality"]
     assert built_in.scorers["geneval"].options == {"detector": "shapes"}
     assert built_in.server.http.startswith("127.0.0.1:")
     assert built_in.server.grpc.startswith("127.0.0.1:")
