@@ -26,6 +26,7 @@ from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import (
     StableDiffusion3Pipeline,
 )
 from diffusers.pipelines.wan.pipeline_wan import WanPipeline
+from diffusers.pipelines.wan.pipeline_wan_i2v import WanImageToVideoPipeline
 from diffusers.pipelines.z_image.pipeline_z_image import ZImagePipeline
 
 from trainer.models.qwen_image_edit import mark_pictures
@@ -51,6 +52,7 @@ class Case:
         prepare: changes a loaded pipeline, where sampling differs from the trainer's Euler steps.
         load_lora: loads what the trainer saved into a pipeline.
         references: how many pictures a prompt is about.
+        rare: only `make test-all` looks at it.
         at_size: further arguments of the pipeline for a height and width.
     """
 
@@ -76,6 +78,7 @@ class Case:
         str(folder)
     )
     references: int = 0
+    rare: bool = False
     at_size: Callable[[int, int], Mapping[str, Any]] = lambda height, width: {}
 
 
@@ -90,14 +93,15 @@ def _sd3(name: str, **changes: Any) -> Case:
     )
 
 
-def _wan(name: str, kind: tiny_wan.Kind, **changes: Any) -> Case:
+def _wan(name: str, kind: tiny_wan.Kind, *, pictures: bool = False, **changes: Any) -> Case:
     return Case(
         name,
-        "wan",
-        WanPipeline,
-        partial(tiny_wan.build, kind=kind),
+        "wan_i2v" if pictures else "wan",
+        WanImageToVideoPipeline if pictures else WanPipeline,
+        partial(tiny_wan.build, kind=kind, pictures=pictures and kind != "wan2.2-5b"),
         plain={"guidance_scale": 1.0},
-        guided={"guidance_scale": GUIDANCE, "negative_prompt": [""] * 4},
+        guided={"guidance_scale": GUIDANCE, "negative_prompt": [""] * (1 if pictures else 4)},
+        references=int(pictures),
         size=(16, 16, 5),
         wide=(16, 32, 9),
         wrong_sizes={
@@ -180,6 +184,9 @@ CASES: tuple[Case, ...] = (
     ),
     _wan("wan2.1", "wan2.1"),
     _wan("wan2.2-a14b", "wan2.2", load_lora=_load_experts),
+    _wan("wan2.2-5b-i2v", "wan2.2-5b", pictures=True),
+    _wan("wan2.2-i2v-a14b", "wan2.2", pictures=True, load_lora=_load_experts, rare=True),
+    _wan("wan2.1-i2v", "wan2.1", pictures=True, rare=True),
     _qwen_edit("qwen-image-edit-2509", QwenImageEditPlusPipeline, "qwen_image_edit_plus"),
     Case(
         "flux.1-kontext",

@@ -1,4 +1,4 @@
-"""What only Wan has: two experts, and the schedule of its scheduler."""
+"""What only Wan has: two experts, the schedule of its scheduler, and a first frame."""
 
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,14 @@ import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
     FlowMatchEulerDiscreteScheduler,
 )
-from tiny_parts import PROMPTS
+from tiny_parts import PROMPTS, save_references
 
 from trainer.evaluation.sampling import sample_and_compare
-from trainer.models.base import ModelOptions
+from trainer.models.base import Conditioning, ModelOptions
 from trainer.models.model import FlowModel
 from trainer.models.registry import MODELS
 from trainer.rollout.noise import NoiseKey, initial_noise
+from trainer.types import Reference, Request
 
 KEYS = [NoiseKey(0, 0, i, i) for i in range(2)]
 TEXTS = list(PROMPTS[:2])
@@ -25,9 +26,9 @@ SIZE = (16, 16, 5)
 HIGH, LOW = torch.tensor(0.9), torch.tensor(0.5)
 
 
-def load(folder: Path, **changes: Any) -> FlowModel:
+def load(folder: Path, family: str = "wan", **changes: Any) -> FlowModel:
     options = {"lora_rank": 4, "lora_alpha": 8, "max_sequence_length": 32, **changes}
-    return MODELS["wan"](folder, ModelOptions(**options))
+    return MODELS[family](folder, ModelOptions(**options))
 
 
 @pytest.fixture(scope="module")
@@ -155,3 +156,42 @@ def test_the_schedule_is_that_of_the_published_scheduler(tmp_path: Path) -> None
     ).frames
     final, _ = sample_and_compare(model, model.encode_prompts(TEXTS), noise(model), 4)
     assert (model.decode(final).unit - expected).abs().max() <= 1e-4
+
+
+def about(folder: Path, model: FlowModel, first: int = 0) -> Conditioning:
+    """The texts, each about one of the pictures from the ``first`` on."""
+    files = save_references(folder)
+    pictures = [Reference(path.name, path, (SIZE[1], SIZE[0])) for path in files]
+    asked = [Request(text, (pictures[first + place],)) for place, text in enumerate(TEXTS)]
+    return model.encode_prompts(asked)
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_a_given_first_frame_stays_and_is_heard(tmp_path: Path, scale: float) -> None:
+    folder = tiny_wan.build(tmp_path / "5b", "wan2.2-5b")
+    model = load(folder, family="wan_i2v", reference_size=(SIZE[1], SIZE[0]), num_frames=SIZE[2])
+    x, negative = noise(model), model.encode_prompts([""])
+    cond, others = (about(tmp_path / "pictures", model, first) for first in (0, 1))
+    (given,) = cond.references
+    final, _ = sample_and_compare(model, cond, x, 4, guidance_scale=scale, negative=negative)
+    assert (final[:, :, :1] - given).abs().max() < 1e-5
+    other, _ = sample_and_compare(model, others, x, 4, guidance_scale=scale, negative=negative)
+    assert (other - final)[:, :, 1:].abs().max() > 0.01, "the other frames ignore it"
+    # Whatever the weights are, it has nothing to learn: noise - data at every level.
+    for sigma in (torch.tensor(1.0), torch.tensor(0.3)):
+        mixed = (1 - sigma) * final + sigma * x
+        v = model.velocity(mixed, sigma, cond, scale, negative)
+        assert (v - (x - final))[:, :, :1].abs().max() < 1e-4
+        graded = torch.autograd.grad(
+            v[:, :, :1].square().sum() + 0 * v.sum(), list(model.trainable_parameters().values())
+        )
+        assert not any(gradient.any() for gradient in graded)
+
+
+def test_what_cannot_begin_with_a_picture_is_named(tmp_path: Path) -> None:
+    folder = tiny_wan.build(tmp_path / "text", "wan2.1")
+    with pytest.raises(ValueError, match=r"from text alone: set model\.family=wan, or take"):
+        load(folder, family="wan_i2v")
+    model = load(tiny_wan.build(tmp_path / "5b", "wan2.2-5b"), family="wan_i2v")
+    with pytest.raises(ValueError, match="num_frames must be at least 5: the first frame is given"):
+        model.latent_shape(16, 16, 1)

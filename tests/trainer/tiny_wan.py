@@ -1,4 +1,4 @@
-"""A WanPipeline in the real format (2.1, 2.2 with two experts, 2.2 5B), tiny and random."""
+"""Wan pipelines in the real format (2.1, 2.2 with two experts, 2.2 5B), tiny and random."""
 
 import string
 from pathlib import Path
@@ -8,15 +8,19 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from diffusers.pipelines.wan.pipeline_wan import WanPipeline
+from diffusers.pipelines.wan.pipeline_wan_i2v import WanImageToVideoPipeline
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
     FlowMatchEulerDiscreteScheduler,
 )
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
-from transformers import UMT5Config, UMT5EncoderModel
+from tiny_parts import listen
+from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.t5 import T5Tokenizer
 
 Kind = Literal["wan2.1", "wan2.2", "wan2.2-5b"]
 FLOW_SHIFT = 3.0
+Z = 4
 BOUNDARY = 0.875
 
 
@@ -26,29 +30,52 @@ def letters_tokenizer() -> T5Tokenizer:
     return T5Tokenizer(vocab=[(piece, -1.0) for piece in pieces], extra_ids=0)
 
 
-def transformer(seed: int) -> WanTransformer3DModel:
+def transformer(seed: int, *, condition: int = 0, clip: bool = False) -> WanTransformer3DModel:
+    """With so many further channels, and layers that read CLIP's view of a picture."""
     torch.manual_seed(seed)
     return WanTransformer3DModel(
         patch_size=(1, 2, 2),
         num_attention_heads=2,
         attention_head_dim=12,
-        in_channels=4,
-        out_channels=4,
+        in_channels=Z + condition,
+        out_channels=Z,
         text_dim=16,
         freq_dim=32,
         ffn_dim=32,
         num_layers=2,
         rope_max_seq_len=32,
+        image_dim=16 if clip else None,
+        added_kv_proj_dim=24 if clip else None,
     )
 
 
-def build(folder: Path, kind: Kind = "wan2.1", *, unipc: bool = False) -> Path:
+def clip_parts() -> dict[str, Any]:
+    """What reads a picture in Wan 2.1."""
+    torch.manual_seed(6)
+    config = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=16,
+    )
+    return {
+        "image_encoder": CLIPVisionModel(config),
+        "image_processor": CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32),
+    }
+
+
+def build(
+    folder: Path, kind: Kind = "wan2.1", *, unipc: bool = False, pictures: bool = False
+) -> Path:
     """Save the pipeline; the same weights every time.
 
     Args:
         folder: where.
         kind: one network, two experts, or one with a time per token.
         unipc: with the scheduler of the published pipelines, not with an Euler scheduler.
+        pictures: of image to video; 5B, which is saved as one of text to video, is so anyway.
     """
     tokenizer: Any = letters_tokenizer()
     torch.manual_seed(1)
@@ -67,18 +94,20 @@ def build(folder: Path, kind: Kind = "wan2.1", *, unipc: bool = False) -> Path:
     torch.manual_seed(3)
     vae = AutoencoderKLWan(
         base_dim=4,
-        z_dim=4,
+        z_dim=Z,
         dim_mult=[1, 1, 1, 1],
         num_res_blocks=1,
         temperal_downsample=[False, True, True],
         latents_mean=[0.1, -0.2, 0.3, 0.0],
         latents_std=[1.2, 0.8, 1.0, 1.5],
     )
+    # A mask of a channel for each frame of a latent one, and latents.
+    wide = {"condition": 4 + Z, "clip": kind == "wan2.1"} if pictures else {}
     parts: Any = {
         "tokenizer": tokenizer,
         "text_encoder": encoder,
-        "transformer": transformer(2),
-        "transformer_2": transformer(4) if kind == "wan2.2" else None,
+        "transformer": transformer(2, **wide),
+        "transformer_2": transformer(4, **wide) if kind == "wan2.2" else None,
         "boundary_ratio": BOUNDARY if kind == "wan2.2" else None,
         "expand_timesteps": kind == "wan2.2-5b",
         "vae": vae,
@@ -88,7 +117,12 @@ def build(folder: Path, kind: Kind = "wan2.1", *, unipc: bool = False) -> Path:
         if unipc
         else FlowMatchEulerDiscreteScheduler(shift=FLOW_SHIFT),
     }
-    WanPipeline(**parts).save_pretrained(folder)
+    if pictures or kind == "wan2.2-5b":
+        for part in filter(None, (parts["transformer"], parts["transformer_2"])):
+            listen(part, ("proj_out",))
+    if pictures and kind == "wan2.1":
+        parts |= clip_parts()
+    (WanImageToVideoPipeline if pictures else WanPipeline)(**parts).save_pretrained(folder)
     return folder
 
 

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import tiny_flux
 import tiny_parts
+import tiny_wan
 from diffusers.pipelines.flux.pipeline_flux_kontext import FluxKontextPipeline
+from diffusers.pipelines.wan.pipeline_wan_i2v import WanImageToVideoPipeline
 from PIL import Image as PilImage
 from safetensors.torch import load_file
 
@@ -20,14 +22,14 @@ from tests.trainer_run.fake_service import service_with
 from trainer.config.load import parse
 from trainer.data import TASKS, check_overlap, fingerprint
 from trainer.errors import CheckpointError, ConfigError, DataError
-from trainer.images import cut, load_png, load_reference
+from trainer.images import STRIP_FRAMES, cut, load_png, load_reference
 from trainer.report.card import write_card
 from trainer.report.page import write_report
 from trainer.run.inputs import load_prompts
 from trainer.run.log import read
 from trainer.run.open import train_run
 from trainer.tools.artifacts import Choice
-from trainer.tools.offline import sample_target
+from trainer.tools.offline import export_run, sample_target
 from trainer.types import Prompt
 
 SIDE = 32
@@ -130,6 +132,60 @@ def test_references_reach_the_service_the_sheets_and_the_report(
     assert not np.array_equal(drawn[0], others[0])
     with pytest.raises(DataError, match="'make it blue': 0 references, but model"):
         list(sample_target(place, Choice(), ["make it blue"], folder, images=1, seed=0))
+
+
+@pytest.mark.exhaustive
+def test_a_video_stands_below_its_first_frame(editing: dict[str, Any], folder: Path) -> None:
+    wan = tiny_wan.build(folder / "wan", "wan2.2-5b", unipc=True)
+    editing["model"] |= {
+        "family": "wan_i2v",
+        "path": str(wan),
+        "max_sequence_length": 24,
+        "true_cfg_scale": 1.0,
+    }
+    editing["sampling"] |= {"num_frames": 5, "sde": "linear", "noise_level": 1.0}
+    seen: set[tuple[int, int]] = set()
+
+    def score(scorer: str, item: Item) -> float:
+        if not item.id.startswith("trial"):
+            seen.add((len(item.references), len(item.images)))
+        return float(np.mean([decode(image) for image in item.images])) / 255
+
+    run_dir = train(editing, score=score)
+    assert seen == {(1, 5)}
+    metrics = read(run_dir)
+    assert [r["first_ratio_deviation"] for r in metrics if r["kind"] == "train"] == [0.0, 0.0]
+    base = next(row for row in metrics if row["kind"] == "eval")
+    cells = cut(load_png(run_dir / base["samples"]), 2, 2)
+    for place, (source, video) in enumerate(zip(cells[:2], cells[2:], strict=True)):
+        first, *rest = cut(source, STRIP_FRAMES, gap_px=1)
+        fitted = np.asarray(load_reference(folder / "images" / f"{place}.png", (SIDE, SIDE)))
+        assert np.array_equal(first, fitted)
+        assert all((frame == 255).all() for frame in rest)
+        assert not np.array_equal(cut(video, STRIP_FRAMES, gap_px=1)[0], fitted)
+    html = write_report(run_dir).read_text(encoding="utf-8")
+    assert html.count('alt="source: make it blue"') == 2
+    whole = export_run(run_dir, folder / "whole", whole=True)
+    card = (whole / "README.md").read_text(encoding="utf-8")
+    assert "pipeline_tag: image-to-video" in card
+    assert "pipe = WanImageToVideoPipeline.from_pretrained(" in card
+    absent: dict[str, Any] = {"transformer_2": None}
+    pipe = WanImageToVideoPipeline.from_pretrained(str(whole), local_files_only=True, **absent)
+    assert pipe.config["expand_timesteps"]
+    drawn = [
+        path.read_bytes()
+        for number in (2, 3)
+        for path in sample_target(
+            str(run_dir),
+            Choice(),
+            ["make it blue"],
+            folder / "drawn",
+            [folder / "images" / f"{number}.png"],
+            images=1,
+            seed=0,
+        )
+    ]
+    assert drawn[0] != drawn[1]
 
 
 @pytest.mark.exhaustive

@@ -24,7 +24,8 @@ class Conditioning:
     Attributes:
         tensors: By name, each (B, ...). A family whose prompts differ in length has ``mask``,
             (B, L) bool, False where its sequences (B, L, ...) are padding; others have no mask.
-        references: Latents (B, C, h, w) of the pictures that the prompts are about, by their place.
+        references: What the network reads of the pictures that the prompts are about, by their
+            place: latents (B, C, h, w), and whatever else the family has of a picture.
     """
 
     tensors: Mapping[str, Tensor]
@@ -144,6 +145,8 @@ class ModelOptions(ModelSettings):
     under LoRA is held in it)."""
     reference_size: tuple[int, int] | None = None
     """Width and height in pixels that references are fitted to; None: as they are."""
+    num_frames: int = 1
+    """Of the videos that references begin; 1 for images."""
     keep_reference: bool = True
     """A frozen copy under `full`; without it, no `reference()`."""
     seed: int = 0

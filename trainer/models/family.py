@@ -49,6 +49,7 @@ class Family:
     """
 
     pipeline: Any  # class of the diffusers pipeline, which has a ``vae``
+    also: tuple[str, ...] = ()  # names of classes that it can be saved as besides
     encoders: tuple[str, ...] = ("text_encoder",)
     lora_targets: tuple[str, ...] = JOINT_ATTENTION  # name endings of layers that get an adapter
     most_tokens = 512  # how long prompts may be
@@ -79,8 +80,8 @@ class Family:
         """Encode one prompt as the pipeline does; one row."""
         raise NotImplementedError
 
-    def encode_reference(self, picture: Image) -> Tensor:
-        """Latents (1, C, h, w) of an RGB picture, as the pipeline's; float32."""
+    def encode_reference(self, picture: Image) -> tuple[Tensor, ...]:
+        """What the network reads of an RGB picture: latents (1, C, h, w) as the pipeline's."""
         raise NotImplementedError
 
     def latent_shape(self, height_px: int, width_px: int, num_frames: int = 1) -> tuple[int, ...]:

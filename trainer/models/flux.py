@@ -103,9 +103,9 @@ class FluxKontext(Flux):
     # The official targets (train_flux_kontext.py); its rank is 64 and its alpha 128.
     lora_targets = (*Flux.lora_targets, "proj_mlp")
 
-    def encode_reference(self, picture: Image) -> Tensor:
+    def encode_reference(self, picture: Image) -> tuple[Tensor, ...]:
         """Latents (1, C, h, w) of the picture, whose sides are cut to multiples of 16 px."""
         vae = self.pipe.vae
         pixels = self.pipe.image_processor.preprocess(picture).to(vae.device, vae.dtype)
         latents = vae.encode(pixels).latent_dist.mode()
-        return (latents - vae.config.shift_factor) * vae.config.scaling_factor
+        return ((latents - vae.config.shift_factor) * vae.config.scaling_factor,)

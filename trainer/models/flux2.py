@@ -60,7 +60,7 @@ class Flux2Klein(Family):
         )
         return Conditioning({"prompt_embeds": embeds})
 
-    def encode_reference(self, picture: Image) -> Tensor:
+    def encode_reference(self, picture: Image) -> tuple[Tensor, ...]:
         """Latents (1, C, h, w) of the picture, at most a megapixel, its sides multiples of 16."""
         vae, processor = self.pipe.vae, self.pipe.image_processor
         processor.check_image_input(picture)
@@ -71,7 +71,7 @@ class Flux2Klein(Family):
         pixels = processor.preprocess(picture, height=height, width=width, resize_mode="crop")
         found = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()
         mean, std = _statistics(vae)
-        return (F.pixel_unshuffle(found, self.patch) - mean) / std
+        return ((F.pixel_unshuffle(found, self.patch) - mean) / std,)
 
     def latent_shape(self, height_px: int, width_px: int, num_frames: int = 1) -> tuple[int, ...]:
         """(channels, height, width) of whole patches, each a token."""

@@ -29,11 +29,13 @@ def load_pipeline(
     options: "ModelOptions",
     *,
     networks: tuple[str, ...] = (HIGH,),
+    also: tuple[str, ...] = (),
 ) -> Any:
     """Load a pipeline folder (never from the network) or a hub id.
 
     ``networks``, the components that are trained, come in float32 under full fine-tuning, else in
-    the compute dtype as the encoders do; the VAE always in float32.
+    the compute dtype as the encoders do; the VAE always in float32. ``also`` names pipelines that
+    may be loaded as this one.
 
     Raises:
         FileNotFoundError: There are no weights; the message says how to get them.
@@ -42,7 +44,8 @@ def load_pipeline(
     import torch
 
     folder = Path(path_or_id).expanduser()
-    absent = _check_index(pipeline, path_or_id, _find_index(path_or_id, folder))
+    names = (pipeline.__name__, *also)
+    absent = _check_index(names, path_or_id, _find_index(path_or_id, folder))
     trained = torch.float32 if options.finetune == "full" else options.compute_dtype
     dtypes = {
         "default": options.compute_dtype,
@@ -174,17 +177,17 @@ def _find_index(path_or_id: str | Path, folder: Path) -> Path:
         raise FileNotFoundError(_reason(path_or_id, error)) from error
 
 
-def _check_index(pipeline: Any, path_or_id: str | Path, index_file: Path) -> dict[str, None]:
+def _check_index(
+    names: tuple[str, ...], path_or_id: str | Path, index_file: Path
+) -> dict[str, None]:
     """Check whose pipeline it is; return the components that it was saved without."""
     try:
         index = json.loads(index_file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{index_file} is damaged ({error}); {_how_to_get(path_or_id)}") from error
     found = index.get("_class_name")
-    if found != pipeline.__name__:
-        raise ValueError(
-            f"{path_or_id} holds a {found}, this model.family needs a {pipeline.__name__}"
-        )
+    if found not in names:
+        raise ValueError(f"{path_or_id} holds a {found}, this model.family needs a {names[0]}")
     # diffusers saves a pipeline without a component but loads it only when told so.
     return {name: None for name, entry in index.items() if entry == [None, None]}
 

@@ -95,7 +95,7 @@ class FlowModel:
     def load(kind: type[Family], path_or_id: str | Path, options: ModelOptions) -> "FlowModel":
         """Load a family's pipeline from a folder or the hub; see ``load_pipeline``."""
         networks = kind.trained(options)
-        pipe = load_pipeline(kind.pipeline, path_or_id, options, networks=networks)
+        pipe = load_pipeline(kind.pipeline, path_or_id, options, networks=networks, also=kind.also)
         return FlowModel(kind(pipe, options), options)
 
     @property
@@ -126,7 +126,8 @@ class FlowModel:
         requests = [Request(each) if isinstance(each, str) else each for each in prompts]
         cond = self._prompts.batch([self._read(request) for request in requests])
         places = zip(*(request.references for request in requests), strict=True)
-        found = tuple(self._references.batch(place)["latents"] for place in places)
+        read = [self._references.batch(place) for place in places]
+        found = tuple(tensor for one in read for tensor in one.tensors.values())
         return replace(cond, references=found)
 
     def encode_negative(self, prompts: Sequence[Prompt], text: str | None) -> Conditioning | None:
@@ -168,7 +169,8 @@ class FlowModel:
     def _encode_reference(self, reference: Reference) -> Conditioning:
         if not self._family.edits:
             raise ValueError("this model draws from text alone: it takes no references")
-        return Conditioning({"latents": self._family.encode_reference(self._picture(reference))})
+        found = self._family.encode_reference(self._picture(reference))
+        return Conditioning({str(place): tensor for place, tensor in enumerate(found)})
 
     def _picture(self, reference: Reference) -> Image:
         return load_reference(reference.path, self._options.reference_size)

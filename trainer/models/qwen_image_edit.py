@@ -40,7 +40,7 @@ class QwenImageEdit(QwenImage):
         width, height, _ = edit.calculate_dimensions(AREA_PX, picture.width / picture.height)
         return self.pipe.image_processor.resize(picture, height, width)
 
-    def encode_reference(self, picture: Image) -> Tensor:
+    def encode_reference(self, picture: Image) -> tuple[Tensor, ...]:
         """Latents (1, C, h, w) of the picture at a megapixel."""
         ratio = picture.width / picture.height
         width, height, *_ = edit.calculate_dimensions(AREA_PX, ratio)
@@ -48,7 +48,7 @@ class QwenImageEdit(QwenImage):
         vae = self.pipe.vae
         latents = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()
         mean, std = latent_moments(vae, latents)
-        return ((latents - mean) / std)[:, :, 0]
+        return (((latents - mean) / std)[:, :, 0],)
 
 
 class QwenImageEditPlus(QwenImageEdit):

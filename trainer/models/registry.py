@@ -52,4 +52,5 @@ MODELS: dict[str, Entry] = {
     ),
     "z_image": Entry(_family("z_image", "ZImage")),
     "wan": Entry(_family("wan", "Wan")),
+    "wan_i2v": Entry(_family("wan_i2v", "WanImageToVideo"), references=(1, 1)),
 }

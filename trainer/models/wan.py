@@ -28,9 +28,9 @@ class Wan(Family):
     by default both; one that is not is part of the sampler all the same.
     """
 
-    pipeline = WanPipeline
+    pipeline: Any = WanPipeline
     # The official targets (train_wan2_1.py): self- and cross-attention.
-    lora_targets = ("to_k", "to_q", "to_v", "to_out.0")
+    lora_targets: tuple[str, ...] = ("to_k", "to_q", "to_v", "to_out.0")
 
     def __init__(self, pipe: Any, options: ModelOptions) -> None:
         """See ``Family``; one of two experts cannot be trained where there is only one."""
@@ -74,7 +74,7 @@ class Wan(Family):
                 f"num_frames must be a multiple of {temporal} and one more, not {num_frames}"
             )
         frames = (num_frames - 1) // temporal + 1
-        return (config.in_channels, frames, height_px // scale, width_px // scale)
+        return (self.pipe.vae.config.z_dim, frames, height_px // scale, width_px // scale)
 
     def sigmas(self, num_steps: int, latent_shape: tuple[int, ...] | None = None) -> Tensor:
         """Shifted by a constant, the same for every size.
@@ -140,16 +140,18 @@ class Wan(Family):
 
     def _predict(self, expert: Any, x: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
         if self.pipe.config.expand_timesteps:
-            # Wan 2.2 5B has a time per token, so that a given image could be one without noise.
-            patch = self.pipe.transformer.config.patch_size
-            tokens = math.prod(n // p for n, p in zip(x.shape[2:], patch, strict=True))
-            time = time[:, None].expand(-1, tokens)
+            time = time[:, None].expand(-1, self._tokens(x))
         return expert(
             hidden_states=x,
             timestep=time,
             encoder_hidden_states=cond["embeds"],
             return_dict=False,
         )[0].float()
+
+    def _tokens(self, x: Tensor) -> int:
+        """How many of them latents (B, C, f, h, w) are; Wan 2.2 5B has a time for each."""
+        patch = self.pipe.transformer.config.patch_size
+        return math.prod(n // p for n, p in zip(x.shape[2:], patch, strict=True))
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, 3, F, H, W)."""

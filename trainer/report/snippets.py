@@ -24,6 +24,7 @@ class Call:
     # guidance among them.
     guidance: Callable[[Settings, float], Guidance]
     video: bool = False
+    pipeline: str = "DiffusionPipeline"  # another where the base may name one without pictures
     # Further arguments for a height and width, where it edits pictures.
     edit: Callable[[int, int], dict[str, Any]] | None = None
     marks: bool = False  # its encoder has to be told which tokens are a picture's
@@ -60,6 +61,9 @@ CALLS: Mapping[str, Call] = {
     # Its scale is added to the conditional prediction: 0 is none.
     "z_image": Call(lambda settings, scale: ({"guidance_scale": max(scale - 1, 0.0)}, scale)),
     "wan": Call(_plain, video=True),
+    "wan_i2v": Call(
+        _plain, video=True, pipeline="WanImageToVideoPipeline", edit=lambda height, width: {}
+    ),
     # Its negative prompt is always empty.
     "flux2_klein": Call(
         lambda settings, scale: ({"guidance_scale": scale}, 1.0), edit=lambda height, width: {}
@@ -114,7 +118,7 @@ def snippet(
             folder=json.dumps(folder),
             dtype=dtype,
             load=_call(
-                "pipe = DiffusionPipeline.from_pretrained", [*loaded, f"torch_dtype=torch.{dtype}"]
+                f"pipe = {call.pipeline}.from_pretrained", [*loaded, f"torch_dtype=torch.{dtype}"]
             ),
             adapters=[_adapter(folder, name) for name in networks if lora],
             unipc=scheduler == UNIPC,

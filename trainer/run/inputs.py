@@ -72,12 +72,13 @@ def load_model(settings: Settings, device: torch.device, *, parked: bool = False
     chosen = settings.model
     place = resolve_path(chosen.path)
     start = starting_lora(settings)
-    height, width, _ = settings.sampling.size
+    height, width, frames = settings.sampling.size
     options = ModelOptions(
         **chosen.model_dump(),
         device=str(device),
         compute_dtype=resolve(chosen.dtype, device),
         reference_size=(width, height),
+        num_frames=frames,
         keep_reference=keeps_reference(settings),
         seed=settings.run.seed,
         parked=parked,

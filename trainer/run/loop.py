@@ -219,8 +219,11 @@ def _keep_samples(run: Run, found: Evaluation, shown: Sequence[int], samples: st
     height, width, _ = run.settings.sampling.size
     rows = zip(*(run.test[index].references for index in shown), strict=True)
     named = [reference for row in rows for reference in row]
-    cells = [np.asarray(load_reference(one.path, (width, height))) for one in named]
-    cells += [strip(found.shown[index]) for index in shown]
+    strips = [strip(found.shown[index]) for index in shown]
+    # A source is as large as a frame: it stands above the first one of its video.
+    sources = [np.asarray(load_reference(one.path, (width, height))) for one in named]
+    right = ((0, 0), (0, strips[0].shape[1] - width), (0, 0))
+    cells = [*(np.pad(source, right, constant_values=255) for source in sources), *strips]
     pixels = sheet(cells, columns=len(shown))
     with storing(f"samples {run.run_dir / samples}"):
         save_png(run.run_dir / samples, pixels)
