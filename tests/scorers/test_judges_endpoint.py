@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import subprocess
 import sys
 import time
@@ -22,11 +23,12 @@ from reward_client.errors import Code
 from reward_server.scorers import load_scorer_class
 from reward_server.scorers.base import ItemFailure, ItemScore, Outcome, ScoreInput, SelfTestError
 from reward_server.scorers.judges.definitions import JUDGES
-from reward_server.scorers.judges.scorer import JudgeScorer, UnifiedReward, YesNo, data_url
+from reward_server.scorers.judges.messages import data_url
+from reward_server.scorers.judges.scorer import JudgeScorer, UnifiedReward, YesNo
 
 FAKE_JUDGE = Path(fake_judge.__file__)
 
-NAMES = [name for name, judge in JUDGES.items() if judge.parse]
+NAMES = [name for name, judge in JUDGES.items() if judge.asks]
 RNG = np.random.default_rng(5)
 
 
@@ -78,22 +80,40 @@ def values(outcomes: list[Outcome]) -> list[float]:
     return [o.raw for o in outcomes if isinstance(o, ItemScore)]
 
 
+def asked(name: str, prompt: str, image: np.ndarray) -> ScoreInput:
+    """An item with all that a judge needs: an edit has a grey source."""
+    sources = (np.full((9, 14, 3), 100, np.uint8),) * JUDGES[name].references
+    return ScoreInput(prompt, (image,), sources, {"edit_type": "style"})
+
+
 def expected(name: str, image: np.ndarray) -> float:
-    mean = image.astype(np.float64).mean() / 255
+    red, _, blue = channels = image.reshape(-1, 3).astype(np.float64).mean(0) / 255
+    mean = channels.mean()
     p_yes = 0.8 * mean / (0.8 * mean + 0.8 * (1 - mean))
-    return {"qwenvl": round(1 + 4 * mean), "yes_no": p_yes}.get(name, 1 + 4 * mean)
+    pairs = [(mean, 1 - abs(mean - 100 / 255)), (red, blue)]
+    vie = 10 * math.sqrt(min(pairs[0]) * min(pairs[1]))
+    return {
+        "qwenvl": round(1 + 4 * mean),
+        "yes_no": p_yes,
+        "editscore": vie,
+        "viescore": vie,
+        "unifiedreward_edit": 25 * np.mean(pairs),
+        "imgedit": np.mean([round(1 + 4 * c) for c in channels]),
+        "edit_r1": mean,
+    }.get(name, 1 + 4 * mean)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_scores_come_from_the_pixels_in_order(fake: FakeEndpoint, name: str) -> None:
     images = [picture() for _ in range(6)] + [picture(1, 1), picture(3, 700)]
-    batch = [ScoreInput(f"caption {i}", (image,)) for i, image in enumerate(images)]
+    batch = [asked(name, f"caption {i}", image) for i, image in enumerate(images)]
     with loaded(fake, name, concurrency=4) as scorer:
         scorer.self_test()
         together = scorer.score(batch, details=False)
         alone = [scorer.score([item], details=False)[0] for item in batch]
-    # v1.5 sees a resized picture (bicubic shifts the mean a little) and prints four digits.
-    close = {"unifiedreward": 0.02}.get(name, 1e-6)
+    # v1.5 sees a resized picture (bicubic shifts the mean a little) and prints four digits; so does
+    # VIEScore, where an edit has another size than its source.
+    close = {"unifiedreward": 0.02, "viescore": 0.1}.get(name, 1e-6)
     assert values(together) == pytest.approx([expected(name, i) for i in images], abs=close)
     assert together == alone
     if name == "unifiedreward2":
@@ -105,11 +125,12 @@ def test_scores_come_from_the_pixels_in_order(fake: FakeEndpoint, name: str) -> 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_sent_is_lossless_and_of_the_documented_size(fake: FakeEndpoint, name: str) -> None:
     with loaded(fake, name, model="fake-judge", extra_body={"seed": 1}) as scorer:
-        values(scorer.score([ScoreInput("a cat", (picture(30, 70),))], details=False))
-    assert fake.seen.sizes[-1] == ((512, 512) if name == "unifiedreward" else (70, 30))
+        values(scorer.score([asked(name, "a cat", picture(30, 70))], details=False))
+    shown = {"unifiedreward": (512, 512), "viescore": (14, 9)}.get(name, (70, 30))
+    assert fake.seen.sizes[-1] == shown
     sent = fake.seen.requests[-1]
     assert (sent["model"], sent["temperature"], sent["seed"]) == ("fake-judge", 0, 1)
-    assert sent.get("top_logprobs") == (20 if name == "yes_no" else None)
+    assert sent.get("top_logprobs") == (20 if name in ("yes_no", "edit_r1") else None)
 
 
 @pytest.mark.parametrize(
@@ -404,7 +425,7 @@ def test_references_are_shown_first_and_labelled(fake: FakeEndpoint) -> None:
         both = ScoreInput("red", (edit,), references=(source,))
         (scored,) = scorer.score([both], details=False)
         assert isinstance(scored, ItemScore)
-        sent = fake.seen.content
+        sent = fake.seen.messages[-1][-1]["content"]
         assert [part.get("text") for part in sent] == [
             "Picture 1:", None, "Picture 2:", None, question.replace("{prompt}", "red"),
         ]  # fmt: skip
@@ -420,7 +441,7 @@ def test_references_are_shown_first_and_labelled(fake: FakeEndpoint) -> None:
         assert scorer.fingerprint() != with_references
         # As ever: what is not asked about is not shown.
         scorer.score([both], details=False)
-        assert len(fake.seen.content) == 2
+        assert len(fake.seen.messages[-1][-1]["content"]) == 2
     for name, options, says in (
         ("yes_no", {"references": 1}, "references need a question"),
         ("unifiedreward", {"references": 1}, "references need a question"),

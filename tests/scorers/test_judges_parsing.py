@@ -15,7 +15,7 @@ from reward_server.scorers.judges import parsing, prompts
 from reward_server.scorers.judges.definitions import JUDGES, spec_of
 from reward_server.scorers.judges.parsing import Reply, Unreadable
 
-PARSERS = {name: judge.parse for name, judge in JUDGES.items() if judge.parse}
+PARSERS = {name: judge.asks[0].parse for name, judge in JUDGES.items() if judge.asks}
 ACS = "Alignment Score (1-5): {}\nCoherence Score (1-5): {}\nStyle Score (1-5): {}"
 
 

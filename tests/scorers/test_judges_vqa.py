@@ -139,9 +139,9 @@ def test_an_endpoint_that_refuses_is_a_failure_of_the_item(scorer: Vqa) -> None:
 
 def test_instructions_and_order(scorer: Vqa, fake: FakeEndpoint) -> None:
     ask(scorer, YES, system="Be strict.", text_first=True)
-    assert fake.seen.content == "Be strict."  # of the first message
+    assert fake.seen.messages[-1][0]["content"] == "Be strict."  # of the first message
     ask(scorer, YES, text_first=True)
-    sent: Any = fake.seen.content
+    sent: Any = fake.seen.messages[-1][-1]["content"]
     assert [part["type"] for part in sent] == ["text", "image_url"]
     ask(scorer, {**YES, "max_tokens": 7})
     assert fake.seen.requests[-1]["max_tokens"] == 7

@@ -45,8 +45,8 @@ class Behaviour:
 class Seen:
     """What happened so far; `GET /stats` shows the counters.
 
-    `sizes` (width, height) and `requests` (all fields but the messages) are those of the last
-    thousand calls, `content` is the last message's; `refused` counts per text.
+    `sizes` (width, height of the picture judged) and `requests` (all fields but the messages) are
+    those of the last thousand calls, `messages` of the last few; `refused` counts per text.
     """
 
     calls: int = 0
@@ -57,7 +57,7 @@ class Seen:
     refused: Counter[str] = field(default_factory=Counter)
     sizes: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=1000))
     requests: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=1000))
-    content: Any = None
+    messages: deque[list[dict[str, Any]]] = field(default_factory=lambda: deque(maxlen=32))
 
 
 class FakeEndpoint:
@@ -145,7 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
             seen.in_flight += 1
             seen.max_in_flight = max(seen.max_in_flight, seen.in_flight)
             seen.requests.append({key: body[key] for key in body if key != "messages"})
-            seen.content = body["messages"][0]["content"]
+            seen.messages.append(body["messages"])
         try:
             status, answer, headers = self._answer(body)
         finally:
@@ -171,10 +171,10 @@ class _Handler(BaseHTTPRequestHandler):
     ) -> tuple[int, Mapping[str, Any] | bytes, Mapping[str, str]]:
         """Status, content and headers of an answer; status 0 breaks the connection off."""
         behaviour, seen = self.owner.behaviour, self.owner.seen
-        text, picture = fake_judge_answers.question_of(body)
+        text, pictures = fake_judge_answers.question_of(body)
         fault, count = fake_judge_answers.fault_of(text)
         with self.owner.lock:
-            seen.sizes.append((picture.shape[1], picture.shape[0]))
+            seen.sizes.append((pictures[-1].shape[1], pictures[-1].shape[0]))
         self.owner.hurry.wait(behaviour.delay_s + (behaviour.slow_s if fault == "slow" else 0.0))
         if fault == "refuse" and (count is None or seen.refused[text] < count):
             with self.owner.lock:
@@ -191,7 +191,7 @@ class _Handler(BaseHTTPRequestHandler):
             return 200, b"<html>a proxy's page</html>", {}
         with self.owner.lock:
             seen.answers += 1
-        return 200, fake_judge_answers.completion(body, text, picture, fault), {}
+        return 200, fake_judge_answers.completion(body, text, pictures, fault), {}
 
     def _break_off(self) -> None:
         self.send_response(200)

@@ -1,14 +1,19 @@
 """What a real server would refuse is known before anything is sampled."""
 
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_judge import FakeEndpoint
+from PIL import Image
 from server_process import HEADER, Server, running
 
 from trainer.config.load import parse
 from trainer.config.settings import Settings
+from trainer.data.tasks import load_edit
 from trainer.errors import ConfigError
 from trainer.rewards import RewardService, connect
 from trainer.run.trial import covering, trial
@@ -22,8 +27,10 @@ STAR = {"class": "star", "count": 1}
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
-    with running(folder, TOML, wait_for=("geneval", "ocr", "jpeg")) as found:
-        yield found
+    with FakeEndpoint() as fake:
+        judge = f'[scorers.imgedit]\noptions = {{ base_url = "{fake.base_url}" }}\n'
+        with running(folder, TOML + judge, wait_for=("geneval", "ocr", "jpeg", "imgedit")) as found:
+            yield found
 
 
 def settings_for(url: str, scorer: str, table: dict[str, Any], **sampling: int) -> Settings:
@@ -71,6 +78,42 @@ def test_rows_that_the_server_refuses_are_named(
         assert says in str(caught.value)
         assert repr(prompts[-1].text) in str(caught.value)
         trial(service, settings, [ocr("STOP")] if scorer == "ocr" else GOOD)
+    finally:
+        service.close()
+
+
+@pytest.mark.parametrize(
+    ("references", "spec", "says"),
+    [
+        (0, {"edit_type": "add"}, "needs `references`: the item has none"),
+        (2, {"edit_type": "add"}, "references: imgedit is asked about 1 per item, got 2; for more"),
+        (1, None, "needs metadata as `spec` with spec_kind 'metadata'"),
+        (1, {"edit_type": "recolour"}, "metadata.edit_type: recolour is none of add, adjust"),
+    ],
+)
+def test_a_judge_of_edits_refuses_what_it_cannot_judge(
+    server: Server, table: dict[str, Any], tmp_path: Path, references: int, spec: Any, says: str
+) -> None:
+    for number in range(2):
+        Image.new("RGB", (64, 64), "red").save(tmp_path / f"{number}.png")
+    settings = settings_for(server.grpc_url, "imgedit", table)
+
+    def prompt(text: str, references: int, spec: dict[str, str] | None) -> Prompt:
+        row = {"prompt": text, "references": [f"{n}.png" for n in range(references)]}
+        file = tmp_path / "row.jsonl"
+        file.write_text(json.dumps(row | ({"spec": spec, "spec_kind": "metadata"} if spec else {})))
+        return load_edit(file)[0] if references else Prompt(text, spec, "metadata")
+
+    good = prompt("add a hat", 1, {"edit_type": "add"})
+    prompts = [good, prompt("make it red", references, spec)]
+    if spec is None or references != 1:
+        prompts = prompts[::-1]  # the count, and what is missing, are the same in all of a run
+    service = connected(settings)
+    try:
+        trial(service, settings, [good])
+        with pytest.raises(ConfigError, match=re.escape(says)) as caught:
+            trial(service, settings, prompts)
+        assert "make it red" in str(caught.value)
     finally:
         service.close()
 

@@ -1,13 +1,19 @@
-"""The options of an endpoint, checked before anything is contacted."""
+"""The options of a judge and of its endpoint, checked before anything is contacted."""
 
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
+from reward_server.scorers.judges.definitions import Judge
+
+_RESERVED = ("model", "messages", "temperature", "max_tokens", "logprobs", "top_logprobs", "stream")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -66,3 +72,47 @@ class EndpointOptions:
                 " server's environment"
             )
         return key
+
+
+@dataclass(frozen=True, slots=True)
+class AskOptions:
+    """What is asked, and how; see `JudgeScorer`."""
+
+    max_tokens: int
+    question: str
+    references: int
+    template: str
+    passes: int
+    extra_body: Mapping[str, Any]
+
+    def check(self, scorer: str, judge: Judge) -> None:
+        """Raise ValueError for what a judge does not take."""
+        for name, least in (("max_tokens", 0), ("references", 0), ("passes", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{scorer}: {name} must be at least {least}")
+        if self.max_tokens and not judge.asks:
+            raise ValueError(f"{scorer}: max_tokens is for the questions to state")
+        if judge.references and self.references not in (0, judge.references):
+            raise ValueError(f"{scorer}: references is {judge.references}; {remedy(judge)}")
+        if self.references and not self.question and judge.asks and not judge.references:
+            raise ValueError(f"{scorer}: references need a question about them")
+        if self.question and not judge.question_is_option:
+            raise ValueError(f"{scorer}: question is fixed; only yes_no takes one")
+        if self.template and not judge.templates:
+            raise ValueError(f"{scorer}: template is for judges of edits")
+        if self.passes > 1 and (judge.top_logprobs or not judge.templates):
+            raise ValueError(f"{scorer}: passes is for judges of edits that answer in words")
+        reserved = [*_RESERVED, *(("seed",) if self.passes > 1 else ())]
+        if found := [key for key in reserved if key in self.extra_body]:
+            raise ValueError(f"{scorer}: extra_body may not set {', '.join(found)}")
+        try:
+            json.dumps(self.extra_body, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{scorer}: extra_body is not JSON: {error}") from error
+
+
+def remedy(judge: Judge) -> str:
+    """What to do about another number of references than a judge takes."""
+    if not judge.references:
+        return "the option `references` says how many"
+    return "for more pictures ask `yes_no`, with the options `references` and `question`"

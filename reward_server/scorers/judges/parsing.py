@@ -9,19 +9,28 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 LOW, HIGH = 1.0, 5.0
-# With less probability than this on Yes and No together, the model did not answer the question.
-MIN_YES_NO_MASS = 0.05
+# With less probability than this on all answers together, the model did not answer the question.
+MIN_MASS = 0.05
+# What digits beyond the candidates may change in a score from 0 to 1.
+MAX_UNSEEN = 0.01
 
 _UNIFIED = re.compile(r"Final Score:\s*(\S*)")
 _AXIS = re.compile(r"(Alignment|Coherence|Style)\s+Score\s*(?:\(1-5\))?\s*:\s*(\S*)", re.IGNORECASE)
 _TAG = re.compile(r"<Score>(.*?)</Score>", re.DOTALL)
 _NUMBER = re.compile(r"((?:0|[1-9]\d*)(?:\.\d+)?)(?:/5)?[.,;]?", re.ASCII)
 _DIGITS = re.compile(r"\d{1,9}", re.ASCII)
+_PLAIN = re.compile(r"(?:0|[1-9]\d*)(?:\.\d+)?", re.ASCII)
+# The key of a JSON object, or a line of its own; "score" inside a sentence is no answer.
+_SCORES = re.compile(
+    r"""(?:["']score["']\s*:|^[ \t]*(?:output )?score\s*[:=])\s*(\[[^\[\]]*\]|[^\s,}]+)""",
+    re.IGNORECASE | re.MULTILINE,
+)
+_SPACES = " \t\n\u2581\u0120"
 
 
 class Unreadable(ValueError):
@@ -87,14 +96,89 @@ def yes_no(reply: Reply) -> Verdict:
     """
     mass = {"yes": 0.0, "no": 0.0}
     for token, probability in probabilities(reply):
-        spelled = token.strip(" \t\n\u2581\u0120").lower()
+        spelled = token.strip(_SPACES).lower()
         if spelled in mass:
             mass[spelled] += probability
     answered = mass["yes"] + mass["no"]
-    if answered < MIN_YES_NO_MASS:
+    if answered < MIN_MASS:
         raise Unreadable(f"Yes and No together have probability {answered:.3g}")
     components = {"p_yes": mass["yes"], "p_no": mass["no"]}
     return Verdict(mass["yes"] / answered, components)
+
+
+def score_list(*names: str, high: float) -> Callable[[Reply], Verdict]:
+    """VIEScore's form: `{"reasoning": ..., "score": [...]}`, a number from 0 to `high` per name.
+
+    The verdict's raw is the least of them. Its parser raises Unreadable.
+    """
+
+    def parse(reply: Reply) -> Verdict:
+        text = whole(reply).strip()
+        found = {"".join(value.split()) for value in _SCORES.findall(text)}
+        if not found and text.startswith("[") and text.endswith("]"):
+            found = {"".join(text.split())}
+        if len(found) != 1:
+            what = f"{len(found)} different values of" if found else "no"
+            raise Unreadable(f'{what} "score" in the answer')
+        said = found.pop()
+        tokens = said.removeprefix("[").removesuffix("]").split(",")
+        if len(tokens) != len(names):
+            raise Unreadable(f'"score" is {said[:60]}: {len(names)} numbers are asked')
+        values = [_plain(token, name, high) for token, name in zip(tokens, names, strict=True)]
+        return Verdict(min(values), dict(zip(names, values, strict=True)))
+
+    return parse
+
+
+def grades(*names: str, high: int) -> Callable[[Reply], Verdict]:
+    """ImgEdit's form: a line `Label: n` per name, in their order, whole numbers from 1 to `high`.
+
+    The verdict's raw is their mean. Its parser raises Unreadable.
+    """
+
+    def parse(reply: Reply) -> Verdict:
+        parts = [line.strip().split(": ") for line in whole(reply).splitlines()]
+        found = [one[1] for one in parts if len(one) == 2 and _DIGITS.fullmatch(one[1])]
+        if len(found) != len(names):
+            raise Unreadable(f"{len(found)} lines 'Label: number' where {len(names)} are asked")
+        pairs = zip(found, names, strict=True)
+        values = [_in_range(float(token), name, 1.0, high) for token, name in pairs]
+        return Verdict(math.fsum(values) / len(values), dict(zip(names, values, strict=True)))
+
+    return parse
+
+
+def digits(reply: Reply) -> Verdict:
+    """Edit-R1: sum of p(s) s / 5, where p is the first token's share of the digits s = 0 to 5.
+
+    Digits that are not among the candidates are at most as likely as the last of these. If they
+    could move the score by more than `MAX_UNSEEN`, there is none.
+
+    Raises:
+        Unreadable: that; no log-probabilities, some that are none, or hardly any on the digits.
+    """
+    found = probabilities(reply)
+    mass = dict.fromkeys("012345", 0.0)
+    for token, probability in found:
+        if (spelled := token.strip(_SPACES)) in mass:
+            mass[spelled] += probability
+    total = math.fsum(mass.values())
+    first = ", ".join(f"{token[:20]!r} {p:.3g}" for token, p in found[:3])
+    if total < MIN_MASS:
+        raise Unreadable(f"the digits 0 to 5 together have probability {total:.3g}; first: {first}")
+    sum_ = math.fsum(p * int(digit) for digit, p in mass.items())
+    value = sum_ / total / 5.0
+    seen = {token.strip(_SPACES) for token, _ in found}
+    unseen = [int(digit) for digit in mass if digit not in seen]
+    rest = max(0.0, 1.0 - math.fsum(p for _, p in found))
+    more = min(rest, len(unseen) * min(p for _, p in found))
+    off = max((abs((sum_ + more * s) / (total + more) / 5.0 - value) for s in unseen), default=0.0)
+    if off > MAX_UNSEEN:
+        raise Unreadable(
+            f"not among the {len(found)} candidates: {', '.join(map(str, unseen))}, which could"
+            f" move the score by {off:.2g}; first: {first}"
+        )
+    return Verdict(value, {"p_digits": total})
 
 
 def probabilities(reply: Reply) -> list[tuple[str, float]]:
@@ -129,9 +213,15 @@ def _number(token: str, label: str) -> float:
     return _in_range(float(match[1]), label)
 
 
-def _in_range(value: float, label: str) -> float:
-    if not LOW <= value <= HIGH:
-        raise Unreadable(f"{label!r} is {value:g}, not from 1 to 5")
+def _plain(token: str, label: str, high: float) -> float:
+    if not _PLAIN.fullmatch(token):
+        raise Unreadable(f"{label!r} is {token[:40]!r}, not a number from 0 to {high:g}")
+    return _in_range(float(token), label, 0.0, high)
+
+
+def _in_range(value: float, label: str, low: float = LOW, high: float = HIGH) -> float:
+    if not low <= value <= high:
+        raise Unreadable(f"{label!r} is {value:g}, not from {low:g} to {high:g}")
     return value
 
 

@@ -1,12 +1,27 @@
 """What each judge is asked, to the letter: a model tuned on one wording must get that wording.
 
-Each function turns a caption into the text that follows the picture in the user's message. Captions
-are inserted as they are; nothing in them is ever interpreted.
+The texts of edit judges are files in `templates/`. Captions are inserted as they are; nothing in
+them is ever interpreted.
 """
 
 from __future__ import annotations
 
-CAPTION_FIELD = "{prompt}"
+import json
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]
+
+# Each project marks the place of the caption or instruction in its own way.
+_CAPTION = re.compile(r"\{prompt\}|<instruction>|<edit_prompt>")
+_FIELD = re.compile(rf"{_CAPTION.pattern}|\{{requirement\}}")
+_FOLDER = Path(__file__).parent / "templates"
 
 # yifan123/flow_grpo, flow_grpo/rewards.py, `unifiedreward_score_sglang` (MIT); the wording that
 # UnifiedReward v1.5 was tuned on (CodeGoat24/UnifiedReward). The text "<image>" is part of it.
@@ -64,6 +79,49 @@ the <Score> tag.
 YES_NO = 'Does this figure show "{prompt}"? Please answer yes or no.'
 
 
-def filled(template: str, caption: str) -> str:
-    """Put a caption into a template; braces in the caption stay braces."""
-    return template.replace(CAPTION_FIELD, caption)
+def asks_caption(template: str) -> bool:
+    """Whether a template has a place for the caption."""
+    return bool(_CAPTION.search(template))
+
+
+def filled(template: str, caption: str, requirement: str = "") -> str:
+    """Put a caption into a template; what looks like a field in the caption stays as it is."""
+    return _FIELD.sub(lambda m: requirement if m[0] == "{requirement}" else caption, template)
+
+
+def texts(name: str, path: str = "") -> Mapping[str, str]:
+    """The texts of a judge by their names: those shipped, or of a file that replaces them.
+
+    Args:
+        name: a file in `templates/`.
+        path: a TOML or JSON file with the same names; "" for the one shipped.
+
+    Raises:
+        ValueError: it cannot be read, lacks a name, or a text has no place for the instruction
+            where the one shipped has.
+    """
+    shipped = _read(_FOLDER / f"{name}.toml")
+    if not path:
+        return shipped
+    given = _read(Path(path).expanduser())
+    for key, text in shipped.items():
+        if key not in given:
+            raise ValueError(f"template {path}: no text {key!r}; needed are {', '.join(shipped)}")
+        if asks_caption(text) and not asks_caption(given[key]):
+            raise ValueError(
+                f"template {path}: {key} has no place for the instruction; mark it with"
+                " <instruction>"
+            )
+    return given
+
+
+def _read(path: Path) -> dict[str, str]:
+    try:
+        content = path.read_text("utf-8")
+        found: Any = json.loads(content) if path.suffix == ".json" else tomllib.loads(content)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"template {path}: cannot be read: {error}") from error
+    if not isinstance(found, dict) or not all(isinstance(t, str) and t for t in found.values()):
+        raise ValueError(f"template {path}: expected texts by their names")
+    common = found.pop("all", "")
+    return {key: common.replace("<kind>", t) if common else t for key, t in found.items()}

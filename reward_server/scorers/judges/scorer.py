@@ -8,19 +8,17 @@ The self-test demands an answer that can be read, about a picture drawn here.
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import json
+import math
 import sys
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import asdict, replace
 from types import ModuleType
 from typing import Any, ClassVar, TypeVar
 
 import PIL
-import PIL.Image
 
-from reward_client.errors import Code, DeadlineExceeded, RewardError
+from reward_client.errors import Code, RewardError
 from reward_server.scorers import golden, tools
 from reward_server.scorers.base import (
     ItemFailure,
@@ -31,14 +29,12 @@ from reward_server.scorers.base import (
     SelfTestError,
     UInt8Image,
 )
-from reward_server.scorers.judges import definitions, parsing, prompts
-from reward_server.scorers.judges.endpoint import Deadline, Endpoint, shortened
-from reward_server.scorers.judges.options import EndpointOptions
-from reward_server.scorers.judges.parsing import Reply, Unreadable
+from reward_server.scorers.judges import asking, definitions, messages, parsing, prompts
+from reward_server.scorers.judges.asking import Model, Wording, chosen, failure_of
+from reward_server.scorers.judges.endpoint import Deadline, Endpoint
+from reward_server.scorers.judges.options import AskOptions, EndpointOptions, remedy
+from reward_server.scorers.judges.parsing import Reply
 
-# What `/models` reports anew at every call says nothing about the model.
-_VOLATILE = ("created", "permission")
-_RESERVED = ("model", "messages", "temperature", "max_tokens", "logprobs", "top_logprobs", "stream")
 _Result = TypeVar("_Result")
 
 
@@ -57,8 +53,13 @@ class JudgeScorer:
         wait_s: how long `load` waits for an endpoint that is still starting.
         max_tokens: length of an answer; 0: as the judge's definition says.
         question: for `yes_no`: the question, in which {prompt} stands for the caption.
-        references: for `yes_no` and `vqa`: how many references an item carries. They are shown
-            before its picture, all labelled "Picture 1:", "Picture 2:" and so on.
+        references: for `yes_no` and `vqa`: how many references an item carries, shown before its
+            picture. Judges of edits take as many as their definition says.
+        label: text before each picture where there are references; {n} stands for its number, from
+            1. Empty: as the judge's definition says.
+        template: for judges of edits: a TOML or JSON file with texts that replace those shipped.
+        passes: for judges of edits that answer in words: how often each question is put, sampled;
+            scores are means. 1: once, at temperature 0.
         extra_body: further fields of the request, such as
             `{chat_template_kwargs = {enable_thinking = false}}`.
     """
@@ -81,6 +82,9 @@ class JudgeScorer:
         question: str = "",
         references: int = 0,
         extra_body: Mapping[str, Any] | None = None,
+        label: str = "",
+        template: str = "",
+        passes: int = 1,
     ) -> None:
         self._options = EndpointOptions(
             base_url, model, api_key_env, concurrency, timeout_s, batch_timeout_s, attempts, wait_s
@@ -88,13 +92,20 @@ class JudgeScorer:
         self._options.check(self.name)
         self._judge = definitions.JUDGES[self.name]
         self._extra = dict(extra_body or {})
-        self._check(max_tokens, question, references)
+        asked = AskOptions(max_tokens, question, references, template, passes, self._extra)
+        asked.check(self.name, self._judge)
         self._max_tokens = max_tokens or self._judge.max_tokens
-        self._question = question or self._judge.question
-        self._references = references
+        self._asks = [replace(ask, text=question) if question else ask for ask in self._judge.asks]
+        try:
+            named = prompts.texts(self._judge.templates, template) if self._judge.templates else {}
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from error
+        self._texts: Mapping[str, str] = named
+        self._references = references or self._judge.references
+        self._label = (label or self._judge.label) if self._references else ""
+        self._passes = passes
         self.spec = definitions.spec_of(self.name, question, references)
-        self._model = model
-        self._card: dict[str, Any] = {}
+        self._model: Model | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._endpoint: Endpoint | None = None
 
@@ -107,8 +118,8 @@ class JudgeScorer:
             cards = self._run(self._endpoint.models())
         except RewardError as error:
             raise RuntimeError(f"{self.name}: {error.message}") from error
-        self._card = _chosen(cards, self._options, self.name)
-        self._model = str(self._card["id"])
+        card = chosen(cards, self._options, self.name)
+        self._model = Model(self.name, self._endpoint, card, self._extra)
 
     def close(self) -> None:
         """Close the connections; for programs that outlive the scorer."""
@@ -125,27 +136,32 @@ class JudgeScorer:
         """
         facts = {
             "version": self.spec.version,
-            "question": self._question,
+            "questions": json.dumps([ask.text for ask in self._asks]),
+            "texts": json.dumps(self._texts, sort_keys=True),
             "max_tokens": str(self._max_tokens),
-            **({"references": str(self._references)} if self._references else {}),
+            "pictures": f"{self._references} {self._label}",
+            "passes": str(self._passes),
             "extra_body": json.dumps(self._extra, sort_keys=True),
-            "card": json.dumps(self._card, sort_keys=True),
+            "card": json.dumps(self._model.card if self._model else {}, sort_keys=True),
             "pillow": PIL.__version__,
         }
-        modules = [definitions, prompts, parsing, sys.modules[__name__], *self._modules]
+        own = sys.modules[__name__]
+        modules = [definitions, prompts, parsing, messages, asking, own, *self._modules]
         return tools.digest(modules, facts)
 
     def self_test(self) -> None:
         """Ask about one drawing; raises SelfTestError for an answer that cannot be read."""
+        assert self._model is not None, "load comes first"
+        name = self._model.name
         picture = golden.pictures()[1]
         sources = (picture,) * self._references
         (outcome,) = self.score([self._probe(picture, sources)], details=False)
         if isinstance(outcome, ItemFailure) and outcome.retryable:
-            raise RuntimeError(f"{self._model!r} does not answer yet: {outcome.message}")
+            raise RuntimeError(f"{name!r} does not answer yet: {outcome.message}")
         if isinstance(outcome, ItemFailure):
             raise SelfTestError(
                 f"self-test {self.name}: no readable answer about a drawing from"
-                f" {self._model!r}: {outcome.message}; likely cause: a model of another family, or"
+                f" {name!r}: {outcome.message}; likely cause: a model of another family, or"
                 " another chat template"
             )
         value = self.spec.transforms[self.spec.default_transform](outcome)
@@ -155,7 +171,9 @@ class JudgeScorer:
 
     def _probe(self, picture: UInt8Image, references: tuple[UInt8Image, ...]) -> ScoreInput:
         """What the self-test asks about: a picture of a red disc."""
-        return ScoreInput("a red disc on a light background", (picture,), references)
+        key = self._judge.text_key
+        spec = {key: next(iter(self._texts))} if key else None
+        return ScoreInput("a red disc on a light background", (picture,), references, spec)
 
     def score(self, batch: Sequence[ScoreInput], *, details: bool) -> list[Outcome]:
         """Ask about all items at once, at most `concurrency` at a time."""
@@ -177,81 +195,99 @@ class JudgeScorer:
         if self._references and len(item.references) != self._references:
             return tools.invalid(
                 f"references: {self.name} is asked about {self._references} per item, got"
-                f" {len(item.references)}; the option `references` says how many"
+                f" {len(item.references)}; {remedy(self._judge)}"
             )
         if "prompt" in self.spec.inputs and not item.prompt.strip():
             return tools.invalid(f"prompt: {self.name} asks about the caption, but it is empty")
-        assert self._endpoint is not None, "load comes first"
-        try:
-            pictures = (*item.references[: self._references], item.images[0])
-            urls = [
-                await asyncio.to_thread(data_url, picture, self._judge.resize_px)
-                for picture in pictures
-            ]
-            return await self._ask(self._endpoint, item, urls, deadline, details=details)
-        except DeadlineExceeded as error:
-            return ItemFailure(Code.DEADLINE_EXCEEDED, error.message, retryable=True)
-        except RewardError as error:
-            return ItemFailure(error.code, error.message, error.retryable)
+        assert self._model is not None, "load comes first"
+        pictures = (*item.references[: self._references], item.images[0])
+        urls = [
+            await asyncio.to_thread(messages.data_url, picture, self._size_px(pictures))
+            for picture in pictures
+        ]
+        return await self._ask(self._model, item, urls, deadline, details=details)
+
+    def _size_px(self, pictures: Sequence[UInt8Image]) -> tuple[int, int] | None:
+        """The (width, height) in which all pictures are shown; None: each as it is."""
+        if self._judge.resize_to_source:
+            height_px, width_px = pictures[0].shape[:2]
+            return width_px, height_px
+        side_px = self._judge.resize_px
+        return (side_px, side_px) if side_px else None
 
     async def _ask(
         self,
-        endpoint: Endpoint,
+        model: Model,
         item: ScoreInput,
         urls: Sequence[str],
         deadline: Deadline,
         *,
         details: bool,
     ) -> Outcome:
-        """What the judge says about the pictures at `urls`; raises RewardError."""
-        assert self._judge.parse is not None
-        text = prompts.filled(self._question, item.prompt)
-        tokens, logprobs = self._max_tokens, self._judge.top_logprobs
-        answer = await endpoint.chat(self._body(urls, text, tokens, logprobs), deadline)
-        read = self._read(answer, self._judge.parse)
-        if isinstance(read, ItemFailure):
-            return read
-        reply, verdict = read
-        return ItemScore(verdict.raw, verdict.components, asdict(reply) if details else None)
-
-    def _read(
-        self, answer: Any, parse: Callable[[Reply], _Result]
-    ) -> tuple[Reply, _Result] | ItemFailure:
-        reply = Reply("")
+        """What the judge says about the pictures at `urls`: all answers or none."""
         try:
-            reply = parsing.reply_of(answer)
-            return reply, parse(reply)
-        except Unreadable as error:
-            said = shortened(reply.text or json.dumps(answer, default=str))
-            return ItemFailure(Code.INTERNAL, f"{self.name}: {error}; the judge said: {said}")
+            texts = self._texts_about(item)
+        except ValueError as error:
+            return tools.invalid(str(error))
+        judge = self._judge
+        put = [
+            model.ask(
+                urls[-1:] if ask.edit_alone else urls,
+                text,
+                Wording(
+                    self._max_tokens,
+                    judge.top_logprobs,
+                    label=self._label,
+                    text_first=judge.text_first,
+                    sampled=number if self._passes > 1 else None,
+                ),
+                ask.parse,
+                deadline,
+            )
+            for number in range(self._passes)
+            for ask, text in zip(self._asks, texts, strict=True)
+        ]
+        found = await asyncio.gather(*put)
+        if failed := failure_of(found):
+            return failed
+        answers = [one for one in found if not isinstance(one, ItemFailure)]
+        verdicts = [verdict for _, verdict in answers]
+        count = len(self._asks)
+        passes = [
+            judge.combine(*verdicts[start : start + count])
+            for start in range(0, len(verdicts), count)
+        ]
+        return ItemScore(
+            _mean([one.raw for one in passes]),
+            {
+                name: _mean([one.components[name] for one in passes])
+                for name in passes[0].components
+            },
+            self._explained([reply for reply, _ in answers]) if details else None,
+        )
 
-    def _body(
-        self,
-        urls: Sequence[str],
-        text: str,
-        max_tokens: int,
-        top_logprobs: int,
-        *,
-        system: str = "",
-        text_first: bool = False,
-    ) -> dict[str, Any]:
-        content: list[dict[str, Any]] = []
-        for number, url in enumerate(urls, start=1):
-            if self._references:
-                content.append({"type": "text", "text": f"Picture {number}:"})
-            content.append({"type": "image_url", "image_url": {"url": url}})
-        content.insert(0 if text_first else len(content), {"type": "text", "text": text})
-        instructions = [{"role": "system", "content": system}] if system else []
-        body: dict[str, Any] = {
-            **self._extra,
-            "model": self._model,
-            "messages": [*instructions, {"role": "user", "content": content}],
-            "temperature": 0,
-            "max_tokens": max_tokens,
-        }
-        if top_logprobs:
-            body |= {"logprobs": True, "top_logprobs": top_logprobs}
-        return body
+    def _texts_about(self, item: ScoreInput) -> list[str]:
+        """The questions about an item; raises ValueError, which names the field at fault."""
+        if not self._texts:
+            return [prompts.filled(ask.text, item.prompt) for ask in self._asks]
+        spec = item.spec or {}
+        requirement = spec.get("requirement", "")
+        if not isinstance(requirement, str):
+            raise ValueError("metadata.requirement: expected text")
+        names = [ask.text for ask in self._asks]
+        if key := self._judge.text_key:
+            names = [str(spec.get(key))]
+            if names[0] not in self._texts:
+                known = ", ".join(self._texts)
+                raise ValueError(f"metadata.{key}: {names[0]:.60} is none of {known}")
+        return [prompts.filled(self._texts[name], item.prompt, requirement) for name in names]
+
+    @staticmethod
+    def _explained(replies: Sequence[Reply]) -> dict[str, Any]:
+        """The judge's words, in the order in which it was asked."""
+        if len(replies) == 1:
+            return asdict(replies[0])
+        return {"answers": [asdict(reply) for reply in replies]}
 
     def _too_late(self) -> ItemFailure:
         message = f"no answer within batch_timeout_s = {self._options.batch_timeout_s:g} s"
@@ -260,24 +296,6 @@ class JudgeScorer:
     def _run(self, work: Coroutine[Any, Any, _Result]) -> _Result:
         assert self._loop is not None, "load comes first"
         return self._loop.run_until_complete(work)
-
-    def _check(self, max_tokens: int, question: str, references: int) -> None:
-        for name, value in (("max_tokens", max_tokens), ("references", references)):
-            if value < 0:
-                raise ValueError(f"{self.name}: {name} must be at least 0")
-        if max_tokens and self._judge.parse is None:
-            raise ValueError(f"{self.name}: max_tokens is for the questions to state")
-        if references and not question and self._judge.parse is not None:
-            raise ValueError(f"{self.name}: references need a question about them")
-        if question and not self._judge.question_is_option:
-            raise ValueError(f"{self.name}: question is fixed; only yes_no takes one")
-        reserved = [key for key in _RESERVED if key in self._extra]
-        if reserved:
-            raise ValueError(f"{self.name}: extra_body may not set {', '.join(reserved)}")
-        try:
-            json.dumps(self._extra, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{self.name}: extra_body is not JSON: {error}") from error
 
 
 class UnifiedReward(JudgeScorer):
@@ -300,30 +318,30 @@ class YesNo(JudgeScorer):
     spec = definitions.spec_of(name)
 
 
-def _chosen(
-    cards: Sequence[Mapping[str, Any]], options: EndpointOptions, scorer: str
-) -> dict[str, Any]:
-    by_id = {str(card.get("id", "")): card for card in cards}
-    served = ", ".join(by_id) or "nothing"
-    wanted = options.model or (next(iter(by_id)) if len(by_id) == 1 else "")
-    if wanted not in by_id:
-        asked = f"model {options.model!r} is not served" if options.model else "set model"
-        raise RuntimeError(f"{scorer}: {asked}; {options.base_url} serves {served}")
-    return {key: value for key, value in by_id[wanted].items() if key not in _VOLATILE}
+class EditScore(JudgeScorer):
+    name = "editscore"
+    spec = definitions.spec_of(name)
 
 
-def data_url(image: UInt8Image, resize_px: int = 0) -> str:
-    """A picture as `data:image/png;base64,...`, lossless.
+class VieScore(JudgeScorer):
+    name = "viescore"
+    spec = definitions.spec_of(name)
 
-    Args:
-        image: uint8 RGB (H, W, 3).
-        resize_px: stretch to a square of this side, bicubic (Pillow's default, as flow_grpo does);
-            0 leaves the picture as it is.
-    """
-    picture = PIL.Image.fromarray(image)
-    if resize_px:
-        picture = picture.resize((resize_px, resize_px), PIL.Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    # Level 1 is several times faster than the default, and the bytes stay on the local network.
-    picture.save(buffer, format="PNG", compress_level=1)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+class UnifiedRewardEdit(JudgeScorer):
+    name = "unifiedreward_edit"
+    spec = definitions.spec_of(name)
+
+
+class ImgEdit(JudgeScorer):
+    name = "imgedit"
+    spec = definitions.spec_of(name)
+
+
+class EditR1(JudgeScorer):
+    name = "edit_r1"
+    spec = definitions.spec_of(name)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)

@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 from reward_server.scorers import tools
 from reward_server.scorers.base import ItemFailure, ItemScore, Outcome, ScoreInput, UInt8Image
 from reward_server.scorers.judges import definitions, questions
-from reward_server.scorers.judges.endpoint import Deadline, Endpoint
+from reward_server.scorers.judges.asking import Model, Wording, failure_of
+from reward_server.scorers.judges.endpoint import Deadline
 from reward_server.scorers.judges.questions import Answer, Asked, Question
 from reward_server.scorers.judges.scorer import JudgeScorer
 
@@ -37,7 +38,7 @@ class Vqa(JudgeScorer):
 
     async def _ask(
         self,
-        endpoint: Endpoint,
+        model: Model,
         item: ScoreInput,
         urls: Sequence[str],
         deadline: Deadline,
@@ -49,41 +50,37 @@ class Vqa(JudgeScorer):
         except ValueError as error:
             return tools.invalid(f"metadata: {error}")
         found = await asyncio.gather(
-            *(self._put(endpoint, asked, one, urls, deadline) for one in asked.questions)
+            *(self._put(model, asked, one, urls, deadline) for one in asked.questions)
         )
-        if failed := [one for one in found if isinstance(one, ItemFailure)]:
-            count = f"{len(failed)} of {len(found)} questions, first: " if len(found) > 1 else ""
-            message = f"{count}{failed[0].message}"
-            return ItemFailure(failed[0].code, message, all(one.retryable for one in failed))
+        if failed := failure_of(found):
+            return failed
         answers = [answer for one in found if not isinstance(one, ItemFailure) for answer in one]
         low, high = ([getattr(a, name) for a in answers] for name in ("low", "high"))
         components = {"high": math.fsum(high) / len(high), "gm": gm(low), "gm_high": gm(high)}
-        explained = self._explained(answers) if details else None
+        explained = self._all(model, answers) if details else None
         return ItemScore(math.fsum(low) / len(low), components, explained)
 
     async def _put(
         self,
-        endpoint: Endpoint,
+        model: Model,
         asked: Asked,
         one: Question,
         urls: Sequence[str],
         deadline: Deadline,
     ) -> list[Answer] | ItemFailure:
-        body = self._body(
-            urls,
-            one.text,
+        wording = Wording(
             one.max_tokens,
             questions.READERS[one.read].top_logprobs,
-            system=asked.system,
-            text_first=asked.text_first,
+            asked.system,
+            self._label,
+            asked.text_first,
         )
-        answer = await endpoint.chat(body, deadline)
-        read = self._read(answer, partial(questions.read, one))
+        read = await model.ask(urls, one.text, wording, partial(questions.read, one), deadline)
         return read if isinstance(read, ItemFailure) else read[1]
 
-    def _explained(self, answers: Sequence[Answer]) -> dict[str, Any]:
+    def _all(self, model: Model, answers: Sequence[Answer]) -> dict[str, Any]:
         return {
-            "model": self._model,
+            "model": model.name,
             "decoding": {"temperature": 0, **self._extra},
             "answers": [asdict(answer) for answer in answers],
         }
