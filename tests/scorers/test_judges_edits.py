@@ -23,7 +23,7 @@ from reward_server.scorers.judges import parsing, prompts
 from reward_server.scorers.judges.definitions import JUDGES, means, vie
 from reward_server.scorers.judges.messages import data_url
 from reward_server.scorers.judges.parsing import Reply, Unreadable
-from reward_server.scorers.judges.scorer import JudgeScorer
+from reward_server.scorers.judges.scorer import JudgeScorer, VieScore
 
 NAMES = [name for name, judge in JUDGES.items() if judge.references]
 # Of the texts that the projects' own code sends, with the instruction's place marked.
@@ -137,19 +137,19 @@ def test_passes_are_sampled_and_averaged(fake: FakeEndpoint, score: Any) -> None
 
 
 def test_imgedit_asks_by_the_kind_of_edit(fake: FakeEndpoint, score: Any, tmp_path: Path) -> None:
-    asked = set()
+    asked, outcome = set(), None
     for kind in prompts.texts("imgedit"):
         outcome = score("imgedit", item(edit_type=kind))
-        assert isinstance(outcome, ItemScore)
         ((text, *pictures),) = sent(fake)
         assert pictures == ["source", "edit"]
         assert "make it brighter" in text
         asked.add(text)
     assert len(asked) == 9
+    assert isinstance(outcome, ItemScore)
     assert outcome.components == {"following": 4, "naturalness": 3, "integrity": 3}
     assert outcome.raw == pytest.approx(10 / 3)
-    for spec in ({"edit_type": "recolour"}, {"edit_type": ["add"]}, {"edit_type": None}):
-        failed = score("imgedit", item(**spec))
+    for kind in ("recolour", ["add"], None):
+        failed = score("imgedit", item(edit_type=kind))
         assert isinstance(failed, ItemFailure)
         assert failed.code is Code.INVALID_ARGUMENT
         assert re.match(r"metadata\.edit_type: .* none of add, adjust", failed.message)
@@ -363,13 +363,11 @@ def test_a_template_is_checked_before_anything_is_asked(
     ):
         file.write_text(content)
         with pytest.raises(ValueError, match=f"viescore: template .*{says}"):
-            load_scorer_class("viescore")(template=str(file))
+            VieScore(template=str(file))
     scale = "From scale 0 to 10:"
     file.write_text(f"sc = '{scale} editing success <instruction>'\npq = '{scale}'")
     mine = score("viescore", item(), template=str(file))
     assert mine.raw == pytest.approx(6.0)
     assert sent(fake)[0][2] == f"{scale} editing success make it brighter"
-    plain, other = (
-        load_scorer_class("viescore")(fake.base_url, template=path) for path in ("", str(file))
-    )
+    plain, other = (VieScore(template=path) for path in ("", str(file)))
     assert plain.fingerprint() != other.fingerprint()

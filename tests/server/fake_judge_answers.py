@@ -73,6 +73,8 @@ def completion(
         mean = float(picture.mean()) / 255.0
         digits = "Directly response the score number" in text
         likely = _digits(mean, fault) if digits else _candidates(mean, fault)
+        if digits:
+            choice["message"]["content"] = likely[0][0]
         top = COUNTS if "How many" in text else likely
         top = top[: body["top_logprobs"]]
         candidates = [{"token": token, "logprob": value} for token, value in top]
