@@ -131,7 +131,8 @@ def write_edit_files(folder: Path = DATA_DIR, sources: tuple[int, int] = (160, 4
     """Write edit_{train,test}.jsonl and the pictures that they name, in `edit`.
 
     Of every training source the file has three tasks, each of another kind; of every test source
-    one of each kind. Test sources and test instructions are in no training row.
+    one of each kind, neighbours being of other sources. Test sources and test instructions are in
+    no training row.
     """
     rng = np.random.default_rng(0)
     (folder / "edit").mkdir(parents=True, exist_ok=True)
@@ -150,6 +151,8 @@ def write_edit_files(folder: Path = DATA_DIR, sources: tuple[int, int] = (160, 4
                 }
                 for edit in edits
             ]
+        if name == "test":  # reports show the first rows: another source in each
+            rows = [rows[at] for at in np.arange(len(rows)).reshape(count, -1).T.ravel()]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"edit_{name}.jsonl").write_text(text, encoding="utf-8")
 

@@ -36,6 +36,8 @@ DEFAULTS = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600",
     "LOGLEVEL": "ERROR",
+    # torch's RMSNorm of FLUX under autocast: only speed, once per process.
+    "PYTHONWARNINGS": "ignore:Mismatch dtype between input and weight",
 }
 TORCHRUN = "torchrun"
 
