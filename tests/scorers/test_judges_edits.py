@@ -152,7 +152,7 @@ def test_imgedit_asks_by_the_kind_of_edit(fake: FakeEndpoint, score: Any, tmp_pa
         failed = score("imgedit", item(edit_type=kind))
         assert isinstance(failed, ItemFailure)
         assert failed.code is Code.INVALID_ARGUMENT
-        assert re.match(r"metadata\.edit_type: .* none of add, adjust", failed.message)
+        assert re.match(r"metadata\.edit_type: .* one of add, adjust, .*; got ", failed.message)
     official = tmp_path / "prompts.json"
     own = {
         kind: f"{kind}: <edit_prompt>. A number from 1 to 5" for kind in prompts.texts("imgedit")
@@ -210,7 +210,7 @@ def test_another_number_of_references_is_refused(score: Any, name: str) -> None:
         failed = score(name, ScoreInput("x", (EDIT,), references, {"edit_type": "add"}))
         assert isinstance(failed, ItemFailure)
         assert failed.code is Code.INVALID_ARGUMENT
-        assert re.match(r"references: .* 1 per item, got \d; .* ask `yes_no`", failed.message)
+        assert re.match(r"references: .* 1 per item, got \d; send .* ask `yes_no`", failed.message)
     assert "references" in load_scorer_class(name).spec.inputs
 
 
@@ -336,7 +336,11 @@ def test_combinations_are_those_of_the_projects() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [
-        ("editscore", {"references": 2}, "references is 1; for more pictures ask `yes_no`"),
+        (
+            "editscore",
+            {"references": 2},
+            "references is 1; send the picture before the edit; about more, ask `yes_no`",
+        ),
         ("editscore", {"passes": 0}, "passes must be at least 1"),
         ("editscore", {"passes": 2, "extra_body": {"seed": 1}}, "may not set seed"),
         ("edit_r1", {"passes": 2}, "passes is for judges of edits that answer in words"),

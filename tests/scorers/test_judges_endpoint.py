@@ -109,6 +109,8 @@ def test_scores_come_from_the_pixels_in_order(fake: FakeEndpoint, name: str) -> 
     batch = [asked(name, f"caption {i}", image) for i, image in enumerate(images)]
     with loaded(fake, name, concurrency=4) as scorer:
         scorer.self_test()
+        shown = [str(message[-1]["content"]).count("data:image") for message in fake.seen.messages]
+        assert max(shown) == 1 + JUDGES[name].references
         together = scorer.score(batch, details=False)
         alone = [scorer.score([item], details=False)[0] for item in batch]
     # v1.5 sees a resized picture (bicubic shifts the mean a little) and prints four digits; so does
@@ -422,6 +424,8 @@ def test_references_are_shown_first_and_labelled(fake: FakeEndpoint) -> None:
     with loaded(fake, "yes_no", references=1, question=question) as scorer:
         assert scorer.spec.inputs == ("image", "prompt", "references")
         scorer.self_test()
+        tested = fake.seen.messages[-1][-1]["content"]
+        assert [part["type"] for part in tested].count("image_url") == 2
         both = ScoreInput("red", (edit,), references=(source,))
         (scored,) = scorer.score([both], details=False)
         assert isinstance(scored, ItemScore)

@@ -86,9 +86,9 @@ def test_rows_that_the_server_refuses_are_named(
     ("references", "spec", "says"),
     [
         (0, {"edit_type": "add"}, "needs `references`: the item has none"),
-        (2, {"edit_type": "add"}, "references: imgedit is asked about 1 per item, got 2; for more"),
+        (2, {"edit_type": "add"}, "imgedit is asked about 1 per item, got 2; send the picture"),
         (1, None, "needs metadata as `spec` with spec_kind 'metadata'"),
-        (1, {"edit_type": "recolour"}, "metadata.edit_type: recolour is none of add, adjust"),
+        (1, {"edit_type": "recolour"}, "metadata.edit_type: expected one of add, adjust"),
     ],
 )
 def test_a_judge_of_edits_refuses_what_it_cannot_judge(

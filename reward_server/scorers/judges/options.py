@@ -115,4 +115,7 @@ def remedy(judge: Judge) -> str:
     """What to do about another number of references than a judge takes."""
     if not judge.references:
         return "the option `references` says how many"
-    return "for more pictures ask `yes_no`, with the options `references` and `question`"
+    return (
+        "send the picture before the edit; about more, ask `yes_no` with its options `references`"
+        " and `question`"
+    )

@@ -279,7 +279,8 @@ class JudgeScorer:
             names = [str(spec.get(key))]
             if names[0] not in self._texts:
                 known = ", ".join(self._texts)
-                raise ValueError(f"metadata.{key}: {names[0]:.60} is none of {known}")
+                said = f"got {spec[key]!r:.60}" if key in spec else "it is missing"
+                raise ValueError(f"metadata.{key}: expected one of {known}; {said}")
         return [prompts.filled(self._texts[name], item.prompt, requirement) for name in names]
 
     @staticmethod
