@@ -28,6 +28,7 @@ from trainer.report.page import write_report
 from trainer.run.inputs import load_prompts
 from trainer.run.log import read
 from trainer.run.open import train_run
+from trainer.run.progress import kept_groups
 from trainer.tools.artifacts import Choice
 from trainer.tools.offline import export_run, sample_target
 from trainer.types import Prompt
@@ -101,6 +102,7 @@ def test_references_reach_the_service_the_sheets_and_the_report(
         seen.append(source.tobytes())
         return float(np.abs(source.astype(float) - decode(item.images[0])).mean() / 255)
 
+    editing["logging"]["groups_every_epochs"] = 3
     run_dir = train(editing, score=score)
     assert set(seen) == fitted
     metrics = read(run_dir)
@@ -113,6 +115,9 @@ def test_references_reach_the_service_the_sheets_and_the_report(
 
     html = write_report(run_dir).read_text(encoding="utf-8")
     assert html.count('alt="source: make it blue"') == 2
+    (record,) = [json.loads(path.read_text()) for path in kept_groups(run_dir)]
+    assert [len(group["sources"]) for group in record["groups"]] == [1] * len(record["groups"])
+    assert html.count('alt="source: make it red"') == len(record["groups"])
     assert "load_image" in html
     card = write_card(run_dir, run_dir / "model").read_text(encoding="utf-8")
     assert "pipeline_tag: image-to-image" in card

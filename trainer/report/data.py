@@ -181,14 +181,23 @@ def shown_references(run: RunData) -> list[str]:
 def shown_pictures(run: RunData, row: Mapping[str, Any], place: int = -1) -> list[Pixels]:
     """The pictures of the shown prompts in one evaluation; none if they were not kept.
 
-    What the prompts are about lies above them: place 0 is the first picture of each.
+    What the prompts ask to change lies above them: place 0 is the first picture of each.
     """
     path, count = run.run_dir / (row.get("samples") or ""), len(row["shown"])
     if not path.is_file():
         return []
-    rows = 1 + len(next(iter(row.get("references", [])), []))
+    rows = 1 + _sources(row)
     cells = cut(load_png(path), count, rows)
     return cells[place % rows * count :][:count]
+
+
+def shown_sources(run: RunData, row: Mapping[str, Any]) -> list[list[Pixels]]:
+    """What the shown prompts ask to change: the first picture of each, the second of each, ..."""
+    return [shown_pictures(run, row, place) for place in range(_sources(row))]
+
+
+def _sources(row: Mapping[str, Any]) -> int:
+    return len(next(iter(row.get("references", [])), []))
 
 
 def difference(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Any:

@@ -129,27 +129,26 @@ def evaluations(run: RunData) -> list[Column]:
 def slides(columns: Sequence[Column]) -> dict[str, Any]:
     """The shown prompts in several evaluations: `heads`, and per prompt a picture and score each.
 
-    `source` is the picture that a prompt is about, or empty.
+    `sources` are the pictures that a prompt asks to change.
 
     The pictures together are at most PICTURES_BYTES large, unless each has LEAST_BYTES.
     """
     found = [(column, data.shown_pictures(column.run, column.row)) for column in columns]
     found = [(column, pictures) for column, pictures in found if pictures]
     if not found:
-        return {"heads": [], "rows": []}
+        return {"heads": [], "rows": [], "sources": 0}
     prompts = found[0][0].row["shown"]
-    share = PICTURES_BYTES // (len(found) * len(prompts))
-    limit = max(LEAST_BYTES, min(LARGEST_BYTES, share))
     first = found[0][0]
-    sources = (
-        data.shown_pictures(first.run, first.row, place=0) if "references" in first.row else []
-    )
+    sources = data.shown_sources(first.run, first.row)
+    share = PICTURES_BYTES // ((len(found) + len(sources)) * len(prompts))
+    limit = max(LEAST_BYTES, min(LARGEST_BYTES, share))
     rows = [
         {
             "prompt": prompt,
-            "source": data_url(sources[place], limit_px=LARGEST_PX, limit_bytes=limit)
-            if sources
-            else "",
+            "sources": [
+                data_url(pictures[place], limit_px=LARGEST_PX, limit_bytes=limit)
+                for pictures in sources
+            ],
             "cells": [
                 {
                     "url": data_url(pictures[place], limit_px=LARGEST_PX, limit_bytes=limit),
@@ -160,7 +159,7 @@ def slides(columns: Sequence[Column]) -> dict[str, Any]:
         }
         for place, prompt in enumerate(prompts)
     ]
-    return {"heads": [column for column, _ in found], "rows": rows}
+    return {"heads": [column for column, _ in found], "rows": rows, "sources": len(sources)}
 
 
 def render(template: str, run: RunData, **values: Any) -> str:

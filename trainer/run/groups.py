@@ -16,7 +16,7 @@ from numpy.ma import MaskedArray
 from torch import Tensor
 
 from reward_client import RewardError, ScoreResponse
-from trainer.images import data_url, strip
+from trainer.images import data_url, load_reference, strip
 from trainer.run.log import write_json
 from trainer.run.progress import GROUPS, kept_groups
 from trainer.run.state import Run
@@ -109,6 +109,7 @@ def keep(
         {
             "prompt": run.train[prompts[group]].text[:LONGEST],
             "category": run.train[prompts[group]].group or "all",
+            **({"sources": found} if (found := _sources(run, prompts[group])) else {}),
             "mean": float(table[group].mean()),
             "images": size,
             "failed": int(np.ma.count_masked(table[group])),
@@ -134,6 +135,15 @@ def _write(run_dir: Path, record: Mapping[str, Any]) -> None:
         write_json(path, record)
         for old in kept_groups(run_dir)[1:-NEWEST]:
             old.unlink()
+
+
+def _sources(run: Run, prompt: int) -> list[str]:
+    """The pictures that a training prompt asks to change, as the model sees them."""
+    height, width, _ = run.settings.sampling.size
+    return [
+        _picture(np.asarray(load_reference(one.path, (width, height))))["picture"]
+        for one in run.train[prompt].references
+    ]
 
 
 def _picture(pixels: Any) -> dict[str, Any]:

@@ -125,6 +125,9 @@ function enlarge(dialog) {
     button.addEventListener("click", () => {
       const frame = button.querySelector(".frame").cloneNode(true);
       const words = element("div", {});
+      for (const source of all(".source .frame", button.closest(".images"))) {
+        words.append(element("h4", {}, "source"), source.cloneNode(true));
+      }
       words.append(button.parentElement.querySelector("template").content.cloneNode(true));
       body.className = `wide${button.closest(".videos") ? " video" : ""}`;
       body.replaceChildren(frame, words);
