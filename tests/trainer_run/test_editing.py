@@ -15,11 +15,12 @@ from diffusers.pipelines.wan.pipeline_wan_i2v import WanImageToVideoPipeline
 from PIL import Image as PilImage
 from safetensors.torch import load_file
 
+from examples.edit_pairs import write_run
 from reward_client import Item
 from reward_client.codec import decode
 from reward_client.errors import Code, ItemError
 from tests.trainer_run.fake_service import service_with
-from trainer.config.load import parse
+from trainer.config.load import load, parse
 from trainer.data import TASKS, check_overlap, fingerprint
 from trainer.errors import CheckpointError, ConfigError, DataError
 from trainer.images import STRIP_FRAMES, cut, load_png, load_reference
@@ -328,6 +329,21 @@ def test_tables_hold_pictures(folder: Path) -> None:
     (folder / "c.parquet").write_text("no table")
     with pytest.raises(DataError, match=r"c\.parquet cannot be read: .*; write it anew"):
         TASKS["edit"](folder / "c.parquet", print)
+
+
+def test_the_example_makes_a_run_of_a_folder(folder: Path) -> None:
+    for name in ("cut.png", "text.png", "banner.png", "wider.png"):
+        (folder / "images" / name).unlink()
+    written = write_run(folder / "images", ["make it red", "remove the star"])
+    train, test = load_prompts(load(str(written)), print)
+    assert [len(train), len(test)] == [6, 2]
+    assert not {p.references for p in train} & {p.references for p in test}
+    (folder / "images" / "4.png").write_bytes((folder / "images" / "0.png").read_bytes())
+    write_run(folder / "images", ["make it red"])
+    with pytest.raises(DataError, match=r"1 of 1 .*, e\.g\. 'test\.jsonl:1: references\[0\]: make"):
+        load_prompts(load(str(written)), print)
+    with pytest.raises(ValueError, match="holds 0 pictures"):
+        write_run(folder, ["make it red"])
 
 
 def test_fingerprints_of_prompts_without_pictures_stay_what_they_were() -> None:

@@ -196,9 +196,13 @@ def _same(prompt: Prompt) -> Request:
 
 
 def check_overlap(train: Sequence[Prompt], test: Sequence[Prompt]) -> list[str]:
-    """The test prompts that are also trained on."""
+    """The test prompts that are also trained on, those about pictures with their rows."""
     known = {_same(prompt) for prompt in train}
-    return [prompt.text for prompt in test if _same(prompt) in known]
+    return [
+        ": ".join([*(each.place for each in prompt.references[:1]), prompt.text])
+        for prompt in test
+        if _same(prompt) in known
+    ]
 
 
 def without(train: Sequence[Prompt], test: Sequence[Prompt]) -> list[Prompt]:
