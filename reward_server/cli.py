@@ -184,6 +184,7 @@ def _greet(config: Config, ports: Mapping[str, int]) -> None:
         "reward-server score a.png b.png --scorers jpeg,ocr --prompt 'a sign \"STOP\"'",
         "reward-server score a.png --scorers ocr --prompt '\"STOP\"' --explain out",
         "reward-server score outputs/ --scorers geneval --url grpc://10.0.0.4:50051",
+        "reward-server score edit.png --reference source.png --scorers dino_similarity",
     )
 )
 def score(
@@ -194,8 +195,15 @@ def score(
     scorers: Annotated[str, typer.Option(help="Names, separated by commas.")],
     prompt: Annotated[str, typer.Option(help="The text the images were made from.")] = "",
     spec: Annotated[
-        str, typer.Option(help='JSON: a GenEval row {"include": [...]} or {"target": "STOP"}.')
+        str,
+        typer.Option(
+            help='JSON: a GenEval row {"include": [...]}, {"target": "STOP"} or other metadata.'
+        ),
     ] = "",
+    reference: Annotated[
+        list[Path] | None,
+        typer.Option(help="Image to compare with, such as an edit's source; repeat for more."),
+    ] = None,
     url: Annotated[
         str, typer.Option(help=f"The server; default: {DEFAULT_URL} if one runs there.")
     ] = "",
@@ -226,7 +234,7 @@ def score(
         fail("--url asks a server; leave it out, or leave out --local and --config")
     try:
         files = scoring.files_of(images)
-        items = scoring.items_of(files, prompt, spec)
+        items = scoring.items_of(files, prompt, spec, reference or ())
         if explain is not None:
             explain.mkdir(parents=True, exist_ok=True)
         if local or config or not (url or scoring.is_listening(DEFAULT_URL)):

@@ -58,9 +58,15 @@ def files_of(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
-def items_of(files: Sequence[Path], prompt: str, spec: str) -> list[Item]:
-    """One item per image, with this prompt and spec or GenEval's own; raises InvalidArgument."""
+def items_of(
+    files: Sequence[Path], prompt: str, spec: str, references: Sequence[Path] = ()
+) -> list[Item]:
+    """One item per image, with this prompt and spec or GenEval's own; raises InvalidArgument.
+
+    All have the same `references`.
+    """
     kind, row = _spec(spec, "--spec")
+    sources = tuple(Image.from_file(file) for file in references)
     items = []
     for index, file in enumerate(files):
         beside = file.parent.parent / ROW
@@ -70,7 +76,7 @@ def items_of(files: Sequence[Path], prompt: str, spec: str) -> list[Item]:
         else:
             own_kind, own, text, label = kind, row, prompt, file.name
         image = Image.from_file(file)
-        items.append(Item(f"{index}:{label}", text, (image,), (), own, own_kind))
+        items.append(Item(f"{index}:{label}", text, (image,), sources, own, own_kind))
     return items
 
 
