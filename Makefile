@@ -21,7 +21,7 @@ export OMP_NUM_THREADS ?= 1
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 	@echo
-	@echo "  variables: TASK=geneval|ocr|jpeg|pickscore|edit  MODEL=mini|sd3.5-medium|flux.1-dev|flux.1-kontext|flux.2-klein|qwen-image|qwen-image-edit|wan2.1-1.3b  PROCESSES=auto|1|2..  REWARD_URL=grpc://host:port  ARGS='--set ...'"
+	@echo "  variables: TASK=geneval|ocr|jpeg|pickscore|edit|i2v  MODEL=mini|sd3.5-medium|flux.1-dev|flux.1-kontext|flux.2-klein|flux.2-dev|qwen-image|qwen-image-edit|wan2.1-1.3b|wan2.2-5b|wan2.2-i2v-a14b  PROCESSES=auto|1|2..  REWARD_URL=grpc://host:port  ARGS='--set ...'"
 
 install: $(VENV)/.installed ## create .venv with everything, versions as tested
 

@@ -25,9 +25,12 @@ MODELS = {
     "flux.1-dev": "flux",
     "flux.1-kontext": "flux_kontext",
     "flux.2-klein": "flux2_klein",
+    "flux.2-dev": "flux2_dev",
     "qwen-image": "qwen_image",
     "qwen-image-edit": "qwen_image_edit",
     "wan2.1-1.3b": "wan21_1b",
+    "wan2.2-5b": "wan22_5b",
+    "wan2.2-i2v-a14b": "wan22_a14b",
 }
 # What the libraries say while loading is not about the run; the trainer's own lines are.
 # Torchrun kills what is still saving after this time, by default 30 s.
@@ -47,7 +50,9 @@ def main() -> int:
     if sys.argv[1:2] == [TORCHRUN]:
         return _torchrun(sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--task", default="geneval", help="geneval, ocr, jpeg, pickscore or edit")
+    parser.add_argument(
+        "--task", default="geneval", help="geneval, ocr, jpeg, pickscore, edit or i2v"
+    )
     parser.add_argument(
         "--model", default="mini", help=f"mini, {', '.join(MODELS)}, or the end of a preset's name"
     )

@@ -18,6 +18,7 @@ import tiny_wan
 import tiny_z_image
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from diffusers.pipelines.flux.pipeline_flux_kontext import FluxKontextPipeline
+from diffusers.pipelines.flux2.pipeline_flux2 import Flux2Pipeline
 from diffusers.pipelines.flux2.pipeline_flux2_klein import Flux2KleinPipeline
 from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import QwenImageEditPipeline
@@ -131,12 +132,12 @@ def _qwen_edit(name: str, pipeline: Any, family: str, **changes: Any) -> Case:
     )
 
 
-def _klein(name: str, **changes: Any) -> Case:
+def _flux2(name: str, *, dev: bool = False, **changes: Any) -> Case:
     return Case(
         name,
-        "flux2_klein",
-        Flux2KleinPipeline,
-        tiny_flux2.build,
+        "flux2_dev" if dev else "flux2_klein",
+        Flux2Pipeline if dev else Flux2KleinPipeline,
+        partial(tiny_flux2.build, dev=dev),
         plain={"guidance_scale": 1.0},
         guided={"guidance_scale": GUIDANCE},
         size=(64, 64, 1),
@@ -198,7 +199,8 @@ CASES: tuple[Case, ...] = (
         references=1,
         at_size=lambda height, width: {"max_area": height * width, "_auto_resize": False},
     ),
-    _klein("flux.2-klein-base", references=2),
+    _flux2("flux.2-klein-base", references=2),
+    _flux2("flux.2-dev", dev=True, references=2, rare=True),
 )
 
 # What differs in its forward pass or schedule only: equality with the pipeline.
@@ -235,7 +237,8 @@ VARIANTS: tuple[Case, ...] = (
         references=1,
         at_size=lambda height, width: {"max_area": height * width, "_auto_resize": False},
     ),
-    _klein("flux.2-klein-base-text"),
+    _flux2("flux.2-klein-base-text"),
+    _flux2("flux.2-dev-text", dev=True),
     _qwen_edit("qwen-image-edit", QwenImageEditPipeline, "qwen_image_edit"),
     _qwen_edit(
         "qwen-image-edit-2511", QwenImageEditPlusPipeline, "qwen_image_edit_plus", zero_cond_t=True

@@ -99,8 +99,8 @@ def test_the_printed_code_draws_what_the_evaluation_drew(
     if case is UNIPC:
         folders[case.name] = tiny_wan.build(tmp_path / "wan", unipc=True)
     seen = []
-    # The pipeline of FLUX.2 [klein] takes no negative prompt.
-    negative = "" if case.family == "flux2_klein" else "blue"
+    # The pipelines of FLUX.2 take no negative prompt.
+    negative = "" if case.family.startswith("flux2") else "blue"
     for number, sampling in enumerate(({}, {"negative_prompt": negative}, {"guidance_scale": 0.0})):
         settings = settings_of(case, folders[case.name], sampling=sampling)
         (prompt,) = prompts(case, [PROMPT])

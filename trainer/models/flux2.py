@@ -1,9 +1,10 @@
-"""FLUX.2 [klein], base and distilled: draws from text, and edits any number of pictures."""
+"""FLUX.2: [klein], base and distilled, and [dev]; draws from text, and edits several pictures."""
 
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers.pipelines.flux2.pipeline_flux2 import Flux2Pipeline
 from diffusers.pipelines.flux2.pipeline_flux2_klein import (
     Flux2KleinPipeline,
     compute_empirical_mu,
@@ -27,7 +28,7 @@ class Flux2Klein(Family):
     Latents are those of the VAE in patches of 2x2, so that a token is one position.
     """
 
-    pipeline = Flux2KleinPipeline
+    pipeline: Any = Flux2KleinPipeline
     edits = True
     # Those of Flow-Factory and Pref-GRPO, whose rank is 64 and alpha 128, but for the output of the
     # single blocks: by the end of its name it is a list in the double blocks, which peft refuses.
@@ -52,7 +53,7 @@ class Flux2Klein(Family):
             )
 
     def encode(self, prompt: str, *pictures: Image) -> Conditioning:
-        """``prompt_embeds`` (1, L, D): three layers of Qwen3, padded to the longest prompt."""
+        """``prompt_embeds`` (1, L, D): three layers of the encoder, padded to the full length."""
         embeds, _ = self.pipe.encode_prompt(
             [prompt],
             device=self.options.device,
@@ -100,7 +101,14 @@ class Flux2Klein(Family):
             )
         return super().velocity(network, inputs)
 
-    def forward(self, network: Any, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+    def forward(
+        self,
+        network: Any,
+        x: Tensor,
+        sigma: Tensor,
+        cond: Conditioning,
+        guidance: float | None = None,
+    ) -> Tensor:
         """See ``Family``; references are 10 apart from the image and from each other."""
         rows, columns = x.shape[2:]
         latents = (x, *cond.references)
@@ -108,7 +116,7 @@ class Flux2Klein(Family):
         tokens = network(
             hidden_states=torch.cat([packed(each, 1) for each in latents], 1),
             timestep=sigma,
-            guidance=None,
+            guidance=None if guidance is None else torch.full_like(sigma, guidance),
             encoder_hidden_states=cond["prompt_embeds"],
             txt_ids=_ids(0, (1, 1), x, cond["prompt_embeds"].shape[1]),
             img_ids=torch.cat(places),
@@ -121,6 +129,17 @@ class Flux2Klein(Family):
         vae = self.pipe.vae
         mean, std = _statistics(vae)
         return vae.decode(F.pixel_shuffle(latents * std + mean, self.patch), return_dict=False)[0]
+
+
+class Flux2Dev(Flux2Klein):
+    """The family of ``Flux2Pipeline``; its text encoder is Mistral 3, its guidance embedded."""
+
+    pipeline = Flux2Pipeline
+
+    def velocity(self, network: Any, inputs: Inputs) -> Tensor:
+        """With ``guidance_scale`` in the guidance embedding."""
+        scale = inputs.guidance_scale
+        return self.forward(network, inputs.x, inputs.sigma, inputs.cond, scale)
 
 
 def _statistics(vae: Any) -> tuple[Tensor, Tensor]:

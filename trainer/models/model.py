@@ -184,7 +184,8 @@ class FlowModel:
         if self._family.joint:
             return []
         found = [getattr(self._family.pipe, name, None) for name in TOKENIZERS]
-        tokenizers = [tokenizer for tokenizer in found if tokenizer is not None]
+        # FLUX.2 [dev] has a processor, for pictures too.
+        tokenizers = [getattr(one, "tokenizer", one) for one in found if one is not None]
         # A token is a byte at least, so that most prompts need not be looked at.
         left = [prompt for prompt in prompts if len(prompt.encode()) + 2 > self._most(tokenizers)]
         for tokenizer in tokenizers:

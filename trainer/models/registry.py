@@ -45,6 +45,7 @@ MODELS: dict[str, Entry] = {
     "flux": Entry(_family("flux", "Flux")),
     "flux_kontext": Entry(_family("flux", "FluxKontext"), references=(1, 1)),
     "flux2_klein": Entry(_family("flux2", "Flux2Klein"), references=(0, 4), negative=False),
+    "flux2_dev": Entry(_family("flux2", "Flux2Dev"), references=(0, 6), negative=False),
     "qwen_image": Entry(_family("qwen_image", "QwenImage")),
     "qwen_image_edit": Entry(_family("qwen_image_edit", "QwenImageEdit"), references=(1, 1)),
     "qwen_image_edit_plus": Entry(

@@ -51,6 +51,11 @@ QWEN_EDIT = Call(
     marks=True,
 )
 
+# Their negative prompt is empty, or there is none.
+FLUX2 = Call(
+    lambda settings, scale: ({"guidance_scale": scale}, 1.0), edit=lambda height, width: {}
+)
+
 # By `model.family`; pipelines disagree about what their guidance_scale is.
 CALLS: Mapping[str, Call] = {
     "sd3": Call(_plain),
@@ -64,10 +69,8 @@ CALLS: Mapping[str, Call] = {
     "wan_i2v": Call(
         _plain, video=True, pipeline="WanImageToVideoPipeline", edit=lambda height, width: {}
     ),
-    # Its negative prompt is always empty.
-    "flux2_klein": Call(
-        lambda settings, scale: ({"guidance_scale": scale}, 1.0), edit=lambda height, width: {}
-    ),
+    "flux2_klein": FLUX2,
+    "flux2_dev": FLUX2,
     # Without these, the pipeline makes and reads pictures of a megapixel.
     "flux_kontext": Call(
         _flux, edit=lambda height, width: {"max_area": height * width, "_auto_resize": False}
