@@ -7,7 +7,7 @@ from typing import Any
 
 import tiny_checkpoints
 import tiny_deqa
-import tiny_hpsv3
+import tiny_qwen
 from geneval_tiny import clip_network, confident_checkpoint, save_openai_archive
 from preference_cases import REFERENCES
 
@@ -22,7 +22,8 @@ def options(models: Path) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {name: {} for name in REFERENCES}
     for name in ("hpsv2", "hpsv2.1"):
         found[name]["architecture"] = str(models / name / f"{tiny_checkpoints.TINY_HPS}.json")
-    found["hpsv3"] = {"weights": str(tiny_hpsv3.write(models / "hpsv3"))}
+    for write in (tiny_qwen.editreward, tiny_qwen.hpsv3, tiny_qwen.videoalign):
+        found[write.__name__] = {"weights": str(write(models / write.__name__))}
     deqa = tiny_deqa.write(models / "deqa")
     found["deqa"] = {"weights": str(deqa), "trust_remote_code": True}
     found["deqa"]["code_sha256"] = code_digest(deqa)

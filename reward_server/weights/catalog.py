@@ -55,7 +55,7 @@ def hub_files(repository: str, revision: str, *paths: str) -> tuple[WeightFile, 
     )
 
 
-_QWEN2_VL = ("config.json", "tokenizer.json", "tokenizer_config.json")
+_QWEN_VL = ("config.json", "tokenizer.json", "tokenizer_config.json")
 _DEQA_FILES = (
     *("config.json", "generation_config.json", "preprocessor_config.json"),
     *("tokenizer_config.json", "special_tokens_map.json", "tokenizer.model"),
@@ -82,11 +82,44 @@ _HPSV3 = WeightSet(
             "MizzenAI/HPSv3", "4f81e3e09edd82fe3c5f636444c721b592a735ca", "HPSv3.safetensors"
         ),
         *hub_files(
-            "Qwen/Qwen2-VL-7B-Instruct", "eed13092ef92e448dd6875b2a00151bd3f7db0ac", *_QWEN2_VL
+            "Qwen/Qwen2-VL-7B-Instruct", "eed13092ef92e448dd6875b2a00151bd3f7db0ac", *_QWEN_VL
         ),
     ),
     license="MIT (as its package says); Apache-2.0 (Qwen2-VL)",
     size_gb=17.0,
+)
+_EDITREWARD = WeightSet(
+    name="editreward",
+    scorers=("editreward",),
+    files=(
+        *hub_files(
+            "TIGER-Lab/EditReward-Qwen2.5-VL-7B",
+            "51b92ab5246295637c4ab3bd71e54a26f0a5189d",
+            "model.safetensors",
+        ),
+        *hub_files(
+            "Qwen/Qwen2.5-VL-7B-Instruct", "cc594898137f460bfe9f0759e9844b3ce807cfb5", *_QWEN_VL
+        ),
+    ),
+    license="MIT (as its code repository says); Apache-2.0 (Qwen2.5-VL)",
+    size_gb=17.0,
+)
+_VIDEOALIGN = WeightSet(
+    name="videoalign",
+    scorers=("videoalign",),
+    files=(
+        *hub_files(
+            "KlingTeam/VideoReward",
+            "b8e421fe21aec3dde5f61fdd1dc44e1d603b9727",
+            "checkpoint-11352/model.pth",
+            "model_config.json",
+        ),
+        *hub_files(
+            "Qwen/Qwen2-VL-2B-Instruct", "895c3a49bc3fa70a340399125c650a463535e71c", *_QWEN_VL
+        ),
+    ),
+    license="Apache-2.0",
+    size_gb=5.1,
 )
 _CLIP_L = WeightSet(
     name="clip-vit-large-patch14",
@@ -220,6 +253,7 @@ CATALOG: dict[str, WeightSet] = {
         _CLIP_L,
         _DEQA,
         _DINOV2,
+        _EDITREWARD,
         _GENEVAL_MASK2FORMER,
         _HPSV2,
         _HPSV2_1,
@@ -227,5 +261,6 @@ CATALOG: dict[str, WeightSet] = {
         _IMAGEREWARD,
         _OPENAI_CLIP,
         _PICKSCORE,
+        _VIDEOALIGN,
     )
 }
