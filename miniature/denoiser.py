@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from miniature.data import SceneStream, read_mixture
-from miniature.pretrain import PretrainConfig, Trainee
+from miniature.pretrain import PretrainConfig, Trainee, start_from_zero
 from miniature.text import HIDDEN, build_text_encoder, build_tokenizer
 from miniature.vae import encode
 
@@ -99,13 +99,5 @@ def build_transformer() -> SD3Transformer2DModel:
         pos_embed_max_size=8,
         qk_norm="rms_norm",
     )
-    # diffusers only ever loads trained weights and so does not do DiT's adaLN-zero start itself.
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-            if name.endswith(("norm1.linear", "norm1_context.linear", "norm_out.linear")):
-                nn.init.zeros_(module.weight)
-    nn.init.zeros_(model.proj_out.weight)
+    start_from_zero(model)
     return model

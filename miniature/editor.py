@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from transformers.models.t5 import T5Config, T5EncoderModel, T5Tokenizer
 
 from miniature.edits import WORDS, draw_edit, near_miss
-from miniature.pretrain import SHIFT, PretrainConfig, Trainee
+from miniature.pretrain import SHIFT, PretrainConfig, Trainee, start_from_zero
 from miniature.render import render
 from miniature.text import build_tokenizer
 from miniature.vae import encode
@@ -142,15 +141,7 @@ def build_transformer() -> FluxTransformer2DModel:
         guidance_embeds=False,
         axes_dims_rope=(8, 12, 12),
     )
-    # As for the generator: adaLN-zero, which diffusers does not do itself.
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-            if re.search(r"norm\w*\.linear$", name):
-                nn.init.zeros_(module.weight)
-    nn.init.zeros_(model.proj_out.weight)
+    start_from_zero(model)
     return model
 
 

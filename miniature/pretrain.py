@@ -8,6 +8,7 @@ on random members, so rendering and encoding cost little and no image is used of
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -81,6 +82,18 @@ class Trainee(nn.Module):
     ) -> Callable[[int], tuple[Tensor, ...]]:
         """A function that draws n examples: latents x_0 and what they are conditioned on."""
         raise NotImplementedError
+
+
+def start_from_zero(transformer: nn.Module) -> None:
+    """Initialise as DiT (adaLN-zero): diffusers, which only loads weights, does not do it."""
+    for name, module in transformer.named_modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+            if re.search(r"norm\w*\.linear$", name):
+                nn.init.zeros_(module.weight)
+    nn.init.zeros_(transformer.get_submodule("proj_out").weight)  # pyright: ignore
 
 
 class _Ring:
