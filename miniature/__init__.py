@@ -1,6 +1,7 @@
-"""The miniature: a Stable Diffusion 3 pipeline small enough to train with GRPO on a laptop.
+"""The miniatures: pipelines of diffusers that are small enough to train with GRPO on a laptop.
 
-`scenes` says what can be drawn, `render` draws it, `prompts` speaks GenEval's grammar about it,
-`text`, `vae` and `pretrain` build and pretrain the pipeline. `python -m miniature build` runs
-all of it; the result is shipped in `miniature/weights`.
+A Stable Diffusion 3: `scenes` says what can be drawn, `render` draws it, `prompts` speaks GenEval's
+grammar about it, `text`, `vae`, `denoiser` and `pretrain` build and pretrain the pipeline in
+`miniature/weights`. A FLUX.1-Kontext that edits such drawings: `edits` and `editor` do the same for
+`miniature/weights_edit`. `python -m miniature build` and `editor` run all of it.
 """

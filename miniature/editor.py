@@ -25,7 +25,7 @@ from miniature.text import build_tokenizer
 from miniature.vae import encode
 
 MAX_TOKENS = 12
-EDITOR_DIR = Path(__file__).parent / "editor"
+EDITOR_DIR = Path(__file__).parent / "weights_edit"
 _SIDE = 4  # tokens along each side of a picture: 8 x 8 latents in patches of 2 x 2
 
 

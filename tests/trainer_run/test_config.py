@@ -145,7 +145,9 @@ def test_layers_of_full_fine_tuning_under_an_adapter_are_refused() -> None:
         config.load("mini_geneval", ["model.finetune=lora"])
 
 
-@pytest.mark.parametrize("preset", ["mini_geneval", "mini_geneval_nft", "mini_jpeg", "mini_ocr"])
+@pytest.mark.parametrize(
+    "preset", ["mini_edit", "mini_geneval", "mini_geneval_nft", "mini_jpeg", "mini_ocr"]
+)
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_the_miniatures_presets_divide_by_what_make_train_may_choose(
     preset: str, processes: int

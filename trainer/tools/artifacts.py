@@ -32,6 +32,7 @@ from trainer.types import HIGH, LOW
 TASK_PRESETS: Mapping[str, tuple[str, str]] = {
     "geneval": ("mini_geneval", "geneval_sd35m"),
     "ocr": ("mini_ocr", "ocr_sd35m"),
+    "edit": ("mini_edit", "edit_flux_kontext"),
     "texts": ("mini_jpeg", "pickscore_sd35m"),
 }
 
