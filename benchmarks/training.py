@@ -31,7 +31,7 @@ from torch import Tensor
 from reward_client import FakeTransport, Item, RewardClient
 from reward_client.codec import decode
 from trainer.algorithm.sde import log_prob, sample, transition
-from trainer.cli import quiet_libraries
+from trainer.commands.common import quiet_libraries
 from trainer.config.load import load
 from trainer.config.settings import RewardSettings, Settings
 from trainer.data import category_probabilities

@@ -32,7 +32,7 @@ from reward_client import Image, Item, RewardClient
 from trainer.algorithm.advantages import advantages
 from trainer.algorithm.losses.grpo import grpo_loss
 from trainer.algorithm.sde import kl
-from trainer.cli import quiet_libraries
+from trainer.commands.common import quiet_libraries
 from trainer.models.base import Conditioning, ModelOptions
 from trainer.models.model import FlowModel
 from trainer.models.registry import MODELS

@@ -108,7 +108,7 @@ def probe(device: str) -> None:
 def work(module: str, part: object) -> None:
     """Run one part, in its own process and process group."""
     os.setsid()
-    from trainer.cli import quiet_libraries
+    from trainer.commands.common import quiet_libraries
 
     quiet_libraries()
     importlib.import_module(module).run(part)

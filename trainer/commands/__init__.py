@@ -1,0 +1,1 @@
+"""The commands of `flow-train`, a file for each kind."""
