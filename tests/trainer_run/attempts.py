@@ -26,6 +26,7 @@ from tests.forking import exit_code, serve
 from tests.trainer_run import evaluate_tiny, two_ranks
 from tests.trainer_run.fake_service import hackable, rounded, score_pixels, service_with
 from trainer import cli
+from trainer.commands.common import quiet_libraries
 from trainer.config.load import parse
 from trainer.config.settings import RewardSettings
 from trainer.errors import TrainerError
@@ -109,7 +110,7 @@ class Death:
 
 def train(table: dict[str, Any], death: dict[str, Any] | None = None, score: str = "pixels") -> int:
     """One process of a run; its exit code."""
-    cli.quiet_libraries()
+    quiet_libraries()
     connect = Death(**death).lie_in_wait() if death else service_with(SCORES[score])
     try:
         train_run(parse(table), open_service=connect, say=lambda text: print(text, flush=True))

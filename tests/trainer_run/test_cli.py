@@ -8,6 +8,7 @@ import typer.main
 
 from tests.trainer_run.fake_service import service_with
 from trainer import cli
+from trainer.commands import common
 from trainer.config.load import parse
 from trainer.run.open import train_run
 
@@ -21,7 +22,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 def recorded(folder: Path | str) -> dict[str, Any]:
-    return json.loads((Path(folder) / cli.EXIT).read_text(encoding="utf-8"))
+    return json.loads((Path(folder) / common.EXIT).read_text(encoding="utf-8"))
 
 
 def to_toml(table: dict[str, Any]) -> str:
@@ -111,14 +112,14 @@ def test_how_a_start_ended_is_in_the_folder_because_torchrun_hides_it(
 
     def crash() -> None:
         # What an earlier start left is gone as soon as the next one begins.
-        assert not (tmp_path / cli.EXIT).exists()
+        assert not (tmp_path / common.EXIT).exists()
         raise ZeroDivisionError("division\nby zero")
 
-    with pytest.raises(ZeroDivisionError), cli.exit_recorded(str(tmp_path)):
+    with pytest.raises(ZeroDivisionError), common.exit_recorded(str(tmp_path)):
         crash()
     assert recorded(tmp_path) == {"exit_code": 1, "error": "division by zero"}
-    with pytest.raises(typer.Exit), cli.exit_recorded(str(tmp_path)):
-        raise typer.Exit(cli.INTERRUPTED)
+    with pytest.raises(typer.Exit), common.exit_recorded(str(tmp_path)):
+        raise typer.Exit(common.INTERRUPTED)
     assert recorded(tmp_path) == {"exit_code": 130, "error": ""}
 
 
