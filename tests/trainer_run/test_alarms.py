@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.trainer_run.fake_service import hackable, service_with
 from tests.trainer_run.tiny import let_it_learn
-from trainer.config.load import parse
+from trainer.config.load import load, parse
 from trainer.evaluation.alarms import Rules, active, alarms, judge, text
 from trainer.run.log import read
 from trainer.run.open import train_run
@@ -124,6 +124,9 @@ def test_collapse_is_an_alarm_of_its_own() -> None:
     rows = [evaluation(0), evaluation(60, reward=0.7, spread=0.1)]
     assert kinds(rows) == [("diversity", "diversity", 60, None)]
     assert text(alarms(rows, Rules())[0]).startswith("collapse? diversity fell 67 % (0.30 -> 0.10)")
+    # Four of five kinds of the miniature's edits have one right picture.
+    assert kinds(rows, Rules.of(load("mini_edit"))) == []
+    assert kinds(rows, Rules.of(load("mini_edit", ["eval.diversity_fall=0.6"]))) != []
 
 
 def test_overfitting_is_a_fall_from_the_best_while_training_goes_on_rising() -> None:

@@ -296,6 +296,9 @@ class EvalSettings(Section):
     """An alarm begins when a watched reward or the diversity has fallen by this share of the base's
     value, or what is measured by this share of its best, beyond the 95 % intervals, while the
     trained reward rose."""
+    diversity_fall: Fraction | None = None
+    """The share for diversity, where another one fits; 1: not before it is zero. Where an edit has
+    one right picture, the images of a prompt become alike."""
     kl_steps: Count = 4
     """Steps of an evaluation at which the velocity is compared with the base model's, which is the
     KL to the base; each costs one more forward pass. 0: off."""

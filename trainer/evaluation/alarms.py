@@ -42,6 +42,8 @@ class Rules:
     def of(settings: Settings) -> "Rules":
         watch = settings.rewards.watch
         own = {term.name: term.alarm_fall for term in watch if term.alarm_fall is not None}
+        if settings.eval.diversity_fall is not None:
+            own |= dict.fromkeys(DIVERSITIES, settings.eval.diversity_fall)
         lowered = frozenset(term.name for term in settings.rewards.train if term.weight < 0)
         return Rules(settings.eval.alarm_fall, own, lowered, settings.rewards.max_failed_fraction)
 

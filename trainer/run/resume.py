@@ -29,7 +29,7 @@ FREE = {
         "any_world_size peer_timeout_s on_alarm",
         "rewards": "url deadline_s patience_s retry_pause_s requests_in_flight",
         "logging": "tensorboard wandb_project groups_every_epochs",
-        "eval": "every_epochs every_minutes alarm_fall",
+        "eval": "every_epochs every_minutes alarm_fall diversity_fall",
         "alarm": " ".join(AlarmSettings.model_fields),
         "record": " ".join(RecordSettings.model_fields),
     }.items()
