@@ -88,8 +88,9 @@ def build(folder: Path, *, distilled: bool = False, dev: bool = False) -> Path:
     )
     for name, weight in transformer.named_parameters():
         # At their usual size other references change the output by less than a test can see.
+        # [dev] gets less: bfloat16 rounds its guidance of 4,500, which that enlarges too.
         if name.endswith(("to_v.weight", "to_out.0.weight", "proj_out.weight")):
-            weight.data *= 3
+            weight.data *= 2.5 if dev else 3
     torch.manual_seed(3)
     vae = AutoencoderKLFlux2(
         latent_channels=4,
