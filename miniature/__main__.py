@@ -95,8 +95,7 @@ def go_on(
 ) -> None:
     """Go on with pretraining: a longer build, or the control of an RL run."""
     _prepare(work)
-    start = work / "start.pt"
-    torch.save(Denoiser.of_pipeline(pipeline).state_dict(), start)
+    start = _start(Denoiser, pipeline, work)
     try:
         read_mixture(mixture)
     except ValueError as error:
@@ -120,7 +119,10 @@ def editor(
     out: Annotated[Path, typer.Option(help="where the pipeline goes")] = EDITOR_DIR,
     work: Work = Path("runs/mini_editor"),
     processes: Processes = 2,
+    start: Annotated[Path | None, typer.Option(help="go on from this pipeline")] = None,
     steps: Steps = _EDITOR.steps,
+    learning_rate: Rate = _EDITOR.learning_rate,
+    decay_fraction: Decay = _EDITOR.decay_fraction,
     caption_noise: Annotated[
         float, typer.Option(min=0.0, max=0.99, help="share of targets that are another edit")
     ] = _EDITOR.caption_noise,
@@ -129,8 +131,17 @@ def editor(
 ) -> None:
     """Pretrain the miniature that edits on the VAE of the other, and save a FluxKontextPipeline."""
     _prepare(work)
-    config = replace(_EDITOR, steps=steps, caption_noise=caption_noise, bf16=bf16, seed=seed)
-    _pretrain(config, Editor, processes, WEIGHTS_DIR / "vae", work, None)
+    config = replace(
+        _EDITOR,
+        steps=steps,
+        learning_rate=learning_rate,
+        decay_fraction=decay_fraction,
+        caption_noise=caption_noise,
+        bf16=bf16,
+        seed=seed,
+    )
+    first = None if start is None else _start(Editor, start, work)
+    _pretrain(config, Editor, processes, WEIGHTS_DIR / "vae", work, first)
     save(assemble_editor(WEIGHTS_DIR / "vae", work / "denoiser.pt"), out)
 
 
@@ -138,6 +149,12 @@ def _prepare(work: Path) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
     work.mkdir(parents=True, exist_ok=True)
+
+
+def _start(kind: type[Trainee], pipeline: Path, work: Path) -> Path:
+    """The networks of a pipeline as a checkpoint to go on from."""
+    torch.save(kind.of_pipeline(pipeline).state_dict(), work / "start.pt")
+    return work / "start.pt"
 
 
 def _pretrain(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,20 +26,6 @@ class Denoiser(Trainee):
         self.text_encoder = build_text_encoder(self.tokenizer, "quick_gelu")
         self.text_encoder_2 = build_text_encoder(self.tokenizer, "gelu")
         self.transformer = build_transformer()
-
-    @classmethod
-    def of_pipeline(cls, folder: Path) -> Denoiser:
-        """The denoiser inside a saved pipeline of the miniature, in float32."""
-        self = cls()
-        parts = {
-            "transformer": SD3Transformer2DModel,
-            "text_encoder": CLIPTextModelWithProjection,
-            "text_encoder_2": CLIPTextModelWithProjection,
-        }
-        for name, kind in parts.items():
-            part = kind.from_pretrained(folder / name, torch_dtype=torch.float32)
-            getattr(self, name).load_state_dict(part.state_dict())
-        return self
 
     def tokenize(self, captions: list[str]) -> Tensor:
         """Padded token ids (B, 14) as the pipeline makes them."""

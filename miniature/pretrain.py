@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from trainer.models.precision import mixed_precision
 log = logging.getLogger(__name__)
 
 SHIFT = 3.0
+_Kind = TypeVar("_Kind", bound="Trainee")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,17 @@ class PretrainConfig:
 
 
 class Trainee(nn.Module):
-    """What is pretrained: the networks of a pipeline, and what they learn from."""
+    """What is pretrained: the networks of a pipeline by its names, and what they learn from."""
+
+    @classmethod
+    def of_pipeline(cls: type[_Kind], folder: Path) -> _Kind:
+        """The networks of a saved pipeline, in float32."""
+        self = cls()
+        for name, network in self.named_children():
+            kind: Any = type(network)
+            saved = kind.from_pretrained(folder / name, torch_dtype=torch.float32)
+            network.load_state_dict(saved.state_dict())
+        return self
 
     def examples(
         self, config: PretrainConfig, vae: AutoencoderKL, seed: int
