@@ -13,7 +13,7 @@ from trainer.config.toml import to_toml as to_toml_file
 from trainer.run.inputs import load_model
 from trainer.run.log import write_json
 from trainer.tools import plan as explain
-from trainer.tools.checks import least_bytes
+from trainer.tools.cost import RELEASED, least_bytes, least_seconds, passes
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,6 +31,35 @@ def test_the_least_memory_is_less_than_what_training_holds(finetune: str) -> Non
     assert said == (6 * 4 * network if finetune == "full" else 4 * count)
     if finetune == "full":
         assert least_bytes(settings, count, 4) == said / 4
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        # Ten guided steps; nine trained ones, guided, of the policy and of the reference.
+        ("geneval_sd35m", (20 + 2 * 18, 18)),
+        # Guidance is an input of FLUX; five trained steps of six, and no KL.
+        ("edit_flux_kontext", (6 + 5, 5)),
+        # Finished images at four levels, policy and reference; all weights are trained.
+        ("mini_geneval_nft", (10 + 2 * 4, 2 * 4)),
+    ],
+)
+def test_passes_through_the_network_per_image(name: str, expected: tuple[int, int]) -> None:
+    assert passes(config.load(name)) == expected
+
+
+def test_the_least_time_is_that_of_the_products() -> None:
+    settings = config.load("geneval_sd35m_8gpu")
+    # 144 images of 32 x 32 tokens per GPU, 74 passes, two operations per parameter and token.
+    flops = 144 * 1024 * 74 * 2 * 2.24e9
+    assert least_seconds(settings, 2.24e9, 8) == pytest.approx(flops / 989e12)
+    kontext = config.load("edit_flux_kontext_1gpu")
+    assert least_seconds(kontext, 1e9, 1) == pytest.approx(64 * 2048 * 16 * 2e9 / 989e12)
+
+
+def test_every_released_model_of_a_preset_has_its_parameters() -> None:
+    paths = {config.load(name).model.path for name in preset_names()}
+    assert {path for path in paths if not path.startswith("@mini")} == set(RELEASED)
 
 
 @pytest.mark.parametrize(
@@ -116,12 +145,14 @@ def test_a_dry_run_finds_what_would_stop_the_run_and_loads_nothing(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("REWARD_URL", "grpc://127.0.0.1:9")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    arguments = ["train", "geneval_sd35m", "--dry-run", "--gpus", "8"]
+    arguments = ["train", "geneval_sd35m", "--dry-run", "--gpus", "8", "--gpu-gb", "80"]
     assert call(monkeypatch, *arguments) == 2
     out = capsys.readouterr().out
     assert "STOPS prompts  there is no prompt file dataset/geneval/train_metadata.jsonl;" in out
     assert "flow-train data pull geneval" in out
     assert "`hf download stabilityai/stable-diffusion-3.5-medium`" in out
+    assert "alone take 4.48 GB of 80 GB per GPU" in out
+    assert "56 passes forward and 18 back per image: at the least 49 s per epoch" in out
     assert "no usable reward service at grpc://127.0.0.1:9" in out
     assert "runs/geneval_sd35m is new" in out
     assert not list(tmp_path.iterdir())

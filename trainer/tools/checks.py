@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from trainer.config.load import keeps_reference, resolve_path
+from trainer.config.load import resolve_path
 from trainer.config.settings import Settings
 from trainer.data import category_probabilities
 from trainer.errors import ConfigError, ServiceError, TrainerError
@@ -19,6 +19,14 @@ from trainer.run.inputs import load_prompts, starting_lora
 from trainer.run.progress import finished
 from trainer.run.resume import check_same
 from trainer.run.trial import trial
+from trainer.tools.cost import (
+    EXPERTS,
+    PEAK_FLOPS,
+    RELEASED,
+    least_bytes,
+    least_seconds,
+    passes,
+)
 from trainer.types import Prompt
 
 _PATIENCE_S = 2.0
@@ -64,50 +72,55 @@ def _model(settings: Settings, gpus: int, gpu_gb: float) -> Iterator[Found]:
     if not folder.is_dir() and (folder.exists() or looks_like_path(name)):
         yield Found("model", f"model.path={name} is no folder of a pipeline", stops=True)
         return
-    if not folder.is_dir():
-        cached = in_cache(name)
-        if cached is None:
-            yield Found(
-                "model",
-                f"{name} is not on this machine: accept its licence on the hub if it has one, run "
-                f"`hf auth login`, then `hf download {name}`, or set model.path to a folder",
-                ok=False,
-            )
+    both = settings.model.experts == "both"
+    cached = folder if folder.is_dir() else in_cache(name)
+    if cached is None:
+        yield Found(
+            "model",
+            f"{name} is not on this machine: accept its licence on the hub if it has one, run "
+            f"`hf auth login`, then `hf download {name}`, or set model.path to a folder",
+            ok=False,
+        )
+        one = RELEASED.get(name, 0.0)
+        count = one * (2 if both and name in EXPERTS else 1)
+    else:
+        try:
+            one, count = (network_parameters(cached, both=each) for each in (False, both))
+            starting_lora(settings)
+        except (ValueError, ConfigError) as error:
+            yield Found("model", str(error), stops=True)
             return
-        folder = cached
-    try:
-        count = network_parameters(folder, both=settings.model.experts == "both")
-        starting_lora(settings)
-    except (ValueError, ConfigError) as error:
-        yield Found("model", str(error), stops=True)
-        return
-    yield Found("model", f"{name}: {count / 1e9:.3g} billion parameters in the network")
+        yield Found("model", f"{name}: {count / 1e9:.3g} billion parameters in the network")
     available_gb = gpu_gb or _gpu_gb()
-    if not available_gb:
-        return
+    if one and available_gb:
+        yield from _cost(settings, one, count, gpus, available_gb)
+
+
+def _cost(
+    settings: Settings, one: float, count: float, gpus: int, available_gb: float
+) -> Iterator[Found]:
+    """Memory and time of networks of `count` parameters, `one` of which is called at each step."""
     least_gb = least_bytes(settings, count, gpus) / _GB
     text = (
         f"weights, gradients and moments alone take {least_gb:.3g} GB of {available_gb:.3g} GB per "
         "GPU; activations come on top"
     )
     yield Found("memory", text, stops=least_gb > available_gb)
+    forward, back = passes(settings)
+    epoch_s = least_seconds(settings, one, gpus)
+    text = (
+        f"{forward} passes forward and {back} back per image: at the least {_span(epoch_s)} per "
+        f"epoch and {_span(epoch_s * settings.run.epochs)} for {settings.run.epochs} epochs at the "
+        f"peak of an H100, {PEAK_FLOPS / 1e12:.0f} TFLOP/s; expect two to three times that, and "
+        "decoding, scores and evaluations on top"
+    )
+    yield Found("time", text)
 
 
-def least_bytes(settings: Settings, parameters: int, gpus: int) -> float:
-    """Bytes per GPU that hold the weights and, where all are trained, what trains them.
-
-    A lower bound: adapters, activations, decoding and text encoders come on top.
-    """
-    model, run = settings.model, settings.run
-    full = model.finetune == "full"
-    copies = 1.0
-    if full:
-        copies += keeps_reference(settings)
-        if not model.trained_layers:  # gradients, two moments, the average
-            copies += 3 + settings.ema.enabled
-    size = 4 if full or model.dtype == "float32" else 2
-    sharded = run.parallel == "fsdp" or (run.parallel == "auto" and full)
-    return parameters * size * copies / (gpus if sharded else 1)
+def _span(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.2g} min" if seconds < 6000 else f"{seconds / 3600:.3g} h"
 
 
 def _gpu_gb() -> float:
