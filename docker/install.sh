@@ -15,7 +15,9 @@ pip check
 site=$(/opt/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 echo /opt/app >"$site/flow_reward.pth"
 # What a running server or trainer never reads. Of torch that is 0.2 GB: C++ headers, test programs.
-find "$site" -type d -name tests -prune -exec rm -rf {} +
+find "$site" -type d \( -name tests -o -path '*/sympy/*/benchmarks' \) -prune -exec rm -rf {} +
+# zstandard's second backend, which PyPy takes.
+rm -f "$site"/zstandard/_cffi.*.so
 find "$site" -type f -name '*.pyi' -delete
 rm -rf "$site/torch/include" "$site/torch/test" "$site/torch/share" \
   "$site/tensorboard_data_server/bin" "$site/onnxruntime/transformers"

@@ -1,10 +1,10 @@
 """Draw the figures of README and docs/explain/miniature.md from run folders.
 
 python scripts/run_figures.py --run 'seed 0=runs/s0' --run 'KL off=runs/k0' \
-    --control 'more pretraining=0.75' --grid runs/s0 --out docs/images
+    --control 'more pretraining=0.75' --grid runs/s0 --out docs/images --name miniature
 
-Writes miniature_curve.svg (left: the mean of every run; right: the categories of the first) and
-miniature_samples.png (the same prompts and seeds in every evaluation of `--grid`).
+Writes NAME_curve.svg (left: the mean of every run; right: the categories of the first) and
+NAME_samples.png (the same prompts and seeds in every evaluation of `--grid`, and what they edit).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import typer
 from contact_sheet import labelled
 from PIL import Image
 
+from trainer.images import cut, load_png
 from trainer.report.svg import WIDTH, Axes, Series, line_document
 
 COLORS = 6  # that a drawing has
@@ -42,6 +43,7 @@ def curve(runs: dict[str, Path], controls: dict[str, float]) -> str:
         for color, (name, found) in enumerate(rows.items())
     ]
     base = means[0].y[0]
+    measure = next(iter(next(iter(rows.values()))[0]["metrics"]))
     means += [
         Series(f"{name} {value:.2f}", [0, longest], [base, value], color=color % COLORS + 1)
         for color, (name, value) in enumerate(controls.items(), start=len(means))
@@ -52,7 +54,7 @@ def curve(runs: dict[str, Path], controls: dict[str, float]) -> str:
         for color, name in enumerate(headline(found[0])["categories"])
     ]
     return beside(
-        line_document(means, Axes("epoch (held-out GenEval accuracy)", 0.0, 1.0)),
+        line_document(means, Axes(f"epoch (held-out {measure})", 0.0, 1.0)),
         line_document(categories, Axes(f"epoch (by category, {first})", 0.0, 1.0)),
     )
 
@@ -77,13 +79,20 @@ def beside(*drawings: str) -> str:
 
 
 def grid(folder: Path) -> Image.Image:
-    """The sample sheets of a run's evaluations, with epochs at the left and prompts on top."""
+    """The samples of a run's evaluations, with epochs at the left and prompts on top."""
     found = evaluations(folder)
-    rows = [
-        ("base" if row["phase"] == "base" else f"epoch {row['epoch']}", folder / row["samples"])
-        for row in found
-    ]
-    return labelled(rows, found[0]["shown"])
+    prompts, rows = found[0]["shown"], []
+    sources = len(next(iter(found[0].get("references", [])), []))
+    for row in found:
+        cells = cut(load_png(folder / row["samples"]), len(prompts), 1 + sources)
+        if not rows:
+            rows = [
+                ("source", cells[place * len(prompts) :][: len(prompts)])
+                for place in range(sources)
+            ]
+        name = "base" if row["phase"] == "base" else f"epoch {row['epoch']}"
+        rows.append((name, cells[-len(prompts) :]))
+    return labelled(rows, prompts)
 
 
 def named(pairs: list[str]) -> dict[str, str]:
@@ -96,12 +105,13 @@ def main(
     sheet: Annotated[Path, typer.Option("--grid", help="run whose samples are shown")],
     out: Annotated[Path, typer.Option(help="folder of the figures")],
     control: Annotated[list[str] | None, typer.Option(help="name=accuracy at the end")] = None,
+    name: Annotated[str, typer.Option(help="what the files' names begin with")] = "miniature",
 ) -> None:
     """Draw both figures."""
     runs = {name: Path(folder) for name, folder in named(run).items()}
     controls = {name: float(value) for name, value in named(control or []).items()}
-    (out / "miniature_curve.svg").write_text(curve(runs, controls), encoding="utf-8")
-    grid(sheet).save(out / "miniature_samples.png", optimize=True)
+    (out / f"{name}_curve.svg").write_text(curve(runs, controls), encoding="utf-8")
+    grid(sheet).save(out / f"{name}_samples.png", optimize=True)
 
 
 if __name__ == "__main__":

@@ -26,12 +26,14 @@ from trainer.errors import CheckpointError, ConfigError, DataError
 from trainer.images import STRIP_FRAMES, cut, load_png, load_reference
 from trainer.report.card import write_card
 from trainer.report.page import write_report
+from trainer.report.rescored import write as write_rescored
 from trainer.run.inputs import load_prompts
 from trainer.run.log import read
 from trainer.run.open import train_run
 from trainer.run.progress import kept_groups
 from trainer.tools.artifacts import Choice
 from trainer.tools.offline import export_run, sample_target
+from trainer.tools.rescore import Other, rescore
 from trainer.types import Prompt
 
 SIDE = 32
@@ -104,6 +106,7 @@ def test_references_reach_the_service_the_sheets_and_the_report(
         return float(np.abs(source.astype(float) - decode(item.images[0])).mean() / 255)
 
     editing["logging"]["groups_every_epochs"] = 3
+    editing["record"] = {"images": "lossless"}
     run_dir = train(editing, score=score)
     assert set(seen) == fitted
     metrics = read(run_dir)
@@ -124,6 +127,12 @@ def test_references_reach_the_service_the_sheets_and_the_report(
     assert "pipeline_tag: image-to-image" in card
     assert "The source, the base model and this one" in card
     assert load_png(run_dir / "model" / "before_after.png").shape[0] == 3 * (SIDE + 2) - 2
+
+    (reward,) = base["rewards"]
+    opposite = rescore(run_dir, Other((), {reward: -1.0}), {})
+    write_rescored(opposite, run_dir, folder / "page" / "rescored.html")
+    html = (folder / "page" / "rescored.html").read_text(encoding="utf-8")
+    assert html.count("<figcaption>") == html.count('alt="source: make it ') > 0
 
     place, source = str(run_dir), folder / "images" / "3.png"
     drawn, others = (

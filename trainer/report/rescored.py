@@ -4,12 +4,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.box import HORIZONTALS
 from rich.markup import escape
 from rich.table import Table
 
 from trainer.evaluation.agreement import Rescored, compare, disagreements
-from trainer.images import data_url, strip
+from trainer.images import data_url, load_reference, strip
 from trainer.report import data
 from trainer.report.charts import SMOOTH, Chart
 from trainer.report.svg import Axes, Series, moving_average
@@ -180,6 +181,8 @@ def _pictures(it: Rescored, run_dir: Path, names: Mapping[str, str]) -> dict[str
             {
                 "url": urls[it.rows[place]["key"]],
                 "row": it.rows[place],
+                "prompt": it.rows[place]["prompt"],
+                "sources": _sources(it.rows[place]),
                 "sides": {
                     names[side]: (float(it.reward[side][place]), float(it.advantage[side][place]))
                     for side in ("own", "other")
@@ -190,3 +193,12 @@ def _pictures(it: Rescored, run_dir: Path, names: Mapping[str, str]) -> dict[str
         for heading, places in chosen.items()
         if places
     }
+
+
+def _sources(row: Mapping[str, Any]) -> list[str]:
+    """What the prompt asks to change, in the size of the image."""
+    shown = (
+        np.asarray(load_reference(Path(path), (row["width"], row["height"])))
+        for path in row["references"] or ()
+    )
+    return [data_url(each, limit_px=LARGEST_PX, limit_bytes=LARGEST_BYTES) for each in shown]
