@@ -185,9 +185,6 @@ CASES: tuple[Case, ...] = (
     ),
     _wan("wan2.1", "wan2.1"),
     _wan("wan2.2-a14b", "wan2.2", load_lora=_load_experts),
-    _wan("wan2.2-5b-i2v", "wan2.2-5b", pictures=True),
-    _wan("wan2.2-i2v-a14b", "wan2.2", pictures=True, load_lora=_load_experts, rare=True),
-    _wan("wan2.1-i2v", "wan2.1", pictures=True, rare=True),
     _qwen_edit("qwen-image-edit-2509", QwenImageEditPlusPipeline, "qwen_image_edit_plus"),
     Case(
         "flux.1-kontext",
@@ -200,6 +197,9 @@ CASES: tuple[Case, ...] = (
         at_size=lambda height, width: {"max_area": height * width, "_auto_resize": False},
     ),
     _flux2("flux.2-klein-base", references=2),
+    _wan("wan2.2-5b-i2v", "wan2.2-5b", pictures=True),
+    _wan("wan2.2-i2v-a14b", "wan2.2", pictures=True, load_lora=_load_experts, rare=True),
+    _wan("wan2.1-i2v", "wan2.1", pictures=True, rare=True),
     _flux2("flux.2-dev", dev=True, references=2, rare=True),
 )
 
