@@ -193,13 +193,9 @@ def _take(wanted: _Object, left: list[Detection]) -> bool:
 
 def _problem(item: ScoreInput) -> ItemFailure | None:
     problem = tools.image_problem(item, "shapes_edit", 16)
+    problem = problem or tools.reference_problem(item, "shapes_edit")
     if problem is not None:
         return problem
-    if len(item.references) != 1:
-        return tools.invalid(
-            "references: shapes_edit compares with exactly one reference per item, got"
-            f" {len(item.references)}"
-        )
     if item.references[0].shape != item.images[0].shape:
         height, width = item.references[0].shape[:2]
         return tools.invalid(
