@@ -152,7 +152,7 @@ def write_edit_files(folder: Path = DATA_DIR, sources: tuple[int, int] = (160, 4
                 for edit in edits
             ]
         if name == "test":  # reports show the first rows: another source in each
-            rows = [rows[at] for at in np.arange(len(rows)).reshape(count, -1).T.ravel()]
+            rows = [rows[k] for first in range(kinds) for k in range(first, len(rows), kinds)]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"edit_{name}.jsonl").write_text(text, encoding="utf-8")
 

@@ -301,12 +301,17 @@ def test_ctrl_c_keeps_what_is_drawn(
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
+    # A shell starts jobs in the background with SIGINT ignored, and Python leaves it so.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     watcher = threading.Thread(target=interrupt, daemon=True)
     watcher.start()
     arguments = ["--preset", choice.preset, "--suite", name, "--only", "draw", "--out", str(out)]
     arguments += ["--data", str(tmp_path / "data")]
-    assert call(monkeypatch, "benchmark", str(pipeline), *arguments) == 130
-    watcher.join()
+    try:
+        assert call(monkeypatch, "benchmark", str(pipeline), *arguments) == 130
+    finally:
+        watcher.join()
+        signal.signal(signal.SIGINT, before)
     assert "stopped: the same command continues" in capsys.readouterr().err
     assert 0 < len(drawn()) < 900
     for path in drawn():
