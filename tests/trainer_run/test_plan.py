@@ -13,7 +13,7 @@ from trainer.config.toml import to_toml as to_toml_file
 from trainer.run.inputs import load_model
 from trainer.run.log import write_json
 from trainer.tools import plan as explain
-from trainer.tools.cost import RELEASED, least_bytes, least_seconds, passes
+from trainer.tools.cost import RELEASED, Network, least_bytes, least_seconds, network_of, passes
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,9 +52,14 @@ def test_the_least_time_is_that_of_the_products() -> None:
     settings = config.load("geneval_sd35m_8gpu")
     # 144 images of 32 x 32 tokens per GPU, 74 passes, two operations per parameter and token.
     flops = 144 * 1024 * 74 * 2 * 2.24e9
-    assert least_seconds(settings, 2.24e9, 8) == pytest.approx(flops / 989e12)
+    assert least_seconds(settings, Network(2.24e9), 8) == pytest.approx(flops / 989e12)
     kontext = config.load("edit_flux_kontext_1gpu")
-    assert least_seconds(kontext, 1e9, 1) == pytest.approx(64 * 2048 * 16 * 2e9 / 989e12)
+    assert least_seconds(kontext, Network(1e9), 1) == pytest.approx(64 * 2048 * 16 * 2e9 / 989e12)
+
+
+def test_the_network_of_a_folder_is_that_of_its_files() -> None:
+    found = network_of(ROOT / "miniature" / "weights_edit")
+    assert found == Network(2_904_512, count=1, token_px=16)
 
 
 def test_every_released_model_of_a_preset_has_its_parameters() -> None:

@@ -12,7 +12,7 @@ from trainer.config.load import resolve_path
 from trainer.config.settings import Settings
 from trainer.data import category_probabilities
 from trainer.errors import ConfigError, ServiceError, TrainerError
-from trainer.models.loading import in_cache, looks_like_path, network_parameters
+from trainer.models.loading import in_cache, looks_like_path
 from trainer.rewards import connect
 from trainer.run import checkpoint as checkpoints
 from trainer.run.inputs import load_prompts, starting_lora
@@ -20,11 +20,12 @@ from trainer.run.progress import finished
 from trainer.run.resume import check_same
 from trainer.run.trial import trial
 from trainer.tools.cost import (
-    EXPERTS,
     PEAK_FLOPS,
     RELEASED,
+    Network,
     least_bytes,
     least_seconds,
+    network_of,
     passes,
 )
 from trainer.types import Prompt
@@ -72,7 +73,6 @@ def _model(settings: Settings, gpus: int, gpu_gb: float) -> Iterator[Found]:
     if not folder.is_dir() and (folder.exists() or looks_like_path(name)):
         yield Found("model", f"model.path={name} is no folder of a pipeline", stops=True)
         return
-    both = settings.model.experts == "both"
     cached = folder if folder.is_dir() else in_cache(name)
     if cached is None:
         yield Found(
@@ -81,38 +81,38 @@ def _model(settings: Settings, gpus: int, gpu_gb: float) -> Iterator[Found]:
             f"`hf auth login`, then `hf download {name}`, or set model.path to a folder",
             ok=False,
         )
-        one = RELEASED.get(name, 0.0)
-        count = one * (2 if both and name in EXPERTS else 1)
+        network = RELEASED.get(name)
     else:
         try:
-            one, count = (network_parameters(cached, both=each) for each in (False, both))
+            network = network_of(cached)
             starting_lora(settings)
         except (ValueError, ConfigError) as error:
             yield Found("model", str(error), stops=True)
             return
-        yield Found("model", f"{name}: {count / 1e9:.3g} billion parameters in the network")
+        experts = f"each of {network.count} networks" if network.count > 1 else "the network"
+        size = f"{network.parameters / 1e9:.3g} billion parameters in {experts}"
+        yield Found("model", f"{name}: {size}")
     available_gb = gpu_gb or _gpu_gb()
-    if one and available_gb:
-        yield from _cost(settings, one, count, gpus, available_gb)
+    if network and available_gb:
+        yield from _cost(settings, network, gpus, available_gb)
 
 
-def _cost(
-    settings: Settings, one: float, count: float, gpus: int, available_gb: float
-) -> Iterator[Found]:
-    """Memory and time of networks of `count` parameters, `one` of which is called at each step."""
-    least_gb = least_bytes(settings, count, gpus) / _GB
+def _cost(settings: Settings, network: Network, gpus: int, available_gb: float) -> Iterator[Found]:
+    """Memory and time of a model."""
+    held = network.count if settings.model.experts == "both" else 1
+    least_gb = least_bytes(settings, network.parameters * held, gpus) / _GB
     text = (
         f"weights, gradients and moments alone take {least_gb:.3g} GB of {available_gb:.3g} GB per "
         "GPU; activations come on top"
     )
     yield Found("memory", text, stops=least_gb > available_gb)
     forward, back = passes(settings)
-    epoch_s = least_seconds(settings, one, gpus)
+    epoch_s = least_seconds(settings, network, gpus)
     text = (
         f"{forward} passes forward and {back} back per image: at the least {_span(epoch_s)} per "
         f"epoch and {_span(epoch_s * settings.run.epochs)} for {settings.run.epochs} epochs at the "
-        f"peak of an H100, {PEAK_FLOPS / 1e12:.0f} TFLOP/s; expect two to three times that, and "
-        "decoding, scores and evaluations on top"
+        f"peak of an H100, {PEAK_FLOPS / 1e12:.0f} TFLOP/s, which nothing reaches; attention, "
+        "decoding, scores and evaluations come on top"
     )
     yield Found("time", text)
 

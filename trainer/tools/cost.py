@@ -1,33 +1,54 @@
 """What a run costs at the least, from its settings and the number of parameters alone."""
 
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 from trainer.config.geometry import geometry
 from trainer.config.load import keeps_reference
 from trainer.config.loss_settings import ImageLossSettings
 from trainer.config.settings import Settings
+from trainer.models.loading import network_parameters
 from trainer.types import guides
 
-# Parameters of the network of the presets' models, as diffusers' classes have them: of each of two
-# in `EXPERTS`.
-RELEASED: Mapping[str, float] = {
-    "stabilityai/stable-diffusion-3.5-medium": 2.24e9,
-    "black-forest-labs/FLUX.1-dev": 11.9e9,
-    "black-forest-labs/FLUX.1-Kontext-dev": 11.9e9,
-    "black-forest-labs/FLUX.2-dev": 32.2e9,
-    "black-forest-labs/FLUX.2-klein-base-9B": 9.1e9,
-    "Qwen/Qwen-Image": 20.4e9,
-    "Qwen/Qwen-Image-Edit": 20.4e9,
-    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": 1.42e9,
-    "Wan-AI/Wan2.2-TI2V-5B-Diffusers": 5.0e9,
-    "Wan-AI/Wan2.2-I2V-A14B-Diffusers": 14.3e9,
+_VAE_SCALE, _PATCH, _FRAMES_PER_LATENT = 8, 2, 4  # of every family but for Wan 2.2 TI2V 5B's VAE
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """What the cost of a model depends on."""
+
+    parameters: float  # of one network
+    count: int = 1  # networks that are held; one is called at each step
+    token_px: int = _VAE_SCALE * _PATCH  # side of a token
+
+
+# The presets' models, as diffusers' classes have them.
+RELEASED: Mapping[str, Network] = {
+    "stabilityai/stable-diffusion-3.5-medium": Network(2.24e9),
+    "black-forest-labs/FLUX.1-dev": Network(11.9e9),
+    "black-forest-labs/FLUX.1-Kontext-dev": Network(11.9e9),
+    "black-forest-labs/FLUX.2-dev": Network(32.2e9),
+    "black-forest-labs/FLUX.2-klein-base-9B": Network(9.1e9),
+    "Qwen/Qwen-Image": Network(20.4e9),
+    "Qwen/Qwen-Image-Edit": Network(20.4e9),
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": Network(1.42e9),
+    "Wan-AI/Wan2.2-TI2V-5B-Diffusers": Network(5.0e9, token_px=32),
+    "Wan-AI/Wan2.2-I2V-A14B-Diffusers": Network(14.3e9, count=2),
 }
-EXPERTS = ("Wan-AI/Wan2.2-I2V-A14B-Diffusers",)
 # Dense matrix products of an H100 or H200 (SXM) in bfloat16, by NVIDIA's data sheets.
 PEAK_FLOPS = 989e12
 # Families whose `sampling.guidance_scale` is an input of the network: no second pass.
 _EMBEDDED = ("flux", "flux_kontext", "flux2_dev")
-_TOKEN_PX, _FRAMES_PER_LATENT = 16, 4  # side of a token; 32 px in Wan 2.2 TI2V 5B
+
+
+def network_of(folder: Path) -> Network:
+    """The network of a pipeline's folder, without loading it; ValueError if it is not whole."""
+    one = network_parameters(folder, both=False)
+    vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
+    scale = vae.get("scale_factor_spatial", _VAE_SCALE)
+    return Network(one, round(network_parameters(folder) / one), scale * _PATCH)
 
 
 def least_bytes(settings: Settings, parameters: float, gpus: int) -> float:
@@ -64,23 +85,16 @@ def passes(settings: Settings) -> tuple[int, int]:
     return forward, trained * (2 if model.finetune == "full" else 1)
 
 
-def least_seconds(settings: Settings, parameters: float, gpus: int) -> float:
+def least_seconds(settings: Settings, network: Network, gpus: int) -> float:
     """Seconds per epoch if nothing but the network's matrix products took time, at `PEAK_FLOPS`.
 
     A lower bound: attention, text tokens, all references but one, decoding, scores and evaluations
-    come on top, and such products reach a third to a half of the peak.
-
-    Args:
-        settings: of the run.
-        parameters: of the network that is called at each step.
-        gpus: how many share the images.
+    come on top, and no product runs at the peak.
     """
-    model = settings.model
     height_px, width_px, num_frames = settings.sampling.size
-    side_px = 2 * _TOKEN_PX if "5B" in model.path else _TOKEN_PX
     frames = 1 + (num_frames - 1) // _FRAMES_PER_LATENT
-    tokens = frames * (height_px // side_px) * (width_px // side_px)
-    if settings.task.name == "edit" and model.family != "wan_i2v":
+    tokens = frames * (height_px // network.token_px) * (width_px // network.token_px)
+    if settings.task.name == "edit" and settings.model.family != "wan_i2v":
         tokens *= 2
-    per_image = 2 * parameters * tokens * sum(passes(settings))
+    per_image = 2 * network.parameters * tokens * sum(passes(settings))
     return per_image * geometry(settings, gpus).images_per_rank / PEAK_FLOPS
