@@ -67,6 +67,9 @@ def main() -> int:
     preset = args.preset or preset_of(args.model, args.task, processes)
     if args.processes == "auto" and args.model != "mini":
         preset, processes = _fitting(preset, processes)
+    if "--dry-run" in extra and processes > 1:
+        # Said once, by a process that needs no others.
+        extra, processes = [*extra, *([] if "--gpus" in extra else ["--gpus", str(processes)])], 1
     launcher = [sys.executable]
     training = dict(os.environ)
     if processes > 1:

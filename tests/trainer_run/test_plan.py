@@ -157,7 +157,7 @@ def test_a_dry_run_finds_what_would_stop_the_run_and_loads_nothing(
     assert "flow-train data pull geneval" in out
     assert "`hf download stabilityai/stable-diffusion-3.5-medium`" in out
     assert "alone take 4.48 GB of 80 GB per GPU" in out
-    assert "56 passes forward and 18 back per image: at the least 49 s per epoch" in out
+    assert "56 passes forward and 18 back per image: at the least 49.4 s per epoch" in out
     assert "no usable reward service at grpc://127.0.0.1:9" in out
     assert "runs/geneval_sd35m is new" in out
     assert not list(tmp_path.iterdir())

@@ -1,6 +1,8 @@
 """Presets: how files extend each other, and which sizes fit."""
 
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -160,6 +162,15 @@ def test_torchruns_number_of_processes_is_what_is_checked() -> None:
 def test_make_train_finds_the_preset(model: str, task: str, processes: int, expected: str) -> None:
     script = runpy.run_path(str(SCRIPT))
     assert script["preset_of"](model, task, processes) == expected
+
+
+def test_a_dry_run_for_several_gpus_is_said_once(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPT), "--model", "sd3.5-medium", "--processes", "8"]
+    command += ["--reward-url", "grpc://127.0.0.1:9", "--dry-run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr  # there is no prompt file
+    assert done.stdout.count("One epoch on 8 GPUs") == 1
+    assert not done.stderr
 
 
 @pytest.mark.parametrize(

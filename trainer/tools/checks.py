@@ -119,8 +119,8 @@ def _cost(settings: Settings, network: Network, gpus: int, available_gb: float) 
 
 def _span(seconds: float) -> str:
     if seconds < 100:
-        return f"{seconds:.2g} s"
-    return f"{seconds / 60:.2g} min" if seconds < 6000 else f"{seconds / 3600:.3g} h"
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 6000 else f"{seconds / 3600:.3g} h"
 
 
 def _gpu_gb() -> float:
